@@ -1,0 +1,75 @@
+//! An upload page, and the handler that gets the finished files.
+//!
+//! `cargo run --example axum`, then open the address that it prints.
+
+mod common;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{Html, IntoResponse},
+    routing::{any, get},
+};
+use serde_json::{Value, json};
+use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+
+/// The finished uploads of this run.
+type Files = Arc<Mutex<Vec<Value>>>;
+
+#[tokio::main]
+async fn main() -> Result<(), common::Error> {
+    let args = common::Args::parse()?;
+    let app = Router::new()
+        // `any`: the request that completes an upload has the client's method, POST unless it was
+        // told otherwise.
+        .route("/upload", any(finished))
+        .route("/files", get(files))
+        .route("/", get(|| async { Html(include_str!("page/index.html")) }))
+        .route("/resumable.js", get(client))
+        .with_state(Files::default())
+        .layer(ResumableLayer::new(FileStore::open(&args.dir)?));
+    axum::serve(args.bind().await?, app).await?;
+    Ok(())
+}
+
+/// Called once for each file, when all its bytes are on disk.
+async fn finished(State(files): State<Files>, upload: CompletedUpload) -> Json<Value> {
+    if let Err(error) = common::report(&upload) {
+        eprintln!("cannot print: {error}");
+    }
+    files
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(json!({
+            "id": upload.id(),
+            "path": upload.path(),
+            "size": upload.size(),
+            "file_name": upload.file_name(),
+            "relative_path": upload.relative_path(),
+        }));
+    Json(json!({
+        "id": upload.id(),
+        "file_name": upload.safe_file_name(),
+        "size": upload.size(),
+    }))
+}
+
+async fn files(State(files): State<Files>) -> Json<Vec<Value>> {
+    Json(files.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// The real client, if the browser tests have installed it; else the page takes it from a public
+/// server.
+async fn client() -> impl IntoResponse {
+    const FILE: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/browser/node_modules/resumablejs/resumable.js"
+    );
+    match tokio::fs::read(FILE).await {
+        Ok(script) => ([(header::CONTENT_TYPE, "text/javascript")], script).into_response(),
+        Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
+}

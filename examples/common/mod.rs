@@ -1,0 +1,59 @@
+//! What the three server examples have in common: their arguments, and what they print.
+
+use std::{io::Write, net::SocketAddr, path::PathBuf};
+
+use serde_json::json;
+use tokio::net::TcpListener;
+use tower_resumable::CompletedUpload;
+
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// `--listen ADDR` (port 0 picks one) and `--dir DIR`.
+pub struct Args {
+    pub listen: SocketAddr,
+    pub dir: PathBuf,
+}
+
+impl Args {
+    pub fn parse() -> Result<Self, Error> {
+        let mut args = Self {
+            listen: ([127, 0, 0, 1], 3000).into(),
+            dir: "uploads".into(),
+        };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or(format!("{word} needs a value"));
+            match word.as_str() {
+                "--listen" => args.listen = value()?.parse()?,
+                "--dir" => args.dir = value()?.into(),
+                _ => {
+                    return Err(
+                        format!("unknown argument {word}; there are --listen and --dir").into(),
+                    );
+                }
+            }
+        }
+        Ok(args)
+    }
+
+    /// Binds the address, and says which it is.
+    pub async fn bind(&self) -> Result<TcpListener, Error> {
+        let listener = TcpListener::bind(self.listen).await?;
+        eprintln!("listening on http://{}", listener.local_addr()?);
+        Ok(listener)
+    }
+}
+
+/// One line of JSON to standard output.
+pub fn report(upload: &CompletedUpload) -> std::io::Result<()> {
+    let line = json!({
+        "id": upload.id(),
+        "path": upload.path(),
+        "size": upload.size(),
+        "file_name": upload.file_name(),
+        "attempt": upload.attempt(),
+    });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}

@@ -1,0 +1,212 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Response, request::Parts};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    ResumableJs, UploadError,
+    dialect::{Chunk, Identity},
+    store::{Upload, UploadKey},
+};
+
+/// What makes two chunks belong to the same upload, beside their scope.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IdentityRule {
+    /// Identifier, total size, and relative path (or file name where there is none).
+    ///
+    /// The identifier that Resumable.js makes by itself is the size and what remains of the name
+    /// without dots, slashes and anything but ASCII: different files share it easily.
+    #[default]
+    Full,
+    /// The identifier alone, for applications that set one of their own, such as a hash of the
+    /// content.
+    Identifier,
+}
+
+type Hook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
+type ErrorResponse = Arc<dyn Fn(&UploadError, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
+
+/// How a layer is set up; shared by all its clones.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) paths: Vec<String>,
+    pub(crate) matcher: Option<Hook<bool>>,
+    pub(crate) scope: Option<Hook<Result<String, UploadError>>>,
+    pub(crate) dialect: ResumableJs,
+    pub(crate) identity: IdentityRule,
+    pub(crate) error_response: Option<ErrorResponse>,
+    /// Bytes.
+    pub(crate) max_file_size: u64,
+    /// Bytes.
+    pub(crate) max_chunk_size: u64,
+    /// How long a request waits for the inner service.
+    pub(crate) delivery_timeout: Duration,
+    /// How long the inner service's answer is remembered.
+    pub(crate) record_lifetime: Duration,
+    /// Most bytes of the inner service's answer that are remembered.
+    pub(crate) record_body: usize,
+    /// What is read of a body that is refused: a client that cannot send its body to the end does
+    /// not see the answer. Bytes, and time.
+    pub(crate) drain: (u64, Duration),
+    /// How long a transient error is held back, since clients try again without a pause.
+    pub(crate) hold_back: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            paths: vec!["/upload".into()],
+            matcher: None,
+            scope: None,
+            dialect: ResumableJs::default(),
+            identity: IdentityRule::default(),
+            error_response: None,
+            max_file_size: u64::MAX,
+            max_chunk_size: 256 << 20,
+            delivery_timeout: Duration::from_secs(60),
+            record_lifetime: Duration::from_secs(5 * 60),
+            record_body: 64 << 10,
+            drain: (64 << 20, Duration::from_secs(5)),
+            hold_back: Duration::from_millis(250),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn is_upload_path(&self, parts: &Parts) -> bool {
+        match &self.matcher {
+            Some(matcher) => matcher(parts),
+            None => self.paths.iter().any(|path| path == parts.uri.path()),
+        }
+    }
+
+    /// The owner of what this request is about.
+    pub(crate) fn scope(&self, parts: &Parts) -> Result<String, UploadError> {
+        self.scope
+            .as_ref()
+            .map_or_else(|| Ok(String::new()), |scope| scope(parts))
+    }
+
+    /// Checks a chunk's declared sizes against the limits.
+    pub(crate) fn check(&self, chunk: &Chunk) -> Result<(), UploadError> {
+        if chunk.identity.total > self.max_file_size {
+            return Err(UploadError::FileTooLarge {
+                limit: self.max_file_size,
+            });
+        }
+        if chunk.len.is_some_and(|len| len > self.max_chunk_size) {
+            return Err(UploadError::ChunkTooLarge {
+                limit: self.max_chunk_size,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn upload(
+        &self,
+        scope: String,
+        chunk: &Chunk,
+        fields: Vec<(String, String)>,
+    ) -> Upload {
+        let identity = &chunk.identity;
+        Upload {
+            key: self.key(&scope, identity),
+            scope,
+            identifier: identity.identifier.clone(),
+            total: identity.total,
+            file_name: identity.file_name.clone(),
+            relative_path: identity.relative_path.clone(),
+            content_type: chunk.content_type.clone(),
+            fields,
+        }
+    }
+
+    pub(crate) fn key(&self, scope: &str, identity: &Identity) -> UploadKey {
+        let mut hash = Sha256::new();
+        // Lengths first: no two lists of strings run into the same bytes.
+        let mut add = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_be_bytes());
+            hash.update(bytes);
+        };
+        add(b"tower-resumable 1");
+        add(scope.as_bytes());
+        add(identity.identifier.as_bytes());
+        if self.identity == IdentityRule::Full {
+            add(&identity.total.to_be_bytes());
+            match (&identity.relative_path, &identity.file_name) {
+                (Some(path), _) => add(path.as_bytes()),
+                (None, Some(name)) => add(name.as_bytes()),
+                (None, None) => {}
+            }
+        }
+        UploadKey::from_bytes(hash.finalize().into())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("paths", &self.paths)
+            .field("dialect", &self.dialect)
+            .field("identity", &self.identity)
+            .field("max_file_size", &self.max_file_size)
+            .field("max_chunk_size", &self.max_chunk_size)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(identifier: &str, total: u64, name: Option<&str>, path: Option<&str>) -> Identity {
+        Identity {
+            identifier: identifier.into(),
+            total,
+            file_name: name.map(Into::into),
+            relative_path: path.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn uploads_that_differ_in_anything_have_different_keys() {
+        let config = Config::default();
+        let keys = [
+            config.key("", &identity("1-a", 1, Some("a"), None)),
+            config.key("u", &identity("1-a", 1, Some("a"), None)),
+            config.key("", &identity("1-b", 1, Some("a"), None)),
+            config.key("", &identity("1-a", 2, Some("a"), None)),
+            config.key("", &identity("1-a", 1, Some("b"), None)),
+            config.key("", &identity("1-a", 1, Some("a"), Some("x/a"))),
+            config.key("", &identity("1-a", 1, None, None)),
+            config.key("1", &identity("-a", 1, Some("a"), None)),
+        ];
+        for (i, key) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(key), "key {i} is not new");
+        }
+    }
+
+    #[test]
+    fn the_path_stands_for_the_name_and_the_identifier_can_stand_for_all() {
+        let config = Config::default();
+        assert_eq!(
+            config.key("", &identity("i", 1, Some("a"), Some("x/a"))),
+            config.key("", &identity("i", 1, None, Some("x/a"))),
+        );
+        let config = Config {
+            identity: IdentityRule::Identifier,
+            ..config
+        };
+        assert_eq!(
+            config.key("", &identity("i", 1, Some("a"), None)),
+            config.key("", &identity("i", 2, Some("b"), Some("x/b"))),
+        );
+        // Scopes stay apart all the same.
+        assert_ne!(
+            config.key("", &identity("i", 1, None, None)),
+            config.key("u", &identity("i", 1, None, None)),
+        );
+    }
+}

@@ -1,0 +1,466 @@
+use std::borrow::Cow;
+
+use http::{Method, header, request::Parts};
+
+use super::{Chunk, FieldRole, Identity, Intent, Params, Transport};
+use crate::UploadError;
+
+/// The field names of Resumable.js, as the client is set up.
+///
+/// Needed only where the client's options differ from its defaults: each setter is named after the
+/// option of the client. A name that the client drops need not be set to anything.
+///
+/// ```
+/// use tower_resumable::{MemoryStore, ResumableJs, ResumableLayer};
+///
+/// // new Resumable({ parameterNamespace: 'up_', identifierParameterName: 'id', … })
+/// let dialect = ResumableJs::new().with_namespace("up_").with_identifier_name("id");
+/// let layer = ResumableLayer::new(MemoryStore::default()).with_dialect(dialect);
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ResumableJs {
+    namespace: String,
+    names: Names,
+    file_parameter: String,
+    length_check: bool,
+}
+
+/// Each with the namespace before it.
+#[derive(Clone, Debug)]
+struct Names {
+    chunk_number: String,
+    chunk_size: String,
+    current_chunk_size: String,
+    total_size: String,
+    content_type: String,
+    identifier: String,
+    file_name: String,
+    relative_path: String,
+    total_chunks: String,
+    /// Not the client's: asks what is stored.
+    status: String,
+}
+
+impl Default for ResumableJs {
+    fn default() -> Self {
+        Self {
+            namespace: String::new(),
+            names: Names {
+                chunk_number: "resumableChunkNumber".into(),
+                chunk_size: "resumableChunkSize".into(),
+                current_chunk_size: "resumableCurrentChunkSize".into(),
+                total_size: "resumableTotalSize".into(),
+                content_type: "resumableType".into(),
+                identifier: "resumableIdentifier".into(),
+                file_name: "resumableFilename".into(),
+                relative_path: "resumableRelativePath".into(),
+                total_chunks: "resumableTotalChunks".into(),
+                status: "resumableStatus".into(),
+            },
+            file_parameter: "file".into(),
+            length_check: true,
+        }
+    }
+}
+
+/// The setters.
+impl ResumableJs {
+    /// The client's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `parameterNamespace`: comes before every name, the application's own ones and the file's
+    /// included.
+    pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
+        let (old, new) = (self.namespace.len(), namespace.into());
+        for name in self
+            .names
+            .all_mut()
+            .into_iter()
+            .chain([&mut self.file_parameter])
+        {
+            name.replace_range(..old, &new);
+        }
+        self.namespace = new;
+        self
+    }
+
+    /// `chunkNumberParameterName`
+    pub fn with_chunk_number_name(mut self, name: &str) -> Self {
+        self.names.chunk_number = self.namespaced(name);
+        self
+    }
+
+    /// `chunkSizeParameterName`
+    pub fn with_chunk_size_name(mut self, name: &str) -> Self {
+        self.names.chunk_size = self.namespaced(name);
+        self
+    }
+
+    /// `currentChunkSizeParameterName`
+    pub fn with_current_chunk_size_name(mut self, name: &str) -> Self {
+        self.names.current_chunk_size = self.namespaced(name);
+        self
+    }
+
+    /// `totalSizeParameterName`
+    pub fn with_total_size_name(mut self, name: &str) -> Self {
+        self.names.total_size = self.namespaced(name);
+        self
+    }
+
+    /// `typeParameterName`
+    pub fn with_type_name(mut self, name: &str) -> Self {
+        self.names.content_type = self.namespaced(name);
+        self
+    }
+
+    /// `identifierParameterName`
+    pub fn with_identifier_name(mut self, name: &str) -> Self {
+        self.names.identifier = self.namespaced(name);
+        self
+    }
+
+    /// `fileNameParameterName`
+    pub fn with_file_name_name(mut self, name: &str) -> Self {
+        self.names.file_name = self.namespaced(name);
+        self
+    }
+
+    /// `relativePathParameterName`
+    pub fn with_relative_path_name(mut self, name: &str) -> Self {
+        self.names.relative_path = self.namespaced(name);
+        self
+    }
+
+    /// `totalChunksParameterName`. Its value is never used: the most used release sends wrong ones.
+    pub fn with_total_chunks_name(mut self, name: &str) -> Self {
+        self.names.total_chunks = self.namespaced(name);
+        self
+    }
+
+    /// `fileParameterName`
+    pub fn with_file_parameter_name(mut self, name: &str) -> Self {
+        self.file_parameter = self.namespaced(name);
+        self
+    }
+
+    /// Whether a chunk must have the size that the client declares; `true` by default. To be set to
+    /// `false` for clients that transform the bytes of a chunk before they send it.
+    pub fn with_length_check(mut self, check: bool) -> Self {
+        self.length_check = check;
+        self
+    }
+
+    fn namespaced(&self, name: &str) -> String {
+        format!("{}{name}", self.namespace)
+    }
+}
+
+/// From the head of a request to what it wants.
+impl ResumableJs {
+    pub(crate) fn intent(&self, parts: &Parts, body_is_empty: bool) -> Result<Intent, UploadError> {
+        let params = || Params::from_query(parts.uri.query());
+        match parts.method {
+            Method::GET | Method::HEAD => {
+                let params = params()?;
+                match self.speaks(&params) {
+                    false => Ok(Intent::Pass),
+                    true if params.contains(&self.names.status) => {
+                        Ok(Intent::Status(self.read(&Probe(&params))?))
+                    }
+                    true => Ok(Intent::Probe(self.read(&Probe(&params))?)),
+                }
+            }
+            Method::DELETE => {
+                let params = params()?;
+                match self.speaks(&params) {
+                    true => Ok(Intent::Cancel(self.identity(&Strict(&params))?)),
+                    false => Ok(Intent::Pass),
+                }
+            }
+            Method::POST | Method::PUT | Method::PATCH => {
+                let content_type = parts.headers.get(header::CONTENT_TYPE);
+                if let Some(boundary) = content_type.and_then(|v| boundary(v.as_bytes())) {
+                    return Ok(Intent::Put(
+                        params()?,
+                        Transport::Multipart {
+                            boundary: boundary?,
+                        },
+                    ));
+                }
+                let params = params()?;
+                match self.speaks(&params) {
+                    false => Ok(Intent::Pass),
+                    // `testMethod: 'POST'`. An empty chunk has a content type.
+                    true if body_is_empty && content_type.is_none() => {
+                        Ok(Intent::Probe(self.read(&Probe(&params))?))
+                    }
+                    true => Ok(Intent::Put(params, Transport::Octets)),
+                }
+            }
+            // A preflight carries the query of what it asks for.
+            Method::OPTIONS => Ok(Intent::Pass),
+            _ => match self.speaks(&params()?) {
+                true => Err(UploadError::MethodNotAllowed),
+                false => Ok(Intent::Pass),
+            },
+        }
+    }
+
+    /// Whether there is any field of ours.
+    fn speaks(&self, params: &Params) -> bool {
+        self.names
+            .all()
+            .into_iter()
+            .any(|name| params.contains(name))
+    }
+
+    pub(crate) fn is_ours(&self, name: &str) -> bool {
+        self.names.all().contains(&name)
+    }
+
+    pub(crate) fn role(&self, name: &str) -> FieldRole {
+        match name == self.file_parameter {
+            true => FieldRole::File,
+            false => FieldRole::Param,
+        }
+    }
+
+    pub(crate) fn file_parameter(&self) -> String {
+        self.file_parameter.clone()
+    }
+
+    /// The application's own fields.
+    pub(crate) fn extra(&self, params: &Params) -> Vec<(String, String)> {
+        params.extra(|name| self.is_ours(name))
+    }
+
+    /// Whether a file that comes now can be stored at once: no field that may still follow can make
+    /// it another upload's.
+    pub(crate) fn knows_where(&self, params: &Params) -> bool {
+        let names = &self.names;
+        let required = [
+            &names.identifier,
+            &names.total_size,
+            &names.chunk_number,
+            &names.chunk_size,
+        ];
+        let named = [&names.file_name, &names.relative_path];
+        // Who uses the query puts all fields there.
+        required.iter().all(|name| params.in_query(name))
+            || required
+                .iter()
+                .chain(&named)
+                .all(|name| params.contains(name))
+    }
+}
+
+/// From fields to a chunk.
+impl ResumableJs {
+    /// The chunk that an upload's fields speak of.
+    pub(crate) fn chunk(&self, params: &Params) -> Result<Chunk, UploadError> {
+        self.read(&Strict(params))
+    }
+
+    fn read(&self, fields: &impl Fields) -> Result<Chunk, UploadError> {
+        let names = &self.names;
+        let identity = self.identity(fields)?;
+        let chunk_size = required_number(fields, &names.chunk_size, 1)?;
+        let number = required_number(fields, &names.chunk_number, 1)?;
+        let declared = number_field(fields, &names.current_chunk_size, 0)?;
+
+        let total = identity.total;
+        let offset = (number - 1)
+            .checked_mul(chunk_size)
+            .ok_or(UploadError::OutOfBounds)?;
+        // An empty file has one empty chunk.
+        if offset >= total && (total, offset) != (0, 0) {
+            return Err(UploadError::OutOfBounds);
+        }
+        let rest = total - offset;
+        let (len, max_len) = if self.length_check {
+            // The last chunk has up to twice the size, or, with `forceChunkSize`, what is left.
+            let last = rest < chunk_size.saturating_mul(2);
+            let full = rest >= chunk_size;
+            match declared {
+                Some(len) if (full && len == chunk_size) || (last && len == rest) => {
+                    (Some(len), len)
+                }
+                Some(_) => return Err(invalid(&names.current_chunk_size, NO_CHUNK)),
+                None => (None, if last { rest } else { chunk_size }),
+            }
+        } else {
+            (None, rest)
+        };
+        let content_type = text(fields, &names.content_type, 256)?;
+        Ok(Chunk {
+            identity,
+            content_type,
+            chunk_size,
+            offset,
+            len,
+            max_len,
+        })
+    }
+
+    fn identity(&self, fields: &impl Fields) -> Result<Identity, UploadError> {
+        let names = &self.names;
+        let identifier = match text(fields, &names.identifier, 1024)? {
+            Some(identifier) => identifier,
+            None if fields.get(&names.identifier)?.is_some() => {
+                return Err(invalid(&names.identifier, "is empty"));
+            }
+            None => return Err(missing(&names.identifier)),
+        };
+        let total = required_number(fields, &names.total_size, 0)?;
+        let file_name = text(fields, &names.file_name, 1024)?;
+        if file_name.is_none() && fields.get(&names.file_name)?.is_some() {
+            return Err(invalid(&names.file_name, "is empty"));
+        }
+        let relative_path = text(fields, &names.relative_path, 4096)?;
+        Ok(Identity {
+            identifier,
+            total,
+            file_name,
+            relative_path,
+        })
+    }
+}
+
+impl Names {
+    fn all(&self) -> [&str; 10] {
+        [
+            &self.chunk_number,
+            &self.chunk_size,
+            &self.current_chunk_size,
+            &self.total_size,
+            &self.content_type,
+            &self.identifier,
+            &self.file_name,
+            &self.relative_path,
+            &self.total_chunks,
+            &self.status,
+        ]
+    }
+
+    fn all_mut(&mut self) -> [&mut String; 10] {
+        [
+            &mut self.chunk_number,
+            &mut self.chunk_size,
+            &mut self.current_chunk_size,
+            &mut self.total_size,
+            &mut self.content_type,
+            &mut self.identifier,
+            &mut self.file_name,
+            &mut self.relative_path,
+            &mut self.total_chunks,
+            &mut self.status,
+        ]
+    }
+}
+
+/// How a field that comes several times is read.
+trait Fields {
+    fn get<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError>;
+}
+
+struct Strict<'a>(&'a Params);
+
+impl Fields for Strict<'_> {
+    fn get<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
+        self.0.one(name)
+    }
+}
+
+struct Probe<'a>(&'a Params);
+
+impl Fields for Probe<'_> {
+    fn get<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
+        Ok(self.0.first(name))
+    }
+}
+
+const NO_CHUNK: &str = "is not the size of this chunk in any layout";
+
+fn missing(name: &str) -> UploadError {
+    UploadError::MissingField { name: name.into() }
+}
+
+fn invalid(name: &str, reason: &'static str) -> UploadError {
+    UploadError::InvalidField {
+        name: name.into(),
+        reason,
+    }
+}
+
+fn text(fields: &impl Fields, name: &str, max: usize) -> Result<Option<String>, UploadError> {
+    match fields.get(name)? {
+        Some(value) if value.len() > max => Err(invalid(name, "is too long")),
+        Some(value) if value.contains('\0') => Err(invalid(name, "has a NUL")),
+        value => Ok(value.filter(|value| !value.is_empty()).map(Cow::into_owned)),
+    }
+}
+
+fn required_number(fields: &impl Fields, name: &str, min: u64) -> Result<u64, UploadError> {
+    number_field(fields, name, min)?.ok_or_else(|| missing(name))
+}
+
+/// Decimal digits only, as JavaScript writes integers.
+fn number_field(fields: &impl Fields, name: &str, min: u64) -> Result<Option<u64>, UploadError> {
+    let Some(value) = fields.get(name)? else {
+        return Ok(None);
+    };
+    let digits = value.bytes().all(|b| b.is_ascii_digit());
+    if !digits || value.is_empty() || (value.len() > 1 && value.starts_with('0')) {
+        return Err(invalid(name, "is not a whole number"));
+    }
+    match value.parse() {
+        Ok(number) if number >= min => Ok(Some(number)),
+        Ok(_) => Err(invalid(name, "is too small")),
+        Err(_) => Err(invalid(name, "is too large")),
+    }
+}
+
+/// The boundary of a multipart form (RFC 2046 §5.1.1), if the content type says that it is one.
+fn boundary(content_type: &[u8]) -> Option<Result<String, UploadError>> {
+    const FORM: &[u8] = b"multipart/form-data";
+    let head = content_type.get(..FORM.len())?;
+    if !head.eq_ignore_ascii_case(FORM) {
+        return None;
+    }
+    let broken = UploadError::Multipart {
+        reason: "its content type has no usable boundary",
+    };
+    let read = || {
+        let mut parameters = std::str::from_utf8(&content_type[FORM.len()..])
+            .ok()?
+            .split(';');
+        if !parameters.next()?.trim().is_empty() {
+            return None;
+        }
+        let mut found = None;
+        for parameter in parameters {
+            let Some((name, value)) = parameter.split_once('=') else {
+                continue;
+            };
+            if name.trim().eq_ignore_ascii_case("boundary") && found.replace(value.trim()).is_some()
+            {
+                return None;
+            }
+        }
+        let value = found?;
+        let quoted = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'));
+        let value = quoted.unwrap_or(value);
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"'()+_,-./:=? ".contains(&b);
+        let fits =
+            (1..=70).contains(&value.len()) && value.bytes().all(allowed) && !value.ends_with(' ');
+        fits.then(|| value.to_owned())
+    };
+    Some(read().ok_or(broken))
+}

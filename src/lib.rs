@@ -1,0 +1,57 @@
+//! Tower middleware for resumable, chunked uploads.
+//!
+//! [`ResumableLayer`] answers the requests that [Resumable.js] sends to one path of a service: it
+//! reads their fields from the query or the multipart form, keeps each chunk in a [`Store`], and
+//! hands the finished file to the service behind it as **one ordinary request**, with a
+//! [`CompletedUpload`] in its extensions. Everything else passes through untouched.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+//!
+//! async fn finished(upload: CompletedUpload) -> String {
+//!     format!("{} has {} bytes", upload.safe_file_name(), upload.size())
+//! }
+//!
+//! # let root = tempfile::tempdir()?;
+//! # let root = root.path();
+//! let app: Router = Router::new()
+//!     .route("/upload", post(finished))
+//!     .layer(ResumableLayer::new(FileStore::open(root)?));
+//! # Ok::<(), tower_resumable::StoreError>(())
+//! ```
+//!
+//! The same layer goes onto every stack that is made of `Service<Request<B>>`: axum, tonic, plain
+//! hyper. It needs a tokio runtime.
+//!
+//! # Features
+//!
+//! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
+//!
+//! [Resumable.js]: https://github.com/23/resumable.js
+
+mod answer;
+mod body;
+mod config;
+mod deliver;
+mod dialect;
+mod error;
+mod future;
+mod layer;
+mod multipart;
+mod receive;
+mod service;
+pub mod store;
+mod upload;
+
+pub use self::body::ResponseBody;
+pub use self::config::IdentityRule;
+pub use self::dialect::ResumableJs;
+pub use self::error::{BoxError, UploadError};
+pub use self::future::ResponseFuture;
+pub use self::layer::ResumableLayer;
+pub use self::service::Resumable;
+pub use self::store::{FileStore, MemoryStore, Store, StoreError};
+#[cfg(feature = "axum")]
+pub use self::upload::MissingUpload;
+pub use self::upload::{CompletedUpload, safe_file_name};

@@ -1,0 +1,194 @@
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::Bytes;
+
+use crate::UploadError;
+
+/// Longest `data:…;base64,` that is looked for.
+const PREFIX: usize = 256;
+
+/// Decodes base64 while it arrives, with or without the head of a data URL (RFC 2397).
+///
+/// White space is skipped, since some encoders break lines; padding may be missing.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    state: State,
+    /// Digits that are not decoded yet: fewer than four after each `push`.
+    digits: Vec<u8>,
+    padding: usize,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// It may still be a data URL.
+    #[default]
+    Start,
+    /// It is one; the comma has not come yet.
+    Head(Vec<u8>),
+    Digits,
+}
+
+impl Decoder {
+    pub(super) fn push(&mut self, input: &[u8]) -> Result<Bytes, UploadError> {
+        for &byte in input {
+            match &mut self.state {
+                State::Digits => self.digit(byte)?,
+                State::Start => {
+                    self.digits.push(byte);
+                    let word = &b"data:"[..self.digits.len().min(5)];
+                    if !self.digits.eq_ignore_ascii_case(word) {
+                        self.state = State::Digits;
+                        for byte in std::mem::take(&mut self.digits) {
+                            self.digit(byte)?;
+                        }
+                    } else if self.digits.len() == 5 {
+                        self.state = State::Head(Vec::new());
+                        self.digits.clear();
+                    }
+                }
+                State::Head(head) if byte == b',' => {
+                    let start = head.len().saturating_sub(b";base64".len());
+                    if !head[start..].eq_ignore_ascii_case(b";base64") {
+                        return Err(UploadError::Base64);
+                    }
+                    self.state = State::Digits;
+                }
+                State::Head(head) => {
+                    if head.len() == PREFIX {
+                        return Err(UploadError::Base64);
+                    }
+                    head.push(byte);
+                }
+            }
+        }
+        // While it may be a data URL these are no digits yet.
+        let State::Digits = self.state else {
+            return Ok(Bytes::new());
+        };
+        self.decode(self.digits.len() / 4 * 4)
+    }
+
+    pub(super) fn finish(&mut self) -> Result<Bytes, UploadError> {
+        match std::mem::replace(&mut self.state, State::Digits) {
+            State::Digits => {}
+            State::Start => {
+                for byte in std::mem::take(&mut self.digits) {
+                    self.digit(byte)?;
+                }
+            }
+            State::Head(_) => return Err(UploadError::Base64),
+        }
+        let whole = self.digits.len() / 4 * 4;
+        let padding = (4 - self.digits.len() % 4) % 4;
+        if self.padding != 0 && self.padding != padding || padding == 3 {
+            return Err(UploadError::Base64);
+        }
+        let mut bytes = self.decode(whole)?.to_vec();
+        if padding > 0 {
+            self.digits.extend(std::iter::repeat_n(b'=', padding));
+            bytes.extend(self.decode(4)?);
+        }
+        Ok(bytes.into())
+    }
+
+    fn digit(&mut self, byte: u8) -> Result<(), UploadError> {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => {}
+            b'=' if self.padding < 2 => self.padding += 1,
+            _ if self.padding > 0 => return Err(UploadError::Base64),
+            _ => self.digits.push(byte),
+        }
+        Ok(())
+    }
+
+    /// Decodes the first `len` of the digits, a multiple of four.
+    fn decode(&mut self, len: usize) -> Result<Bytes, UploadError> {
+        let bytes = BASE64_STANDARD
+            .decode(&self.digits[..len])
+            .map_err(|_| UploadError::Base64)?;
+        self.digits.drain(..len);
+        Ok(bytes.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, UploadError> {
+        let mut decoder = Decoder::default();
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            bytes.extend(decoder.push(piece)?);
+        }
+        bytes.extend(decoder.finish()?);
+        Ok(bytes)
+    }
+
+    #[test]
+    fn what_it_takes_however_it_is_cut() {
+        for (input, expected) in [
+            ("", ""),
+            ("YQ==", "a"),
+            ("YQ", "a"),
+            ("YWI=", "ab"),
+            ("YWI", "ab"),
+            ("YWJj", "abc"),
+            ("YWJjZGVm", "abcdef"),
+            ("YWJj\r\nZGVm\n", "abcdef"),
+            ("data", "u\u{ab}Z"),
+            ("DATA:;BASE64,YWJj", "abc"),
+            ("data:text/plain;charset=utf-8;base64,YWJjZA==", "abcd"),
+            ("data:application/octet-stream;base64,", ""),
+        ] {
+            let expected: Vec<u8> = match input {
+                "data" => vec![0x75, 0xab, 0x5a],
+                _ => expected.into(),
+            };
+            let input = input.as_bytes();
+            assert_eq!(decode([input]), Ok(expected.clone()));
+            assert_eq!(decode(input.chunks(1)), Ok(expected.clone()));
+            for cut in 0..input.len() {
+                let (a, b) = input.split_at(cut);
+                assert_eq!(
+                    decode([a, b]),
+                    Ok(expected.clone()),
+                    "{input:?} cut at {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_does_not_take() {
+        let long = format!("data:{};base64,YWJj", "x".repeat(300));
+        for input in [
+            "Y",
+            "YWJjZ",
+            "Y=",
+            "Y===",
+            "YQ=",
+            "YQ===",
+            "YQ==YQ==",
+            "=YQ=",
+            "YW-_",
+            "YW J!",
+            "%59",
+            "data:",
+            "data:;base64",
+            "data:text/plain,YWJj",
+            "data:,",
+            &long,
+        ] {
+            assert_eq!(
+                decode([input.as_bytes()]),
+                Err(UploadError::Base64),
+                "{input}"
+            );
+            assert_eq!(
+                decode(input.as_bytes().chunks(1)),
+                Err(UploadError::Base64),
+                "{input}"
+            );
+        }
+    }
+}

@@ -1,0 +1,128 @@
+/// What a part's `Content-Disposition` says (RFC 7578 §4.2).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Disposition {
+    pub(super) name: String,
+    pub(super) has_file_name: bool,
+}
+
+impl Disposition {
+    /// `None` if it is not `form-data` with one name and at most one file name.
+    pub(super) fn parse(value: &[u8]) -> Option<Self> {
+        let value = std::str::from_utf8(value).ok()?;
+        let (kind, mut rest) = value.split_once(';')?;
+        if !kind.trim().eq_ignore_ascii_case("form-data") {
+            return None;
+        }
+        let (mut name, mut file_name) = (None, None);
+        loop {
+            let (attribute, after) = rest.split_once('=')?;
+            let (content, after) = quoted_or_token(after.trim_start())?;
+            let place = match attribute.trim() {
+                attribute if attribute.eq_ignore_ascii_case("name") => &mut name,
+                attribute if attribute.eq_ignore_ascii_case("filename") => &mut file_name,
+                // `filename*` among others, which RFC 7578 forbids.
+                _ => &mut None,
+            };
+            if place.replace(content).is_some() {
+                return None;
+            }
+            let after = after.trim_start();
+            if after.is_empty() {
+                break;
+            }
+            rest = after.strip_prefix(';')?;
+            if rest.trim().is_empty() {
+                break;
+            }
+        }
+        let name = unescaped(&name?);
+        (!name.is_empty()).then_some(Self {
+            name,
+            has_file_name: file_name.is_some(),
+        })
+    }
+}
+
+/// The value at the beginning of `text`, and what follows it.
+fn quoted_or_token(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([';', ' ', '\t', '"']).unwrap_or(text.len());
+        let (token, after) = text.split_at(end);
+        return (!token.is_empty()).then(|| (token.to_owned(), after));
+    };
+    let mut content = String::new();
+    let mut chars = quoted.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        match (c, chars.peek()) {
+            ('"', _) => return Some((content, &quoted[at + 1..])),
+            // curl escapes these; browsers send other backslashes as they are.
+            ('\\', Some((_, escaped @ ('"' | '\\')))) => {
+                content.push(*escaped);
+                chars.next();
+            }
+            _ => content.push(c),
+        }
+    }
+    None
+}
+
+/// The three characters that browsers escape in names.
+fn unescaped(name: &str) -> String {
+    name.replace("%22", "\"")
+        .replace("%0D", "\r")
+        .replace("%0A", "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dispositions() {
+        for (value, expected) in [
+            ("form-data; name=\"a\"", Some(("a", false))),
+            ("form-data; name=a", Some(("a", false))),
+            ("Form-Data;NAME=\"a\";FileName=\"b\"", Some(("a", true))),
+            ("form-data; name=\"a\";", Some(("a", false))),
+            (
+                "form-data; name=\"up[x]file\"; filename=\"日本.txt\"",
+                Some(("up[x]file", true)),
+            ),
+            (
+                "form-data; name=\"a%22b%0D%0A\"; filename=\"\"",
+                Some(("a\"b\r\n", true)),
+            ),
+            (
+                r#"form-data; name="a\"b\\c\d""#,
+                Some((r#"a"b\c\d"#, false)),
+            ),
+            (
+                "form-data; filename=\"x; name=b\"; name=\"a\"",
+                Some(("a", true)),
+            ),
+            ("form-data; xname=\"q\"; name=\"a\"", Some(("a", false))),
+            (
+                "form-data; name=\"a\"; filename*=UTF-8''b",
+                Some(("a", false)),
+            ),
+            ("form-data", None),
+            ("form-data; filename=\"x; name=b\"", None),
+            ("form-data; name=\"\"", None),
+            ("form-data; name=", None),
+            ("form-data; name=\"a", None),
+            ("form-data; name=\"a\" x", None),
+            ("form-data; name=\"a\"; name=\"a\"", None),
+            ("form-data; name=\"a\"; filename=b; filename=c", None),
+            ("attachment; name=\"a\"", None),
+            ("", None),
+        ] {
+            let parsed = Disposition::parse(value.as_bytes());
+            let expected = expected.map(|(name, has_file_name)| Disposition {
+                name: name.into(),
+                has_file_name,
+            });
+            assert_eq!(parsed, expected, "{value}");
+        }
+        assert_eq!(Disposition::parse(b"form-data; name=\"\xff\""), None);
+    }
+}

@@ -1,0 +1,68 @@
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::{BoxError, ResponseBody, ResponseFuture, dialect::Intent, layer::Shared, receive};
+
+/// Middleware that receives uploads in chunks and hands finished files to the service behind it.
+///
+/// Made by [`ResumableLayer`](crate::ResumableLayer). It needs a tokio runtime.
+#[derive(Clone)]
+pub struct Resumable<S> {
+    pub(crate) inner: S,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl<S: fmt::Debug> fmt::Debug for Resumable<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resumable")
+            .field("inner", &self.inner)
+            .field("config", &self.shared.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Resumable<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+    R: Body<Data = Bytes> + Send + 'static,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        let config = &self.shared.config;
+        let intent = match config.is_upload_path(&parts) {
+            true => config.dialect.intent(&parts, body.is_end_stream()),
+            false => Ok(Intent::Pass),
+        };
+        if let Ok(Intent::Pass) = intent {
+            return ResponseFuture::inner(self.inner.call(Request::from_parts(parts, body)));
+        }
+        // A slow chunk must not sit on the readiness (a concurrency permit, a buffer slot) that
+        // `poll_ready` reserved: the ready service is dropped for a fresh clone, and another clone
+        // is driven to readiness only when there is a finished upload to hand on.
+        let inner = self.inner.clone();
+        self.inner = inner.clone();
+        let shared = Arc::clone(&self.shared);
+        ResponseFuture::upload(receive::handle(shared, inner, intent, parts, body))
+    }
+}

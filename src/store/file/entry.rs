@@ -1,0 +1,566 @@
+//! One upload on disk, as this process knows it.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
+
+use super::{
+    disk::{self, lock},
+    journal::{self, Event, SLOT},
+};
+use crate::store::{
+    Record, StoreError, Upload,
+    range_set::{Crc, Ranges},
+    unix_ms,
+};
+
+/// Bytes far behind the end of any journal, whose locks stand for rights.
+const APPEND: Range<u64> = 1 << 62..(1 << 62) + 1;
+const CLAIM: Range<u64> = (1 << 62) + 1..(1 << 62) + 2;
+
+/// The journal grows by this: most records then change no size, which makes them cheaper to sync.
+const GROWTH: u64 = 4096;
+
+/// How long to wait before a lock of another process is tried again.
+const RETRY: Duration = Duration::from_millis(20);
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) journal_path: PathBuf,
+    pub(super) data_path: PathBuf,
+    pub(super) id: String,
+    pub(super) created: Upload,
+    journal: File,
+    /// While the file has no final name.
+    pub(super) data: Option<File>,
+    /// Whether appends are synced.
+    durable: bool,
+    boot: u64,
+    state: Mutex<State>,
+    /// Held by a thread while it appends; the OFD lock does not exclude this process.
+    appending: Mutex<()>,
+    /// Held while bytes are written: parallel writes to one file only wait for each other inside
+    /// the kernel.
+    pub(super) writing: tokio::sync::Mutex<()>,
+    flights: Mutex<Vec<Arc<Flight>>>,
+    landed: Notify,
+}
+
+/// What the journal says, up to `end`.
+#[derive(Debug, Default)]
+struct State {
+    ranges: Ranges<Crc>,
+    end: u64,
+    phase: Phase,
+    /// Milliseconds since 1970.
+    touched: u64,
+    claimed: bool,
+    /// A record could neither be made durable nor be taken back.
+    broken: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) enum Phase {
+    #[default]
+    Receiving,
+    Sealed(Seal),
+    Settled(Record),
+    Removed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Seal {
+    /// Below the folder of finished files.
+    pub(super) path: String,
+    pub(super) upload: Upload,
+    pub(super) crc: u32,
+    pub(super) attempt: u32,
+}
+
+/// A look at an upload.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) phase: Phase,
+    pub(super) ranges: Ranges<Crc>,
+    pub(super) complete: bool,
+    pub(super) touched: u64,
+}
+
+impl Entry {
+    /// Opens the upload whose journal is `journal`.
+    pub(super) fn open(
+        journal_path: PathBuf,
+        data_path: PathBuf,
+        journal: File,
+        durable: bool,
+    ) -> io::Result<Self> {
+        let mut first = None;
+        let end = journal::read(&journal, 0, 0, |entry| {
+            first.get_or_insert(entry);
+            Ok(())
+        })?;
+        let broken = || io::Error::new(io::ErrorKind::InvalidData, "the journal has no beginning");
+        let (
+            Some(journal::Entry {
+                event: Event::Created { upload, id },
+                time,
+            }),
+            true,
+        ) = (first, end > 0)
+        else {
+            return Err(broken());
+        };
+        let data = match disk::open(&data_path, disk::Create::Never) {
+            Ok(data) => Some(data),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            journal_path,
+            data_path,
+            id,
+            created: upload,
+            journal,
+            data,
+            durable,
+            boot: disk::boot(),
+            state: Mutex::new(State {
+                end,
+                touched: time,
+                ..State::default()
+            }),
+            appending: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+            flights: Mutex::default(),
+            landed: Notify::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.created.total
+    }
+
+    /// What is there now, other processes' records included.
+    pub(super) fn view(&self) -> io::Result<View> {
+        self.look_for_news()?;
+        let state = self.state();
+        Ok(View {
+            phase: state.phase.clone(),
+            complete: !matches!(state.phase, Phase::Receiving)
+                || state.ranges.covers(0, self.total()),
+            ranges: state.ranges.clone(),
+            touched: state.touched,
+        })
+    }
+
+    /// What of a range is not stored, how many bytes and ranges are.
+    pub(super) fn gaps(&self, range: &Range<u64>) -> (Vec<Range<u64>>, usize) {
+        let state = self.state();
+        match state.phase {
+            Phase::Receiving => (
+                state.ranges.gaps(range.start, range.end - range.start),
+                state.ranges.len(),
+            ),
+            _ => (Vec::new(), 0),
+        }
+    }
+
+    pub(super) fn progress(&self) -> crate::store::Progress {
+        let state = self.state();
+        let receiving = matches!(state.phase, Phase::Receiving);
+        let received = if receiving {
+            state.ranges.total()
+        } else {
+            self.total()
+        };
+        crate::store::Progress {
+            received,
+            complete: !receiving || state.ranges.covers(0, self.total()),
+        }
+    }
+
+    /// The CRC-32 of the whole file.
+    pub(super) fn crc(&self) -> Option<u32> {
+        match self.total() {
+            0 => Some(0),
+            total => self.state().ranges.whole(total).map(|crc| crc.0),
+        }
+    }
+
+    /// Reads on if another process has written.
+    fn look_for_news(&self) -> io::Result<()> {
+        let end = self.state().end;
+        let mut slot = [0; SLOT as usize];
+        disk::read_at(&self.journal, &mut slot, end)?;
+        if slot == [0; SLOT as usize] {
+            return Ok(());
+        }
+        let _appending = self
+            .appending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _lock = Locked::wait(&self.journal, APPEND)?;
+        self.catch_up()
+    }
+
+    /// With the right to append: reads what others have appended, and makes sure that it is durable
+    /// before it is trusted. What is visible need not be.
+    pub(super) fn catch_up(&self) -> io::Result<()> {
+        let start = self.state().end;
+        let seed = journal::seed(&self.id);
+        let mut news = Vec::new();
+        let end = journal::read(&self.journal, start, seed, |entry| {
+            news.push(entry);
+            Ok(())
+        })?;
+        if news.is_empty() {
+            return Ok(());
+        }
+        if self.durable {
+            self.journal.sync_data()?;
+        }
+        for entry in news {
+            if self.is_true(&entry.event)? {
+                self.state().apply(entry);
+            }
+        }
+        self.state().end = end;
+        Ok(())
+    }
+
+    /// Whether bytes that were not synced have survived, if the machine went down since.
+    fn is_true(&self, event: &Event) -> io::Result<bool> {
+        let Event::Stored {
+            offset,
+            len,
+            crc,
+            synced: false,
+            boot,
+        } = event
+        else {
+            return Ok(true);
+        };
+        let Some(data) = self.data.as_ref().filter(|_| *boot != self.boot) else {
+            return Ok(true);
+        };
+        let mut hasher = crc32fast::Hasher::new();
+        let mut buffer = vec![0; 256 << 10];
+        let mut at = *offset;
+        let end = offset.saturating_add(*len);
+        while at < end {
+            let wanted = buffer
+                .len()
+                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let read = disk::read_at(data, &mut buffer[..wanted], at)?;
+            if read == 0 {
+                return Ok(false);
+            }
+            hasher.update(&buffer[..read]);
+            at += read as u64;
+        }
+        Ok(hasher.finalize() == *crc)
+    }
+
+    /// Appends events, durably (or as durably as the store is set to), unless the upload is gone
+    /// or, for stored bytes, no longer receives.
+    pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
+        let _appending = self
+            .appending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _lock = Locked::wait(&self.journal, APPEND)?;
+        self.catch_up()?;
+        let (end, phase, broken) = {
+            let state = self.state();
+            (state.end, state.phase.clone(), state.broken)
+        };
+        let stored = events
+            .iter()
+            .any(|event| matches!(event, Event::Stored { .. }));
+        match phase {
+            Phase::Removed => return Err(StoreError::Superseded),
+            Phase::Sealed(_) | Phase::Settled(_) if stored => return Err(StoreError::Superseded),
+            _ if broken => return Err(StoreError::new("the journal is broken")),
+            _ => {}
+        }
+        let (seed, time) = (journal::seed(&self.id), unix_ms(SystemTime::now()));
+        let records: Vec<u8> = events
+            .iter()
+            .flat_map(|event| event.encode(seed, time))
+            .collect();
+        let new_end = end + records.len() as u64;
+        if self.journal.metadata()?.len() < new_end {
+            self.journal.set_len(new_end.next_multiple_of(GROWTH))?;
+        }
+        let written = disk::write_all_at(&self.journal, &records, end).and_then(|()| {
+            if durable || self.durable {
+                self.journal.sync_data()
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(error) = written {
+            // A second sync would succeed and mean nothing. Written anew, the pages are synced with
+            // the next record; and nobody takes this one for true meanwhile.
+            let void = journal::void(&records, seed, time);
+            self.state().broken = disk::write_all_at(&self.journal, &void, end).is_err();
+            return Err(error.into());
+        }
+        let mut state = self.state();
+        for event in events {
+            state.apply(journal::Entry {
+                event: event.clone(),
+                time,
+            });
+        }
+        state.end = new_end;
+        Ok(())
+    }
+
+    /// The event that says that these bytes are in the data file.
+    pub(super) fn stored(&self, piece: &Range<u64>, crc: u32) -> Event {
+        Event::Stored {
+            offset: piece.start,
+            len: piece.end - piece.start,
+            crc,
+            synced: self.durable,
+            boot: self.boot,
+        }
+    }
+
+    /// Takes the one right to deliver or remove the upload.
+    pub(super) fn try_claim(self: &Arc<Self>) -> io::Result<Option<Claim>> {
+        if std::mem::replace(&mut self.state().claimed, true) {
+            return Ok(None);
+        }
+        // From here on dropping it gives it back.
+        let mut claim = Claim {
+            entry: Arc::clone(self),
+            locked: false,
+        };
+        claim.locked = lock::try_lock(&self.journal, CLAIM)?;
+        Ok(claim.locked.then_some(claim))
+    }
+
+    pub(super) fn make_names_durable(&self) -> io::Result<()> {
+        for path in [
+            self.journal_path.parent(),
+            self.journal_path.parent().and_then(|p| p.parent()),
+        ] {
+            disk::sync_dir(path.unwrap_or(std::path::Path::new(".")))?;
+        }
+        self.journal.sync_data()
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.flights().is_empty()
+    }
+}
+
+impl State {
+    fn apply(&mut self, entry: journal::Entry) {
+        self.touched = self.touched.max(entry.time);
+        match entry.event {
+            Event::Stored {
+                offset, len, crc, ..
+            } => {
+                // Nobody writes what is stored; if it is so all the same, the first one counts.
+                if self.ranges.gaps(offset, len) == [offset..offset.saturating_add(len)] {
+                    self.ranges
+                        .insert(offset..offset.saturating_add(len), Crc(crc));
+                }
+            }
+            Event::Sealed { path, upload, crc } => {
+                let attempt = match &self.phase {
+                    Phase::Sealed(seal) => seal.attempt,
+                    _ => 1,
+                };
+                self.phase = Phase::Sealed(Seal {
+                    path,
+                    upload,
+                    crc,
+                    attempt,
+                });
+            }
+            Event::Attempt(n) => {
+                if let Phase::Sealed(seal) = &mut self.phase {
+                    seal.attempt = n;
+                }
+            }
+            Event::Settled(record) => self.phase = Phase::Settled(record),
+            Event::Removed => self.phase = Phase::Removed,
+            Event::Created { .. } | Event::Void => {}
+        }
+    }
+}
+
+/// A lock between processes, freed when dropped.
+struct Locked<'a> {
+    file: &'a File,
+    range: Range<u64>,
+}
+
+impl<'a> Locked<'a> {
+    fn wait(file: &'a File, range: Range<u64>) -> io::Result<Self> {
+        lock::lock(file, range.clone())?;
+        Ok(Self { file, range })
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        lock::unlock(self.file, self.range.clone());
+    }
+}
+
+/// The one right to deliver or remove an upload, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) entry: Arc<Entry>,
+    locked: bool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.locked {
+            lock::unlock(&self.entry.journal, CLAIM);
+        }
+        self.entry.state().claimed = false;
+    }
+}
+
+/// A range that is being written.
+#[derive(Debug)]
+struct Flight {
+    range: Range<u64>,
+    /// Counts the pieces that have come.
+    pieces: AtomicU64,
+    superseded: Notify,
+}
+
+/// The right to write a range, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Landing {
+    entry: Arc<Entry>,
+    flight: Arc<Flight>,
+    locked: bool,
+}
+
+impl Entry {
+    fn flights(&self) -> MutexGuard<'_, Vec<Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else writes in `range`. A writer whose body brings nothing for `stall`
+    /// has to give way.
+    pub(super) async fn take_off(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        stall: Duration,
+    ) -> Result<Landing, StoreError> {
+        let flight = Arc::new(Flight {
+            range: range.clone(),
+            pieces: AtomicU64::new(0),
+            superseded: Notify::new(),
+        });
+        loop {
+            let mut landed = std::pin::pin!(self.landed.notified());
+            landed.as_mut().enable();
+            let holder = {
+                let mut flights = self.flights();
+                let holder = flights.iter().find(|f| overlap(&f.range, &range)).cloned();
+                if holder.is_none() {
+                    flights.push(Arc::clone(&flight));
+                }
+                holder
+            };
+            let Some(holder) = holder else { break };
+            let pieces = holder.pieces.load(Relaxed);
+            if timeout(stall, landed).await.is_err() && holder.pieces.load(Relaxed) == pieces {
+                holder.superseded.notify_one();
+            }
+        }
+        let mut landing = Landing {
+            entry: Arc::clone(self),
+            flight,
+            locked: false,
+        };
+        let Some(data) = self.data.as_ref().filter(|_| range.start < range.end) else {
+            return Ok(landing);
+        };
+        // Another process cannot be told to give way.
+        let deadline = Instant::now() + stall * 2;
+        loop {
+            landing.locked = lock::try_lock(data, range.clone())?;
+            if landing.locked {
+                return Ok(landing);
+            }
+            if Instant::now() > deadline {
+                return Err(StoreError::new("another process is writing this range"));
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Makes all writers give way, and waits until they have.
+    pub(super) async fn ground(&self) {
+        loop {
+            let mut landed = std::pin::pin!(self.landed.notified());
+            landed.as_mut().enable();
+            {
+                let flights = self.flights();
+                if flights.is_empty() {
+                    return;
+                }
+                flights
+                    .iter()
+                    .for_each(|flight| flight.superseded.notify_one());
+            }
+            landed.await;
+        }
+    }
+}
+
+impl Landing {
+    /// Ends when another request has taken over.
+    pub(super) async fn superseded(&self) {
+        self.flight.superseded.notified().await;
+    }
+
+    pub(super) fn piece_came(&self) {
+        self.flight.pieces.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if let (true, Some(data)) = (self.locked, &self.entry.data) {
+            lock::unlock(data, self.flight.range.clone());
+        }
+        self.entry
+            .flights()
+            .retain(|flight| !Arc::ptr_eq(flight, &self.flight));
+        self.entry.landed.notify_waiters();
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}

@@ -1,0 +1,442 @@
+//! What the store remembers of an upload: one append-only file of checked records.
+//!
+//! Every record begins on a multiple of 64 bytes, so none of the fixed ones straddles a disk
+//! sector. The first says which upload it is; the checks of all others are seeded with its id, so
+//! that what an earlier file has left on the disk is never taken for one. Reading stops at the first
+//! record that is not right: what a crash has torn is as if it had never been written.
+
+use std::{fs::File, io, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::disk;
+use crate::store::{Record, Upload, UploadKey, from_unix_ms, unix_ms};
+
+pub(super) const SLOT: u64 = 64;
+
+const MAGIC: [u8; 4] = *b"TRJ1";
+
+/// Longest payload of a record.
+const MAX_PAYLOAD: u64 = 64 << 20;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Event {
+    /// Which upload this is. The first event.
+    Created { upload: Upload, id: String },
+    /// These bytes are in the data file.
+    Stored {
+        offset: u64,
+        len: u64,
+        crc: u32,
+        synced: bool,
+        boot: u64,
+    },
+    /// The file has got its final name, below the folder of finished files.
+    Sealed {
+        path: String,
+        upload: Upload,
+        crc: u32,
+    },
+    /// It is handed over once more; the first time goes without saying.
+    Attempt(u32),
+    /// The inner service has answered.
+    Settled(Record),
+    /// The upload is gone, and so will be this file.
+    Removed,
+    /// Takes the place of an event that could not be made durable.
+    Void,
+}
+
+/// An event as it was found.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) event: Event,
+    /// Milliseconds since 1970.
+    pub(super) time: u64,
+}
+
+impl Event {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Created { .. } => 1,
+            Self::Stored { .. } => 2,
+            Self::Sealed { .. } => 3,
+            Self::Attempt(_) => 4,
+            Self::Settled(_) => 5,
+            Self::Removed => 6,
+            Self::Void => 7,
+        }
+    }
+
+    /// The record, with its payload, in whole slots.
+    pub(super) fn encode(&self, seed: u32, time: u64) -> Vec<u8> {
+        let payload = self
+            .payload()
+            .map(|payload| payload.to_string())
+            .unwrap_or_default();
+        let (mut a, mut b, mut crc) =
+            (0, payload.len() as u64, crc32fast::hash(payload.as_bytes()));
+        let (mut flags, mut boot_tag) = (0, 0);
+        match self {
+            Self::Stored {
+                offset,
+                len,
+                crc: of_bytes,
+                synced,
+                boot,
+            } => {
+                (a, b, crc) = (*offset, *len, *of_bytes);
+                (flags, boot_tag) = (u8::from(*synced), *boot);
+            }
+            Self::Attempt(n) => a = u64::from(*n),
+            _ => {}
+        }
+        let mut record = Vec::with_capacity(SLOT as usize + payload.len());
+        record.extend(MAGIC);
+        record.extend([self.kind(), flags, 0, 0]);
+        record.extend(a.to_le_bytes());
+        record.extend(b.to_le_bytes());
+        record.extend(crc.to_le_bytes());
+        record.extend([0; 4]);
+        record.extend(boot_tag.to_le_bytes());
+        record.extend(time.to_le_bytes());
+        record.resize(SLOT as usize - 4, 0);
+        record.extend(check(&record, seed).to_le_bytes());
+        record.extend(payload.as_bytes());
+        record.resize(record.len().next_multiple_of(SLOT as usize), 0);
+        record
+    }
+
+    fn payload(&self) -> Option<Value> {
+        match self {
+            Self::Created { upload, id } => Some(json!({
+                "version": 1,
+                "id": id,
+                "upload": upload_to_json(upload),
+            })),
+            Self::Sealed { path, upload, crc } => Some(json!({
+                "path": path,
+                "crc32": crc,
+                "upload": upload_to_json(upload),
+            })),
+            Self::Settled(record) => Some(record_to_json(record)),
+            _ => None,
+        }
+    }
+
+    fn from_payload(kind: u8, payload: &[u8]) -> Option<Self> {
+        let value: Value = serde_json::from_slice(payload).ok()?;
+        match kind {
+            1 if value["version"] == 1 => Some(Self::Created {
+                upload: upload_from_json(&value["upload"])?,
+                id: value["id"].as_str()?.to_owned(),
+            }),
+            3 => Some(Self::Sealed {
+                path: value["path"].as_str()?.to_owned(),
+                crc: u32::try_from(value["crc32"].as_u64()?).ok()?,
+                upload: upload_from_json(&value["upload"])?,
+            }),
+            5 => Some(Self::Settled(record_from_json(&value)?)),
+            _ => None,
+        }
+    }
+}
+
+/// A record of the size of `record` that says nothing.
+pub(super) fn void(record: &[u8], seed: u32, time: u64) -> Vec<u8> {
+    Event::Void
+        .encode(seed, time)
+        .repeat(record.len() / SLOT as usize)
+}
+
+fn check(head: &[u8], seed: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(head);
+    hasher.finalize()
+}
+
+/// What the checks of a journal are seeded with.
+pub(super) fn seed(id: &str) -> u32 {
+    crc32fast::hash(id.as_bytes())
+}
+
+/// Reads the records from `at` on, gives each to `see`, and says where they end.
+pub(super) fn read(
+    file: &File,
+    mut at: u64,
+    seed: u32,
+    mut see: impl FnMut(Entry) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut buffer = vec![0; 4096];
+    loop {
+        let filled = disk::read_at(file, &mut buffer, at)?;
+        let whole = filled / SLOT as usize * SLOT as usize;
+        let mut used = 0;
+        while used < whole {
+            let Some((entry, len)) = decode(file, at + used as u64, &buffer[used..whole], seed)?
+            else {
+                return Ok(at + used as u64);
+            };
+            see(entry)?;
+            used += len;
+        }
+        if whole < buffer.len() {
+            return Ok(at + used as u64);
+        }
+        at += used as u64;
+        // Long journals are read in long pieces, a look for news costs little.
+        buffer.resize(256 << 10, 0);
+    }
+}
+
+/// The record at the beginning of `slots`, and its length with its payload.
+fn decode(file: &File, at: u64, slots: &[u8], seed: u32) -> io::Result<Option<(Entry, usize)>> {
+    let Some(head) = slots.first_chunk::<{ SLOT as usize }>() else {
+        return Ok(None);
+    };
+    let u64_at = |i: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&head[i..i + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    let u32_at = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
+    let kind = head[4];
+    let seed = if kind == 1 { 0 } else { seed };
+    if head[..4] != MAGIC || u32_at(60) != check(&head[..60], seed) {
+        return Ok(None);
+    }
+    let (a, b, crc, time) = (u64_at(8), u64_at(16), u32_at(24), u64_at(40));
+    let event = match kind {
+        2 => Some(Event::Stored {
+            offset: a,
+            len: b,
+            crc,
+            synced: head[5] == 1,
+            boot: u64_at(32),
+        }),
+        4 => u32::try_from(a).ok().map(Event::Attempt),
+        6 => Some(Event::Removed),
+        7 => Some(Event::Void),
+        1 | 3 | 5 if b <= MAX_PAYLOAD => {
+            let mut payload = vec![0; b as usize];
+            let filled = disk::read_at(file, &mut payload, at + SLOT)?;
+            let whole = filled == payload.len() && crc32fast::hash(&payload) == crc;
+            let event = whole.then(|| Event::from_payload(kind, &payload)).flatten();
+            let len = (SLOT + b).next_multiple_of(SLOT) as usize;
+            return Ok(event.map(|event| (Entry { event, time }, len)));
+        }
+        _ => None,
+    };
+    Ok(event.map(|event| (Entry { event, time }, SLOT as usize)))
+}
+
+fn upload_to_json(upload: &Upload) -> Value {
+    json!({
+        "key": upload.key.to_string(),
+        "scope": upload.scope,
+        "identifier": upload.identifier,
+        "total": upload.total,
+        "file_name": upload.file_name,
+        "relative_path": upload.relative_path,
+        "content_type": upload.content_type,
+        "fields": upload.fields,
+    })
+}
+
+fn upload_from_json(value: &Value) -> Option<Upload> {
+    let text = |name: &str| value[name].as_str().map(ToOwned::to_owned);
+    let field = |pair: &Value| Some((pair[0].as_str()?.to_owned(), pair[1].as_str()?.to_owned()));
+    Some(Upload {
+        key: UploadKey::from_hex(value["key"].as_str()?)?,
+        scope: text("scope")?,
+        identifier: text("identifier")?,
+        total: value["total"].as_u64()?,
+        file_name: text("file_name"),
+        relative_path: text("relative_path"),
+        content_type: text("content_type"),
+        fields: value["fields"]
+            .as_array()?
+            .iter()
+            .map(field)
+            .collect::<Option<_>>()?,
+    })
+}
+
+fn record_to_json(record: &Record) -> Value {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    let headers = record.headers.iter();
+    json!({
+        "delivered": record.delivered,
+        "status": record.status,
+        "headers": headers.map(|(n, v)| json!([n, BASE64_STANDARD.encode(v)])).collect::<Vec<_>>(),
+        "body": record.body.as_ref().map(|body| BASE64_STANDARD.encode(body)),
+        "size": record.size,
+        "expires": unix_ms(record.expires),
+    })
+}
+
+fn record_from_json(value: &Value) -> Option<Record> {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    let bytes = |value: &Value| BASE64_STANDARD.decode(value.as_str()?).ok();
+    let header = |pair: &Value| Some((pair[0].as_str()?.to_owned(), bytes(&pair[1])?));
+    Some(Record {
+        delivered: value["delivered"].as_bool()?,
+        status: u16::try_from(value["status"].as_u64()?).ok()?,
+        headers: value["headers"]
+            .as_array()?
+            .iter()
+            .map(header)
+            .collect::<Option<_>>()?,
+        body: match &value["body"] {
+            Value::Null => None,
+            body => Some(Bytes::from(bytes(body)?)),
+        },
+        size: value["size"].as_u64()?,
+        expires: from_unix_ms(Duration::from_millis(value["expires"].as_u64()?)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u32 = 0x1234_5678;
+
+    fn upload() -> Upload {
+        Upload {
+            key: UploadKey::from_bytes([7; 32]),
+            scope: "s".into(),
+            identifier: "i\n\"".into(),
+            total: u64::MAX,
+            file_name: Some("日本".into()),
+            relative_path: None,
+            content_type: Some("a/b".into()),
+            fields: vec![("a".into(), "b".into()), ("a".into(), String::new())],
+        }
+    }
+
+    fn events() -> Vec<Event> {
+        let record = Record {
+            delivered: true,
+            status: 201,
+            headers: vec![("x".into(), vec![0xff, 0])],
+            body: Some(Bytes::from_static(b"\xff\0text")),
+            size: 9,
+            expires: from_unix_ms(Duration::from_millis(1_700_000_000_123)),
+        };
+        vec![
+            Event::Created {
+                upload: upload(),
+                id: "id".into(),
+            },
+            Event::Stored {
+                offset: 1,
+                len: u64::MAX,
+                crc: 3,
+                synced: true,
+                boot: 4,
+            },
+            Event::Stored {
+                offset: 1,
+                len: 2,
+                crc: 3,
+                synced: false,
+                boot: 4,
+            },
+            Event::Void,
+            Event::Sealed {
+                path: "a/b".into(),
+                upload: upload(),
+                crc: 5,
+            },
+            Event::Attempt(2),
+            Event::Settled(Record {
+                body: None,
+                delivered: false,
+                ..record.clone()
+            }),
+            Event::Settled(record),
+            Event::Removed,
+        ]
+    }
+
+    fn file(content: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        disk::write_all_at(&file, content, 0).unwrap();
+        file
+    }
+
+    fn read_all(content: &[u8]) -> (Vec<Event>, u64) {
+        let mut events = Vec::new();
+        let end = read(&file(content), 0, SEED, |entry| {
+            assert_eq!(entry.time, 99);
+            events.push(entry.event);
+            Ok(())
+        });
+        (events, end.unwrap())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let content: Vec<u8> = events()
+            .iter()
+            .flat_map(|event| event.encode(SEED, 99))
+            .collect();
+        assert_eq!(content.len() % 64, 0);
+        assert_eq!(read_all(&content), (events(), content.len() as u64));
+        // Room that is not used yet is no record.
+        let padded = [&content[..], &[0; 4096]].concat();
+        assert_eq!(read_all(&padded), (events(), content.len() as u64));
+    }
+
+    #[test]
+    fn what_is_torn_or_changed_ends_it() {
+        for event in events() {
+            let first = Event::Attempt(7).encode(SEED, 99);
+            let record = event.encode(SEED, 99);
+            let payload = event
+                .payload()
+                .map_or(0, |payload| payload.to_string().len());
+            let used = SLOT as usize + payload;
+            for at in 0..used {
+                let mut changed = [first.clone(), record.clone()].concat();
+                changed[64 + at] ^= 1;
+                assert_eq!(
+                    read_all(&changed),
+                    (vec![Event::Attempt(7)], 64),
+                    "{event:?} at {at}"
+                );
+                let torn = [&first[..], &record[..at]].concat();
+                assert_eq!(
+                    read_all(&torn),
+                    (vec![Event::Attempt(7)], 64),
+                    "{event:?} to {at}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn records_of_another_upload_are_none() {
+        let event = Event::Attempt(7);
+        assert_eq!(read_all(&event.encode(SEED + 1, 99)), (vec![], 0));
+    }
+
+    #[test]
+    fn long_journals() {
+        let stored = |n| Event::Stored {
+            offset: n,
+            len: 1,
+            crc: 0,
+            synced: true,
+            boot: 0,
+        };
+        let events: Vec<_> = (0..20_000).map(stored).collect();
+        let content: Vec<u8> = events
+            .iter()
+            .flat_map(|event| event.encode(SEED, 99))
+            .collect();
+        assert_eq!(read_all(&content), (events, content.len() as u64));
+    }
+}

@@ -1,0 +1,211 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+
+use super::{
+    ChunkBody, Expiry, Location, Progress, RangeSet, Record, Sealed, Settlement, Status, Store,
+    StoreError, Swept, TryClaim, Upload, UploadKey, random_id,
+};
+
+/// Keeps uploads in the memory of this process: for tests, and to try things out.
+///
+/// Clones share their uploads. There is no limit to what it takes.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    uploads: Arc<Mutex<HashMap<UploadKey, Entry>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: String,
+    total: u64,
+    pieces: BTreeMap<u64, Bytes>,
+    ranges: RangeSet,
+    touched: SystemTime,
+    claimed: bool,
+    sealed: Option<Sealed>,
+    record: Option<Record>,
+}
+
+impl Entry {
+    fn is_complete(&self) -> bool {
+        self.ranges.covers(0, self.total)
+    }
+}
+
+/// The right to deliver one upload of a [`MemoryStore`].
+#[derive(Debug)]
+pub struct MemoryClaim {
+    store: MemoryStore,
+    key: UploadKey,
+    id: String,
+}
+
+impl Drop for MemoryClaim {
+    fn drop(&mut self) {
+        if let Some(entry) = self.store.lock().get_mut(&self.key) {
+            entry.claimed &= entry.id != self.id;
+        }
+    }
+}
+
+impl MemoryStore {
+    fn lock(&self) -> MutexGuard<'_, HashMap<UploadKey, Entry>> {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        uploads.retain(|_, entry| {
+            entry
+                .record
+                .as_ref()
+                .is_none_or(|record| record.expires > now)
+        });
+        uploads
+    }
+}
+
+impl Store for MemoryStore {
+    type Claim = MemoryClaim;
+
+    async fn put(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        let bytes = Bytes::from(bytes);
+        let id = random_id()?;
+        let mut uploads = self.lock();
+        let entry = uploads.entry(upload.key).or_insert_with(|| Entry {
+            id,
+            total: upload.total,
+            pieces: BTreeMap::new(),
+            ranges: RangeSet::default(),
+            touched: SystemTime::now(),
+            claimed: false,
+            sealed: None,
+            record: None,
+        });
+        for gap in entry.ranges.gaps(offset, bytes.len() as u64) {
+            let piece = (gap.start - offset) as usize..(gap.end - offset) as usize;
+            entry.pieces.insert(gap.start, bytes.slice(piece));
+            entry.ranges.insert(gap.start, gap.end - gap.start);
+            entry.touched = SystemTime::now();
+        }
+        Ok(Progress {
+            received: entry.ranges.total(),
+            complete: entry.is_complete(),
+        })
+    }
+
+    async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
+        Ok(match self.lock().get(key) {
+            None => Status::Absent,
+            Some(Entry {
+                record: Some(record),
+                ..
+            }) => Status::Settled(record.clone()),
+            Some(entry) if entry.is_complete() => Status::Complete,
+            Some(entry) => Status::Receiving(entry.ranges.clone()),
+        })
+    }
+
+    async fn try_claim(&self, key: &UploadKey) -> Result<TryClaim<MemoryClaim>, StoreError> {
+        Ok(match self.lock().get_mut(key) {
+            Some(Entry {
+                record: Some(record),
+                ..
+            }) => TryClaim::Settled(record.clone()),
+            Some(entry) if !entry.is_complete() => TryClaim::Incomplete,
+            Some(Entry { claimed: true, .. }) => TryClaim::Busy,
+            Some(entry) => {
+                entry.claimed = true;
+                TryClaim::Won(MemoryClaim {
+                    store: self.clone(),
+                    key: *key,
+                    id: entry.id.clone(),
+                })
+            }
+            None => TryClaim::Incomplete,
+        })
+    }
+
+    async fn seal(&self, claim: &mut MemoryClaim, upload: &Upload) -> Result<Sealed, StoreError> {
+        let mut uploads = self.lock();
+        let entry = uploads
+            .get_mut(&claim.key)
+            .ok_or_else(|| StoreError::new("it is gone"))?;
+        let sealed = entry.sealed.get_or_insert_with(|| {
+            let pieces: Vec<_> = entry.pieces.values().cloned().collect();
+            let content = pieces.concat();
+            Sealed {
+                id: entry.id.clone(),
+                upload: upload.clone(),
+                attempt: 0,
+                crc32: Some(crc32fast::hash(&content)),
+                location: Location::Memory(content.into()),
+            }
+        });
+        sealed.attempt += 1;
+        Ok(sealed.clone())
+    }
+
+    async fn settle(&self, claim: MemoryClaim, settlement: Settlement) -> Result<(), StoreError> {
+        if let Settlement::Delivered(record) | Settlement::Rejected(record) = settlement {
+            if let Some(entry) = self.lock().get_mut(&claim.key) {
+                entry.record = Some(record);
+                entry.pieces.clear();
+                entry.sealed = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, key: &UploadKey) -> Result<bool, StoreError> {
+        let mut uploads = self.lock();
+        let free = uploads
+            .get(key)
+            .is_some_and(|e| !e.claimed && e.record.is_none());
+        Ok(free && uploads.remove(key).is_some())
+    }
+
+    async fn undelivered(&self) -> Result<Vec<UploadKey>, StoreError> {
+        let uploads = self.lock();
+        let waiting = uploads
+            .iter()
+            .filter(|(_, e)| e.is_complete() && e.record.is_none());
+        Ok(waiting.map(|(key, _)| *key).collect())
+    }
+
+    async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        // Expired records are gone with any look at the uploads.
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.retain(|_, entry| {
+            let (counter, keep) = match &entry.record {
+                Some(record) => (&mut swept.records, record.expires >= expiry.records_before),
+                None if entry.is_complete() => (
+                    &mut swept.undelivered,
+                    expiry
+                        .undelivered_before
+                        .is_none_or(|before| entry.touched >= before),
+                ),
+                None => (
+                    &mut swept.abandoned,
+                    entry.touched >= expiry.abandoned_before,
+                ),
+            };
+            let keep = keep || entry.claimed;
+            *counter += u64::from(!keep);
+            keep
+        });
+        Ok(swept)
+    }
+}

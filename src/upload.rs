@@ -1,0 +1,340 @@
+use std::{io, path::Path, sync::Arc};
+
+use crate::store::{Location, Sealed, UploadKey};
+
+/// A finished upload, in the extensions of the request that the inner service gets.
+///
+/// With the feature `axum` it is an extractor. What the client said of the file ([`file_name`],
+/// [`relative_path`], [`content_type`], [`fields`]) is the client's word and not to be trusted.
+///
+/// The inner service's answer decides what becomes of it. 2xx and 3xx: it is the application's, and
+/// the file stays where it is. 4xx: the file is removed (and the client gives up). 5xx, an error or
+/// a panic: the upload is kept, and delivered again with the next request for it, or after a
+/// restart, with the same [`id`] and the next [`attempt`].
+///
+/// [`file_name`]: Self::file_name
+/// [`relative_path`]: Self::relative_path
+/// [`content_type`]: Self::content_type
+/// [`fields`]: Self::fields
+/// [`id`]: Self::id
+/// [`attempt`]: Self::attempt
+///
+/// ```
+/// use http::{Request, Response};
+/// use tower_resumable::CompletedUpload;
+///
+/// async fn inner(request: Request<String>) -> Response<String> {
+///     match request.extensions().get::<CompletedUpload>() {
+///         Some(upload) => Response::new(format!("thank you for {}", upload.safe_file_name())),
+///         None => Response::new("no upload".into()),
+///     }
+/// }
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+/// # let response = runtime.block_on(inner(Request::new(String::new())));
+/// # assert_eq!(response.body(), "no upload");
+/// ```
+#[derive(Clone, Debug)]
+pub struct CompletedUpload {
+    sealed: Arc<Sealed>,
+}
+
+impl CompletedUpload {
+    pub(crate) fn new(sealed: Sealed) -> Self {
+        Self {
+            sealed: Arc::new(sealed),
+        }
+    }
+
+    /// Names this upload for good: the idempotency key of its deliveries.
+    ///
+    /// Without crashes there is one delivery. With one there may be another, of the same id: an
+    /// application that stores the id together with the effect can tell.
+    pub fn id(&self) -> &str {
+        &self.sealed.id
+    }
+
+    /// 1 for the first delivery of this upload, 2 for the second, and so on.
+    pub fn attempt(&self) -> u32 {
+        self.sealed.attempt
+    }
+
+    /// Server-made name of the upload: a hash of its scope and what identifies it. The same file
+    /// uploaded again has the same key, and another [`id`](Self::id).
+    pub fn key(&self) -> &UploadKey {
+        &self.sealed.upload.key
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> u64 {
+        self.sealed.upload.total
+    }
+
+    /// Where the finished file is; `None` if its store does not keep it in a file.
+    ///
+    /// It is complete, on disk, and never written again by the layer.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.sealed.location {
+            Location::File(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Where the finished file is, for any store.
+    pub fn location(&self) -> &Location {
+        &self.sealed.location
+    }
+
+    /// CRC-32 (as in zlib and PNG) of the file, if the store knows it without reading it again.
+    pub fn crc32(&self) -> Option<u32> {
+        self.sealed.crc32
+    }
+
+    /// The file's name as the client gave it. Not to be trusted: it can be `../../etc/passwd`.
+    pub fn file_name(&self) -> Option<&str> {
+        self.sealed.upload.file_name.as_deref()
+    }
+
+    /// A name that is safe in any file system; see [`safe_file_name`].
+    pub fn safe_file_name(&self) -> String {
+        safe_file_name(self.file_name().unwrap_or_default())
+    }
+
+    /// The file's path inside the folder that was chosen, as the client gave it. Not to be trusted.
+    pub fn relative_path(&self) -> Option<&str> {
+        self.sealed.upload.relative_path.as_deref()
+    }
+
+    /// The file's media type as the client gave it. Not to be trusted.
+    pub fn content_type(&self) -> Option<&str> {
+        self.sealed.upload.content_type.as_deref()
+    }
+
+    /// The identifier that the client gave the file.
+    pub fn identifier(&self) -> &str {
+        &self.sealed.upload.identifier
+    }
+
+    /// Who owns the upload, as [`with_scope`](crate::ResumableLayer::with_scope) said; else empty.
+    pub fn scope(&self) -> &str {
+        &self.sealed.upload.scope
+    }
+
+    /// The application's own fields (Resumable.js' `query` option), of the request that completed
+    /// the upload.
+    pub fn fields(&self) -> &[(String, String)] {
+        &self.sealed.upload.fields
+    }
+
+    /// The first of the application's own fields with this name.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields()
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Moves the finished file to `to`, durably, and never over an existing one.
+    ///
+    /// Within one file system that is a rename. Parent directories are not created.
+    ///
+    /// # Errors
+    ///
+    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`;
+    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, as in a second
+    /// [`attempt`](Self::attempt) after a first one had moved it; whatever the file system says.
+    pub async fn persist(&self, to: impl AsRef<Path>) -> io::Result<()> {
+        let to = to.as_ref().to_owned();
+        let location = self.sealed.location.clone();
+        tokio::task::spawn_blocking(move || crate::store::persist(&location, &to))
+            .await
+            .map_err(io::Error::other)?
+    }
+}
+
+/// A name made from `name` that is safe as a file name on Linux, macOS and Windows.
+///
+/// The last component of what may be a path of any of them, without control, direction and
+/// otherwise invisible characters and those that Windows forbids, with no dots or spaces at its
+/// ends, no leading `-`, not a device name, and of at most 255 bytes, its extension kept. `file` if
+/// nothing remains.
+///
+/// ```
+/// use tower_resumable::safe_file_name;
+///
+/// assert_eq!(safe_file_name("报告.pdf"), "报告.pdf");
+/// assert_eq!(safe_file_name("../../etc/passwd"), "passwd");
+/// assert_eq!(safe_file_name(r"C:\temp\CON"), "_CON");
+/// assert_eq!(safe_file_name("a:b\u{202e}?.txt"), "ab.txt");
+/// assert_eq!(safe_file_name(".."), "file");
+/// ```
+pub fn safe_file_name(name: &str) -> String {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let kept: String = last.chars().filter(|c| !is_unsafe(*c)).collect();
+    let kept = kept
+        .trim_start_matches(['.', ' ', '-'])
+        .trim_end_matches(['.', ' ']);
+    let kept = if is_device(kept) {
+        format!("_{kept}")
+    } else {
+        kept.to_owned()
+    };
+    match kept.is_empty() {
+        true => "file".to_owned(),
+        false => shortened(&kept),
+    }
+}
+
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '<' | '>' | ':' | '"' | '|' | '?' | '*')
+        // Zero width and direction marks, embeddings, isolates, line separators, byte order mark.
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Names that Windows takes for devices, with any extension.
+fn is_device(name: &str) -> bool {
+    let stem = name
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .trim_end()
+        .to_ascii_uppercase();
+    match stem.as_str() {
+        "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$" => true,
+        _ => stem
+            .strip_prefix("COM")
+            .or_else(|| stem.strip_prefix("LPT"))
+            .is_some_and(|rest| {
+                let mut chars = rest.chars();
+                matches!(chars.next(), Some('0'..='9' | '¹' | '²' | '³')) && chars.next().is_none()
+            }),
+    }
+}
+
+/// File systems count bytes, and 255 is what they allow.
+fn shortened(name: &str) -> String {
+    const MAX: usize = 255;
+    if name.len() <= MAX {
+        return name.to_owned();
+    }
+    let (stem, extension) = match name.rfind('.') {
+        // What is longer than this is no extension.
+        Some(dot) if name.len() - dot <= 32 => name.split_at(dot),
+        _ => (name, ""),
+    };
+    let mut end = MAX - extension.len();
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{extension}", stem[..end].trim_end_matches(['.', ' ']))
+}
+
+#[cfg(feature = "axum")]
+pub use self::extract::MissingUpload;
+
+#[cfg(feature = "axum")]
+mod extract {
+    use std::{convert::Infallible, fmt};
+
+    use axum_core::{
+        extract::{FromRequestParts, OptionalFromRequestParts},
+        response::{IntoResponse, Response},
+    };
+    use http::{StatusCode, request::Parts};
+
+    use super::CompletedUpload;
+
+    /// Rejection of the extractor [`CompletedUpload`]: the request came past the layer.
+    ///
+    /// A mistake in the set-up of the service, so it is answered with 500.
+    #[derive(Debug)]
+    pub struct MissingUpload {
+        path: String,
+    }
+
+    impl fmt::Display for MissingUpload {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(
+                f,
+                "no `CompletedUpload` in the request for `{}`: is a `ResumableLayer` with this path \
+                 applied to the route, and was this an upload?",
+                self.path
+            )
+        }
+    }
+
+    impl std::error::Error for MissingUpload {}
+
+    impl IntoResponse for MissingUpload {
+        fn into_response(self) -> Response {
+            (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        }
+    }
+
+    impl<S: Sync> FromRequestParts<S> for CompletedUpload {
+        type Rejection = MissingUpload;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingUpload> {
+            let missing = || MissingUpload {
+                path: parts.uri.path().to_owned(),
+            };
+            parts.extensions.get().cloned().ok_or_else(missing)
+        }
+    }
+
+    impl<S: Sync> OptionalFromRequestParts<S> for CompletedUpload {
+        type Rejection = Infallible;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+            Ok(parts.extensions.get().cloned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn safe_names() {
+        for (raw, safe) in [
+            ("a.txt", "a.txt"),
+            ("", "file"),
+            ("...", "file"),
+            ("   ", "file"),
+            (".profile", "profile"),
+            ("-rf", "rf"),
+            ("x. ", "x"),
+            ("a/b\\c.txt", "c.txt"),
+            ("/etc/passwd", "passwd"),
+            ("dir/", "file"),
+            ("a\0b\r\n\u{7f}.txt", "ab.txt"),
+            ("nul.txt", "_nul.txt"),
+            ("LPT1.", "_LPT1"),
+            ("COM¹", "_COM¹"),
+            ("COM10", "COM10"),
+            ("console", "console"),
+            ("a:b", "ab"),
+            ("\"quoted\" <b>.txt", "quoted b.txt"),
+            ("日本語.txt", "日本語.txt"),
+            ("e\u{301}.txt", "e\u{301}.txt"),
+            ("x\u{202e}gpj.exe", "xgpj.exe"),
+        ] {
+            assert_eq!(safe_file_name(raw), safe, "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn safe_names_are_short_and_stay_what_they_are() {
+        for raw in [
+            "é".repeat(200) + ".txt",
+            "a".repeat(300),
+            "x".repeat(240) + &"y.".repeat(90),
+        ] {
+            let safe = safe_file_name(&raw);
+            assert!(safe.len() <= 255, "{} bytes", safe.len());
+            assert_eq!(safe_file_name(&safe), safe);
+        }
+        assert!(safe_file_name(&("é".repeat(200) + ".txt")).ends_with("é.txt"));
+    }
+}

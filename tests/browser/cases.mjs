@@ -1,0 +1,518 @@
+// What is asked of the server, one entry a row of the table.
+import assert from 'node:assert/strict';
+import { readFile, mkdir, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { fill, hash, hashFile, writeLarge } from './lib.mjs';
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+const C = 64 * KIB;
+const CLIENTS = ['1.0.2', '1.1.0'];
+
+export const cases = [];
+const add = (mode, run, { clients = CLIENTS, seconds } = {}) => clients.forEach(client => cases.push({ client, mode, run, seconds }));
+
+let seeds = 1;
+/** A file to be made in the page. */
+function made(name, size, type = '') {
+  const seed = 7919 * seeds++;
+  return { name, seed, size, type, hash: hash(fill(seed, size)) };
+}
+
+const begin = (page, options, files) =>
+  page.evaluate(([options, files]) => window.start(options, files), [{ target: '/upload', chunkSize: C, ...options }, files]);
+const ended = page => page.evaluate(() => window.done);
+
+/** Uploads files made in the page, to the end. */
+async function upload(bench, options, files, page = bench.page) {
+  await bench.open(page);
+  await begin(page, options, { made: files });
+  await ended(page);
+}
+
+/**
+ * Every file succeeded once, was delivered once, and is the source byte for byte.
+ * `answers` is how many chunks there are: each was answered "have it" exactly once, by a probe or by its upload.
+ */
+async function verify(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
+  for (const page of pages) {
+    await page.traffic.idle();
+    const events = await page.evaluate(() => window.events);
+    assert.deepEqual(events.filter(e => e.kind === 'error'), [], 'a file failed');
+    assert.deepEqual(events.map(e => e.name).sort(), files.map(f => f.name).sort(), 'fileSuccess once for each file');
+    const list = page.traffic.list.slice(since);
+    for (const entry of list) {
+      if (entry.failure) assert.match(entry.failure, failures);
+      else assert.ok(statuses.includes(entry.status), `${entry.method} was answered ${entry.status}`);
+    }
+    if (answers !== undefined) assert.equal(list.filter(e => e.status === 200).length, answers, 'answers "have it"');
+  }
+  await delivered(bench, files);
+}
+
+async function delivered(bench, files) {
+  const { server } = bench;
+  await server.until(`${files.length} deliveries`, () => server.deliveries.length >= files.length);
+  // All requests are answered, so after its end nothing more can be delivered.
+  await server.kill();
+  assert.equal(server.deliveries.length, files.length, `deliveries: ${JSON.stringify(server.deliveries)}`);
+  const left = [...server.deliveries];
+  for (const file of files) {
+    let found = -1;
+    for (const [i, one] of left.entries()) {
+      if (one.file_name === file.name && one.size === file.size && (await hashFile(one.path)) === file.hash) found = i;
+    }
+    assert.notEqual(found, -1, `no delivery has the name, size and bytes of ${file.name}: ${JSON.stringify(left)}`);
+    assert.equal(left[found].attempt, 1);
+    left.splice(found, 1);
+  }
+}
+
+/** Holds uploads back until `count` of them wait, then lets everything go. */
+async function together(target, count) {
+  let release;
+  let waiting = 0;
+  const open = new Promise(resolve => { release = resolve; });
+  await target.route(url => url.pathname === '/upload', async route => {
+    if (route.request().method() === 'POST') {
+      if (++waiting === count) release();
+      await open;
+    }
+    await route.continue();
+  });
+}
+
+// ---- the wire formats ------------------------------------------------------------------------
+
+add('multipart, GET test', async bench => {
+  const files = [made('a.bin', 5 * C + 100, 'text/plain')];
+  await upload(bench, {}, files);
+  const { traffic } = bench.page;
+  await verify(bench, files, { answers: 5 });
+  assert.deepEqual(traffic.probes().map(e => [e.method, e.status]), Array(5).fill(['GET', 204]));
+  assert.equal(traffic.chunks().length, 5);
+  for (const e of traffic.chunks()) assert.match(e.type, /^multipart\/form-data/);
+});
+
+add('test by HEAD', async bench => {
+  const files = [made('a.bin', 3 * C)];
+  await upload(bench, { testMethod: 'HEAD' }, files);
+  await verify(bench, files, { answers: 3 });
+  assert.deepEqual(bench.page.traffic.probes().map(e => [e.method, e.status]), Array(3).fill(['HEAD', 204]));
+});
+
+add('octet', async bench => {
+  const files = [made('a.bin', 3 * C + 1)];
+  await upload(bench, { method: 'octet' }, files);
+  await verify(bench, files, { answers: 3 });
+  for (const e of bench.page.traffic.chunks()) assert.match(e.type, /octet-stream/);
+});
+
+add('base64', async bench => {
+  const files = [made('a.bin', 3 * C + 2)];
+  await upload(bench, { chunkFormat: 'base64' }, files);
+  await verify(bench, files, { answers: 3 });
+  for (const e of bench.page.traffic.chunks()) assert.match(e.request.postData(), /\r\n\r\ndata:application\/octet-stream;base64,/);
+}, { clients: ['1.1.0'] });
+
+add('uploadMethod PUT', async bench => {
+  const files = [made('a.bin', 3 * C)];
+  await upload(bench, { uploadMethod: 'PUT' }, files);
+  await verify(bench, files, { answers: 3 });
+  assert.deepEqual(bench.page.traffic.chunks().map(e => e.method), ['PUT', 'PUT', 'PUT']);
+});
+
+add('testChunks false', async bench => {
+  const files = [made('a.bin', 4 * C)];
+  await upload(bench, { testChunks: false }, files);
+  await verify(bench, files, { answers: 4 });
+  assert.equal(bench.page.traffic.probes().length, 0);
+});
+
+add('forceChunkSize', async bench => {
+  const files = [made('a.bin', 5 * C + 100), made('b.bin', C - 1), made('c.bin', 2 * C)];
+  await upload(bench, { forceChunkSize: true }, files);
+  await verify(bench, files, { answers: 6 + 1 + 2 });
+});
+
+add('setChunkTypeFromFile', async bench => {
+  const files = [made('a.png', 3 * C, 'image/png')];
+  await upload(bench, { setChunkTypeFromFile: true }, files);
+  await verify(bench, files, { answers: 3 });
+}, { clients: ['1.1.0'] });
+
+add('prioritizeFirstAndLastChunk', async bench => {
+  const files = [made('a.bin', 6 * C + 9)];
+  await upload(bench, { prioritizeFirstAndLastChunk: true }, files);
+  await verify(bench, files, { answers: 6 });
+});
+
+add('custom query', async bench => {
+  const files = [made('a.bin', 3 * C)];
+  await upload(bench, { query: { token: 'abc', 'a b': 'ü&=+' } }, files);
+  await verify(bench, files, { answers: 3 });
+});
+
+add('custom query overrides the file name', async bench => {
+  const file = made('a.bin', 3 * C);
+  await upload(bench, { query: { resumableFilename: 'renamed.bin' } }, [file]);
+  await bench.page.traffic.idle();
+  await delivered(bench, [{ ...file, name: 'renamed.bin' }]);
+});
+
+add('the answer of the application', async bench => {
+  const files = [made('a.bin', 3 * C)];
+  // One at a time: only then is the last answer surely that of the completing request.
+  await upload(bench, { simultaneousUploads: 1 }, files);
+  const [{ message }] = await bench.page.evaluate(() => window.events);
+  await verify(bench, files, { answers: 3 });
+  const { id, file_name, size } = JSON.parse(message);
+  assert.deepEqual({ id, file_name, size }, { id: bench.server.deliveries[0].id, file_name: 'a.bin', size: 3 * C });
+});
+
+// ---- many at a time ----------------------------------------------------------------------------
+
+add('3 in parallel, 64 chunks', async bench => {
+  const files = [made('a.bin', 64 * C + 5)];
+  await together(bench.page, 3);
+  await upload(bench, { simultaneousUploads: 3 }, files);
+  await verify(bench, files, { answers: 64 });
+});
+
+add('several files at once', async bench => {
+  const files = [1, C - 1, C, 2 * C + 1, 7 * C].map((size, i) => made(`file ${i}.bin`, size));
+  await upload(bench, {}, files);
+  await verify(bench, files, { answers: 1 + 1 + 1 + 2 + 7 });
+});
+
+add('two tabs, the same file', async bench => {
+  const files = [made('same.bin', 12 * C + 3)];
+  const other = await bench.newPage();
+  await together(bench.context, 6);
+  const pages = [bench.page, other];
+  await Promise.all(pages.map(page => upload(bench, { chunkRetryInterval: 100 }, files, page)));
+  // 503: both send the same chunk in the same moment, and one is told to come back.
+  await verify(bench, files, { answers: 12, pages, statuses: [200, 204, 503] });
+});
+
+add('the same file again', async bench => {
+  const files = [made('a.bin', 4 * C)];
+  await upload(bench, { simultaneousUploads: 1 }, files);
+  const [first] = await bench.page.evaluate(() => window.events);
+  const before = bench.page.traffic.list.length;
+  await upload(bench, {}, files);
+  const [second] = await bench.page.evaluate(() => window.events);
+  assert.equal(second.message, first.message, 'the recorded answer');
+  await verify(bench, files, { answers: 4, since: before });
+  assert.equal(bench.page.traffic.chunks().length, 4, 'nothing is sent again');
+});
+
+add('200 MiB from disk', async bench => {
+  const path = join(bench.dir, 'source', 'large.bin');
+  const size = 200 * MIB;
+  const file = { name: 'large.bin', size, hash: await writeLarge(path, 99, size) };
+  await bench.open();
+  await begin(bench.page, { chunkSize: MIB }, { picked: 1 });
+  await bench.page.setInputFiles('#pick', path);
+  await ended(bench.page);
+  await verify(bench, [file], { answers: 200 });
+}, { clients: ['1.1.0'], seconds: 120 });
+
+// ---- names and shapes ----------------------------------------------------------------------------
+
+add('folder with equal names and sizes', async bench => {
+  const size = 2 * C + 7;
+  const files = ['one/x.bin', 'two/x.bin'].map(path => ({ ...made('x.bin', size), path }));
+  const root = join(bench.dir, 'source', 'folder');
+  for (const file of files) {
+    await mkdir(dirname(join(root, file.path)), { recursive: true });
+    await writeFile(join(root, file.path), fill(file.seed, size));
+  }
+  await bench.open();
+  await begin(bench.page, {}, { picked: 2, directory: true });
+  await bench.page.setInputFiles('#pick', root);
+  await ended(bench.page);
+  await bench.page.traffic.idle();
+  const listed = await bench.page.evaluate(() => fetch('/files').then(r => r.json()));
+  assert.deepEqual(listed.map(f => f.relative_path).sort(), ['folder/one/x.bin', 'folder/two/x.bin']);
+  for (const file of files) {
+    const one = listed.find(f => f.relative_path === `folder/${file.path}`);
+    assert.equal(await hashFile(one.path), file.hash, `bytes of ${file.path}`);
+  }
+  await verify(bench, files, { answers: 4 });
+});
+
+add('empty file', async bench => {
+  const files = [made('empty.txt', 0)];
+  await upload(bench, { minFileSize: 0 }, files);
+  await verify(bench, files, { answers: 1 });
+});
+
+add('CJK, combining and quoted names', async bench => {
+  // Each in a page of its own: Resumable.js strips the two CJK names to one identifier and would skip the second.
+  const names = ['日本語の資料.txt', '別の資料.txt', 'e\u0301a\u0308 "it\'s".txt', '%2e%2e%2f & + ; = ?.txt'];
+  const files = names.map(name => made(name, 2 * C + 7));
+  for (const file of files) {
+    const page = await bench.newPage();
+    await upload(bench, {}, [file], page);
+    await page.traffic.idle();
+    const events = await page.evaluate(() => window.events);
+    assert.deepEqual(events.map(e => [e.kind, e.name]), [['success', file.name]]);
+  }
+  await delivered(bench, files);
+});
+
+// ---- interruptions -------------------------------------------------------------------------------
+
+const SLOW = { chunkSize: 256 * KIB, chunkRetryInterval: 200 };
+const CHUNKS = 8;
+const slowFile = () => made('slow.bin', CHUNKS * 256 * KIB + 11);
+
+/** Starts an upload and returns when some chunks are stored and others are on the wire. */
+async function halfWay(bench, files) {
+  await bench.open();
+  await bench.throttle(1.5 * MIB);
+  await begin(bench.page, SLOW, { made: files });
+  const { traffic } = bench.page;
+  await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
+}
+
+add('pause and resume', async bench => {
+  const files = [slowFile()];
+  const { traffic } = bench.page;
+  await halfWay(bench, files);
+  await bench.page.evaluate(() => window.r.pause());
+  await traffic.idle();
+  const sent = traffic.list.length;
+  assert.ok(traffic.stored().length < CHUNKS, 'paused too late to prove anything');
+  assert.equal(bench.server.deliveries.length, 0);
+  await bench.throttle(-1);
+  assert.equal(traffic.list.length, sent, 'nothing is sent in the pause');
+  await bench.page.evaluate(() => window.r.upload());
+  await ended(bench.page);
+  await verify(bench, files, { failures: /ERR_ABORTED/, statuses: [200, 204, 503] });
+  // A chunk whose answer arrived in the moment of the pause is sent again; nothing else is.
+  const answers = traffic.list.filter(e => e.status === 200).length;
+  assert.ok(answers >= CHUNKS && answers <= CHUNKS + 3, `${answers} answers "have it"`);
+});
+
+add('reload of the page', async bench => {
+  const files = [slowFile()];
+  const { traffic } = bench.page;
+  await halfWay(bench, files);
+  const stored = traffic.stored().length;
+  assert.ok(stored < CHUNKS, 'too late to prove anything');
+  await bench.open();
+  const before = traffic.list.length;
+  await bench.throttle(-1);
+  await begin(bench.page, SLOW, { made: files });
+  await ended(bench.page);
+  await verify(bench, files, { answers: CHUNKS, since: before, statuses: [200, 204, 503] });
+  const after = traffic.list.slice(before);
+  const found = after.filter(e => e.method === 'GET' && e.status === 200).length;
+  assert.ok(found >= stored, `the probes found ${found} chunks, ${stored} were acknowledged`);
+  assert.equal(after.filter(e => e.method === 'POST' && e.status === 200).length, CHUNKS - found);
+});
+
+add('server killed and restarted', async bench => {
+  const files = [slowFile()];
+  const { traffic } = bench.page;
+  await halfWay(bench, files);
+  await bench.server.kill();
+  assert.equal(bench.server.deliveries.length, 0, 'killed too late to prove anything');
+  await traffic.until('a request that found no server', () => traffic.list.some(e => e.failure));
+  await bench.server.restart();
+  await bench.throttle(-1);
+  await ended(bench.page);
+  await verify(bench, files, { answers: CHUNKS, failures: /ERR_(CONNECTION|EMPTY|SOCKET|NETWORK)/ });
+});
+
+add('server killed, restarted, page reloaded', async bench => {
+  const files = [slowFile()];
+  const { traffic } = bench.page;
+  await halfWay(bench, files);
+  await bench.server.kill();
+  await traffic.until('a request that found no server', () => traffic.list.some(e => e.failure));
+  const stored = traffic.stored().length;
+  await bench.server.restart();
+  await bench.open();
+  const before = traffic.list.length;
+  await bench.throttle(-1);
+  await begin(bench.page, SLOW, { made: files });
+  await ended(bench.page);
+  const found = traffic.list.slice(before).filter(e => e.method === 'GET' && e.status === 200).length;
+  assert.ok(found >= stored, `the probes found ${found} chunks after the crash, ${stored} were acknowledged before it`);
+  await verify(bench, files, { answers: CHUNKS, since: before });
+});
+
+add('refusal, no retry storm', async bench => {
+  await bench.open();
+  await begin(bench.page, { simultaneousUploads: 1, query: { resumableTotalSize: 'x' } }, { made: [made('a.bin', 8 * C)] });
+  const { traffic } = bench.page;
+  // Whichever comes first: a storm would never end in fileError.
+  await Promise.race([ended(bench.page), traffic.until('a second upload', () => traffic.chunks().length > 1)]);
+  await traffic.idle();
+  assert.deepEqual(traffic.chunks().map(e => e.status), [400]);
+  assert.match(traffic.chunks()[0].headers['content-type'], /^application\/problem\+json/);
+  const [event] = await bench.page.evaluate(() => window.events);
+  assert.equal(event.kind, 'error');
+  assert.equal(JSON.parse(event.message).status, 400);
+  await bench.server.kill();
+  assert.deepEqual(bench.server.deliveries, []);
+});
+
+// ---- the example page, as a person uses it --------------------------------------------------------
+
+const CDN = 'https://cdn.jsdelivr.net/**';
+const npmFile = new URL('node_modules/resumablejs/resumable.js', import.meta.url);
+const onPage = (mode, run, options) =>
+  ['', '?builtin'].forEach(query => add(`${mode}${query && ', built-in'}`, bench => run(bench, query), { clients: ['page'], ...options }));
+
+async function visit(bench, query = '') {
+  await bench.context.route(CDN, route => route.abort());
+  await bench.page.goto(`${bench.server.origin}/${query}`);
+  await engineIs(bench, query.includes('builtin') ? 'builtin' : 'resumable');
+}
+
+const engineIs = (bench, kind) => bench.page.waitForSelector(`html[data-engine=${kind}]`, { state: 'attached' });
+const row = (bench, name) => bench.page.locator('#uploads li', { hasText: name });
+const inState = (bench, name, state) => bench.page.locator(`#uploads li[data-state=${state}]`, { hasText: name }).waitFor();
+const press = (bench, label) => bench.page.getByRole('button', { name: label, exact: true }).click();
+const choose = (bench, files, input = '#files') =>
+  bench.page.setInputFiles(input, files.map(f => ({ name: f.name, mimeType: 'application/octet-stream', buffer: Buffer.from(fill(f.seed, f.size)) })));
+
+onPage('files', async (bench, query) => {
+  const files = [made('holiday.bin', 3 * MIB + 5), made('notes.txt', 10), made('empty.txt', 0), made('日本語 "q".txt', 20)];
+  await visit(bench, query);
+  await choose(bench, files);
+  for (const file of files) await inState(bench, file.name, 'done');
+  for (const file of files) await bench.page.locator('#finished li', { hasText: file.name }).waitFor();
+  await bench.screenshot(query ? 'finished-builtin' : 'finished');
+  assert.equal(await bench.page.locator('#notice').isVisible(), query !== '');
+  await bench.page.traffic.idle();
+  assert.equal(bench.page.traffic.list.filter(e => e.status === 200).length, 3 + 1 + 1 + 1);
+  await delivered(bench, files);
+});
+
+onPage('folder', async (bench, query) => {
+  const files = ['one/x.bin', 'two/x.bin', 'x.bin'].map(path => ({ ...made('x.bin', 900), path }));
+  const root = join(bench.dir, 'source', 'box');
+  for (const file of files) {
+    await mkdir(dirname(join(root, file.path)), { recursive: true });
+    await writeFile(join(root, file.path), fill(file.seed, file.size));
+  }
+  await visit(bench, query);
+  await bench.page.setInputFiles('#folder', root);
+  for (const file of files) await bench.page.locator('#finished li', { hasText: `box/${file.path}` }).waitFor();
+  await bench.page.traffic.idle();
+  await delivered(bench, files);
+});
+
+onPage('dropped files', async (bench, query) => {
+  const files = [made('first.bin', 300), made('second.bin', MIB)];
+  await visit(bench, query);
+  await bench.page.addScriptTag({ content: fill.toString() });
+  await bench.page.evaluate(files => {
+    const dataTransfer = new DataTransfer();
+    for (const { name, seed, size } of files) dataTransfer.items.add(new File([fill(seed, size)], name));
+    document.getElementById('drop').dispatchEvent(new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer }));
+  }, files);
+  for (const file of files) await inState(bench, file.name, 'done');
+  await bench.page.traffic.idle();
+  await delivered(bench, files);
+});
+
+onPage('pause, resume, cancel', async (bench, query) => {
+  const [kept, dropped] = [made('kept.bin', 2 * MIB + 1), made('dropped.bin', 2 * MIB)];
+  const { traffic } = bench.page;
+  await visit(bench, (query || '?') + '&chunkSize=262144');
+  await bench.throttle(1.5 * MIB);
+  await choose(bench, [kept]);
+  await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
+  await bench.screenshot(query ? 'uploading-builtin' : 'uploading');
+  await press(bench, 'Pause kept.bin');
+  await inState(bench, 'kept.bin', 'paused');
+  await traffic.idle();
+  assert.ok(traffic.stored().length < 8, 'paused too late to prove anything');
+  // The paused file's slots are free for another one.
+  await choose(bench, [dropped]);
+  const before = traffic.stored().length;
+  await traffic.until('another stored chunk', () => traffic.stored().length > before);
+  await press(bench, 'Pause all');
+  await inState(bench, 'dropped.bin', 'paused');
+  await press(bench, 'Cancel dropped.bin');
+  await row(bench, 'dropped.bin').waitFor({ state: 'detached' });
+  await traffic.until('DELETE', () => traffic.list.some(e => e.method === 'DELETE'));
+  await bench.throttle(-1);
+  await press(bench, 'Resume all');
+  await inState(bench, 'kept.bin', 'done');
+  await traffic.idle();
+  await delivered(bench, [kept]);
+});
+
+onPage('a failed file, tried again', async (bench, query) => {
+  const file = made('again.bin', 2 * MIB);
+  await visit(bench, query);
+  await bench.page.route(url => url.pathname === '/upload', route =>
+    route.request().method() === 'GET' ? route.continue()
+      : route.fulfill({ status: 400, contentType: 'application/problem+json', body: '{"status":400,"title":"No","detail":"not today"}' }));
+  await choose(bench, [file]);
+  await inState(bench, 'not today', 'failed');
+  await bench.page.unrouteAll();
+  await press(bench, 'Try again again.bin');
+  await inState(bench, 'again.bin', 'done');
+  await bench.page.traffic.idle();
+  await delivered(bench, [file]);
+});
+
+onPage('server killed and restarted', async (bench, query) => {
+  const file = made('crash.bin', 2 * MIB);
+  const { traffic } = bench.page;
+  await visit(bench, (query || '?') + '&chunkSize=262144');
+  await bench.throttle(1.5 * MIB);
+  await choose(bench, [file]);
+  await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
+  await bench.server.kill();
+  await inState(bench, 'crash.bin', 'retrying');
+  await bench.server.restart();
+  await bench.throttle(-1);
+  await inState(bench, 'crash.bin', 'done');
+  await traffic.idle();
+  await delivered(bench, [file]);
+});
+
+/** The server without Resumable.js; `body` is what the CDN sends. */
+async function visitCdn(bench, body) {
+  let asked = 0;
+  await bench.context.route('**/resumable.js', route => route.fulfill({ status: 404 }));
+  await bench.context.route(CDN, route => {
+    asked++;
+    return route.fulfill({ contentType: 'application/javascript', headers: { 'access-control-allow-origin': '*' }, body });
+  });
+  await bench.page.goto(bench.server.origin);
+  return () => assert.equal(asked, 1, 'the CDN was asked');
+}
+
+async function uploadsOne(bench) {
+  const file = made('cdn.bin', MIB);
+  await choose(bench, [file]);
+  await inState(bench, file.name, 'done');
+  await bench.page.traffic.idle();
+  await delivered(bench, [file]);
+}
+
+add('Resumable.js from the CDN', async bench => {
+  const asked = await visitCdn(bench, await readFile(npmFile));
+  await engineIs(bench, 'resumable');
+  asked();
+  await uploadsOne(bench);
+}, { clients: ['page'] });
+
+add('a tampered CDN is not run', async bench => {
+  const asked = await visitCdn(bench, (await readFile(npmFile, 'utf8')) + '\nwindow.tampered = true;');
+  await engineIs(bench, 'builtin');
+  asked();
+  assert.equal(await bench.page.evaluate(() => window.tampered), undefined);
+  assert.ok(await bench.page.locator('#notice').isVisible());
+  await uploadsOne(bench);
+}, { clients: ['page'] });

@@ -1,0 +1,121 @@
+// Runs every case with its own server, folder and page, and prints one line each. Start it through ./run.
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
+import { cases } from './cases.mjs';
+import { Server, Traffic, fill } from './lib.mjs';
+
+const here = fileURLToPath(new URL('.', import.meta.url));
+const only = process.env.ONLY && new RegExp(process.env.ONLY);
+const program = process.env.SERVER;
+if (!program) throw new Error('SERVER must name the example program; ./run sets it');
+if (process.env.SCREENSHOTS) await mkdir(process.env.SCREENSHOTS, { recursive: true });
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
+  args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+});
+
+/** What a case gets to work with. */
+class Bench {
+  traffic = [];
+  pages = [];
+
+  async setUp(client) {
+    this.client = client;
+    this.dir = await mkdtemp(join(tmpdir(), 'browser-suite-'));
+    await mkdir(join(this.dir, 'server'));
+    await mkdir(join(this.dir, 'source'));
+    this.server = await Server.start(program, join(this.dir, 'server'));
+    this.context = await browser.newContext();
+    // Empty, but of the server's origin: nothing of the example page is near the release under test.
+    await this.context.route('**/blank.html', route =>
+      route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title><input type="file" id="pick">' }));
+    this.page = await this.newPage();
+  }
+
+  async newPage() {
+    const page = await this.context.newPage();
+    page.traffic = new Traffic(page);
+    this.traffic.push(page.traffic);
+    this.pages.push(page);
+    page.on('pageerror', error => { page.error = error; });
+    return page;
+  }
+
+  /** Loads the blank page with the release under test. */
+  async open(page = this.page) {
+    await page.goto(`${this.server.origin}/blank.html`);
+    const folder = this.client === '1.1.0' ? 'resumablejs' : `resumablejs-${this.client}`;
+    await page.addScriptTag({ path: join(here, 'node_modules', folder, 'resumable.js') });
+    await page.addScriptTag({ content: fill.toString() });
+    await page.addScriptTag({ path: join(here, 'driver.js') });
+  }
+
+  /** Makes "in mid-upload" a state that lasts: bodies trickle over the wire. */
+  async throttle(bytesPerSecond, page = this.page) {
+    this.cdp ??= await this.context.newCDPSession(page);
+    await this.cdp.send('Network.enable');
+    await this.cdp.send('Network.emulateNetworkConditions', { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: bytesPerSecond });
+  }
+
+  async screenshot(name) {
+    if (process.env.SCREENSHOTS) await this.page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
+  }
+
+  describe() {
+    const waits = [this.server, ...this.traffic].map(x => x?.waitingFor).filter(Boolean);
+    return [
+      waits.length ? `waited for: ${waits.join('; ')}` : '',
+      ...this.traffic.map((t, i) => `requests of page ${i + 1}, ${t.list.length} in all, the last of them:\n${t.describe().split('\n').slice(-25).join('\n')}`),
+      `deliveries: ${JSON.stringify(this.server?.deliveries)}`,
+      `server log:\n${this.server?.log.slice(-2000)}`,
+    ].filter(Boolean).join('\n');
+  }
+
+  async tearDown() {
+    await this.context?.close();
+    await this.server?.kill();
+    await rm(this.dir, { recursive: true, force: true });
+  }
+}
+
+async function runOne({ client, seconds = 30, run }) {
+  const bench = new Bench();
+  let timer;
+  try {
+    await bench.setUp(client);
+    const work = run(bench);
+    // The loser of the race still rejects, when its page is closed.
+    work.catch(() => {});
+    await Promise.race([work, new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in ${seconds} s`)), seconds * 1000); })]);
+    for (const page of bench.pages) if (page.error) throw page.error;
+  } catch (error) {
+    return `${error.stack || error}\n${bench.describe()}`;
+  } finally {
+    clearTimeout(timer);
+    await bench.tearDown();
+  }
+}
+
+const chosen = cases.filter(c => !only || only.test(`${c.client} | ${c.mode}`));
+const width = Math.max(...chosen.map(c => c.mode.length), 4);
+const line = (client, mode, result, ms) => console.log(`${client.padEnd(8)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
+
+line('client', 'mode', 'result', 'ms');
+let passed = 0;
+let failed = 0;
+for (const one of chosen) {
+  const begun = performance.now();
+  const problem = await runOne(one);
+  line(one.client, one.mode, problem ? 'FAIL' : 'ok', Math.round(performance.now() - begun));
+  if (problem) {
+    failed++;
+    console.log(problem.replace(/^/gm, '    '));
+  } else passed++;
+}
+await browser.close();
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed || !passed ? 1 : 0;
