@@ -30,6 +30,9 @@
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
 
+#![forbid(unsafe_code)]
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+
 mod answer;
 mod body;
 mod config;

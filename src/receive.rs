@@ -165,8 +165,8 @@ impl Shared {
             Transport::Multipart { boundary } => {
                 let form = Form::new(&mut *body, boundary, FormLimits::default());
                 let (mut upload, progress) = self.put_form(scope, form, &mut params).await?;
+                // Those that came after the file too.
                 upload.fields = self.config.dialect.extra(&params);
-                self.drain(body).await;
                 Ok((upload, progress))
             }
         }

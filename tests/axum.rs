@@ -99,9 +99,9 @@ async fn router_method_router_and_handler() {
 #[tokio::test]
 async fn nested_the_layer_sees_the_path_without_the_prefix() {
     check_at(Router::new().nest("/api", routes().layer(layer())), "/api").await;
-    let service = ServiceBuilder::new().layer(layer()).service(routes());
-    check_at(Router::new().nest_service("/api", service.clone()), "/api").await;
-    check(Router::new().fallback_service(service)).await;
+    let service = || ServiceBuilder::new().layer(layer()).service(routes());
+    check_at(Router::new().nest_service("/api", service()), "/api").await;
+    check(Router::new().fallback_service(service())).await;
     // Outside the nest it sees the whole path.
     let app = Router::new()
         .nest("/api", routes())
@@ -149,7 +149,7 @@ async fn among_the_usual_layers() {
 #[tokio::test]
 async fn behind_a_body_that_is_not_unpin() {
     let timeout = RequestBodyTimeoutLayer::new(Duration::from_secs(30));
-    check(routes().layer(layer()).layer(timeout)).await;
+    check(routes().layer(layer()).layer(timeout.clone())).await;
     let stack = ServiceBuilder::new()
         .layer(timeout)
         .map_request_body(Body::new)

@@ -28,7 +28,7 @@ async fn http2_with_chunks_in_parallel_on_one_connection() {
     let answers = (1..=file.chunks()).map(|number| {
         let (mut parts, body) = file.multipart(number).into_parts();
         parts.uri = format!("http://test{}", parts.uri).parse().unwrap();
-        let request = Request::from_parts(parts, Full::from(body));
+        let request = Request::from_parts(parts, Full::<Bytes>::from(body));
         let mut send = send.clone();
         async move {
             let response = send.send_request(request).await.unwrap();

@@ -53,7 +53,7 @@ async fn upload_by_http2(addr: SocketAddr) -> (u16, String) {
     let (mut parts, body) = File::new("b.txt", 5).multipart(1).into_parts();
     parts.uri = format!("http://test{}", parts.uri).parse().unwrap();
     let response = send
-        .send_request(Request::from_parts(parts, Full::from(body)))
+        .send_request(Request::from_parts(parts, Full::<bytes::Bytes>::from(body)))
         .await
         .unwrap();
     let status = response.status().as_u16();

@@ -19,7 +19,11 @@ use bytes::Bytes;
 use futures_core::Stream;
 use http_body::Body;
 
-use self::{base64::Decoder, disposition::Disposition, paced::PacedBody};
+use self::{
+    base64::Decoder,
+    disposition::Disposition,
+    paced::{PacedBody, Source},
+};
 use crate::{BoxError, UploadError};
 
 pub(crate) use self::paced::{Octets, drain};
@@ -33,6 +37,8 @@ pub(crate) struct FormLimits {
     pub(crate) text: usize,
     /// Header lines of a part.
     pub(crate) headers: usize,
+    /// Bytes after the last boundary.
+    pub(crate) epilogue: usize,
 }
 
 impl Default for FormLimits {
@@ -41,6 +47,7 @@ impl Default for FormLimits {
             parts: 64,
             text: 16 << 10,
             headers: 8,
+            epilogue: 64 << 10,
         }
     }
 }
@@ -63,6 +70,7 @@ pub(crate) type IsFile<'f> = &'f (dyn Fn(&str) -> bool + Sync);
 /// A multipart form while it arrives.
 pub(crate) struct Form<'a> {
     multipart: multer::Multipart<'a>,
+    source: Source<'a>,
     /// Bytes that multer got since it last made progress.
     held: Arc<AtomicUsize>,
     stage: Stage<'a>,
@@ -81,6 +89,7 @@ enum Stage<'a> {
         field: multer::Field<'a>,
         decoder: Option<Decoder>,
     },
+    Epilogue,
     End,
 }
 
@@ -91,11 +100,13 @@ impl<'a> Form<'a> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let stream = PacedBody::new(body);
-        let held = stream.held();
+        let source = paced::source(body);
+        let held = Arc::default();
+        let stream = PacedBody::new(Arc::clone(&source), Arc::clone(&held));
         let multipart = multer::Multipart::new(stream, boundary);
         Self {
             multipart,
+            source,
             held,
             stage: Stage::Between,
             limits,
@@ -141,7 +152,7 @@ impl<'a> Form<'a> {
                                 return Poll::Ready(Ok(Item::File));
                             }
                         }
-                        None => self.stage = Stage::End,
+                        None => self.stage = Stage::Epilogue,
                     }
                 }
                 Stage::Text { field, name, value } => {
@@ -168,6 +179,14 @@ impl<'a> Form<'a> {
                     }
                 }
                 Stage::File { .. } => return Poll::Ready(Ok(Item::File)),
+                Stage::Epilogue => {
+                    ready!(paced::poll_epilogue(
+                        &self.source,
+                        &mut self.limits.epilogue,
+                        cx
+                    ))?;
+                    self.stage = Stage::End;
+                }
                 Stage::End => return Poll::Ready(Ok(Item::End)),
             }
         }
@@ -412,6 +431,10 @@ mod tests {
         }
         assert!(whole(&[&body[..], b"epilogue"].concat()).is_ok());
         assert!(whole(&[b"preamble\r\n", &body[..]].concat()).is_ok());
+        assert_eq!(
+            reason(whole(&[&body[..], &[b'x'; 1 << 20]].concat())),
+            "multipart"
+        );
     }
 
     #[test]
@@ -431,7 +454,13 @@ mod tests {
             ),
             (part(FILE, "a") + &part(FILE, "b") + end, "unexpected_file"),
             (
-                part(&format!("name=\"a\"{}", "\r\nx: y".repeat(8)), "") + end,
+                part(
+                    &format!(
+                        "name=\"a\"{}",
+                        "\r\na: 1\r\nb: 1\r\nc: 1\r\nd: 1\r\ne: 1\r\nf: 1\r\ng: 1\r\nh: 1"
+                    ),
+                    "",
+                ) + end,
                 "multipart",
             ),
             (

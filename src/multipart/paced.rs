@@ -1,7 +1,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -20,37 +20,65 @@ const PIECE: usize = 64 << 10;
 /// has no bound of its own, and looks at all of them again with each piece.
 const HELD: usize = 2 * PIECE;
 
+/// The data of a body; the stream that multer owns and the form that reads on after it share it.
+pub(super) type Source<'a> = Arc<Mutex<dyn Data + Send + 'a>>;
+
+pub(super) trait Data {
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Option<Result<Bytes, UploadError>>>;
+}
+
+pub(super) fn source<B>(body: &mut B) -> Source<'_>
+where
+    B: Body + Send + Unpin,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    Arc::new(Mutex::new(Pieces::new(body)))
+}
+
+/// Reads what follows the last boundary, which nobody needs: the request is whole only if that is.
+pub(super) fn poll_epilogue(
+    source: &Source<'_>,
+    left: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), UploadError>> {
+    let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Some(piece) = ready!(source.poll_piece(cx, PIECE)).transpose()? {
+        let reason = "there is too much after its end";
+        *left = left
+            .checked_sub(piece.len())
+            .ok_or(UploadError::Multipart { reason })?;
+    }
+    Poll::Ready(Ok(()))
+}
+
 /// A body as the stream that multer needs.
 ///
 /// multer reads until the stream is not ready, so this one is never ready twice in a row: else it
 /// would take in a whole body that is there already, and overlook that the body ends between two of
 /// its reads (rwf2/multer issues 62 and 70).
-pub(super) struct PacedBody<'a, B: Body> {
-    pieces: Pieces<'a, B>,
+pub(super) struct PacedBody<'a> {
+    source: Source<'a>,
     held: Arc<AtomicUsize>,
     pause: bool,
 }
 
-impl<'a, B: Body> PacedBody<'a, B> {
-    pub(super) fn new(body: &'a mut B) -> Self {
+impl<'a> PacedBody<'a> {
+    /// `held` is to be set to zero whenever multer yields something.
+    pub(super) fn new(source: Source<'a>, held: Arc<AtomicUsize>) -> Self {
         Self {
-            pieces: Pieces::new(body),
-            held: Arc::default(),
+            source,
+            held,
             pause: false,
         }
     }
-
-    /// To be set to zero whenever multer yields something.
-    pub(super) fn held(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.held)
-    }
 }
 
-impl<B> Stream for PacedBody<'_, B>
-where
-    B: Body + Unpin,
-    B::Error: Into<BoxError>,
-{
+impl Stream for PacedBody<'_> {
     type Item = Result<Bytes, UploadError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -59,11 +87,11 @@ where
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let piece = ready!(this.pieces.poll_piece(cx, PIECE)).transpose()?;
+        let mut source = this.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let piece = ready!(source.poll_piece(cx, PIECE)).transpose()?;
         if let Some(piece) = &piece {
             this.pause = true;
             if this.held.fetch_add(piece.len(), Relaxed) > HELD {
-                this.pieces.done = true;
                 let reason = "its preamble or the headers of a part are too long";
                 return Poll::Ready(Some(Err(UploadError::Multipart { reason })));
             }
@@ -134,7 +162,7 @@ impl<'a, B: Body> Pieces<'a, B> {
     }
 }
 
-impl<B> Pieces<'_, B>
+impl<B> Data for Pieces<'_, B>
 where
     B: Body + Unpin,
     B::Error: Into<BoxError>,
@@ -172,6 +200,5 @@ where
     }
 }
 
-// `B` is only used through `&mut B` where it is `Unpin`.
-impl<B: Body> Unpin for PacedBody<'_, B> {}
+// `B` is only used through `&mut B`.
 impl<B: Body> Unpin for Octets<'_, B> {}

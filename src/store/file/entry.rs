@@ -369,8 +369,14 @@ impl Entry {
         self.journal.sync_data()
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        !self.flights().is_empty()
+    pub(super) fn is_removed(&self) -> bool {
+        matches!(self.state().phase, Phase::Removed)
+    }
+
+    /// Whether nothing was ever stored.
+    pub(super) fn is_empty(&self) -> bool {
+        let state = self.state();
+        matches!(state.phase, Phase::Receiving) && state.ranges.len() == 0 && self.total() > 0
     }
 }
 
@@ -460,7 +466,6 @@ struct Flight {
 pub(super) struct Landing {
     entry: Arc<Entry>,
     flight: Arc<Flight>,
-    locked: bool,
 }
 
 impl Entry {
@@ -475,67 +480,75 @@ impl Entry {
         range: Range<u64>,
         stall: Duration,
     ) -> Result<Landing, StoreError> {
-        let flight = Arc::new(Flight {
-            range: range.clone(),
-            pieces: AtomicU64::new(0),
-            superseded: Notify::new(),
-        });
+        let deadline = Instant::now() + stall * 2;
         loop {
             let mut landed = std::pin::pin!(self.landed.notified());
             landed.as_mut().enable();
-            let holder = {
-                let mut flights = self.flights();
-                let holder = flights.iter().find(|f| overlap(&f.range, &range)).cloned();
-                if holder.is_none() {
-                    flights.push(Arc::clone(&flight));
+            match self.try_take_off(range.clone())? {
+                TakeOff::Clear(landing) => return Ok(landing),
+                TakeOff::Behind(holder) => {
+                    let pieces = holder.pieces.load(Relaxed);
+                    let waited = timeout(stall, landed).await;
+                    if waited.is_err() && holder.pieces.load(Relaxed) == pieces {
+                        holder.superseded.notify_one();
+                    }
                 }
-                holder
-            };
-            let Some(holder) = holder else { break };
-            let pieces = holder.pieces.load(Relaxed);
-            if timeout(stall, landed).await.is_err() && holder.pieces.load(Relaxed) == pieces {
-                holder.superseded.notify_one();
+                // Another process cannot be told to give way.
+                TakeOff::BehindAnotherProcess if Instant::now() > deadline => {
+                    return Err(StoreError::new("another process is writing this range"));
+                }
+                TakeOff::BehindAnotherProcess => tokio::time::sleep(RETRY).await,
             }
-        }
-        let mut landing = Landing {
-            entry: Arc::clone(self),
-            flight,
-            locked: false,
-        };
-        let Some(data) = self.data.as_ref().filter(|_| range.start < range.end) else {
-            return Ok(landing);
-        };
-        // Another process cannot be told to give way.
-        let deadline = Instant::now() + stall * 2;
-        loop {
-            landing.locked = lock::try_lock(data, range.clone())?;
-            if landing.locked {
-                return Ok(landing);
-            }
-            if Instant::now() > deadline {
-                return Err(StoreError::new("another process is writing this range"));
-            }
-            tokio::time::sleep(RETRY).await;
         }
     }
 
-    /// Makes all writers give way, and waits until they have.
-    pub(super) async fn ground(&self) {
-        loop {
-            let mut landed = std::pin::pin!(self.landed.notified());
-            landed.as_mut().enable();
-            {
-                let flights = self.flights();
-                if flights.is_empty() {
-                    return;
-                }
-                flights
-                    .iter()
-                    .for_each(|flight| flight.superseded.notify_one());
-            }
-            landed.await;
+    /// Takes the whole file, so that it can be removed, unless somebody is writing.
+    pub(super) fn try_ground(self: &Arc<Self>) -> io::Result<Option<Landing>> {
+        match self.try_take_off(WHOLE)? {
+            TakeOff::Clear(landing) => Ok(Some(landing)),
+            _ => Ok(None),
         }
     }
+
+    /// Takes the whole file from whoever is writing.
+    pub(super) async fn ground(self: &Arc<Self>, stall: Duration) -> Result<Landing, StoreError> {
+        self.flights()
+            .iter()
+            .for_each(|flight| flight.superseded.notify_one());
+        self.take_off(WHOLE, stall).await
+    }
+
+    fn try_take_off(self: &Arc<Self>, range: Range<u64>) -> io::Result<TakeOff> {
+        let mut flights = self.flights();
+        if let Some(holder) = flights.iter().find(|flight| overlap(&flight.range, &range)) {
+            return Ok(TakeOff::Behind(Arc::clone(holder)));
+        }
+        if let Some(data) = self.data.as_ref().filter(|_| range.start < range.end) {
+            if !lock::try_lock(data, range.clone())? {
+                return Ok(TakeOff::BehindAnotherProcess);
+            }
+        }
+        let pieces = AtomicU64::new(0);
+        let flight = Arc::new(Flight {
+            range,
+            pieces,
+            superseded: Notify::new(),
+        });
+        flights.push(Arc::clone(&flight));
+        Ok(TakeOff::Clear(Landing {
+            entry: Arc::clone(self),
+            flight,
+        }))
+    }
+}
+
+/// All bytes that a file can have.
+const WHOLE: Range<u64> = 0..1 << 62;
+
+enum TakeOff {
+    Clear(Landing),
+    Behind(Arc<Flight>),
+    BehindAnotherProcess,
 }
 
 impl Landing {
@@ -551,7 +564,12 @@ impl Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        if let (true, Some(data)) = (self.locked, &self.entry.data) {
+        if let Some(data) = self
+            .entry
+            .data
+            .as_ref()
+            .filter(|_| !self.flight.range.is_empty())
+        {
             lock::unlock(data, self.flight.range.clone());
         }
         self.entry

@@ -78,6 +78,12 @@ impl Event {
         let (mut a, mut b, mut crc) =
             (0, payload.len() as u64, crc32fast::hash(payload.as_bytes()));
         let (mut flags, mut boot_tag) = (0, 0);
+        // Who reads the first one does not know the id yet.
+        let seed = if let Self::Created { .. } = self {
+            0
+        } else {
+            seed
+        };
         match self {
             Self::Stored {
                 offset,

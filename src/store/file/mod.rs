@@ -236,33 +236,34 @@ impl Store for FileStore {
         offset: u64,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
-        let entry = {
-            let upload = upload.clone();
-            self.blocking(move |shared| shared.entry_for(&upload))
-                .await?
-        };
-        let range = offset..offset.saturating_add(body.max_len());
-        let landing = Arc::new(entry.take_off(range.clone(), self.shared.stall).await?);
-        let (gaps, ranges) = entry.gaps(&range);
-        if ranges + gaps.len() > self.shared.max_ranges {
-            return Err(StoreError::TooManyRanges);
+        // Most chunks that are no good are so before there is anything on disk.
+        let mut first = self.shared.spare_block();
+        let mut ended = false;
+        while !ended && first.len() < BLOCK {
+            match body.next().await.transpose()? {
+                Some(piece) => first.extend_from_slice(&piece),
+                None => ended = true,
+            }
         }
-        let mut chunk = ChunkWriter {
+        let max_len = if ended {
+            first.len() as u64
+        } else {
+            body.max_len()
+        };
+        let range = offset..offset.saturating_add(max_len);
+        let (entry, landing) = self.take_off(upload, range.clone()).await?;
+        let rubbish = Rubbish {
             store: self,
             entry: &entry,
-            landing: &landing,
-            at: offset,
-            gaps: gaps.into(),
-            block: Vec::new(),
-            block_at: 0,
-            written: Vec::new(),
+            done: false,
         };
-        while let Some(piece) = unless(landing.superseded(), body.next()).await? {
-            landing.piece_came();
-            chunk.push(&piece?).await?;
+        let result = self.fill(&entry, landing, range, &first, ended, body).await;
+        self.shared.give_back(first);
+        match result {
+            Ok(()) => rubbish.keep(),
+            Err(_) => rubbish.remove().await,
         }
-        chunk.finish().await?;
-        Ok(entry.progress())
+        result.map(|()| entry.progress())
     }
 
     async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
@@ -350,8 +351,8 @@ impl Store for FileStore {
         let Some(claim) = found.await? else {
             return Ok(false);
         };
-        claim.entry.ground().await;
-        self.blocking(move |shared| shared.discard(&claim).map(|()| true))
+        let landing = claim.entry.ground(self.shared.stall).await?;
+        self.blocking(move |shared| shared.discard(&claim, &landing).map(|()| true))
             .await
     }
 
@@ -384,11 +385,7 @@ impl Store for FileStore {
                     ),
                     _ => (&mut swept.abandoned, before(expiry.abandoned_before)),
                 };
-                if !expired || entry.is_busy() {
-                    return Ok(());
-                }
-                if let Some(claim) = entry.try_claim()? {
-                    shared.discard(&claim)?;
+                if expired && shared.try_discard(entry, |_| true)? {
                     *counter += 1;
                 }
                 Ok(())
@@ -444,6 +441,66 @@ async fn unless<T>(
 }
 
 impl FileStore {
+    /// The upload, created if it is new, and the right to write a range of it.
+    async fn take_off(
+        &self,
+        upload: &Upload,
+        range: Range<u64>,
+    ) -> Result<(Arc<Entry>, Landing), StoreError> {
+        loop {
+            let upload = upload.clone();
+            let entry = self
+                .blocking(move |shared| shared.entry_for(&upload))
+                .await?;
+            let landing = entry.take_off(range.clone(), self.shared.stall).await?;
+            // What was removed meanwhile begins anew.
+            if !entry.is_removed() {
+                return Ok((entry, landing));
+            }
+        }
+    }
+
+    /// Writes `first`, and unless the body has `ended` what follows, into a range.
+    async fn fill(
+        &self,
+        entry: &Arc<Entry>,
+        landing: Landing,
+        range: Range<u64>,
+        first: &[u8],
+        ended: bool,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<(), StoreError> {
+        let landing = Arc::new(landing);
+        let (gaps, ranges) = entry.gaps(&range);
+        if ranges + gaps.len() > self.shared.max_ranges {
+            return Err(StoreError::TooManyRanges);
+        }
+        let mut chunk = ChunkWriter {
+            store: self,
+            entry,
+            landing: &landing,
+            at: range.start,
+            gaps: gaps.into(),
+            block: Vec::new(),
+            block_at: 0,
+            written: Vec::new(),
+        };
+        chunk.push(first).await?;
+        while !ended {
+            match unless(landing.superseded(), body.next())
+                .await?
+                .transpose()?
+            {
+                Some(piece) => {
+                    landing.piece_came();
+                    chunk.push(&piece).await?;
+                }
+                None => break,
+            }
+        }
+        chunk.finish().await
+    }
+
     /// Runs `work` where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -453,6 +510,39 @@ impl FileStore {
         tokio::task::spawn_blocking(move || work(&shared))
             .await
             .map_err(StoreError::new)?
+    }
+}
+
+/// An upload that a chunk may have created in vain.
+struct Rubbish<'a> {
+    store: &'a FileStore,
+    entry: &'a Arc<Entry>,
+    done: bool,
+}
+
+impl Rubbish<'_> {
+    fn keep(mut self) {
+        self.done = true;
+    }
+
+    async fn remove(mut self) {
+        self.done = true;
+        let entry = Arc::clone(self.entry);
+        // What cannot be removed now is swept later.
+        let _ = self
+            .store
+            .blocking(move |s| s.try_discard(&entry, Entry::is_empty))
+            .await;
+    }
+}
+
+/// The request was dropped.
+impl Drop for Rubbish<'_> {
+    fn drop(&mut self) {
+        if let (false, Ok(runtime)) = (self.done, tokio::runtime::Handle::try_current()) {
+            let (shared, entry) = (Arc::clone(&self.store.shared), Arc::clone(self.entry));
+            runtime.spawn_blocking(move || shared.try_discard(&entry, Entry::is_empty));
+        }
     }
 }
 
@@ -628,10 +718,7 @@ impl Shared {
             if let Some((entry, view)) = self.look(&upload.key)? {
                 match view.phase {
                     Phase::Settled(record) if record.expires <= SystemTime::now() => {
-                        // Nobody else holds a claim of it but to do the same.
-                        if let Some(claim) = entry.try_claim()? {
-                            self.discard(&claim)?;
-                        }
+                        self.try_discard(&entry, |_| true)?;
                     }
                     _ => return Ok(entry),
                 }
@@ -818,8 +905,28 @@ impl Shared {
         }
     }
 
-    /// Removes an upload, and its file if nobody has taken it.
-    fn discard(&self, claim: &Claim) -> Result<(), StoreError> {
+    /// Removes an upload if nobody is busy with it and it is still as `wanted`.
+    fn try_discard(
+        &self,
+        entry: &Arc<Entry>,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<bool, StoreError> {
+        let Some(claim) = entry.try_claim()? else {
+            return Ok(false);
+        };
+        let Some(landing) = entry.try_ground()? else {
+            return Ok(false);
+        };
+        entry.view()?;
+        let wanted = wanted(entry);
+        if wanted {
+            self.discard(&claim, &landing)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Removes an upload, and its file if nobody has taken it. Nobody else may deliver it or write.
+    fn discard(&self, claim: &Claim, _landing: &Landing) -> Result<(), StoreError> {
         let entry = &claim.entry;
         let unclaimed_file = match entry.view()?.phase {
             Phase::Sealed(seal) => Some(self.finished.join(seal.path)),
