@@ -15,6 +15,7 @@ use futures_core::Stream;
 
 use crate::{BoxError, UploadError};
 
+pub mod conformance;
 mod file;
 mod memory;
 mod range_set;

@@ -151,6 +151,21 @@ impl<V: Joined> Ranges<V> {
         self.map.len()
     }
 
+    /// How many ranges there would be with another one.
+    pub(super) fn len_with(&self, offset: u64, len: u64) -> usize {
+        let end = offset.saturating_add(len);
+        let first = self
+            .map
+            .range(..=offset)
+            .next_back()
+            .map_or(offset, |(start, _)| *start);
+        let touched = self
+            .map
+            .range(first..=end)
+            .filter(|(_, (stored, _))| *stored >= offset);
+        self.map.len() + 1 - touched.count()
+    }
+
     /// What is known of the range that starts at 0, if it ends at `end`.
     pub(super) fn whole(&self, end: u64) -> Option<&V> {
         self.map
@@ -191,12 +206,14 @@ mod tests {
             for _ in 0..12 {
                 let start = random(SIZE + 1);
                 let len = random(SIZE + 1 - start);
+                let expected = sums.len_with(start as u64, len as u64);
                 for gap in sums.gaps(start as u64, len as u64) {
                     let bytes = &content[gap.start as usize..gap.end as usize];
                     sums.insert(gap, Crc(crc32fast::hash(bytes)));
                 }
                 set.insert(start as u64, len as u64);
                 model[start..start + len].fill(true);
+                assert!(len == 0 || sums.len() == expected);
 
                 let bytes = |range: Range<u64>| range.start as usize..range.end as usize;
                 assert_eq!(set.total(), model.iter().filter(|b| **b).count() as u64);

@@ -170,14 +170,17 @@ impl Entry {
         })
     }
 
-    /// What of a range is not stored, how many bytes and ranges are.
+    /// What of a range is not stored, and how many ranges there will be when it is.
     pub(super) fn gaps(&self, range: &Range<u64>) -> (Vec<Range<u64>>, usize) {
         let state = self.state();
         match state.phase {
-            Phase::Receiving => (
-                state.ranges.gaps(range.start, range.end - range.start),
-                state.ranges.len(),
-            ),
+            Phase::Receiving => {
+                let len = range.end - range.start;
+                (
+                    state.ranges.gaps(range.start, len),
+                    state.ranges.len_with(range.start, len),
+                )
+            }
             _ => (Vec::new(), 0),
         }
     }

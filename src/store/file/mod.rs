@@ -472,7 +472,7 @@ impl FileStore {
     ) -> Result<(), StoreError> {
         let landing = Arc::new(landing);
         let (gaps, ranges) = entry.gaps(&range);
-        if ranges + gaps.len() > self.shared.max_ranges {
+        if !gaps.is_empty() && ranges > self.shared.max_ranges {
             return Err(StoreError::TooManyRanges);
         }
         let mut chunk = ChunkWriter {

@@ -1,0 +1,327 @@
+//! The stores: what all of them keep, and what only files can.
+
+use std::{
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tower_resumable::{
+    FileStore, MemoryStore, Store, StoreError,
+    store::{ChunkBody, Durability, Location, Status, TryClaim, Upload, UploadKey, conformance},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_conforms() {
+    let read = async |location: &Location| match location {
+        Location::Memory(bytes) => Some(bytes.to_vec()),
+        _ => None,
+    };
+    conformance::check(&MemoryStore::default(), read).await;
+}
+
+async fn read_file(location: &Location) -> Option<Vec<u8>> {
+    match location {
+        Location::File(path) => std::fs::read(path).ok(),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_conform() {
+    for durability in [Durability::Power, Durability::Process] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::builder(dir.path())
+            .durability(durability)
+            .open()
+            .unwrap();
+        conformance::check(&store, read_file).await;
+        // What was not delivered is gone without a trace.
+        let partial: Vec<_> = files(&dir.path().join("partial"))
+            .into_iter()
+            .filter(|path| {
+                path.extension()
+                    .is_none_or(|extension| extension != "journal")
+            })
+            .collect();
+        assert_eq!(partial, Vec::<PathBuf>::new());
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path))
+        } else {
+            found.push(path)
+        }
+    }
+    found
+}
+
+fn upload(total: u64) -> Upload {
+    Upload {
+        key: UploadKey::from_bytes([7; 32]),
+        scope: String::new(),
+        identifier: "i".into(),
+        total,
+        file_name: Some("../a.txt".into()),
+        relative_path: None,
+        content_type: None,
+        fields: Vec::new(),
+    }
+}
+
+async fn put(
+    store: &FileStore,
+    upload: &Upload,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<bool, StoreError> {
+    let stream = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
+    let stream = pin!(stream);
+    let mut body = ChunkBody::new(stream, Some(bytes.len() as u64), 0);
+    store
+        .put(upload, offset, &mut body)
+        .await
+        .map(|progress| progress.complete)
+}
+
+async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
+    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
+        panic!("no claim");
+    };
+    let sealed = store.seal(&mut claim, upload).await.unwrap();
+    match sealed.location {
+        Location::File(path) => path,
+        location => panic!("{location:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_new_process_goes_on_where_the_last_one_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let upload = upload(30);
+    put(
+        &FileStore::open(dir.path()).unwrap(),
+        &upload,
+        20,
+        b"2222222222",
+    )
+    .await
+    .unwrap();
+    put(
+        &FileStore::open(dir.path()).unwrap(),
+        &upload,
+        0,
+        b"0000000000",
+    )
+    .await
+    .unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    match store.status(&upload.key).await.unwrap() {
+        Status::Receiving(ranges) => assert_eq!(ranges.iter().collect::<Vec<_>>(), [0..10, 20..30]),
+        status => panic!("{status:?}"),
+    }
+    assert!(put(&store, &upload, 10, b"1111111111").await.unwrap());
+    drop(store);
+    let store = FileStore::open(dir.path()).unwrap();
+    assert_eq!(store.undelivered().await.unwrap(), [upload.key]);
+    let path = deliver(&store, &upload).await;
+    assert_eq!(
+        std::fs::read(path).unwrap(),
+        b"000000000011111111112222222222"
+    );
+}
+
+/// Two stores on one folder are to each other as two processes: they share nothing but files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stores_on_one_folder() {
+    for round in 0..50u8 {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = [
+            FileStore::open(dir.path()).unwrap(),
+            FileStore::open(dir.path()).unwrap(),
+        ];
+        let upload = upload(80);
+        let content: Vec<u8> = (0..80).map(|i| i ^ round).collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (n, store) in (0..8usize).flat_map(|n| stores.iter().map(move |store| (n, store))) {
+            let (store, upload) = (store.clone(), upload.clone());
+            let chunk = content[n * 10..n * 10 + 10].to_vec();
+            tasks.spawn(async move {
+                let complete = put(&store, &upload, n as u64 * 10, &chunk).await.unwrap();
+                if !complete {
+                    return None;
+                }
+                match store.try_claim(&upload.key).await.unwrap() {
+                    TryClaim::Won(claim) => Some((store, claim)),
+                    _ => None,
+                }
+            });
+        }
+        let mut claims: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+        assert_eq!(claims.len(), 1, "round {round}");
+        let (store, mut claim) = claims.pop().unwrap();
+        let sealed = store.seal(&mut claim, &upload).await.unwrap();
+        assert_eq!(
+            read_file(&sealed.location).await.unwrap(),
+            content,
+            "round {round}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn names_of_finished_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = dir.path().join("done");
+    let builder = || FileStore::builder(dir.path()).finished_dir(&done);
+    let finish = async |store: FileStore, n: u8| {
+        let upload = Upload {
+            key: UploadKey::from_bytes([n; 32]),
+            ..upload(1)
+        };
+        put(&store, &upload, 0, &[n]).await.unwrap();
+        let path = deliver(&store, &upload).await;
+        assert_eq!(std::fs::read(&path).unwrap(), [n]);
+        path.strip_prefix(&done).unwrap().to_owned()
+    };
+    let default = finish(builder().open().unwrap(), 0).await;
+    assert!(
+        default.ends_with("a.txt") && default.components().count() == 2,
+        "{default:?}"
+    );
+
+    let named = |path: &'static str| builder().naming(move |_| Some(path.into())).open().unwrap();
+    assert_eq!(
+        finish(named("x/a.tar.gz"), 1).await,
+        Path::new("x/a.tar.gz")
+    );
+    assert_eq!(
+        finish(named("x/a.tar.gz"), 2).await,
+        Path::new("x/a.tar (1).gz")
+    );
+    assert_eq!(
+        finish(named("x/a.tar.gz"), 3).await,
+        Path::new("x/a.tar (2).gz")
+    );
+    assert_eq!(finish(named("b"), 4).await, Path::new("b"));
+    assert_eq!(finish(named("b"), 5).await, Path::new("b (1)"));
+
+    for (n, path) in ["../c", "/c", "", "x/../../c", "."].into_iter().enumerate() {
+        let store = named(path);
+        let upload = Upload {
+            key: UploadKey::from_bytes([100 + n as u8; 32]),
+            ..upload(1)
+        };
+        put(&store, &upload, 0, b"x").await.unwrap();
+        let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
+            panic!("no claim");
+        };
+        assert!(store.seal(&mut claim, &upload).await.is_err(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_chunk_gives_way_to_another_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let stall = Duration::from_millis(50);
+    let store = FileStore::builder(dir.path())
+        .stall_timeout(stall)
+        .open()
+        .unwrap();
+    let chunk = vec![7; 1 << 20];
+    let upload = upload(chunk.len() as u64);
+    let stalled = {
+        let (store, upload, half) = (
+            store.clone(),
+            upload.clone(),
+            Bytes::from(chunk[1 << 19..].to_vec()),
+        );
+        tokio::spawn(async move {
+            use futures_util::StreamExt as _;
+            let half = futures_util::stream::iter([Ok(half)]);
+            let stream = pin!(half.chain(futures_util::stream::pending()));
+            store
+                .put(&upload, 0, &mut ChunkBody::new(stream, Some(1 << 20), 0))
+                .await
+        })
+    };
+    assert!(put(&store, &upload, 0, &chunk).await.unwrap());
+    // If it came first it has given way; if it did not, it waits for more bytes.
+    if stalled.is_finished() {
+        assert!(matches!(
+            stalled.await.unwrap(),
+            Err(StoreError::Superseded)
+        ));
+    } else {
+        stalled.abort();
+    }
+    assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == chunk);
+}
+
+#[tokio::test]
+async fn too_many_pieces_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::builder(dir.path()).max_ranges(3).open().unwrap();
+    let upload = upload(100);
+    for n in 0..3 {
+        put(&store, &upload, n * 20, b"x").await.unwrap();
+    }
+    assert!(matches!(
+        put(&store, &upload, 90, b"x").await,
+        Err(StoreError::TooManyRanges)
+    ));
+    // What makes fewer of them is taken.
+    put(&store, &upload, 1, &[b'y'; 19]).await.unwrap();
+    put(&store, &upload, 90, b"x").await.unwrap();
+}
+
+#[tokio::test]
+async fn folders_that_cannot_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(FileStore::open(&file).is_err());
+    // Linux has another file system there.
+    if cfg!(target_os = "linux") && Path::new("/dev/shm").is_dir() {
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        let error = FileStore::builder(dir.path())
+            .finished_dir(other.path())
+            .open()
+            .unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("different file systems"), "{source}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn files_and_folders_are_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let store = FileStore::open(&root).unwrap();
+    put(&store, &upload(2), 0, b"x").await.unwrap();
+    let upload = Upload {
+        key: UploadKey::from_bytes([8; 32]),
+        ..upload(1)
+    };
+    put(&store, &upload, 0, b"x").await.unwrap();
+    let path = deliver(&store, &upload).await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for dir in path
+        .ancestors()
+        .skip(1)
+        .take_while(|dir| dir.starts_with(&root))
+    {
+        assert_eq!(mode(dir), 0o700, "{dir:?}");
+    }
+    for file in files(&root) {
+        assert_eq!(mode(&file), 0o600, "{file:?}");
+    }
+}
