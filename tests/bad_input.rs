@@ -11,8 +11,11 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Fields without their prefix, and what they are changed to.
+type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
+
 /// The fields of chunk 1 of 2 with some set to other values, or taken out.
-fn fields(changes: &[(&str, Option<&str>)]) -> Vec<(String, String)> {
+fn fields(changes: Changes<'_>) -> Vec<(String, String)> {
     let mut fields = File::new("a.txt", 25).fields(1);
     for (name, value) in changes {
         let name = format!("resumable{name}");
@@ -31,7 +34,7 @@ fn fields(changes: &[(&str, Option<&str>)]) -> Vec<(String, String)> {
 async fn fields_that_cannot_be_right() {
     let server = Server::start().await;
     let mut client = server.client().await;
-    let cases: &[(&[(&str, Option<&str>)], &str)] = &[
+    let cases: &[(Changes, &str)] = &[
         (&[("Identifier", None)], "missing_field"),
         (&[("TotalSize", None)], "missing_field"),
         (&[("ChunkNumber", None)], "missing_field"),

@@ -391,9 +391,9 @@ impl State {
                 offset, len, crc, ..
             } => {
                 // Nobody writes what is stored; if it is so all the same, the first one counts.
-                if self.ranges.gaps(offset, len) == [offset..offset.saturating_add(len)] {
-                    self.ranges
-                        .insert(offset..offset.saturating_add(len), Crc(crc));
+                let range = offset..offset.saturating_add(len);
+                if self.ranges.gaps(offset, len).first() == Some(&range) {
+                    self.ranges.insert(range, Crc(crc));
                 }
             }
             Event::Sealed { path, upload, crc } => {

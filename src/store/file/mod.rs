@@ -396,9 +396,7 @@ impl Store for FileStore {
     }
 
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Spool, StoreError> {
-        let mut file = self
-            .blocking(|shared| Ok(tempfile_in(&shared.partial)?))
-            .await?;
+        let mut file = self.blocking(|shared| tempfile_in(&shared.partial)).await?;
         let mut block = Vec::new();
         loop {
             let piece = body.next().await.transpose()?;
@@ -486,16 +484,13 @@ impl FileStore {
             written: Vec::new(),
         };
         chunk.push(first).await?;
-        while !ended {
-            match unless(landing.superseded(), body.next())
+        if !ended {
+            while let Some(piece) = unless(landing.superseded(), body.next())
                 .await?
                 .transpose()?
             {
-                Some(piece) => {
-                    landing.piece_came();
-                    chunk.push(&piece).await?;
-                }
-                None => break,
+                landing.piece_came();
+                chunk.push(&piece).await?;
             }
         }
         chunk.finish().await
