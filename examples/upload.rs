@@ -2,9 +2,8 @@
 //! own tests.
 //!
 //! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`, and again after it was
-//! killed: it goes on where it was. `--help` lists the options.
-//!
-//! On standard output there is one line of JSON for each file that was finished or refused.
+//! killed: it goes on where it was. `--help` lists the options. Standard output gets one line of
+//! JSON for each file that was finished or refused.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,7 +12,7 @@ use std::{
     error::Error as StdError,
     ffi::OsString,
     fmt, fs,
-    future::pending,
+    future::{pending, ready},
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, IsTerminal, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -30,7 +29,7 @@ use futures_util::{
     future::{try_join, try_join_all},
     stream,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::Frame,
@@ -69,10 +68,9 @@ Usage: upload [OPTIONS] URL FILE...
 
 /// How much of a file is in memory at a time, per connection. Base64 needs a multiple of three.
 const PIECE: u64 = 3 << 16;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 type Error = Box<dyn StdError + Send + Sync>;
+type Fields = Vec<(String, String)>;
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 #[tokio::main]
@@ -102,21 +100,27 @@ async fn upload(options: &Options, path: &Path) -> Result<(), Error> {
     let upload = Upload::new(options, path)?;
     let result = tokio::select! {
         result = upload.run() => result,
-        never = upload.progress() => match never {},
+        never = upload.draw_progress() => match never {},
     };
     upload.clear_progress();
-    upload.report(&result)?;
+    match &result {
+        Ok(()) => upload.report(upload.last_answer.take())?,
+        Err(Failure::Refused(answer)) => upload.report(Some(answer.clone()))?,
+        Err(_) => {}
+    }
     Ok(result?)
 }
 
+#[derive(Default)]
 struct Options {
     url: Uri,
     files: Vec<PathBuf>,
     chunk_size: u64,
     force_chunk_size: bool,
     parallel: usize,
-    format: Format,
-    test: bool,
+    octet: bool,
+    base64: bool,
+    no_test: bool,
     shuffle: bool,
     seed: u64,
     last_alone: bool,
@@ -125,125 +129,116 @@ struct Options {
     name: Option<String>,
     relative_path: Option<String>,
     headers: HeaderMap,
-    fields: Vec<(String, String)>,
+    fields: Fields,
     retries: u32,
     acks: Option<fs::File>,
     quiet: bool,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Format {
-    Multipart,
-    Octet,
-    Base64,
-}
-
 impl Options {
     fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Self, Error> {
         let mut options = Self {
-            url: Uri::default(),
-            files: Vec::new(),
             chunk_size: 1 << 20,
-            force_chunk_size: false,
             parallel: 3,
-            format: Format::Multipart,
-            test: true,
-            shuffle: false,
             seed: random(),
-            last_alone: false,
-            duplicate: 0,
-            identifier: None,
-            name: None,
-            relative_path: None,
-            headers: HeaderMap::new(),
-            fields: Vec::new(),
             retries: 100,
-            acks: None,
-            quiet: false,
+            ..Self::default()
         };
-        let mut url = None;
+        let mut plain = Vec::new();
         while let Some(word) = words.next() {
-            let option = match word.to_str() {
-                Some(text) if text.starts_with("--") => text,
-                Some(text) if url.is_none() => {
-                    url = Some(parsed::<Uri>("URL", text)?);
-                    continue;
-                }
-                _ => {
-                    options.files.push(word.into());
-                    continue;
-                }
-            };
-            let mut value = || match words.next().map(OsString::into_string) {
-                Some(Ok(value)) => Ok(value),
-                Some(Err(_)) => Err(format!("{option} needs a value in UTF-8")),
-                None => Err(format!("{option} needs a value")),
-            };
-            match option {
-                "--chunk-size" => options.chunk_size = size(option, &value()?)?,
-                "--force-chunk-size" => options.force_chunk_size = true,
-                "--parallel" => options.parallel = parsed(option, &value()?)?,
-                "--octet" => options.format = Format::Octet,
-                "--base64" => options.format = Format::Base64,
-                "--no-test" => options.test = false,
-                "--shuffle" => options.shuffle = true,
-                "--seed" => options.seed = parsed(option, &value()?)?,
-                "--last-alone" => options.last_alone = true,
-                "--duplicate" => options.duplicate = parsed(option, &value()?)?,
-                "--identifier" => options.identifier = Some(value()?),
-                "--name" => options.name = Some(value()?),
-                "--relative-path" => options.relative_path = Some(value()?),
-                "--header" => {
-                    let line = value()?;
-                    let (name, value) = line.split_once(':').ok_or("--header needs 'K: V'")?;
-                    let name: HeaderName = parsed(option, name.trim())?;
-                    options.headers.append(name, parsed(option, value.trim())?);
-                }
-                "--field" => {
-                    let field = value()?;
-                    let (name, value) = field.split_once('=').ok_or("--field needs K=V")?;
-                    options.fields.push((name.into(), value.into()));
-                }
-                "--retries" => options.retries = parsed(option, &value()?)?,
-                "--acks" => {
-                    let path = value()?;
-                    let file = fs::OpenOptions::new().append(true).create(true).open(&path);
-                    options.acks = Some(file.map_err(|error| format!("--acks {path}: {error}"))?);
-                }
-                "--quiet" => options.quiet = true,
-                _ => return Err(format!("there is no option {option}").into()),
+            match word.to_str() {
+                Some(option) if option.starts_with("--") => options.set(option, &mut words)?,
+                _ => plain.push(word),
             }
         }
-        options.url = url.ok_or("there is no URL")?;
+        let mut plain = plain.into_iter();
+        let url = plain.next().ok_or("there is no URL")?;
+        options.url = parsed("URL", &url.to_string_lossy())?;
+        options.files = plain.map(PathBuf::from).collect();
         options.check()?;
+        if let (Some(host), false) = (options.url.host(), options.headers.contains_key("host")) {
+            let port = options.url.port().map(|port| format!(":{port}"));
+            let host = format!("{host}{}", port.unwrap_or_default()).parse()?;
+            options.headers.insert(header::HOST, host);
+        }
         Ok(options)
     }
 
-    fn check(&mut self) -> Result<(), Error> {
-        let one_file = self.identifier.is_some() || self.name.is_some();
-        match self {
-            _ if self.url.scheme_str() != Some("http") => Err("the URL must start with http://")?,
-            _ if self.files.is_empty() => Err("there is no FILE")?,
-            _ if self.chunk_size == 0 => Err("--chunk-size must not be 0")?,
-            _ if self.parallel == 0 => Err("--parallel must not be 0")?,
-            _ if self.duplicate > 100 => Err("--duplicate is at most 100")?,
-            _ if self.files.len() > 1 && (one_file || self.relative_path.is_some()) => {
-                Err("--identifier, --name and --relative-path are for one FILE")?
+    fn set(
+        &mut self,
+        option: &str,
+        words: &mut dyn Iterator<Item = OsString>,
+    ) -> Result<(), Error> {
+        let mut value = || match words.next().map(OsString::into_string) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(_)) => Err(format!("{option} needs a value in UTF-8")),
+            None => Err(format!("{option} needs a value")),
+        };
+        match option {
+            "--chunk-size" => self.chunk_size = bytes(option, &value()?)?,
+            "--force-chunk-size" => self.force_chunk_size = true,
+            "--parallel" => self.parallel = parsed(option, &value()?)?,
+            "--octet" => self.octet = true,
+            "--base64" => self.base64 = true,
+            "--no-test" => self.no_test = true,
+            "--shuffle" => self.shuffle = true,
+            "--seed" => self.seed = parsed(option, &value()?)?,
+            "--last-alone" => self.last_alone = true,
+            "--duplicate" => self.duplicate = parsed(option, &value()?)?,
+            "--identifier" => self.identifier = Some(value()?),
+            "--name" => self.name = Some(value()?),
+            "--relative-path" => self.relative_path = Some(value()?),
+            "--header" => {
+                let line = value()?;
+                let (name, value) = line.split_once(':').ok_or("--header needs 'K: V'")?;
+                let name: HeaderName = parsed(option, name.trim())?;
+                self.headers.append(name, parsed(option, value.trim())?);
             }
-            _ => {}
-        }
-        if !self.headers.contains_key(header::HOST) {
-            let host = match (self.url.host().unwrap_or_default(), self.url.port()) {
-                (host, Some(port)) => format!("{host}:{port}"),
-                (host, None) => host.to_owned(),
-            };
-            self.headers.insert(header::HOST, host.parse()?);
+            "--field" => {
+                let field = value()?;
+                let (name, value) = field.split_once('=').ok_or("--field needs K=V")?;
+                self.fields.push((name.into(), value.into()));
+            }
+            "--retries" => self.retries = parsed(option, &value()?)?,
+            "--acks" => {
+                let path = value()?;
+                let file = fs::OpenOptions::new().append(true).create(true).open(&path);
+                self.acks = Some(file.map_err(|error| format!("--acks {path}: {error}"))?);
+            }
+            "--quiet" => self.quiet = true,
+            _ => return Err(format!("there is no option {option}").into()),
         }
         Ok(())
     }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let named = [&self.identifier, &self.name, &self.relative_path];
+        let complaints = [
+            (
+                self.url.scheme_str() != Some("http"),
+                "the URL must start with http://",
+            ),
+            (self.files.is_empty(), "there is no FILE"),
+            (self.chunk_size == 0, "--chunk-size must not be 0"),
+            (self.parallel == 0, "--parallel must not be 0"),
+            (self.duplicate > 100, "--duplicate is at most 100"),
+            (
+                self.octet && self.base64,
+                "--octet and --base64 exclude each other",
+            ),
+            (
+                self.files.len() > 1 && named.iter().any(|option| option.is_some()),
+                "--identifier, --name and --relative-path are for one FILE",
+            ),
+        ];
+        match complaints.iter().find(|(wrong, _)| *wrong) {
+            Some((_, complaint)) => Err(complaint),
+            None => Ok(()),
+        }
+    }
 }
 
-/// One file on its way. All workers are futures in one task, so cells suffice.
+/// One file on its way. All workers are futures of one task, so cells suffice.
 struct Upload<'a> {
     options: &'a Options,
     path: &'a Path,
@@ -252,13 +247,18 @@ struct Upload<'a> {
     identifier: String,
     name: String,
     relative_path: String,
+    count: Count,
+    /// The last one with success; one to a chunk goes before those to tests.
+    last_answer: RefCell<Option<Answer>>,
+}
+
+#[derive(Default)]
+struct Count {
     settled_bytes: Cell<u64>,
     sent: Cell<u64>,
     skipped: Cell<u64>,
     duplicates: Cell<u64>,
     retries: Cell<u64>,
-    last_sent: RefCell<Option<Answer>>,
-    last_skipped: RefCell<Option<Answer>>,
 }
 
 #[derive(Clone, Copy)]
@@ -269,11 +269,11 @@ struct Chunk {
     twice: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Answer {
     status: StatusCode,
     body: Bytes,
-    /// From when the request was handed to the system until the answer was here.
+    /// From when all of the chunk was handed to the connection until the answer was here.
     waited: Duration,
 }
 
@@ -281,7 +281,7 @@ impl<'a> Upload<'a> {
     fn new(options: &'a Options, path: &'a Path) -> Result<Self, Error> {
         let metadata = fs::metadata(path)?;
         if !metadata.is_file() {
-            return Err("is not a file".into());
+            return Err("not a file".into());
         }
         let size = metadata.len();
         let file_name = || {
@@ -309,13 +309,8 @@ impl<'a> Upload<'a> {
             identifier,
             name,
             relative_path,
-            settled_bytes: Cell::default(),
-            sent: Cell::default(),
-            skipped: Cell::default(),
-            duplicates: Cell::default(),
-            retries: Cell::default(),
-            last_sent: RefCell::default(),
-            last_skipped: RefCell::default(),
+            count: Count::default(),
+            last_answer: RefCell::default(),
         })
     }
 
@@ -325,27 +320,27 @@ impl<'a> Upload<'a> {
             self.note(&format!("--seed {}", self.options.seed));
             shuffle(&mut numbers, self.options.seed);
         }
-        // Spreads the duplicates evenly, and gives their exact share.
+        // The exact share, spread evenly.
         let duplicates = |position: u64| position * self.options.duplicate / 100;
         let mut chunks: Vec<Chunk> = (0..)
             .zip(numbers)
             .map(|(at, number)| self.chunk(number, duplicates(at) < duplicates(at + 1)))
             .collect();
-        let last = chunks.pop_if(|_| self.options.last_alone);
+        let together = chunks.len() - usize::from(self.options.last_alone);
+        let alone = chunks.split_off(together);
         self.work(chunks).await?;
-        self.work(last.into_iter().collect()).await
+        self.work(alone).await
     }
 
     fn chunk(&self, number: u64, twice: bool) -> Chunk {
         let offset = (number - 1) * self.options.chunk_size;
-        let length = match number == self.chunks {
-            true => self.size - offset,
-            false => self.options.chunk_size,
-        };
         Chunk {
             number,
             offset,
-            length,
+            length: match number == self.chunks {
+                true => self.size - offset,
+                false => self.options.chunk_size,
+            },
             twice,
         }
     }
@@ -354,7 +349,7 @@ impl<'a> Upload<'a> {
         let workers = self.options.parallel.min(chunks.len());
         let queue = RefCell::new(chunks.into_iter());
         let worker = |_| async {
-            let (mut link, mut twin) = (Link::new(self.options), Link::new(self.options));
+            let (mut link, mut twin) = (Link::default(), Link::default());
             loop {
                 let Some(chunk) = queue.borrow_mut().next() else {
                     return Ok(());
@@ -362,29 +357,30 @@ impl<'a> Upload<'a> {
                 self.settle(chunk, &mut link, &mut twin).await?;
             }
         };
-        try_join_all((0..workers).map(worker)).await?;
-        Ok(())
+        try_join_all((0..workers).map(worker)).await.map(drop)
     }
 
     /// Asks for a chunk, and sends it if it is not there.
     async fn settle(&self, chunk: Chunk, link: &mut Link, twin: &mut Link) -> Result<(), Failure> {
-        let mut there = false;
-        if self.options.test {
+        if !self.options.no_test {
             let answer = self.request(Method::GET, chunk, link).await?;
-            there = answer.is_success();
-            if there {
-                add(&self.skipped, 1);
-                self.last_skipped.replace(Some(answer));
+            if answer.is_success() {
+                if self.count.sent.get() == 0 {
+                    self.last_answer.replace(Some(answer));
+                }
+                add(&self.count.skipped, 1);
+                add(&self.count.settled_bytes, chunk.length);
+                return Ok(());
             }
         }
-        if !there && chunk.twice {
+        if chunk.twice {
             try_join(self.send(chunk, link), self.send(chunk, twin)).await?;
-            add(&self.duplicates, 1);
-        } else if !there {
+            add(&self.count.duplicates, 1);
+        } else {
             self.send(chunk, link).await?;
         }
-        add(&self.sent, u64::from(!there));
-        add(&self.settled_bytes, chunk.length);
+        add(&self.count.sent, 1);
+        add(&self.count.settled_bytes, chunk.length);
         Ok(())
     }
 
@@ -396,47 +392,50 @@ impl<'a> Upload<'a> {
             acks.write_all(line.as_bytes())
                 .map_err(|error| Failure::Local(format!("--acks: {error}")))?;
         }
-        self.last_sent.replace(Some(answer));
+        self.last_answer.replace(Some(answer));
         Ok(())
     }
 
-    /// Until there is an answer that settles it: any for a test, 200 or 201 for a chunk.
+    /// Until there is an answer that settles it: any to a test, success to a chunk.
     async fn request(
         &self,
         method: Method,
         chunk: Chunk,
         link: &mut Link,
     ) -> Result<Answer, Failure> {
-        let mut pause = FIRST_PAUSE;
-        for retries in 0.. {
+        let test = method == Method::GET;
+        let mut pauses = [200, 400, 800, 1600, 3200].into_iter();
+        for tries in 0.. {
             let sent = Arc::new(OnceLock::new());
-            let request = match method {
-                Method::GET => self.test_request(chunk),
-                _ => self.chunk_request(chunk, sent.clone()).await,
+            let request = match test {
+                true => self.test_request(chunk),
+                false => self.chunk_request(chunk, sent.clone()).await,
             };
-            let failure = match link.exchange(request.map_err(Failure::local)?, &sent).await {
-                Ok(answer) if method == Method::GET || answer.is_success() => return Ok(answer),
+            let request = request.map_err(|error| Failure::Local(error.to_string()))?;
+            let failure = match link.exchange(&self.options.url, request, &sent).await {
+                Ok(answer) if test || answer.is_success() => return Ok(answer),
                 Ok(answer) => Failure::Refused(answer),
                 Err(failure) => failure,
             };
-            if !failure.may_pass() || retries == self.options.retries {
+            if !failure.may_pass() || tries == self.options.retries {
                 return Err(failure);
             }
-            if retries == 0 {
+            if tries == 0 {
                 self.note(&format!("chunk {}: {failure}; trying again", chunk.number));
             }
-            add(&self.retries, 1);
-            sleep(pause).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
+            add(&self.count.retries, 1);
+            sleep(Duration::from_millis(pauses.next().unwrap_or(5000))).await;
         }
-        unreachable!("the number of retries is limited")
+        unreachable!("the number of tries is limited")
     }
 
     fn test_request(&self, chunk: Chunk) -> Result<Request<Body>, Error> {
         let mut fields = self.options.fields.clone();
-        fields.extend(self.resumable_fields(chunk));
-        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
-        self.request_head(Method::GET, &fields, body)
+        fields.extend(self.fields(chunk));
+        let mut request = Request::get(self.target(&fields))
+            .body(Empty::new().map_err(|never| match never {}).boxed_unsync())?;
+        request.headers_mut().extend(self.options.headers.clone());
+        Ok(request)
     }
 
     async fn chunk_request(
@@ -444,8 +443,7 @@ impl<'a> Upload<'a> {
         chunk: Chunk,
         sent: Arc<OnceLock<Instant>>,
     ) -> Result<Request<Body>, Error> {
-        let format = self.options.format;
-        let mut fields = self.resumable_fields(chunk).to_vec();
+        let mut fields = self.fields(chunk);
         for (name, value) in &self.options.fields {
             // As in Resumable.js, one of the same name replaces the built-in one.
             match fields.iter_mut().find(|field| field.0 == *name) {
@@ -454,49 +452,46 @@ impl<'a> Upload<'a> {
             }
         }
         let boundary = format!("----WebKitFormBoundary{:016x}", random());
-        let (before, after, content_type) = match format {
-            Format::Octet => Default::default(),
-            _ => (
-                self.part_heads(&fields, &boundary),
+        let (before, after, content_type) = match self.options.octet {
+            true => (
+                String::new(),
+                String::new(),
+                "application/octet-stream".to_owned(),
+            ),
+            false => (
+                self.parts_before_bytes(&fields, &boundary),
                 format!("\r\n--{boundary}--\r\n"),
                 format!("multipart/form-data; boundary={boundary}"),
             ),
         };
-        let payload = match format {
-            Format::Base64 => chunk.length.div_ceil(3) * 4,
-            _ => chunk.length,
+        let payload = match self.options.base64 {
+            true => chunk.length.div_ceil(3) * 4,
+            false => chunk.length,
         };
         let length = (before.len() + after.len()) as u64 + payload;
 
         let mut file = File::open(self.path).await?;
         file.seek(SeekFrom::Start(chunk.offset)).await?;
         let mut left = length;
-        let body = stream::iter([Ok(Bytes::from(before))])
-            .chain(pieces(file, chunk.length, format == Format::Base64))
-            .chain(stream::iter([Ok(Bytes::from(after))]))
-            .try_filter(|piece| std::future::ready(!piece.is_empty()))
+        let body = stream::once(ready(Ok(Bytes::from(before))))
+            .chain(pieces(file, chunk.length, self.options.base64))
+            .chain(stream::once(ready(Ok(Bytes::from(after)))))
             .inspect_ok(move |piece| {
                 left -= piece.len() as u64;
                 if left == 0 {
                     let _ = sent.set(Instant::now());
                 }
-            })
-            .map_ok(Frame::data);
-        let body = StreamBody::new(body).boxed_unsync();
-
-        let mut request = self.request_head(Method::POST, &fields, body)?;
-        let content_type = match format {
-            Format::Octet => HeaderValue::from_static("application/octet-stream"),
-            _ => content_type.parse()?,
-        };
-        let headers = request.headers_mut();
-        headers.insert(header::CONTENT_TYPE, content_type);
-        // A stream has no length of its own; without this the request would be chunked.
-        headers.insert(header::CONTENT_LENGTH, length.into());
+            });
+        let mut request = Request::post(self.target(&fields))
+            .header(header::CONTENT_TYPE, content_type)
+            // A stream has no length of its own; without this the body would be chunked.
+            .header(header::CONTENT_LENGTH, length)
+            .body(StreamBody::new(body.map_ok(Frame::data)).boxed_unsync())?;
+        request.headers_mut().extend(self.options.headers.clone());
         Ok(request)
     }
 
-    fn resumable_fields(&self, chunk: Chunk) -> [(String, String); 9] {
+    fn fields(&self, chunk: Chunk) -> Fields {
         [
             ("ChunkNumber", chunk.number.to_string()),
             ("ChunkSize", self.options.chunk_size.to_string()),
@@ -509,73 +504,55 @@ impl<'a> Upload<'a> {
             ("TotalChunks", self.chunks.to_string()),
         ]
         .map(|(name, value)| (format!("resumable{name}"), value))
+        .into()
     }
 
-    fn request_head(
-        &self,
-        method: Method,
-        fields: &[(String, String)],
-        body: Body,
-    ) -> Result<Request<Body>, Error> {
+    /// Path and query.
+    fn target(&self, fields: &Fields) -> String {
         let url = &self.options.url;
-        let mut target = url.path().to_owned();
-        let pairs = fields
-            .iter()
-            .map(|(name, value)| format!("{}={}", uri_component(name), uri_component(value)));
-        for (at, part) in url
-            .query()
-            .map(str::to_owned)
-            .into_iter()
-            .chain(pairs)
-            .enumerate()
-        {
-            target.push(if at == 0 { '?' } else { '&' });
-            target.push_str(&part);
+        let mut target = url
+            .path_and_query()
+            .map_or("/", |it| it.as_str())
+            .to_owned();
+        for (name, value) in fields {
+            target.push(if target.contains('?') { '&' } else { '?' });
+            target += &format!("{}={}", encoded(name), encoded(value));
         }
-        let mut request = Request::builder().method(method).uri(target).body(body)?;
-        request.headers_mut().extend(self.options.headers.clone());
-        Ok(request)
+        target
     }
 
-    /// All of a multipart body that stands before the bytes of the chunk.
-    fn part_heads(&self, fields: &[(String, String)], boundary: &str) -> String {
+    fn parts_before_bytes(&self, fields: &Fields, boundary: &str) -> String {
+        let part = format!("--{boundary}\r\nContent-Disposition: form-data; name=");
         let mut text = String::new();
         for (name, value) in fields {
             let value = value.replace("\r\n", "\n").replace('\n', "\r\n");
-            text += &part_head(boundary, name);
-            text += &format!("\r\n\r\n{value}\r\n");
+            text += &format!("{part}{}\r\n\r\n{value}\r\n", quoted(name));
         }
-        text += &part_head(boundary, "file");
-        match self.options.format {
-            Format::Base64 => text += "\r\n\r\ndata:application/octet-stream;base64,",
-            _ => {
-                let name = quotable(&self.name);
-                text += &format!("; filename=\"{name}\"\r\n");
-                text += "Content-Type: application/octet-stream\r\n\r\n";
+        text += &match self.options.base64 {
+            true => format!("{part}\"file\"\r\n\r\ndata:application/octet-stream;base64,"),
+            false => {
+                let name = quoted(&self.name);
+                let head = "Content-Type: application/octet-stream";
+                format!("{part}\"file\"; filename={name}\r\n{head}\r\n\r\n")
             }
-        }
+        };
         text
     }
 
-    /// Draws the bar until it is dropped.
-    async fn progress(&self) -> Infallible {
+    async fn draw_progress(&self) -> Infallible {
         if self.options.quiet || !io::stderr().is_terminal() {
             return pending().await;
         }
-        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let start = Instant::now();
         loop {
             sleep(Duration::from_millis(200)).await;
-            let done = self.settled_bytes.get();
-            let share = done as f64 / self.size.max(1) as f64;
+            let done = self.count.settled_bytes.get() as f64;
+            let percent = 100.0 * done / self.size.max(1) as f64;
+            let speed = done / start.elapsed().as_secs_f64() / f64::from(1 << 20);
+            let bar = "#".repeat((percent * 0.3) as usize);
             let _ = write!(
                 io::stderr(),
-                "\r\x1b[K[{:.<30}] {:3.0} % of {:.1} MiB, {:.1} MiB/s, {}",
-                "#".repeat((share * 30.0) as usize),
-                share * 100.0,
-                mebibytes(self.size),
-                mebibytes(done) / start.elapsed().as_secs_f64(),
-                self.name.escape_debug(),
+                "\r\x1b[K[{bar:.<30}] {percent:3.0} %, {speed:.1} MiB/s"
             );
         }
     }
@@ -593,25 +570,20 @@ impl<'a> Upload<'a> {
         }
     }
 
-    fn report(&self, result: &Result<(), Failure>) -> io::Result<()> {
-        let (last_sent, last_skipped) = (self.last_sent.borrow(), self.last_skipped.borrow());
-        let answer = match result {
-            Ok(()) => last_sent.as_ref().or(last_skipped.as_ref()),
-            Err(Failure::Refused(answer)) => Some(answer),
-            Err(_) => return Ok(()),
-        };
+    fn report(&self, answer: Option<Answer>) -> io::Result<()> {
+        let posted = answer.as_ref().filter(|_| self.count.sent.get() > 0);
         let line = json!({
             "file": self.path.to_string_lossy(),
             "identifier": self.identifier,
             "size": self.size,
             "chunks": self.chunks,
-            "sent": self.sent.get(),
-            "skipped": self.skipped.get(),
-            "retries": self.retries.get(),
-            "duplicates": self.duplicates.get(),
-            "last_chunk_ms": last_sent.as_ref().map(|answer| answer.waited.as_secs_f64() * 1e3),
-            "status": answer.map(|answer| answer.status.as_u16()),
-            "answer": answer.map(|answer| String::from_utf8_lossy(&answer.body)),
+            "sent": self.count.sent.get(),
+            "skipped": self.count.skipped.get(),
+            "retries": self.count.retries.get(),
+            "duplicates": self.count.duplicates.get(),
+            "last_chunk_ms": posted.map(|answer| answer.waited.as_secs_f64() * 1e3),
+            "status": answer.as_ref().map(|answer| answer.status.as_u16()),
+            "answer": answer.as_ref().map(|answer| String::from_utf8_lossy(&answer.body)),
         });
         let mut out = io::stdout().lock();
         writeln!(out, "{line}")?;
@@ -619,54 +591,52 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// One connection, opened when it is needed.
-struct Link<'a> {
-    url: &'a Uri,
-    sender: Option<SendRequest<Body>>,
-}
+/// A connection, opened when it is needed.
+#[derive(Default)]
+struct Link(Option<SendRequest<Body>>);
 
-impl<'a> Link<'a> {
-    fn new(options: &'a Options) -> Self {
-        Self {
-            url: &options.url,
-            sender: None,
-        }
-    }
-
+impl Link {
     async fn exchange(
         &mut self,
+        url: &Uri,
         request: Request<Body>,
         sent: &OnceLock<Instant>,
     ) -> Result<Answer, Failure> {
-        let mut sender = match self.sender.take() {
-            Some(mut sender) if sender.ready().await.is_ok() => sender,
-            _ => self.connect().await?,
+        let mut sender = match self.0.take() {
+            Some(sender) => sender,
+            None => connect(url).await?,
         };
+        if sender.ready().await.is_err() {
+            // Closed while it was idle.
+            sender = connect(url).await?;
+        }
+        let start = Instant::now();
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        // After a refusal, what is left of the body is not worth sending.
-        self.sender = Some(sender).filter(|_| status.as_u16() < 400);
-        let waited = sent.get().map(Instant::elapsed).unwrap_or_default();
+        // After a refusal, what is left of the chunk is not worth sending.
+        self.0 = Some(sender).filter(|_| status.as_u16() < 400);
+        // An answer can come before all was sent.
+        let waited = sent.get().unwrap_or(&start).elapsed();
         Ok(Answer {
             status,
             body,
             waited,
         })
     }
+}
 
-    async fn connect(&self) -> Result<SendRequest<Body>, Failure> {
-        let host = self.url.host().unwrap_or_default();
-        let port = self.url.port_u16().unwrap_or(80);
-        let stream = TcpStream::connect(format!("{host}:{port}"))
-            .await
-            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-            .map_err(|error| Failure::Network(error.to_string()))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Its errors are those of the requests on it.
-        tokio::spawn(connection);
-        Ok(sender)
-    }
+async fn connect(url: &Uri) -> Result<SendRequest<Body>, Failure> {
+    let host = url.host().unwrap_or_default();
+    let port = url.port_u16().unwrap_or(80);
+    let stream = TcpStream::connect(format!("{host}:{port}"))
+        .await
+        .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+        .map_err(|error| Failure::Network(error.to_string()))?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Its errors are those of the requests on it.
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 impl Answer {
@@ -683,15 +653,9 @@ enum Failure {
 }
 
 impl Failure {
-    fn local(error: Error) -> Self {
-        Self::Local(error.to_string())
-    }
-
     fn may_pass(&self) -> bool {
         match self {
-            Self::Refused(answer) => {
-                matches!(answer.status.as_u16(), 408 | 429) || answer.status.is_server_error()
-            }
+            Self::Refused(answer) => matches!(answer.status.as_u16(), 408 | 429 | 500..600),
             Self::Network(_) => true,
             Self::Local(_) => false,
         }
@@ -702,7 +666,7 @@ impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         let cause = error.source().map(|cause| format!(": {cause}"));
         let text = format!("{error}{}", cause.unwrap_or_default());
-        // The user of hyper is us: the file could not be read.
+        // Hyper's user are we: the file could not be read.
         match error.is_user() {
             true => Self::Local(text),
             false => Self::Network(text),
@@ -724,6 +688,7 @@ impl fmt::Display for Failure {
 
 impl StdError for Failure {}
 
+/// A chunk piece by piece.
 fn pieces(file: File, length: u64, base64: bool) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold((file, length), move |(mut file, left)| async move {
         if left == 0 {
@@ -732,40 +697,29 @@ fn pieces(file: File, length: u64, base64: bool) -> impl Stream<Item = io::Resul
         let mut piece = vec![0; left.min(PIECE) as usize];
         file.read_exact(&mut piece).await?;
         let left = left - piece.len() as u64;
-        let piece = match base64 {
-            true => Bytes::from(BASE64_STANDARD.encode(&piece)),
-            false => Bytes::from(piece),
-        };
-        Ok(Some((piece, (file, left))))
+        if base64 {
+            piece = BASE64_STANDARD.encode(&piece).into();
+        }
+        Ok(Some((piece.into(), (file, left))))
     })
 }
 
-fn part_head(boundary: &str, name: &str) -> String {
-    let name = quotable(name);
-    format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"")
-}
-
 /// As browsers write names into the head of a part.
-fn quotable(name: &str) -> String {
-    name.replace('\n', "%0A")
-        .replace('\r', "%0D")
-        .replace('"', "%22")
+fn quoted(name: &str) -> String {
+    let name = name.replace('\n', "%0A").replace('\r', "%0D");
+    format!("\"{}\"", name.replace('"', "%22"))
 }
 
 /// JavaScript's encodeURIComponent.
-fn uri_component(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => out.push(byte.into()),
-            b'-' | b'_' | b'.' | b'!' | b'~' | b'*' | b'\'' | b'(' | b')' => out.push(byte.into()),
-            _ => out += &format!("%{byte:02X}"),
-        }
-    }
-    out
+fn encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
-fn size(option: &str, text: &str) -> Result<u64, Error> {
+fn bytes(option: &str, text: &str) -> Result<u64, Error> {
     let shift = match text.as_bytes().last() {
         Some(b'K') => 10,
         Some(b'M') => 20,
@@ -778,8 +732,8 @@ fn size(option: &str, text: &str) -> Result<u64, Error> {
 }
 
 fn parsed<T: FromStr<Err: fmt::Display>>(option: &str, text: &str) -> Result<T, Error> {
-    text.parse()
-        .map_err(|error| format!("{option} {text}: {error}").into())
+    let value = text.parse();
+    value.map_err(|error| format!("{option} {text}: {error}").into())
 }
 
 fn add(cell: &Cell<u64>, more: u64) {

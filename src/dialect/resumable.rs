@@ -464,3 +464,367 @@ fn boundary(content_type: &[u8]) -> Option<Result<String, UploadError>> {
     };
     Some(read().ok_or(broken))
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    /// What a request is taken for, in a few words.
+    fn intent(method: &str, uri: &str, content_type: Option<&str>, empty: bool) -> String {
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        match ResumableJs::new().intent(&parts, empty) {
+            Ok(Intent::Pass) => "pass".into(),
+            Ok(Intent::Probe(chunk)) => format!("probe {}", chunk.offset),
+            Ok(Intent::Status(_)) => "status".into(),
+            Ok(Intent::Cancel(identity)) => format!("cancel {}", identity.identifier),
+            Ok(Intent::Put(_, Transport::Octets)) => "octets".into(),
+            Ok(Intent::Put(_, Transport::Multipart { boundary })) => format!("form {boundary}"),
+            Err(error) => error.code().into(),
+        }
+    }
+
+    const CHUNK: &str = "/u?resumableChunkNumber=2&resumableChunkSize=10&resumableTotalSize=30\
+                         &resumableIdentifier=i";
+
+    #[test]
+    fn what_requests_want() {
+        let form = Some("multipart/form-data; boundary=X");
+        let octets = Some("application/octet-stream");
+        let status = format!("{CHUNK}&resumableStatus=1");
+        let long = format!("/u?{}", "a=1&".repeat(65));
+        for (method, uri, content_type, empty, expected) in [
+            ("GET", CHUNK, None, true, "probe 10"),
+            ("HEAD", CHUNK, None, true, "probe 10"),
+            ("POST", CHUNK, None, true, "probe 10"),
+            ("GET", &status, None, true, "status"),
+            ("DELETE", CHUNK, None, true, "cancel i"),
+            ("DELETE", "/u?a=1", None, true, "pass"),
+            ("GET", "/u?a=1", None, true, "pass"),
+            ("GET", "/u", None, true, "pass"),
+            (
+                "GET",
+                "/u?resumableChunkNumber=1",
+                None,
+                true,
+                "missing_field",
+            ),
+            ("OPTIONS", CHUNK, None, true, "pass"),
+            ("POST", CHUNK, octets, false, "octets"),
+            ("POST", CHUNK, octets, true, "octets"),
+            ("POST", CHUNK, Some("binary/octet-stream"), false, "octets"),
+            ("POST", CHUNK, Some("text/plain"), false, "octets"),
+            ("POST", CHUNK, None, false, "octets"),
+            ("PUT", CHUNK, octets, false, "octets"),
+            ("PATCH", CHUNK, octets, false, "octets"),
+            ("POST", CHUNK, form, false, "form X"),
+            ("POST", "/u", form, false, "form X"),
+            ("POST", "/u", octets, false, "pass"),
+            ("POST", "/u?resumablechunknumber=1", octets, false, "pass"),
+            ("POST", "/u?resumableChunkNumber[]=1", octets, false, "pass"),
+            ("REPORT", CHUNK, None, true, "method_not_allowed"),
+            ("REPORT", "/u", None, true, "pass"),
+            ("POST", &long, form, false, "too_many_fields"),
+        ] {
+            let got = intent(method, uri, content_type, empty);
+            assert_eq!(
+                got, expected,
+                "{method} {uri} {content_type:?} empty: {empty}"
+            );
+        }
+    }
+
+    #[test]
+    fn boundaries() {
+        let longest = "x".repeat(70);
+        for (parameters, expected) in [
+            ("; boundary=X", Some("X")),
+            (";boundary=X", Some("X")),
+            ("; BOUNDARY=X", Some("X")),
+            ("; boundary=\"a b\"", Some("a b")),
+            ("; charset=utf-8; boundary=X", Some("X")),
+            (&format!("; boundary={longest}"), Some(&*longest)),
+            (&format!("; boundary={longest}x"), None),
+            ("", None),
+            ("; boundary=", None),
+            ("; boundary=\"\"", None),
+            ("; boundary=a; boundary=b", None),
+            ("; boundary=a\tb", None),
+            ("; boundary=\"a \"", None),
+            ("-x; boundary=X", None),
+        ] {
+            let got = boundary(format!("Multipart/Form-Data{parameters}").as_bytes()).unwrap();
+            assert_eq!(got.ok().as_deref(), expected, "{parameters}");
+        }
+        assert!(boundary(b"multipart/mixed; boundary=X").is_none());
+        assert!(boundary(b"text/plain").is_none());
+    }
+
+    fn params(fields: &[(&str, &str)]) -> Params {
+        let mut params = Params::default();
+        for (name, value) in fields {
+            params.push_body(format!("resumable{name}"), (*value).into());
+        }
+        params
+    }
+
+    fn chunk(
+        number: &str,
+        size: &str,
+        current: Option<&str>,
+        total: &str,
+    ) -> Result<Chunk, String> {
+        let mut fields = vec![
+            ("Identifier", "i"),
+            ("ChunkNumber", number),
+            ("ChunkSize", size),
+            ("TotalSize", total),
+        ];
+        fields.extend(current.map(|current| ("CurrentChunkSize", current)));
+        ResumableJs::new()
+            .chunk(&params(&fields))
+            .map_err(|error| error.code().into())
+    }
+
+    #[test]
+    fn layouts() {
+        for (number, current, expected) in [
+            // 35 bytes in chunks of 10: the default layout has three, the other four.
+            ("1", Some("10"), Ok((0, Some(10), 10))),
+            ("2", Some("10"), Ok((10, Some(10), 10))),
+            ("3", Some("10"), Ok((20, Some(10), 10))),
+            ("3", Some("15"), Ok((20, Some(15), 15))),
+            ("4", Some("5"), Ok((30, Some(5), 5))),
+            ("1", None, Ok((0, None, 10))),
+            ("3", None, Ok((20, None, 15))),
+            ("4", None, Ok((30, None, 5))),
+            ("1", Some("9"), Err("invalid_field")),
+            ("1", Some("35"), Err("invalid_field")),
+            ("2", Some("25"), Err("invalid_field")),
+            ("3", Some("14"), Err("invalid_field")),
+            ("4", Some("10"), Err("invalid_field")),
+            ("4", Some("0"), Err("invalid_field")),
+            ("5", None, Err("out_of_bounds")),
+        ] {
+            let got = chunk(number, "10", current, "35").map(|c| (c.offset, c.len, c.max_len));
+            assert_eq!(
+                got,
+                expected.map_err(Into::into),
+                "chunk {number} of {current:?}"
+            );
+        }
+        for (number, size, current, total, expected) in [
+            // A chunk size beyond the file, an empty file.
+            ("1", "100", Some("35"), "35", Ok((0, Some(35)))),
+            ("1", "10", Some("0"), "0", Ok((0, Some(0)))),
+            ("2", "10", Some("0"), "0", Err("out_of_bounds")),
+            ("1", "10", Some("1"), "0", Err("invalid_field")),
+            ("3", "9223372036854775808", None, "1", Err("out_of_bounds")),
+            (
+                "2",
+                "18446744073709551615",
+                None,
+                "18446744073709551615",
+                Err("out_of_bounds"),
+            ),
+        ] {
+            let got = chunk(number, size, current, total).map(|c| (c.offset, c.len));
+            assert_eq!(
+                got,
+                expected.map_err(Into::into),
+                "{number} {size} {current:?} {total}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "+1",
+            " 1",
+            "1 ",
+            "0x1",
+            "1e3",
+            "1.0",
+            "１",
+            "01",
+            "NaN",
+            "18446744073709551616",
+            "111111111111111111111111111111",
+        ] {
+            assert_eq!(
+                chunk(bad, "10", None, "35"),
+                Err("invalid_field".into()),
+                "{bad:?}"
+            );
+            assert_eq!(
+                chunk("1", bad, None, "35"),
+                Err("invalid_field".into()),
+                "{bad:?}"
+            );
+            if bad != "0" {
+                assert_eq!(
+                    chunk("1", "10", None, bad),
+                    Err("invalid_field".into()),
+                    "{bad:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn texts() {
+        let long = |len| "x".repeat(len);
+        for (name, max) in [
+            ("Identifier", 1024),
+            ("Filename", 1024),
+            ("RelativePath", 4096),
+            ("Type", 256),
+        ] {
+            let with = |value: &str| {
+                let mut fields = vec![
+                    ("ChunkNumber", "1"),
+                    ("ChunkSize", "10"),
+                    ("TotalSize", "5"),
+                    (name, value),
+                ];
+                if name != "Identifier" {
+                    fields.push(("Identifier", "i"));
+                }
+                ResumableJs::new().chunk(&params(&fields))
+            };
+            assert!(with(&long(max)).is_ok(), "{name}");
+            assert_eq!(
+                with(&long(max + 1)).unwrap_err().code(),
+                "invalid_field",
+                "{name}"
+            );
+            assert_eq!(with("a\0b").unwrap_err().code(), "invalid_field", "{name}");
+            // `resumableType` is often empty.
+            let may_be_empty = matches!(name, "RelativePath" | "Type");
+            assert_eq!(with("").is_ok(), may_be_empty, "{name}");
+            assert!(with("../../etc/passwd").is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_that_come_twice() {
+        let dialect = ResumableJs::new();
+        let query = |query: &str| Params::from_query(Some(query)).unwrap();
+        let rest = "resumableChunkNumber=1&resumableChunkSize=9&resumableTotalSize=9";
+        let same = query(&format!(
+            "{rest}&resumableIdentifier=a&resumableIdentifier=a"
+        ));
+        assert!(dialect.chunk(&same).is_ok());
+        let other = query(&format!(
+            "{rest}&resumableIdentifier=a&resumableIdentifier=b"
+        ));
+        assert_eq!(
+            dialect.chunk(&other).unwrap_err().code(),
+            "conflicting_field"
+        );
+        // In a test the application's value comes first, and counts.
+        assert_eq!(
+            dialect.read(&Probe(&other)).unwrap().identity.identifier,
+            "a"
+        );
+
+        let mut both = query(&format!("{rest}&resumableIdentifier=a%0Ab"));
+        both.push_body("resumableIdentifier".into(), "a\r\nb".into());
+        assert_eq!(dialect.chunk(&both).unwrap().identity.identifier, "a\nb");
+        both.push_body("resumableTotalSize".into(), "10".into());
+        assert_eq!(
+            dialect.chunk(&both).unwrap_err().code(),
+            "conflicting_field"
+        );
+    }
+
+    #[test]
+    fn the_applications_fields() {
+        let mut params =
+            Params::from_query(Some("a=1&b=2&a=3&resumableType=x&resumableStatus=1&c=%F0"))
+                .unwrap();
+        let dialect = ResumableJs::new();
+        let extra = |params: &Params| {
+            let extra = dialect.extra(params).into_iter();
+            extra
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(extra(&params), ["a=1", "b=2", "a=3", "c=\u{fffd}"]);
+        // The form repeats the query.
+        for (name, value) in [("a", "1"), ("a", "3"), ("d", "4"), ("resumableType", "x")] {
+            params.push_body(name.into(), value.into());
+        }
+        assert_eq!(extra(&params), ["b=2", "c=\u{fffd}", "a=1", "a=3", "d=4"]);
+    }
+
+    #[test]
+    fn when_a_file_can_be_stored_at_once() {
+        let dialect = ResumableJs::new();
+        let all = [
+            "ChunkNumber",
+            "ChunkSize",
+            "TotalSize",
+            "Identifier",
+            "Filename",
+            "RelativePath",
+        ];
+        let with =
+            |names: &[&str]| params(&names.iter().map(|name| (*name, "1")).collect::<Vec<_>>());
+        assert!(dialect.knows_where(&with(&all)));
+        for missing in all {
+            let rest: Vec<_> = all.into_iter().filter(|name| *name != missing).collect();
+            assert!(!dialect.knows_where(&with(&rest)), "{missing}");
+        }
+        let (_, query) = CHUNK.split_once('?').unwrap();
+        assert!(dialect.knows_where(&Params::from_query(Some(query)).unwrap()));
+    }
+
+    #[test]
+    fn a_namespace_is_before_every_name() {
+        for dialect in [
+            ResumableJs::new()
+                .with_namespace("up[x]")
+                .with_identifier_name("id"),
+            ResumableJs::new()
+                .with_identifier_name("id")
+                .with_namespace("up[x]"),
+            ResumableJs::new()
+                .with_namespace("other")
+                .with_identifier_name("id")
+                .with_namespace("up[x]"),
+        ] {
+            assert_eq!(dialect.names.identifier, "up[x]id");
+            assert_eq!(dialect.names.total_size, "up[x]resumableTotalSize");
+            assert_eq!(dialect.file_parameter(), "up[x]file");
+            for uri in ["/u?up[x]id=1", "/u?up%5Bx%5Did=1"] {
+                let (parts, ()) = Request::get(uri).body(()).unwrap().into_parts();
+                let error = dialect.intent(&parts, true).unwrap_err();
+                assert_eq!(error.code(), "missing_field");
+            }
+        }
+    }
+
+    #[test]
+    fn without_the_length_check_any_length_goes() {
+        let dialect = ResumableJs::new().with_length_check(false);
+        let fields = [
+            ("Identifier", "i"),
+            ("ChunkNumber", "2"),
+            ("ChunkSize", "10"),
+            ("CurrentChunkSize", "3"),
+            ("TotalSize", "35"),
+        ];
+        let chunk = dialect.chunk(&params(&fields)).unwrap();
+        assert_eq!((chunk.offset, chunk.len, chunk.max_len), (10, None, 25));
+    }
+}
