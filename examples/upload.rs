@@ -665,11 +665,11 @@ impl Failure {
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         let cause = error.source().map(|cause| format!(": {cause}"));
-        let text = format!("{error}{}", cause.unwrap_or_default());
-        // Hyper's user are we: the file could not be read.
+        let cause = cause.unwrap_or_default();
+        // What the user of hyper, that is us, did wrong: the stream from the file broke off.
         match error.is_user() {
-            true => Self::Local(text),
-            false => Self::Network(text),
+            true => Self::Local(format!("cannot read the file{cause}")),
+            false => Self::Network(format!("{error}{cause}")),
         }
     }
 }

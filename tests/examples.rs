@@ -1,0 +1,220 @@
+//! The examples as real processes: each server takes an upload of the command-line client, also if
+//! it is killed in the middle.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Stdio},
+    thread,
+};
+
+use serde_json::Value;
+
+/// A program among the examples, which `cargo test` builds too.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    let program = profile
+        .join("examples")
+        .join(name)
+        .with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(
+        program.exists(),
+        "no {}: run `cargo build --examples`",
+        program.display()
+    );
+    Command::new(program)
+}
+
+/// A server example; killed when dropped.
+struct Server {
+    process: Child,
+    address: String,
+    /// Kept open: the server writes to it.
+    _errors: BufReader<ChildStderr>,
+}
+
+impl Server {
+    fn start(name: &str, listen: &str, dir: &Path) -> Self {
+        let mut process = example(name)
+            .args(["--listen", listen, "--dir"])
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut errors = BufReader::new(process.stderr.take().unwrap());
+        let mut line = String::new();
+        errors.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://");
+        let address = address
+            .unwrap_or_else(|| panic!("{name} says {line:?}"))
+            .to_owned();
+        Self {
+            process,
+            address,
+            _errors: errors,
+        }
+    }
+
+    /// Kills it, and returns what it has delivered.
+    fn kill(mut self) -> Vec<Value> {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let mut lines = String::new();
+        self.process
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut lines)
+            .unwrap();
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn source(dir: &Path, len: usize) -> PathBuf {
+    let mut x = 7u32;
+    let content = std::iter::repeat_with(|| {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 24) as u8
+    });
+    let path = dir.join("source.bin");
+    std::fs::write(&path, content.take(len).collect::<Vec<_>>()).unwrap();
+    path
+}
+
+fn upload(address: &str, source: &Path, options: &[&str]) -> Command {
+    let mut command = example("upload");
+    command
+        .arg("--quiet")
+        .args(options)
+        .arg(format!("http://{address}/upload"))
+        .arg(source);
+    command.stdout(Stdio::piped());
+    command
+}
+
+fn check(deliveries: &[Value], source: &Path) {
+    let [delivery] = deliveries else {
+        panic!("{deliveries:?}")
+    };
+    assert_eq!(delivery["file_name"], "source.bin");
+    assert_eq!(delivery["attempt"], 1);
+    let path = delivery["path"].as_str().unwrap();
+    assert!(
+        std::fs::read(path).unwrap() == std::fs::read(source).unwrap(),
+        "other bytes"
+    );
+}
+
+#[test]
+fn every_server_takes_an_upload_of_the_client() {
+    for name in ["axum", "hyper", "tonic"] {
+        for options in [
+            &["--chunk-size", "100000", "--duplicate", "40", "--shuffle"][..],
+            &[
+                "--chunk-size",
+                "64K",
+                "--octet",
+                "--force-chunk-size",
+                "--parallel",
+                "8",
+            ],
+            &["--chunk-size", "300K", "--base64"],
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let source = source(dir.path(), 1_000_003);
+            let server = Server::start(name, "127.0.0.1:0", &dir.path().join("uploads"));
+            let output = upload(&server.address, &source, options).output().unwrap();
+            assert!(output.status.success(), "{name} {options:?}: {output:?}");
+            let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(
+                line["answer"].as_str().unwrap().contains("source.bin"),
+                "{line}"
+            );
+            check(&server.kill(), &source);
+        }
+    }
+}
+
+/// The server is killed again and again; the client tries on, and sends nothing twice that was
+/// acknowledged.
+#[test]
+fn a_killed_server_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path(), 6_000_000);
+    let uploads = dir.path().join("uploads");
+    let acks = dir.path().join("acks");
+    let mut server = Server::start("axum", "127.0.0.1:0", &uploads);
+    let address = server.address.clone();
+    let options = ["--chunk-size", "50000", "--acks", acks.to_str().unwrap()];
+    let mut client = upload(&address, &source, &options).spawn().unwrap();
+    let acked = || {
+        std::fs::read_to_string(&acks)
+            .unwrap_or_default()
+            .lines()
+            .count()
+    };
+    let mut deliveries = Vec::new();
+    for enough in [20, 50, 90] {
+        while acked() < enough && client.try_wait().unwrap().is_none() {
+            thread::yield_now();
+        }
+        deliveries.extend(server.kill());
+        server = Server::start("axum", &address, &uploads);
+    }
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    deliveries.extend(server.kill());
+    check(&deliveries, &source);
+
+    // No acknowledged chunk was asked for again.
+    let acks = std::fs::read_to_string(&acks).unwrap();
+    let mut lines: Vec<_> = acks.lines().collect();
+    lines.sort_unstable();
+    let all = lines.len();
+    lines.dedup();
+    assert_eq!(lines.len(), all, "chunks were acknowledged twice");
+}
+
+/// A client that is killed goes on where it was, too.
+#[test]
+fn a_killed_client_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path(), 3_000_000);
+    let acks = dir.path().join("acks");
+    let server = Server::start("axum", "127.0.0.1:0", &dir.path().join("uploads"));
+    let options = ["--chunk-size", "20000", "--acks", acks.to_str().unwrap()];
+    let client = || upload(&server.address, &source, &options);
+    let mut first = client().spawn().unwrap();
+    let acked = || {
+        std::fs::read_to_string(&acks)
+            .unwrap_or_default()
+            .lines()
+            .count()
+    };
+    while acked() < 20 && first.try_wait().unwrap().is_none() {
+        thread::yield_now();
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let before = acked();
+    let output = client().output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        line["skipped"].as_u64().unwrap() >= before as u64,
+        "{before} acks, then {line}"
+    );
+    check(&server.kill(), &source);
+}
