@@ -175,6 +175,52 @@ async fn two_stores_on_one_folder() {
     }
 }
 
+/// Uploads of one key that are cancelled and begun anew all the time, by two "processes".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_race_with_removal() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = [
+        FileStore::open(dir.path()).unwrap(),
+        FileStore::open(dir.path()).unwrap(),
+    ];
+    let upload = upload(4 * 10);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..8u64 {
+        let (store, upload) = (stores[n as usize % 2].clone(), upload.clone());
+        tasks.spawn(async move {
+            for round in 0..60 {
+                if n < 2 {
+                    store.remove(&upload.key).await.unwrap();
+                } else {
+                    let chunk = [b'a' + (round % 4) as u8; 10];
+                    match put(&store, &upload, (round % 4) * 10, &chunk).await {
+                        Ok(_) | Err(StoreError::Superseded) => {}
+                        Err(error) => panic!("{error:?}: {:?}", std::error::Error::source(&error)),
+                    }
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    stores[0].remove(&upload.key).await.unwrap();
+    assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
+    for (n, store) in [0, 1, 0, 1].into_iter().enumerate() {
+        put(
+            &stores[store],
+            &upload,
+            n as u64 * 10,
+            &[b'a' + n as u8; 10],
+        )
+        .await
+        .unwrap();
+    }
+    let path = deliver(&stores[1], &upload).await;
+    assert_eq!(
+        std::fs::read(path).unwrap(),
+        b"aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd"
+    );
+}
+
 #[tokio::test]
 async fn names_of_finished_files() {
     let dir = tempfile::tempdir().unwrap();

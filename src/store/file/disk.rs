@@ -6,27 +6,21 @@ use std::{
     path::Path,
 };
 
-/// Opens a file for reading and writing, private to its owner, creating it if asked.
-pub(super) fn open(path: &Path, create: Create) -> io::Result<File> {
+/// Opens a file for reading and writing.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// Creates a file that is not there yet, private to its owner.
+pub(super) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    match create {
-        Create::Never => {}
-        Create::IfMissing => drop(options.create(true)),
-        Create::New => drop(options.create_new(true)),
-    }
+    options.read(true).write(true).create_new(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt as _;
         options.mode(0o600);
     }
     options.open(path)
-}
-
-pub(super) enum Create {
-    Never,
-    IfMissing,
-    New,
 }
 
 /// Creates a folder, private to its owner, and those above it, and makes their names durable.

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -59,6 +59,12 @@ pub(super) struct Entry {
     landed: Notify,
 }
 
+/// Where the bytes of an upload are. The name has its id: it can be no other upload's, not even of
+/// the same key.
+pub(super) fn data_path(journal_path: &Path, id: &str) -> PathBuf {
+    journal_path.with_extension(format!("{id}.data"))
+}
+
 /// What the journal says, up to `end`.
 #[derive(Debug, Default)]
 struct State {
@@ -101,12 +107,7 @@ pub(super) struct View {
 
 impl Entry {
     /// Opens the upload whose journal is `journal`.
-    pub(super) fn open(
-        journal_path: PathBuf,
-        data_path: PathBuf,
-        journal: File,
-        durable: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn open(journal_path: PathBuf, journal: File, durable: bool) -> io::Result<Self> {
         let mut first = None;
         let end = journal::read(&journal, 0, 0, |entry| {
             first.get_or_insert(entry);
@@ -123,7 +124,8 @@ impl Entry {
         else {
             return Err(broken());
         };
-        let data = match disk::open(&data_path, disk::Create::Never) {
+        let data_path = data_path(&journal_path, &id);
+        let data = match disk::open(&data_path) {
             Ok(data) => Some(data),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
@@ -367,7 +369,7 @@ impl Entry {
             self.journal_path.parent(),
             self.journal_path.parent().and_then(|p| p.parent()),
         ] {
-            disk::sync_dir(path.unwrap_or(std::path::Path::new(".")))?;
+            disk::sync_dir(path.unwrap_or(Path::new(".")))?;
         }
         self.journal.sync_data()
     }

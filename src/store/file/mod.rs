@@ -27,6 +27,9 @@ use crate::upload::safe_file_name;
 /// Bytes are gathered into blocks of this size before they are written.
 const BLOCK: usize = 256 << 10;
 
+/// How long to wait before looking again whether a removed upload is gone.
+const REMOVAL: Duration = Duration::from_millis(1);
+
 /// Blocks that are kept for the next chunk.
 const SPARE_BLOCKS: usize = 32;
 
@@ -390,6 +393,7 @@ impl Store for FileStore {
                 }
                 Ok(())
             })?;
+            shared.remove_orphans(expiry.abandoned_before)?;
             Ok(swept)
         })
         .await
@@ -698,13 +702,11 @@ impl Shared {
         }
     }
 
-    fn paths(&self, key: &UploadKey) -> (PathBuf, PathBuf) {
+    fn journal_path(&self, key: &UploadKey) -> PathBuf {
         let name = key.to_string();
-        let dir = self.partial.join(&name[..2]);
-        (
-            dir.join(format!("{name}.journal")),
-            dir.join(format!("{name}.data")),
-        )
+        self.partial
+            .join(&name[..2])
+            .join(format!("{name}.journal"))
     }
 
     /// The upload, created if it is new or its record has expired.
@@ -746,19 +748,22 @@ impl Shared {
                 return Ok(Some((entry, view)));
             }
             self.close(&entry);
-            // Whoever removes it may not have come to that yet.
-            self.unlink(&entry)?;
+            match entry.try_claim()? {
+                // Who has removed it has died before its files were gone.
+                Some(claim) => self.unlink(&claim)?,
+                None => std::thread::sleep(REMOVAL),
+            }
         }
     }
 
     fn open(&self, key: &UploadKey) -> Result<Option<Arc<Entry>>, StoreError> {
-        let (journal_path, data_path) = self.paths(key);
-        let journal = match disk::open(&journal_path, disk::Create::Never) {
+        let journal_path = self.journal_path(key);
+        let journal = match disk::open(&journal_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             journal => journal?,
         };
         let durable = self.durability == Durability::Power;
-        let entry = Entry::open(journal_path, data_path, journal, durable)?;
+        let entry = Entry::open(journal_path, journal, durable)?;
         if durable {
             // What is visible need not be durable; and what is trusted is acknowledged.
             entry.make_names_durable()?;
@@ -787,35 +792,35 @@ impl Shared {
 
     /// Creates the upload, unless another request was faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
-        let (journal_path, data_path) = self.paths(&upload.key);
-        let dir = journal_path.parent().unwrap_or(&self.partial);
-        disk::create_dir(dir)?;
+        let journal_path = self.journal_path(&upload.key);
+        disk::create_dir(journal_path.parent().unwrap_or(&self.partial))?;
         let id = random_id()?;
-        let created = Event::Created {
-            upload: upload.clone(),
-            id: id.clone(),
-        };
-        let header = created.encode(0, unix_ms(SystemTime::now()));
+        let data_path = entry::data_path(&journal_path, &id);
         // Whole before it has its name: racers agree on one.
         let temporary = journal_path.with_extension(format!("{id}.new"));
-        let result = disk::open(&temporary, disk::Create::New).and_then(|journal| {
+        let create = || {
+            let journal = disk::create(&temporary)?;
+            let created = Event::Created {
+                upload: upload.clone(),
+                id: id.clone(),
+            };
+            let header = created.encode(0, unix_ms(SystemTime::now()));
             disk::write_all_at(&journal, &header, 0)?;
             journal.set_len((header.len() as u64).next_multiple_of(4096))?;
             if self.durability == Durability::Power {
                 journal.sync_all()?;
             }
-            disk::open(&data_path, disk::Create::IfMissing)?;
+            disk::create(&data_path)?;
             disk::rename_new(&temporary, &journal_path)
-        });
+        };
+        let result: io::Result<()> = create();
+        if result.is_err() {
+            disk::remove_if_there(&temporary)?;
+            disk::remove_if_there(&data_path)?;
+        }
         match result {
-            Err(error) => {
-                disk::remove_if_there(&temporary)?;
-                match error.kind() {
-                    io::ErrorKind::AlreadyExists => Ok(()),
-                    _ => Err(error.into()),
-                }
-            }
-            Ok(()) => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
+            _ => Ok(()),
         }
     }
 
@@ -934,16 +939,17 @@ impl Shared {
         if let Some(file) = unclaimed_file {
             self.remove_finished(&file)?;
         }
-        self.unlink(entry)
+        self.unlink(claim)
     }
 
-    fn unlink(&self, entry: &Entry) -> Result<(), StoreError> {
-        // The journal may already be another upload's: only what is open here is to go.
-        let (journal_path, _) = self.paths(&entry.created.key);
-        if let Ok(journal) = disk::open(&journal_path, disk::Create::Never) {
+    /// Removes the files of a removed upload. Only with its claim, and the journal last: so its
+    /// name is nobody else's before, and nobody does it twice.
+    fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
+        let entry = &claim.entry;
+        if let Ok(journal) = disk::open(&entry.journal_path) {
             if first_id(&journal)?.is_some_and(|id| id == entry.id) {
                 disk::remove_if_there(&entry.data_path)?;
-                disk::remove_if_there(&journal_path)?;
+                disk::remove_if_there(&entry.journal_path)?;
             }
         }
         Ok(())
@@ -963,26 +969,55 @@ impl Shared {
         &self,
         mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        for dir in std::fs::read_dir(&self.partial)? {
-            let dir = dir?.path();
-            if !dir.is_dir() {
-                continue;
-            }
-            for file in std::fs::read_dir(dir)? {
-                let path = file?.path();
-                let is_journal = path
-                    .extension()
-                    .is_some_and(|extension| extension == "journal");
-                let name = path.file_stem().and_then(|name| name.to_str());
-                let key = name.filter(|_| is_journal).and_then(UploadKey::from_hex);
-                if let Some(key) = key {
-                    if let Some((entry, view)) = self.look(&key)? {
-                        see(self, &entry, view)?;
-                    }
-                }
+        for path in self.partial_files()? {
+            let is_journal = path
+                .extension()
+                .is_some_and(|extension| extension == "journal");
+            let name = path.file_stem().and_then(|name| name.to_str());
+            let key = name.filter(|_| is_journal).and_then(UploadKey::from_hex);
+            if let Some((entry, view)) = key.map(|key| self.look(&key)).transpose()?.flatten() {
+                see(self, &entry, view)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what a process has left that died while it created or removed an upload.
+    fn remove_orphans(&self, before: SystemTime) -> Result<(), StoreError> {
+        for path in self.partial_files()? {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let parts: Vec<_> = name.split('.').collect();
+            let (key, id) = match parts[..] {
+                [key, id, "new" | "data"] => (UploadKey::from_hex(key), id),
+                _ => continue,
+            };
+            let touched = path.metadata().and_then(|metadata| metadata.modified());
+            let Some(key) = key.filter(|_| touched.is_ok_and(|touched| touched < before)) else {
+                continue;
+            };
+            let owner = self.look(&key)?;
+            if owner.is_none_or(|(entry, _)| entry.id != id) {
+                disk::remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All files below the folder of partial uploads.
+    fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut files = Vec::new();
+        for dir in std::fs::read_dir(&self.partial)? {
+            let dir = dir?.path();
+            if dir.is_dir() {
+                for file in std::fs::read_dir(dir)? {
+                    files.push(file?.path());
+                }
+            }
+        }
+        Ok(files)
     }
 }
 
@@ -1035,7 +1070,7 @@ fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
 /// A file without a name.
 fn tempfile_in(dir: &Path) -> Result<std::fs::File, StoreError> {
     let path = dir.join(format!("{}.tmp", random_id()?));
-    let file = disk::open(&path, disk::Create::New)?;
+    let file = disk::create(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
 }
@@ -1059,7 +1094,7 @@ pub(super) fn persist(location: &Location, to: &Path) -> io::Result<()> {
     // Whole before it has its name.
     let id = random_id().map_err(io::Error::other)?;
     let temporary = parent.join(format!(".{id}.tmp"));
-    let copied = disk::open(&temporary, disk::Create::New).and_then(|mut copy| {
+    let copied = disk::create(&temporary).and_then(|mut copy| {
         match location {
             Location::File(from) => drop(io::copy(&mut std::fs::File::open(from)?, &mut copy)?),
             Location::Memory(bytes) => copy.write_all(bytes)?,
