@@ -1,0 +1,305 @@
+//! Where uploads are on disk: found, created and removed.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    Durability, Naming, disk,
+    entry::{self, Claim, Entry, Landing, Phase, View},
+    journal::{self, Event},
+};
+use crate::store::{StoreError, Upload, UploadKey, random_id, unix_ms};
+
+/// Uploads whose files stay open when nobody uses them.
+const OPEN_UPLOADS: usize = 1024;
+
+/// Blocks that are kept for the next chunk.
+const SPARE_BLOCKS: usize = 32;
+
+/// How long to wait before looking again whether a removed upload is gone.
+const REMOVAL: Duration = Duration::from_millis(1);
+
+/// The folders of a store. All that it does blocks.
+pub(super) struct Folder {
+    pub(super) partial: PathBuf,
+    pub(super) finished: PathBuf,
+    pub(super) durability: Durability,
+    pub(super) naming: Option<Naming>,
+    pub(super) max_ranges: usize,
+    pub(super) stall: Duration,
+    pub(super) open: Mutex<HashMap<UploadKey, Arc<Entry>>>,
+    pub(super) blocks: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Folder {
+    fn open_entries(&self) -> MutexGuard<'_, HashMap<UploadKey, Arc<Entry>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn spare_block(&self) -> Vec<u8> {
+        self.blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .unwrap_or_default()
+    }
+
+    pub(super) fn give_back(&self, mut block: Vec<u8>) {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if blocks.len() < SPARE_BLOCKS {
+            block.clear();
+            blocks.push(block);
+        }
+    }
+
+    fn journal_path(&self, key: &UploadKey) -> PathBuf {
+        let name = key.to_string();
+        self.partial
+            .join(&name[..2])
+            .join(format!("{name}.journal"))
+    }
+
+    /// The upload, created if it is new or its record has expired.
+    pub(super) fn entry_for(&self, upload: &Upload) -> Result<Arc<Entry>, StoreError> {
+        loop {
+            if let Some((entry, view)) = self.look(&upload.key)? {
+                match view.phase {
+                    Phase::Settled(record) if record.expires <= SystemTime::now() => {
+                        self.try_discard(&entry, |_| true)?;
+                    }
+                    _ => return Ok(entry),
+                }
+            }
+            self.create(upload)?;
+        }
+    }
+
+    /// The upload, if there is one and its record has not expired.
+    pub(super) fn find(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
+        Ok(self.look(key)?.filter(|(_, view)| match &view.phase {
+            Phase::Settled(record) => record.expires > SystemTime::now(),
+            _ => true,
+        }))
+    }
+
+    /// The upload, if there is one.
+    fn look(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
+        loop {
+            let known = self.open_entries().get(key).cloned();
+            let entry = match known {
+                Some(entry) => entry,
+                None => match self.open(key)? {
+                    Some(entry) => self.keep_open(entry),
+                    None => return Ok(None),
+                },
+            };
+            let view = entry.view()?;
+            if !matches!(view.phase, Phase::Removed) {
+                return Ok(Some((entry, view)));
+            }
+            self.close(&entry);
+            match entry.try_claim()? {
+                // Who has removed it has died before its files were gone.
+                Some(claim) => self.unlink(&claim)?,
+                None => std::thread::sleep(REMOVAL),
+            }
+        }
+    }
+
+    fn open(&self, key: &UploadKey) -> Result<Option<Arc<Entry>>, StoreError> {
+        let journal_path = self.journal_path(key);
+        let journal = match disk::open(&journal_path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            journal => journal?,
+        };
+        let durable = self.durability == Durability::Power;
+        let entry = Entry::open(journal_path, journal, durable)?;
+        if durable {
+            // What is visible need not be durable; and what is trusted is acknowledged.
+            entry.make_names_durable()?;
+        }
+        Ok(Some(Arc::new(entry)))
+    }
+
+    /// The entry that this process uses from now on.
+    fn keep_open(&self, entry: Arc<Entry>) -> Arc<Entry> {
+        let mut open = self.open_entries();
+        if open.len() >= OPEN_UPLOADS {
+            open.retain(|_, entry| Arc::strong_count(entry) > 1);
+        }
+        Arc::clone(open.entry(entry.created.key).or_insert(entry))
+    }
+
+    fn close(&self, entry: &Arc<Entry>) {
+        let mut open = self.open_entries();
+        if open
+            .get(&entry.created.key)
+            .is_some_and(|known| Arc::ptr_eq(known, entry))
+        {
+            open.remove(&entry.created.key);
+        }
+    }
+
+    /// Creates the upload, unless another request was faster.
+    fn create(&self, upload: &Upload) -> Result<(), StoreError> {
+        let journal_path = self.journal_path(&upload.key);
+        disk::create_dir(journal_path.parent().unwrap_or(&self.partial))?;
+        let id = random_id()?;
+        let data_path = entry::data_path(&journal_path, &id);
+        // Whole before it has its name: racers agree on one.
+        let temporary = journal_path.with_extension(format!("{id}.new"));
+        let create = || {
+            let journal = disk::create(&temporary)?;
+            let created = Event::Created {
+                upload: upload.clone(),
+                id: id.clone(),
+            };
+            let header = created.encode(0, unix_ms(SystemTime::now()));
+            disk::write_all_at(&journal, &header, 0)?;
+            journal.set_len((header.len() as u64).next_multiple_of(4096))?;
+            if self.durability == Durability::Power {
+                journal.sync_all()?;
+            }
+            disk::create(&data_path)?;
+            disk::rename_new(&temporary, &journal_path)
+        };
+        let result: io::Result<()> = create();
+        if result.is_err() {
+            disk::remove_if_there(&temporary)?;
+            disk::remove_if_there(&data_path)?;
+        }
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+    /// Removes an upload if nobody is busy with it and it is still as `wanted`.
+    pub(super) fn try_discard(
+        &self,
+        entry: &Arc<Entry>,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<bool, StoreError> {
+        let Some(claim) = entry.try_claim()? else {
+            return Ok(false);
+        };
+        let Some(landing) = entry.try_ground()? else {
+            return Ok(false);
+        };
+        entry.view()?;
+        let wanted = wanted(entry);
+        if wanted {
+            self.discard(&claim, &landing)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Removes an upload, and its file if nobody has taken it. Nobody else may deliver it or write.
+    pub(super) fn discard(&self, claim: &Claim, _landing: &Landing) -> Result<(), StoreError> {
+        let entry = &claim.entry;
+        let unclaimed_file = match entry.view()?.phase {
+            Phase::Sealed(seal) => Some(self.finished.join(seal.path)),
+            Phase::Removed => return Ok(()),
+            _ => None,
+        };
+        // Others who have it open are told before its name can be another upload's.
+        entry.append(&[Event::Removed], false)?;
+        self.close(entry);
+        if let Some(file) = unclaimed_file {
+            self.remove_finished(&file)?;
+        }
+        self.unlink(claim)
+    }
+
+    /// Removes the files of a removed upload. Only with its claim, and the journal last: so its
+    /// name is nobody else's before, and nobody does it twice.
+    fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
+        let entry = &claim.entry;
+        if let Ok(journal) = disk::open(&entry.journal_path) {
+            if first_id(&journal)?.is_some_and(|id| id == entry.id) {
+                disk::remove_if_there(&entry.data_path)?;
+                disk::remove_if_there(&entry.journal_path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every upload.
+    pub(super) fn each(
+        &self,
+        mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        for path in self.partial_files()? {
+            let is_journal = path
+                .extension()
+                .is_some_and(|extension| extension == "journal");
+            let name = path.file_stem().and_then(|name| name.to_str());
+            let key = name.filter(|_| is_journal).and_then(UploadKey::from_hex);
+            if let Some((entry, view)) = key.map(|key| self.look(&key)).transpose()?.flatten() {
+                see(self, &entry, view)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a process has left that died while it created or removed an upload.
+    pub(super) fn remove_orphans(&self, before: SystemTime) -> Result<(), StoreError> {
+        for path in self.partial_files()? {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let parts: Vec<_> = name.split('.').collect();
+            let (key, id) = match parts[..] {
+                [key, id, "new" | "data"] => (UploadKey::from_hex(key), id),
+                _ => continue,
+            };
+            let touched = path.metadata().and_then(|metadata| metadata.modified());
+            let Some(key) = key.filter(|_| touched.is_ok_and(|touched| touched < before)) else {
+                continue;
+            };
+            let owner = self.look(&key)?;
+            if owner.is_none_or(|(entry, _)| entry.id != id) {
+                disk::remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All files below the folder of partial uploads.
+    fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut files = Vec::new();
+        for dir in std::fs::read_dir(&self.partial)? {
+            let dir = dir?.path();
+            if dir.is_dir() {
+                for file in std::fs::read_dir(dir)? {
+                    files.push(file?.path());
+                }
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn first_id(journal: &std::fs::File) -> io::Result<Option<String>> {
+    let mut id = None;
+    journal::read(journal, 0, 0, |entry| {
+        if let Event::Created { id: first, .. } = entry.event {
+            id.get_or_insert(first);
+        }
+        Ok(())
+    })?;
+    Ok(id)
+}
+
+/// A file without a name.
+pub(super) fn tempfile_in(dir: &Path) -> Result<std::fs::File, StoreError> {
+    let path = dir.join(format!("{}.tmp", random_id()?));
+    let file = disk::create(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
