@@ -137,19 +137,22 @@ fn chunk_numbers(chunk: &Chunk, ranges: &RangeSet) -> Vec<u64> {
 
 /// The remembered answer of the inner service.
 pub(crate) fn recorded<R>(record: Record) -> Response<ResponseBody<R>> {
-    let original = StatusCode::from_u16(record.status).unwrap_or(StatusCode::OK);
-    let body = record.body.unwrap_or_else(|| {
-        json!({ "state": "delivered", "received": record.size, "total": record.size })
-            .to_string()
-            .into()
-    });
-    let mut response = Response::new(ResponseBody::answer(body));
-    for (name, value) in record.headers {
+    let mut response = match record.body {
+        Some(body) => Response::new(ResponseBody::answer(body)),
+        // It was too long: how far the upload is instead.
+        None => ok(json!({
+            "state": "delivered",
+            "received": record.size,
+            "total": record.size,
+        })),
+    };
+    let is_whole = response.headers().is_empty();
+    for (name, value) in record.headers.into_iter().filter(|_| is_whole) {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             response.headers_mut().append(name, value);
         }
     }
-    *response.status_mut() = original;
+    *response.status_mut() = StatusCode::from_u16(record.status).unwrap_or(StatusCode::OK);
     translate(&mut response);
     response
 }

@@ -289,6 +289,7 @@ async fn a_long_answer_goes_to_the_completing_request_only() {
     assert_eq!(client.send(file.multipart(1)).await.body, long);
     let again = client.send(file.multipart(1)).await;
     assert_eq!(again.json()["state"], "delivered");
+    assert_eq!(again.headers["content-type"], "application/json");
 }
 
 #[tokio::test]

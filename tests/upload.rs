@@ -505,6 +505,26 @@ fn cancel(file: &File) -> Request<Vec<u8>> {
 }
 
 #[tokio::test]
+async fn the_application_can_change_error_answers() {
+    let server = Server::with(|layer| {
+        layer.with_error_response(|error, mut response| {
+            *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            *response.body_mut() = format!("own: {}", error.code()).into();
+            response
+        })
+    })
+    .await;
+    let bad = Request::get("/upload?resumableChunkNumber=1")
+        .body(Vec::new())
+        .unwrap();
+    let answer = server.client().await.send(bad).await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (415, "own: missing_field")
+    );
+}
+
+#[tokio::test]
 async fn a_cancelled_upload_leaves_nothing() {
     let server = Server::start().await;
     let mut client = server.client().await;

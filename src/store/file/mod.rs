@@ -163,7 +163,11 @@ impl FileStoreBuilder {
     /// # Errors
     ///
     /// If the folders cannot be created or written to, or are on different file systems.
-    pub fn open(self) -> Result<FileStore, StoreError> {
+    pub fn open(mut self) -> Result<FileStore, StoreError> {
+        for dir in [&mut self.partial, &mut self.finished] {
+            // A process may change its working folder.
+            *dir = std::path::absolute(&*dir)?;
+        }
         for dir in [&self.partial, &self.finished] {
             disk::create_dir(dir)?;
             tempfile_in(dir)?;
