@@ -2,6 +2,8 @@
 
 mod params;
 mod resumable;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::params::Params;
 pub use self::resumable::ResumableJs;

@@ -13,26 +13,34 @@ const PAIRS: usize = 64;
 pub(crate) struct Params {
     query: Vec<(String, String)>,
     body: Vec<(String, String)>,
+    /// Names of those in the query that were not UTF-8.
+    garbled: Vec<String>,
 }
 
 impl Params {
     pub(super) fn from_query(query: Option<&str>) -> Result<Self, UploadError> {
         let query = query.unwrap_or_default();
-        if query.len() > QUERY {
+        // Empty pairs count too: they cost as much to read.
+        if query.len() > QUERY || query.split('&').count() > PAIRS {
             return Err(UploadError::TooManyFields);
         }
-        let pairs = form_urlencoded::parse(query.as_bytes());
-        let query: Vec<_> = pairs
-            .take(PAIRS + 1)
-            .map(|(name, value)| (name.into_owned(), value.into_owned()))
-            .collect();
-        if query.len() > PAIRS {
-            return Err(UploadError::TooManyFields);
+        let mut params = Self::default();
+        for raw in query.split('&') {
+            let Some((name, value)) = decode(raw) else {
+                continue;
+            };
+            if !was_utf8(raw, &name, &value) {
+                params.garbled.push(name.clone());
+            }
+            params.query.push((name, value));
         }
-        Ok(Self {
-            query,
-            body: Vec::new(),
-        })
+        Ok(params)
+    }
+
+    /// Whether the query has a field of such a name; for queries of any size.
+    pub(super) fn query_has(query: Option<&str>, name: impl Fn(&str) -> bool) -> bool {
+        let mut pairs = query.unwrap_or_default().split('&').filter_map(decode);
+        pairs.any(|(n, _)| name(&n))
     }
 
     /// Adds a field of the form.
@@ -51,24 +59,27 @@ impl Params {
     /// The value of a field. It may come several times, as it does in query and form, but not with
     /// different values.
     pub(super) fn one<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
-        let mut values = self.all(name);
-        let Some(value) = values.next() else {
-            return Ok(None);
-        };
-        match values.all(|other| other == value) {
-            true => Ok(Some(value)),
+        let value = self.first(name)?;
+        match self.all(name).all(|other| Some(&other) == value.as_ref()) {
+            true => Ok(value),
             false => Err(UploadError::ConflictingField { name: name.into() }),
         }
     }
 
     /// The first value of a field. Resumable.js sends one that the application has set before its
     /// own in tests, and instead of its own in uploads.
-    pub(super) fn first<'a>(&'a self, name: &'a str) -> Option<Cow<'a, str>> {
-        self.all(name).next()
+    pub(super) fn first<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
+        match self.garbled.iter().any(|garbled| garbled == name) {
+            true => Err(UploadError::InvalidField {
+                name: name.into(),
+                reason: "is not UTF-8",
+            }),
+            false => Ok(self.all(name).next()),
+        }
     }
 
-    /// The fields that are not the layer's. Those of the form are the query's again, if both are
-    /// there.
+    /// The fields that are not the layer's, as they were sent. Those of the form are the query's
+    /// again, if both are there.
     pub(super) fn extra(&self, is_ours: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         let in_body = |name: &str| self.body.iter().any(|(n, _)| n == name);
         let query = self.query.iter().filter(|(name, _)| !in_body(name));
@@ -87,6 +98,24 @@ impl Params {
             .filter_map(named)
             .map(|value| line_feeds(value))
     }
+}
+
+/// `None` for an empty pair, as between two `&`.
+fn decode(raw: &str) -> Option<(String, String)> {
+    let (name, value) = form_urlencoded::parse(raw.as_bytes()).next()?;
+    Some((name.into_owned(), value.into_owned()))
+}
+
+/// Decoding puts U+FFFD in the place of what is not UTF-8. One that was sent as such is no error:
+/// files that came out of a broken archive have it in their names.
+fn was_utf8(raw: &str, name: &str, value: &str) -> bool {
+    const LOST: char = char::REPLACEMENT_CHARACTER;
+    let got = name.matches(LOST).count() + value.matches(LOST).count();
+    if got == 0 {
+        return true;
+    }
+    let escaped = raw.to_ascii_uppercase().matches("%EF%BF%BD").count();
+    got == escaped + raw.matches(LOST).count()
 }
 
 /// Forms make CR LF of every line break, queries do not.

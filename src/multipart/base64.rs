@@ -6,6 +6,10 @@ use crate::UploadError;
 /// Longest `data:…;base64,` that is looked for.
 const PREFIX: usize = 256;
 
+/// How much more white space than digits there may be. It yields no bytes, so the limit on those
+/// does not end a body that has nothing else.
+const BLANKS: usize = 256;
+
 /// Decodes base64 while it arrives, with or without the head of a data URL (RFC 2397).
 ///
 /// White space is skipped, since some encoders break lines; padding may be missing.
@@ -15,6 +19,8 @@ pub(super) struct Decoder {
     /// Digits that are not decoded yet: fewer than four after each `push`.
     digits: Vec<u8>,
     padding: usize,
+    /// White space beyond the digits so far.
+    blanks: usize,
 }
 
 #[derive(Debug, Default)]
@@ -92,10 +98,16 @@ impl Decoder {
 
     fn digit(&mut self, byte: u8) -> Result<(), UploadError> {
         match byte {
-            b' ' | b'\t' | b'\r' | b'\n' => {}
+            b' ' | b'\t' | b'\r' | b'\n' if self.blanks == BLANKS => {
+                return Err(UploadError::Base64);
+            }
+            b' ' | b'\t' | b'\r' | b'\n' => self.blanks += 1,
             b'=' if self.padding < 2 => self.padding += 1,
             _ if self.padding > 0 => return Err(UploadError::Base64),
-            _ => self.digits.push(byte),
+            _ => {
+                self.blanks = self.blanks.saturating_sub(1);
+                self.digits.push(byte);
+            }
         }
         Ok(())
     }
@@ -190,5 +202,27 @@ mod tests {
                 "{input}"
             );
         }
+    }
+
+    #[test]
+    fn how_much_white_space_it_takes() {
+        let blanks = |count| " ".repeat(count);
+        assert_eq!(decode([blanks(256).as_bytes()]), Ok(vec![]));
+        assert_eq!(decode([blanks(257).as_bytes()]), Err(UploadError::Base64));
+        assert_eq!(
+            decode([&b"YWJj"[..], blanks(257).as_bytes()]),
+            Err(UploadError::Base64)
+        );
+        // As Python's `encodebytes` breaks lines, and with a line break after each digit.
+        let lines = ("A".repeat(76) + "\n").repeat(1000);
+        assert_eq!(
+            decode([lines.as_bytes()]).map(|bytes| bytes.len()),
+            Ok(57_000)
+        );
+        let lines = "A\n".repeat(4000);
+        assert_eq!(
+            decode([lines.as_bytes()]).map(|bytes| bytes.len()),
+            Ok(3000)
+        );
     }
 }

@@ -1,3 +1,39 @@
+/// What the headers of a part say.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) disposition: Disposition,
+    /// Whether they name a media type.
+    pub(super) typed: bool,
+}
+
+impl Head {
+    /// `head` is the header lines, at most `max`, each with its line break.
+    pub(super) fn parse(head: &[u8], max: usize) -> Result<Self, &'static str> {
+        let (mut disposition, mut typed) = (None, false);
+        for (nth, line) in head.split_inclusive(|&byte| byte == b'\n').enumerate() {
+            if nth == max {
+                return Err("a part has too many headers");
+            }
+            let line = line
+                .strip_suffix(b"\r\n")
+                .ok_or("the headers of a part have broken line ends")?;
+            let colon = line.iter().position(|&byte| byte == b':');
+            let (name, value) = line.split_at(colon.ok_or("a part has no headers")?);
+            if name.eq_ignore_ascii_case(b"content-type") {
+                typed = true;
+            } else if name.eq_ignore_ascii_case(b"content-disposition")
+                && disposition.replace(&value[1..]).is_some()
+            {
+                return Err("a part has more than one content disposition");
+            }
+        }
+        let value = disposition.ok_or("a part has no content disposition")?;
+        let disposition =
+            Disposition::parse(value).ok_or("the content disposition of a part cannot be read")?;
+        Ok(Self { disposition, typed })
+    }
+}
+
 /// What a part's `Content-Disposition` says (RFC 7578 §4.2).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Disposition {

@@ -7,22 +7,17 @@ mod paced;
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
     task::{Context, Poll, ready},
 };
 
-use ::http::header;
 use bytes::Bytes;
 use futures_core::Stream;
 use http_body::Body;
 
 use self::{
     base64::Decoder,
-    disposition::Disposition,
-    paced::{PacedBody, Source},
+    disposition::{Disposition, Head},
+    paced::Feed,
 };
 use crate::{BoxError, UploadError};
 
@@ -70,9 +65,9 @@ pub(crate) type IsFile<'f> = &'f (dyn Fn(&str) -> bool + Sync);
 /// A multipart form while it arrives.
 pub(crate) struct Form<'a> {
     multipart: multer::Multipart<'a>,
-    source: Source<'a>,
-    /// Bytes that multer got since it last made progress.
-    held: Arc<AtomicUsize>,
+    feed: Feed<'a>,
+    /// What every boundary begins with.
+    delimiter: String,
     stage: Stage<'a>,
     limits: FormLimits,
     seen_file: bool,
@@ -91,6 +86,8 @@ enum Stage<'a> {
     },
     Epilogue,
     End,
+    /// Here to stay, else the next poll would read on behind what was refused.
+    Failed(UploadError),
 }
 
 impl<'a> Form<'a> {
@@ -100,14 +97,12 @@ impl<'a> Form<'a> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let source = paced::source(body);
-        let held = Arc::default();
-        let stream = PacedBody::new(Arc::clone(&source), Arc::clone(&held));
-        let multipart = multer::Multipart::new(stream, boundary);
+        let delimiter = format!("--{boundary}");
+        let (feed, stream) = Feed::new(body);
         Self {
-            multipart,
-            source,
-            held,
+            multipart: multer::Multipart::new(stream, boundary),
+            feed,
+            delimiter,
             stage: Stage::Between,
             limits,
             seen_file: false,
@@ -116,7 +111,11 @@ impl<'a> Form<'a> {
 
     /// The next text field, or the news that the file begins.
     pub(crate) async fn next(&mut self, is_file: IsFile<'_>) -> Result<Item, UploadError> {
-        std::future::poll_fn(|cx| self.poll_item(cx, is_file)).await
+        let item = std::future::poll_fn(|cx| self.poll_item(cx, is_file)).await;
+        if let Err(error) = &item {
+            self.stage = Stage::Failed(error.clone());
+        }
+        item
     }
 
     /// The bytes of the file that [`next`](Self::next) has announced, decoded if they are base64.
@@ -144,10 +143,12 @@ impl<'a> Form<'a> {
         loop {
             match &mut self.stage {
                 Stage::Between => {
-                    match ready!(self.multipart.poll_next_field(cx)).map_err(broken)? {
-                        Some(field) => {
-                            self.held.store(0, Relaxed);
-                            self.begin(field, is_file)?;
+                    let part = self
+                        .feed
+                        .poll_part(&mut self.multipart, &self.delimiter, cx);
+                    match ready!(part)? {
+                        Some((field, head)) => {
+                            self.begin(field, &head, is_file)?;
                             if let Stage::File { .. } = self.stage {
                                 return Poll::Ready(Ok(Item::File));
                             }
@@ -156,12 +157,8 @@ impl<'a> Form<'a> {
                     }
                 }
                 Stage::Text { field, name, value } => {
-                    match ready!(Pin::new(field).poll_next(cx))
-                        .transpose()
-                        .map_err(broken)?
-                    {
+                    match ready!(self.feed.poll_field(field, cx))? {
                         Some(piece) => {
-                            self.held.store(0, Relaxed);
                             self.limits.text = self
                                 .limits
                                 .text
@@ -180,32 +177,24 @@ impl<'a> Form<'a> {
                 }
                 Stage::File { .. } => return Poll::Ready(Ok(Item::File)),
                 Stage::Epilogue => {
-                    ready!(paced::poll_epilogue(
-                        &self.source,
-                        &mut self.limits.epilogue,
-                        cx
-                    ))?;
+                    ready!(self.feed.poll_epilogue(&mut self.limits.epilogue, cx))?;
                     self.stage = Stage::End;
                 }
                 Stage::End => return Poll::Ready(Ok(Item::End)),
+                Stage::Failed(error) => return Poll::Ready(Err(error.clone())),
             }
         }
     }
 
     /// Looks at the headers of a part.
-    fn begin(&mut self, field: multer::Field<'a>, is_file: IsFile<'_>) -> Result<(), UploadError> {
-        let headers = field.headers();
-        if headers.len() > self.limits.headers {
-            return Err(multipart("a part has too many headers"));
-        }
-        // multer's own reading of this header is too lenient: it takes `xname` for `name`.
-        let mut values = headers.get_all(header::CONTENT_DISPOSITION).iter();
-        let (Some(value), None) = (values.next(), values.next()) else {
-            return Err(multipart("a part needs exactly one content disposition"));
-        };
-        let disposition = Disposition::parse(value.as_bytes()).ok_or(multipart(
-            "the content disposition of a part cannot be read",
-        ))?;
+    fn begin(
+        &mut self,
+        field: multer::Field<'a>,
+        head: &[u8],
+        is_file: IsFile<'_>,
+    ) -> Result<(), UploadError> {
+        let Head { disposition, typed } =
+            Head::parse(head, self.limits.headers).map_err(multipart)?;
         let Disposition {
             name,
             has_file_name,
@@ -222,7 +211,7 @@ impl<'a> Form<'a> {
             }
             self.seen_file = true;
             // A text field instead of a file holds base64.
-            let encoded = !has_file_name && !headers.contains_key(header::CONTENT_TYPE);
+            let encoded = !has_file_name && !typed;
             self.stage = Stage::File {
                 field,
                 decoder: encoded.then(Decoder::default),
@@ -260,29 +249,36 @@ impl Stream for Content<'_, '_> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        while let Stage::File { field, decoder } = &mut this.form.stage {
-            let piece = ready!(Pin::new(field).poll_next(cx))
-                .transpose()
-                .map_err(broken)?;
-            this.form.held.store(0, Relaxed);
+        let piece = ready!(this.poll_piece(cx));
+        if let Err(error) = &piece {
+            this.form.stage = Stage::Failed(error.clone());
+        }
+        Poll::Ready(piece.transpose())
+    }
+}
+
+impl Content<'_, '_> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, UploadError>> {
+        while let Stage::File { field, decoder } = &mut self.form.stage {
+            let piece = ready!(self.form.feed.poll_field(field, cx))?;
             let bytes = match (piece, decoder) {
                 (Some(piece), None) => piece,
                 (Some(piece), Some(decoder)) => decoder.push(&piece)?,
                 (None, decoder) => {
                     let last = decoder.as_mut().map_or(Ok(Bytes::new()), Decoder::finish)?;
-                    this.form.stage = Stage::Between;
+                    self.form.stage = Stage::Between;
                     last
                 }
             };
             if !bytes.is_empty() {
-                return Poll::Ready(Some(Ok(bytes)));
+                return Poll::Ready(Ok(Some(bytes)));
             }
         }
         loop {
-            match ready!(this.form.poll_item(cx, this.is_file))? {
-                Item::Text { name, value } => (this.on_late)(name, value)?,
-                Item::File => return Poll::Ready(Some(Err(UploadError::UnexpectedFile))),
-                Item::End => return Poll::Ready(None),
+            match ready!(self.form.poll_item(cx, self.is_file))? {
+                Item::Text { name, value } => (self.on_late)(name, value)?,
+                Item::File => return Poll::Ready(Err(UploadError::UnexpectedFile)),
+                Item::End => return Poll::Ready(Ok(None)),
             }
         }
     }
@@ -292,76 +288,51 @@ fn multipart(reason: &'static str) -> UploadError {
     UploadError::Multipart { reason }
 }
 
-fn broken(error: multer::Error) -> UploadError {
-    match error {
-        multer::Error::StreamReadFailed(error) => match error.downcast::<UploadError>() {
-            Ok(error) => *error,
-            Err(_) => UploadError::Interrupted,
-        },
-        multer::Error::IncompleteStream
-        | multer::Error::IncompleteFieldData { .. }
-        | multer::Error::IncompleteHeaders => multipart("it is cut off, or has no boundaries"),
-        _ => multipart("the headers of a part cannot be read"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, convert::Infallible};
-
-    use http_body::Frame;
-
-    use super::*;
-
-    /// A body of given frames. It is `Pending` once before each of them if `late`.
-    struct Frames {
-        frames: VecDeque<Vec<u8>>,
-        late: bool,
-        pending: bool,
-    }
-
-    impl Body for Frames {
-        type Data = Bytes;
-        type Error = Infallible;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            if std::mem::take(&mut self.pending) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            self.pending = self.late;
-            Poll::Ready(
-                self.frames
-                    .pop_front()
-                    .map(|frame| Ok(Frame::data(frame.into()))),
-            )
-        }
-    }
+    use super::{
+        paced::tests::{Script, Step},
+        *,
+    };
 
     type Read = (Vec<(String, String)>, Vec<u8>, Vec<(String, String)>);
 
-    /// Fields before the file, the file, fields after it.
+    fn script(frames: impl IntoIterator<Item = Vec<u8>>, late: bool) -> Script {
+        let pending = || late.then_some(Step::Pending);
+        let frames = frames.into_iter().map(Step::Data);
+        Script::new(
+            frames
+                .flat_map(|frame| pending().into_iter().chain([frame]))
+                .chain(pending()),
+        )
+    }
+
+    fn is_file(name: &str) -> bool {
+        name == "file"
+    }
+
+    /// Each frame comes after a `Pending` if `late`.
     fn read(frames: impl IntoIterator<Item = Vec<u8>>, late: bool) -> Result<Read, UploadError> {
-        let mut body = Frames {
-            frames: frames.into_iter().collect(),
-            late,
-            pending: late,
-        };
-        let is_file = |name: &str| name == "file";
+        read_body(&mut script(frames, late))
+    }
+
+    /// Fields before the file, the file, fields after it.
+    fn read_body(body: &mut Script) -> Result<Read, UploadError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut form = Form::new(&mut body, "X".into(), FormLimits::default());
+            let mut form = Form::new(body, "X".into(), FormLimits::default());
             let (mut before, mut file, mut after) = (vec![], vec![], vec![]);
             loop {
-                match form.next(&is_file).await? {
-                    Item::Text { name, value } => before.push((name, value)),
-                    Item::File => break,
-                    Item::End => return Ok((before, file, after)),
+                match form.next(&is_file).await {
+                    Ok(Item::Text { name, value }) => before.push((name, value)),
+                    Ok(Item::File) => break,
+                    Ok(Item::End) => return Ok((before, file, after)),
+                    Err(error) => {
+                        assert_eq!(form.next(&is_file).await, Err(error.clone()));
+                        return Err(error);
+                    }
                 }
             }
             let mut on_late = |name, value| {
@@ -372,7 +343,14 @@ mod tests {
             let mut next =
                 async || std::future::poll_fn(|cx| Pin::new(&mut content).poll_next(cx)).await;
             while let Some(piece) = next().await {
-                file.extend(piece?);
+                match piece {
+                    Ok(piece) => file.extend(piece),
+                    // It does not end well if it is asked again.
+                    Err(error) => {
+                        assert_eq!(next().await, Some(Err(error.clone())));
+                        return Err(error);
+                    }
+                }
             }
             Ok((before, file, after))
         })
@@ -517,6 +495,155 @@ mod tests {
         ] {
             let body = part(FILE, &content) + "--X--";
             assert!(whole(body.as_bytes()).unwrap().1 == content.as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_parts_come_in_any_order() {
+        let file = part(FILE, "abc");
+        let [a, b] = ["a", "b"].map(|name| part(&format!("name=\"{name}\""), "1"));
+        let names = |fields: Vec<(String, String)>| -> String {
+            fields.into_iter().map(|(name, _)| name).collect()
+        };
+        for (parts, expected) in [
+            ([&file, &a, &b], ("", "ab")),
+            ([&a, &file, &b], ("a", "b")),
+            ([&b, &a, &file], ("ba", "")),
+        ] {
+            let body = parts.map(String::as_str).concat() + "--X--\r\n";
+            let (before, file, after) = whole(body.as_bytes()).unwrap();
+            assert_eq!(file, b"abc");
+            assert_eq!((&*names(before), &*names(after)), expected);
+        }
+    }
+
+    /// multer may take a long frame, and the end too, without a look at it.
+    #[test]
+    fn a_long_frame_that_comes_late() {
+        for len in [1000, 10_000, 65_536, 300_000] {
+            let body = part(FILE, &"x".repeat(len)) + "--X--";
+            for late in [false, true] {
+                let frames = [body.clone().into_bytes()];
+                assert_eq!(read(frames, late).unwrap().1.len(), len);
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_breaks_off_is_no_broken_form() {
+        let body = example().into_bytes();
+        // After the closing boundary too: the request is not whole.
+        for end in 0..=body.len() {
+            let mut body = Script::new([Step::Data(body[..end].to_vec()), Step::Fail]);
+            assert_eq!(
+                read_body(&mut body),
+                Err(UploadError::Interrupted),
+                "at {end}"
+            );
+        }
+    }
+
+    #[test]
+    fn trailers_are_no_content() {
+        let frame = Step::Data(example().into_bytes());
+        assert!(read_body(&mut Script::new([frame, Step::Trailers])).is_ok());
+    }
+
+    /// Many parts must not make multer take in what follows them.
+    #[test]
+    fn nothing_is_read_ahead() {
+        let mut body = part("name=\"a\"", "1").repeat(63) + &part(FILE, "");
+        let head = body.len();
+        body.truncate(head - 2);
+        body += &"x".repeat(1 << 20);
+        let frame = 16 << 10;
+        let mut body = script(body.as_bytes().chunks(frame).map(<[u8]>::to_vec), false);
+        let mut form = Form::new(&mut body, "X".into(), FormLimits::default());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while form.poll_item(&mut cx, &is_file) != Poll::Ready(Ok(Item::File)) {}
+        drop(form);
+        assert!(body.given <= head + frame, "{} of {head}", body.given);
+    }
+
+    #[test]
+    fn what_never_ends_is_not_read_for_long() {
+        let endless = "x".repeat(64 << 10);
+        let open = "--X\r\nContent-Disposition: form-data; name=\"a\"";
+        for (start, filler) in [
+            ("", &*endless),
+            (open, &*endless),
+            (&format!("{open}\r\nk: "), &*endless),
+            ("--X", &" ".repeat(64 << 10)),
+            (&format!("{open}\r\n\r\n"), &*endless),
+            (&format!("{open}\r\n\r\n1\r\n--X"), &*endless),
+            (
+                "--X\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n",
+                &" ".repeat(64 << 10),
+            ),
+            (&(example() + "--X--"), &*endless),
+        ] {
+            for frame in [1000, 64 << 10] {
+                let body = start.to_owned() + &filler.repeat(16);
+                let frames = body.as_bytes().chunks(frame).map(<[u8]>::to_vec);
+                let mut body = script(frames, false);
+                let error = read_body(&mut body).unwrap_err();
+                assert!(!error.is_transient(), "{start:?}: {error}");
+                assert!(body.given <= 200_000, "{start:?}: {}", body.given);
+            }
+        }
+    }
+
+    #[test]
+    fn how_long_a_head_may_be() {
+        let disposition = "Content-Disposition: form-data; name=\"a\"\r\n";
+        let with = |preamble: &str, headers: &str| {
+            let body = format!("{preamble}--X\r\n{headers}\r\n1\r\n--X--\r\n");
+            let one = read(body.bytes().map(|byte| vec![byte]), false);
+            assert_eq!(whole(body.as_bytes()).is_ok(), one.is_ok());
+            one.is_ok()
+        };
+        let preamble = |len: usize| "x".repeat(len - 2) + "\r\n";
+        assert!(with(&preamble(1024), disposition));
+        assert!(!with(&preamble(1025), disposition));
+        // The last line break belongs to the empty line.
+        let long = |len: usize| {
+            format!(
+                "{disposition}k: {}\r\n",
+                "v".repeat(len - disposition.len() - 3)
+            )
+        };
+        assert!(with("", &long(4096)));
+        assert!(!with("", &long(4097)));
+        let many = |count: usize| disposition.to_owned() + &"k: v\r\n".repeat(count - 1);
+        assert!(with("", &many(8)));
+        assert!(!with("", &many(9)));
+        assert!(!with("junk", disposition));
+    }
+
+    #[test]
+    fn what_multer_would_take() {
+        let disposition = "Content-Disposition: form-data; name=\"a\"";
+        for headers in [
+            format!("{disposition}\r\n{disposition}"),
+            format!("{disposition}\r\ncontent-disposition: form-data; name=\"b\""),
+            format!("{disposition}\nk: v"),
+            format!("{disposition}\n\nlost"),
+        ] {
+            let body = format!("--X\r\n{headers}\r\n\r\n1\r\n--X--\r\n");
+            assert_eq!(reason(whole(body.as_bytes())), "multipart", "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_stays_refused() {
+        for body in [
+            part(FILE, "a") + &part(FILE, "b"),
+            part(FILE, "a") + &part("name=\"b\"; filename=\"c\"", "b"),
+            part("name=\"file\"", "YWJj!YWJj"),
+            part("name=\"b\"; filename=\"c\"", "b") + &part(FILE, "a"),
+        ] {
+            // `read` asks again.
+            assert!(whole((body + "--X--").as_bytes()).is_err());
         }
     }
 }

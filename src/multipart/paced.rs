@@ -1,100 +1,219 @@
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_core::Stream;
 use http_body::Body;
 
+use super::multipart;
 use crate::{BoxError, UploadError};
 
 /// Largest piece that multer gets; a slice of `Bytes` is no copy.
 const PIECE: usize = 64 << 10;
 
-/// Most bytes that multer may hold without making progress: a preamble, the headers of a part. It
-/// has no bound of its own, and looks at all of them again with each piece.
-const HELD: usize = 2 * PIECE;
+/// Most bytes before the first boundary.
+const PREAMBLE: usize = 1 << 10;
 
-/// The data of a body; the stream that multer owns and the form that reads on after it share it.
-pub(super) type Source<'a> = Arc<Mutex<dyn Data + Send + 'a>>;
+/// Most bytes of the headers of a part.
+const HEAD: usize = 4 << 10;
 
-pub(super) trait Data {
-    fn poll_piece(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-    ) -> Poll<Option<Result<Bytes, UploadError>>>;
-}
+/// Most bytes that multer may have and still want more: a preamble, a boundary and the headers of a
+/// part, of which it has no bound of its own.
+const HELD: usize = 8 << 10;
 
-pub(super) fn source<B>(body: &mut B) -> Source<'_>
-where
-    B: Body + Send + Unpin,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
-    Arc::new(Mutex::new(Pieces::new(body)))
-}
-
-/// Reads what follows the last boundary, which nobody needs: the request is whole only if that is.
-pub(super) fn poll_epilogue(
-    source: &Source<'_>,
-    left: &mut usize,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), UploadError>> {
-    let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
-    while let Some(piece) = ready!(source.poll_piece(cx, PIECE)).transpose()? {
-        let reason = "there is too much after its end";
-        *left = left
-            .checked_sub(piece.len())
-            .ok_or(UploadError::Multipart { reason })?;
-    }
-    Poll::Ready(Ok(()))
-}
-
-/// A body as the stream that multer needs.
+/// The body of a form on its way through multer.
 ///
-/// multer reads until the stream is not ready, so this one is never ready twice in a row: else it
-/// would take in a whole body that is there already, and overlook that the body ends between two of
-/// its reads (rwf2/multer issues 62 and 70).
-pub(super) struct PacedBody<'a> {
-    source: Source<'a>,
-    held: Arc<AtomicUsize>,
-    pause: bool,
+/// multer reads until its stream is not ready, so left alone it would take in a whole body that is
+/// there already, and overlook that the body ends between two of its reads (rwf2/multer issues 62
+/// and 70). It gets a piece only when it can do nothing without one.
+pub(super) struct Feed<'a> {
+    state: State<'a>,
 }
 
-impl<'a> PacedBody<'a> {
-    /// `held` is to be set to zero whenever multer yields something.
-    pub(super) fn new(source: Source<'a>, held: Arc<AtomicUsize>) -> Self {
-        Self {
-            source,
-            held,
-            pause: false,
+type State<'a> = Arc<Mutex<Shared<dyn Data + Send + 'a>>>;
+
+struct Shared<D: ?Sized> {
+    gate: Gate,
+    /// The bytes that multer has and has not yielded yet.
+    unread: BytesMut,
+    /// No part has begun yet.
+    first: bool,
+    data: D,
+}
+
+/// A part and its header lines.
+type Part<'m> = (multer::Field<'m>, Vec<u8>);
+
+enum Gate {
+    Shut,
+    Open,
+    /// What came in is with multer.
+    Passed,
+}
+
+impl<'a> Feed<'a> {
+    pub(super) fn new<B>(body: &'a mut B) -> (Self, PacedBody<'a>)
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let state: State<'a> = Arc::new(Mutex::new(Shared {
+            gate: Gate::Shut,
+            unread: BytesMut::new(),
+            first: true,
+            data: Pieces::new(body),
+        }));
+        let feed = Self {
+            state: Arc::clone(&state),
+        };
+        (feed, PacedBody { state })
+    }
+
+    /// The next part.
+    ///
+    /// multer keeps the last one of equal headers only, and takes a bare line feed for the end of a
+    /// line, or two of them for the end of the headers; so its headers are read here as well.
+    pub(super) fn poll_part<'m>(
+        &self,
+        multipart: &mut multer::Multipart<'m>,
+        delimiter: &str,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Part<'m>>, UploadError>> {
+        let field = ready!(self.poll_fed(cx, |cx| multipart.poll_next_field(cx)))?;
+        Poll::Ready(match field {
+            Some(field) => self.head(delimiter).map(|head| Some((field, head))),
+            None => Ok(None),
+        })
+    }
+
+    /// The next piece of a part.
+    pub(super) fn poll_field(
+        &self,
+        field: &mut multer::Field<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, UploadError>> {
+        let piece = ready!(self.poll_fed(cx, |cx| {
+            Pin::new(&mut *field).poll_next(cx).map(Option::transpose)
+        }))?;
+        // The line break at the end belongs to the boundary.
+        let len = piece.as_ref().map_or(2, Bytes::len);
+        skip(&mut lock(&self.state).unread, len);
+        Poll::Ready(Ok(piece))
+    }
+
+    /// Reads what follows the last boundary, which nobody needs: the request is whole only if that
+    /// is.
+    pub(super) fn poll_epilogue(
+        &self,
+        left: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        let mut state = lock(&self.state);
+        while let Some(piece) = ready!(state.data.poll_piece(cx, PIECE)).transpose()? {
+            *left = left
+                .checked_sub(piece.len())
+                .ok_or(multipart("there is too much after its end"))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_fed<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<multer::Result<T>>,
+    ) -> Poll<Result<T, UploadError>> {
+        loop {
+            if let Poll::Ready(result) = poll(cx) {
+                return Poll::Ready(result.map_err(broken));
+            }
+            let mut state = lock(&self.state);
+            match state.gate {
+                // The body is not ready either, and will wake the task.
+                Gate::Open => return Poll::Pending,
+                // It may have taken the piece without a look at it.
+                Gate::Passed => state.gate = Gate::Shut,
+                Gate::Shut if state.unread.len() > HELD => {
+                    return Poll::Ready(Err(multipart(TOO_LONG)));
+                }
+                Gate::Shut => state.gate = Gate::Open,
+            }
         }
     }
+
+    /// Cuts off the boundary and the headers of the part that multer has just found.
+    fn head(&self, delimiter: &str) -> Result<Vec<u8>, UploadError> {
+        let mut state = lock(&self.state);
+        let max = if state.first { PREAMBLE } else { 0 };
+        state.first = false;
+        let unread = &mut state.unread;
+        let preamble = find(unread, delimiter.as_bytes(), max).ok_or(multipart(TOO_LONG))?;
+        if preamble > 0 && !unread[..preamble].ends_with(b"\r\n") {
+            return Err(multipart(
+                "its first boundary is not at the start of a line",
+            ));
+        }
+        skip(unread, preamble + delimiter.len());
+        let padding = unread.iter().take_while(|b| matches!(b, b' ' | b'\t'));
+        let padding = padding.count();
+        skip(unread, padding + 2);
+        let len = find(unread, b"\r\n\r\n", HEAD).ok_or(multipart(TOO_LONG))?;
+        let head = unread[..len + 2].to_vec();
+        skip(unread, len + 4);
+        Ok(head)
+    }
+}
+
+const TOO_LONG: &str = "its preamble or the headers of a part are too long";
+
+fn broken(error: multer::Error) -> UploadError {
+    match error {
+        multer::Error::StreamReadFailed(error) => match error.downcast::<UploadError>() {
+            Ok(error) => *error,
+            Err(_) => UploadError::Interrupted,
+        },
+        multer::Error::IncompleteStream
+        | multer::Error::IncompleteFieldData { .. }
+        | multer::Error::IncompleteHeaders => multipart("it is cut off, or has no boundaries"),
+        _ => multipart("the headers of a part cannot be read"),
+    }
+}
+
+fn lock<'l, 'a>(state: &'l State<'a>) -> MutexGuard<'l, Shared<dyn Data + Send + 'a>> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where `needle` is, if it begins within the first `max` bytes or right after them.
+fn find(bytes: &[u8], needle: &[u8], max: usize) -> Option<usize> {
+    let bytes = &bytes[..bytes.len().min(max + needle.len())];
+    bytes.windows(needle.len()).position(|part| part == needle)
+}
+
+fn skip(bytes: &mut BytesMut, len: usize) {
+    bytes.advance(len.min(bytes.len()));
+}
+
+/// The stream that multer reads.
+pub(super) struct PacedBody<'a> {
+    state: State<'a>,
 }
 
 impl Stream for PacedBody<'_> {
     type Item = Result<Bytes, UploadError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if std::mem::take(&mut this.pause) {
-            cx.waker().wake_by_ref();
+        let state = &mut *lock(&self.state);
+        let Gate::Open = state.gate else {
+            // No need to wake anyone: `poll_fed` polls again.
             return Poll::Pending;
-        }
-        let mut source = this.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let piece = ready!(source.poll_piece(cx, PIECE)).transpose()?;
+        };
+        let piece = ready!(state.data.poll_piece(cx, PIECE)).transpose()?;
+        state.gate = Gate::Passed;
         if let Some(piece) = &piece {
-            this.pause = true;
-            if this.held.fetch_add(piece.len(), Relaxed) > HELD {
-                let reason = "its preamble or the headers of a part are too long";
-                return Poll::Ready(Some(Err(UploadError::Multipart { reason })));
-            }
+            state.unread.extend_from_slice(piece);
         }
         Poll::Ready(piece.map(Ok))
     }
@@ -145,11 +264,20 @@ where
     true
 }
 
+trait Data {
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Option<Result<Bytes, UploadError>>>;
+}
+
 /// The data of a body, without empty frames and trailers.
 struct Pieces<'a, B: Body> {
     body: &'a mut B,
     frame: Option<B::Data>,
-    done: bool,
+    /// How it ended: a body that broke off never ends well, however often it is asked.
+    end: Option<Result<(), UploadError>>,
 }
 
 impl<'a, B: Body> Pieces<'a, B> {
@@ -157,7 +285,7 @@ impl<'a, B: Body> Pieces<'a, B> {
         Self {
             body,
             frame: None,
-            done: false,
+            end: None,
         }
     }
 }
@@ -185,16 +313,13 @@ where
                 }
                 return Poll::Ready(Some(Ok(piece)));
             }
-            if self.done {
-                return Poll::Ready(None);
+            if let Some(end) = &self.end {
+                return Poll::Ready(end.clone().err().map(Err));
             }
             match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => self.frame = frame.into_data().ok(),
-                Some(Err(_)) => {
-                    self.done = true;
-                    return Poll::Ready(Some(Err(UploadError::Interrupted)));
-                }
-                None => self.done = true,
+                Some(Err(_)) => self.end = Some(Err(UploadError::Interrupted)),
+                None => self.end = Some(Ok(())),
             }
         }
     }
@@ -202,3 +327,130 @@ where
 
 // `B` is only used through `&mut B`.
 impl<B: Body> Unpin for Octets<'_, B> {}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{collections::VecDeque, io, task::Waker};
+
+    use http_body::Frame;
+
+    use super::*;
+
+    pub(in super::super) enum Step {
+        Data(Vec<u8>),
+        Trailers,
+        Pending,
+        Fail,
+    }
+
+    /// A body that does these things, one a poll, and then ends.
+    pub(in super::super) struct Script {
+        pub(in super::super) steps: VecDeque<Step>,
+        /// Bytes that were taken of it.
+        pub(in super::super) given: usize,
+    }
+
+    impl Script {
+        pub(in super::super) fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+            Self {
+                steps: steps.into_iter().collect(),
+                given: 0,
+            }
+        }
+    }
+
+    impl Body for Script {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            Poll::Ready(match self.steps.pop_front() {
+                Some(Step::Data(data)) => {
+                    self.given += data.len();
+                    Some(Ok(Frame::data(data.into())))
+                }
+                Some(Step::Trailers) => Some(Ok(Frame::trailers(Default::default()))),
+                Some(Step::Pending) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Some(Step::Fail) => Some(Err(io::Error::other("gone"))),
+                None => None,
+            })
+        }
+    }
+
+    fn data(text: &str) -> Step {
+        Step::Data(text.into())
+    }
+
+    #[tokio::test]
+    async fn octets() {
+        let steps = [
+            data("a"),
+            data(""),
+            Step::Pending,
+            data("bc"),
+            Step::Trailers,
+        ];
+        let mut body = Script::new(steps);
+        let mut octets = Octets::new(&mut body);
+        let mut next =
+            async || std::future::poll_fn(|cx| Pin::new(&mut octets).poll_next(cx)).await;
+        assert_eq!(next().await, Some(Ok("a".into())));
+        assert_eq!(next().await, Some(Ok("bc".into())));
+        assert_eq!(next().await, None);
+        assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_broke_off_never_ends_well() {
+        let mut body = Script::new([data("a"), Step::Fail]);
+        let mut octets = Octets::new(&mut body);
+        let mut next =
+            async || std::future::poll_fn(|cx| Pin::new(&mut octets).poll_next(cx)).await;
+        assert_eq!(next().await, Some(Ok("a".into())));
+        for _ in 0..3 {
+            assert_eq!(next().await, Some(Err(UploadError::Interrupted)));
+        }
+    }
+
+    #[test]
+    fn empty_frames_do_not_keep_a_poll_busy() {
+        let mut body = Script::new((0..100).map(|_| data("")));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(
+            Pin::new(&mut Octets::new(&mut body))
+                .poll_next(&mut cx)
+                .is_pending()
+        );
+        assert_eq!(body.steps.len(), 99);
+    }
+
+    #[test]
+    fn octets_are_not_copied() {
+        let frame = vec![b'a'; 1 << 20];
+        let at = frame.as_ptr();
+        let mut body = Script::new([Step::Data(frame)]);
+        let mut cx = Context::from_waker(Waker::noop());
+        match Pin::new(&mut Octets::new(&mut body)).poll_next(&mut cx) {
+            Poll::Ready(Some(Ok(piece))) => {
+                assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn draining() {
+        for (max, expected) in [(0, false), (3, false), (4, true), (5, true)] {
+            let mut body = Script::new([data("ab"), Step::Pending, data("cd")]);
+            assert_eq!(drain(&mut body, max).await, expected, "{max}");
+        }
+        assert!(!drain(&mut Script::new([data("ab"), Step::Fail]), 9).await);
+        assert!(drain(&mut Script::new([]), 0).await);
+    }
+}
