@@ -15,7 +15,7 @@ use crate::{
     deliver::{self, Delivered},
     dialect::{Chunk, FieldRole, Identity, Intent, Params, Transport},
     layer::Shared,
-    multipart::{self, Form, FormLimits, Item, Octets},
+    multipart::{self, Form, FormLimits, Fused, Item, Octets},
     store::{ChunkBody, Progress, Status, StoreError, Upload},
 };
 
@@ -25,7 +25,7 @@ pub(crate) async fn handle<S, B, R>(
     inner: S,
     intent: Result<Intent, UploadError>,
     parts: Parts,
-    mut body: B,
+    body: B,
 ) -> Response<ResponseBody<R>>
 where
     S: Service<Request<B>, Response = Response<R>> + Send + 'static,
@@ -36,6 +36,7 @@ where
     B::Error: Into<BoxError>,
     R: Body<Data = Bytes> + Send + 'static,
 {
+    let mut body = Fused::new(body);
     let outcome = match intent {
         Ok(Intent::Probe(chunk)) => shared.probe(&parts, &chunk).await,
         Ok(Intent::Status(chunk)) => shared.status(&parts, &chunk).await,
@@ -43,7 +44,7 @@ where
         Ok(Intent::Put(params, transport)) => {
             match shared.put(&parts, &mut body, params, transport).await {
                 Ok((upload, progress)) if progress.complete => {
-                    let request = drained(parts, body);
+                    let request = drained(parts, body.into_inner());
                     return deliver(&shared, inner, request, upload).await;
                 }
                 Ok((upload, progress)) => Ok(answer::progress(progress.received, upload.total)),

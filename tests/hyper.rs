@@ -74,6 +74,28 @@ fn stalled() -> Request<Body> {
         .map(|_| BodyExt::boxed_unsync(StreamBody::new(pending)))
 }
 
+/// Some bodies panic if they are asked once more: the layer reads what is left of a refused one.
+#[tokio::test]
+async fn a_body_that_must_not_be_asked_after_its_end() {
+    let file = File::new("a.txt", 25);
+    let mut form = common::form(&file.fields(1), common::FilePart::named("a"), file.chunk(1));
+    form.truncate(form.len() - 5);
+    let frames = futures_util::stream::unfold(Some(form), |form| async {
+        form.map(|form| {
+            (
+                Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(form))),
+                None,
+            )
+        })
+    });
+    let request = common::multipart("/upload", Vec::new())
+        .map(|_| BodyExt::boxed_unsync(StreamBody::new(frames)));
+    let service = ServiceBuilder::new()
+        .layer(ResumableLayer::new(MemoryStore::default()))
+        .service(service_fn(handler));
+    assert_eq!(service.oneshot(request).await.unwrap().status(), 400);
+}
+
 #[tokio::test]
 async fn a_stalled_chunk_holds_no_permit_of_the_inner_service() {
     let mut service = ServiceBuilder::new()

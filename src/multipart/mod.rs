@@ -21,7 +21,7 @@ use self::{
 };
 use crate::{BoxError, UploadError};
 
-pub(crate) use self::paced::{Octets, drain};
+pub(crate) use self::paced::{Fused, Octets, drain};
 
 /// What is read of a form beside its file.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_core::Stream;
-use http_body::Body;
+use http_body::{Body, Frame};
 
 use super::multipart;
 use crate::{BoxError, UploadError};
@@ -244,6 +244,39 @@ where
     }
 }
 
+/// A body that may be asked again after its end: some panic then.
+pub(crate) struct Fused<B> {
+    body: B,
+    ended: bool,
+}
+
+impl<B> Fused<B> {
+    pub(crate) fn new(body: B) -> Self {
+        Self { body, ended: false }
+    }
+
+    pub(crate) fn into_inner(self) -> B {
+        self.body
+    }
+}
+
+impl<B: Body + Unpin> Body for Fused<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.ended = !matches!(frame, Some(Ok(_)));
+        Poll::Ready(frame)
+    }
+}
+
 /// Reads and drops what is left of a body; `false` if it is more than `max` bytes or breaks off.
 pub(crate) async fn drain<B>(body: &mut B, max: u64) -> bool
 where
@@ -331,8 +364,6 @@ impl<B: Body> Unpin for Octets<'_, B> {}
 #[cfg(test)]
 pub(super) mod tests {
     use std::{collections::VecDeque, io, task::Waker};
-
-    use http_body::Frame;
 
     use super::*;
 
