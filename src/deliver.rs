@@ -19,6 +19,7 @@ use crate::{
     CompletedUpload, ResponseBody, UploadError,
     answer::{self, Outcome},
     body::read_up_to,
+    fault,
     layer::Shared,
     receive::store_error,
     store::{AnyClaim, DynStore, Record, Settlement, TryClaim, Upload, UploadKey},
@@ -206,9 +207,15 @@ impl Delivery {
         request
             .extensions_mut()
             .insert(CompletedUpload::new(sealed));
+        if fault::step("deliver").is_err() {
+            return self.release(attempt).await;
+        }
         let Ok(response) = call(inner, request).await else {
             return self.release(attempt).await;
         };
+        if fault::step("delivered").is_err() {
+            return self.release(attempt).await;
+        }
         let delivered = match answer::outcome(response.status()) {
             Outcome::Delivered(_) => true,
             Outcome::Rejected(_) => false,
@@ -231,6 +238,7 @@ impl Delivery {
             true => Settlement::Delivered(record.clone()),
             false => Settlement::Rejected(record.clone()),
         };
+        fault::step("settle").map_err(|_| (UploadError::Storage, attempt))?;
         self.store
             .settle(self.claim, settlement)
             .await

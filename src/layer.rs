@@ -1,12 +1,17 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Response, request::Parts};
+use http::{Request, Response, request::Parts};
+use http_body::Body;
 use tower_layer::Layer;
+use tower_service::Service;
 
 use crate::{
-    IdentityRule, Resumable, ResumableJs, Store, UploadError, config::Config, deliver::Deliveries,
-    store::DynStore,
+    IdentityRule, ResponseBody, Resumable, ResumableJs, Retention, Store, StoreError, UploadError,
+    answer,
+    config::Config,
+    deliver::{self, Delivered, Deliveries},
+    store::{DynStore, Swept, Upload},
 };
 
 /// Everything the clones of one layer share.
@@ -158,6 +163,122 @@ impl ResumableLayer {
         change: impl Fn(&UploadError, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
     ) -> Self {
         self.with(|config| config.error_response = Some(Arc::new(change)))
+    }
+
+    /// The complete uploads that the inner service has not taken yet: it failed, or the process
+    /// died before it could answer.
+    ///
+    /// Their clients may never come back, so an application that starts again asks for them and
+    /// hands each to [`deliver`](Self::deliver). Other servers of the same store may be at work on
+    /// some of them; that does no harm.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
+        self.shared.store.undelivered().await
+    }
+
+    /// Hands a complete upload to `inner`, as if `request` had just completed it, and records the
+    /// answer; for [`undelivered`](Self::undelivered) uploads. If another request is about to do so
+    /// this waits for its answer.
+    ///
+    /// `inner` is the service that the layer is put onto, and `request` what it shall see, with what
+    /// outer layers would have added (such as the user that [`Upload::scope`] names). The
+    /// [`CompletedUpload`](crate::CompletedUpload) comes from the layer.
+    ///
+    /// # Errors
+    ///
+    /// [`DeliveryFailed`](UploadError::DeliveryFailed) if the inner service fails, or answers with
+    /// a 5xx; the upload can be delivered again then. [`DeliveryPending`](UploadError::DeliveryPending)
+    /// if that takes longer than the [delivery timeout](Self::with_delivery_timeout).
+    /// [`Superseded`](UploadError::Superseded) if it is gone. Those of the store.
+    ///
+    /// ```
+    /// use axum::{Router, body::Body, http::Request, routing::post};
+    /// use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+    ///
+    /// async fn finished(upload: CompletedUpload) -> String {
+    ///     upload.safe_file_name()
+    /// }
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// let layer = ResumableLayer::new(FileStore::open(dir)?);
+    /// let app = Router::new().route("/upload", post(finished));
+    /// for upload in layer.undelivered().await? {
+    ///     let request = Request::post("/upload").body(Body::empty())?;
+    ///     if let Err(error) = layer.deliver(upload, app.clone(), request).await {
+    ///         eprintln!("not delivered yet: {error}");
+    ///     }
+    /// }
+    /// let app: Router = app.layer(layer);
+    /// # let _ = app;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn deliver<S, B, R>(
+        &self,
+        upload: Upload,
+        inner: S,
+        request: Request<B>,
+    ) -> Result<Response<ResponseBody<R>>, UploadError>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+    {
+        match deliver::deliver(&self.shared, inner, request, upload).await {
+            Ok(Delivered::Now(response)) => Ok(response),
+            Ok(Delivered::Before(record)) => Ok(answer::recorded(record)),
+            Err((error, _)) => Err(error),
+        }
+    }
+
+    /// Removes what is older than `retention` allows, once. It never touches an upload that a
+    /// request or a delivery is busy with, and never a file that was handed over.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn sweep(&self, retention: Retention) -> Result<Swept, StoreError> {
+        self.shared.store.sweep(retention.expiry()).await
+    }
+
+    /// Sweeps now and then every `period`, for ever. The layer spawns nothing by itself: without
+    /// this, what clients have given up stays where it is.
+    ///
+    /// A sweep that fails is tried again after the next period; to hear of that, call
+    /// [`sweep`](Self::sweep) in a loop of your own.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_resumable::{MemoryStore, ResumableLayer, Retention};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() {
+    /// let layer = ResumableLayer::new(MemoryStore::default());
+    /// let retention = Retention::default().abandoned(Duration::from_secs(24 * 60 * 60));
+    /// let sweeping = tokio::spawn(layer.sweep_every(Duration::from_secs(600), retention));
+    /// # sweeping.abort();
+    /// # }
+    /// ```
+    pub fn sweep_every(
+        &self,
+        period: Duration,
+        retention: Retention,
+    ) -> impl Future<Output = Infallible> + Send + 'static {
+        let layer = self.clone();
+        async move {
+            loop {
+                let _ = layer.sweep(retention).await;
+                tokio::time::sleep(period).await;
+            }
+        }
     }
 
     fn with(self, change: impl FnOnce(&mut Config)) -> Self {

@@ -135,17 +135,18 @@ impl CompletedUpload {
 
     /// Moves the finished file to `to`, durably, and never over an existing one.
     ///
-    /// Within one file system that is a rename. Parent directories are not created.
+    /// Within one file system that is a rename. Parent directories are not created. In a later
+    /// [`attempt`](Self::attempt) it is no error if an earlier one has moved the file to `to`.
     ///
     /// # Errors
     ///
     /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`;
-    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, as in a second
-    /// [`attempt`](Self::attempt) after a first one had moved it; whatever the file system says.
+    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved elsewhere;
+    /// whatever the file system says.
     pub async fn persist(&self, to: impl AsRef<Path>) -> io::Result<()> {
         let to = to.as_ref().to_owned();
-        let location = self.sealed.location.clone();
-        tokio::task::spawn_blocking(move || crate::store::persist(&location, &to))
+        let sealed = Arc::clone(&self.sealed);
+        tokio::task::spawn_blocking(move || crate::store::persist(&sealed, &to))
             .await
             .map_err(io::Error::other)?
     }

@@ -22,7 +22,7 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct Entry {
     id: String,
-    total: u64,
+    upload: Upload,
     pieces: BTreeMap<u64, Bytes>,
     ranges: RangeSet,
     touched: SystemTime,
@@ -33,7 +33,7 @@ struct Entry {
 
 impl Entry {
     fn is_complete(&self) -> bool {
-        self.ranges.covers(0, self.total)
+        self.ranges.covers(0, self.upload.total)
     }
 }
 
@@ -85,7 +85,7 @@ impl Store for MemoryStore {
         let mut uploads = self.lock();
         let entry = uploads.entry(upload.key).or_insert_with(|| Entry {
             id,
-            total: upload.total,
+            upload: upload.clone(),
             pieces: BTreeMap::new(),
             ranges: RangeSet::default(),
             touched: SystemTime::now(),
@@ -176,12 +176,16 @@ impl Store for MemoryStore {
         Ok(free && uploads.remove(key).is_some())
     }
 
-    async fn undelivered(&self) -> Result<Vec<UploadKey>, StoreError> {
+    async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
         let uploads = self.lock();
         let waiting = uploads
-            .iter()
-            .filter(|(_, e)| e.is_complete() && e.record.is_none());
-        Ok(waiting.map(|(key, _)| *key).collect())
+            .values()
+            .filter(|entry| entry.is_complete() && entry.record.is_none());
+        let known = waiting.map(|entry| match &entry.sealed {
+            Some(sealed) => &sealed.upload,
+            None => &entry.upload,
+        });
+        Ok(known.cloned().collect())
     }
 
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {

@@ -81,8 +81,9 @@ pub trait Store: Send + Sync + 'static {
     /// Removes an upload that is not settled and not claimed. `false` if there is none.
     fn remove(&self, key: &UploadKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// The complete uploads that no inner service has taken yet.
-    fn undelivered(&self) -> impl Future<Output = Result<Vec<UploadKey>, StoreError>> + Send;
+    /// The complete uploads that no inner service has taken yet: what the completing request said
+    /// of those that are sealed, what the first one said of the others.
+    fn undelivered(&self) -> impl Future<Output = Result<Vec<Upload>, StoreError>> + Send;
 
     /// Removes what has expired; see [`Expiry`]. Never what a request or a claim is busy with, and
     /// never a file that was handed over.
@@ -512,8 +513,8 @@ fn from_unix_ms(since: Duration) -> SystemTime {
 }
 
 /// See [`CompletedUpload::persist`](crate::CompletedUpload::persist).
-pub(crate) fn persist(location: &Location, to: &Path) -> io::Result<()> {
-    file::persist(location, to)
+pub(crate) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
+    file::persist(sealed, to)
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -545,6 +546,8 @@ pub(crate) trait DynStore: Send + Sync {
         settlement: Settlement,
     ) -> BoxFuture<'_, Result<(), StoreError>>;
     fn remove<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<bool, StoreError>>;
+    fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>>;
+    fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>)
     -> BoxFuture<'a, Result<Spool, StoreError>>;
 }
@@ -603,6 +606,14 @@ impl<T: Store> DynStore for T {
 
     fn remove<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(Store::remove(self, key))
+    }
+
+    fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>> {
+        Box::pin(Store::undelivered(self))
+    }
+
+    fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>> {
+        Box::pin(Store::sweep(self, expiry))
     }
 
     fn spool<'a>(

@@ -3,8 +3,9 @@
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
 use super::{
-    BLOCK, Durability, FileStore, disk,
+    BLOCK, Durability, FileStore,
     entry::{Entry, Landing},
+    folder::Folder,
 };
 use crate::store::{ChunkBody, Progress, StoreError, Upload};
 
@@ -104,6 +105,7 @@ impl FileStore {
             block: Vec::new(),
             block_at: 0,
             written: Vec::new(),
+            failed_syncs: entry.failed_syncs(),
         };
         chunk.push(first).await?;
         if !ended {
@@ -165,6 +167,8 @@ struct ChunkWriter<'a> {
     block_at: u64,
     /// What is written, and its CRC-32.
     written: Vec<(Range<u64>, u32)>,
+    /// How many syncs had failed before.
+    failed_syncs: u64,
 }
 
 impl ChunkWriter<'_> {
@@ -216,7 +220,7 @@ impl ChunkWriter<'_> {
             .blocking(move |folder| {
                 // Even if the request is gone: nobody else may write here before this is done.
                 let _landing = landing;
-                let crc = write_block(&entry, &block, at)?;
+                let crc = write_block(folder, &entry, &block, at)?;
                 folder.give_back(block);
                 Ok((at..at + crc.1, crc.0))
             })
@@ -235,6 +239,7 @@ impl ChunkWriter<'_> {
             block,
             block_at: at,
             mut written,
+            failed_syncs,
             ..
         } = self;
         let _writing = match block.is_empty() {
@@ -245,12 +250,12 @@ impl ChunkWriter<'_> {
             .blocking(move |folder| {
                 let _landing = landing;
                 if !block.is_empty() {
-                    let (crc, len) = write_block(&entry, &block, at)?;
+                    let (crc, len) = write_block(folder, &entry, &block, at)?;
                     written.push((at..at + len, crc));
                     folder.give_back(block);
                 }
                 if let (Durability::Power, Some(data)) = (folder.durability, &entry.data) {
-                    data.sync_data()?;
+                    entry.sync_data(data, failed_syncs)?;
                 }
                 let joined = joined(&written);
                 let events: Vec<_> = joined
@@ -263,9 +268,9 @@ impl ChunkWriter<'_> {
     }
 }
 
-fn write_block(entry: &Entry, block: &[u8], at: u64) -> io::Result<(u32, u64)> {
+fn write_block(folder: &Folder, entry: &Entry, block: &[u8], at: u64) -> io::Result<(u32, u64)> {
     let data = entry.data.as_ref().ok_or(io::ErrorKind::NotFound)?;
-    disk::write_all_at(data, block, at)?;
+    folder.disk.write_all_at("write-data", data, block, at)?;
     Ok((crc32fast::hash(block), block.len() as u64))
 }
 

@@ -1,4 +1,7 @@
 //! The file system calls that the store is made of. All of them block.
+//!
+//! What changes or syncs something goes through a [`Disk`], so that tests can let each single call
+//! fail, or cut the power behind it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -6,57 +9,180 @@ use std::{
     path::Path,
 };
 
+use crate::fault::{self, Do};
+
+/// The way to the file system.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk {
+    #[cfg(test)]
+    pub(super) simulated: Option<std::sync::Arc<super::simulated::Simulated>>,
+}
+
+/// A call that changes or syncs something.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) enum Op<'a> {
+    Create(&'a Path),
+    CreateDir(&'a Path),
+    Write(&'a File, &'a [u8], u64),
+    SetLen(&'a File, u64),
+    Sync(&'a File),
+    SyncDir(&'a Path),
+    Rename(&'a Path, &'a Path),
+    Remove(&'a Path),
+    RemoveDir(&'a Path),
+}
+
+impl Disk {
+    /// Does one call, unless a test wants something else.
+    #[cfg_attr(test, track_caller)]
+    fn call<T>(
+        &self,
+        name: &'static str,
+        op: Op<'_>,
+        nothing: impl FnOnce() -> io::Result<T>,
+        it: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.call(std::panic::Location::caller(), op, nothing, it);
+        }
+        let _ = op;
+        match fault::step(name)? {
+            Do::It => it(),
+            Do::Nothing => nothing(),
+        }
+    }
+
+    /// Creates a file that is not there yet, private to its owner.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+        let it = || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true);
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::OpenOptionsExt as _;
+                options.mode(0o600);
+            }
+            options.open(path)
+        };
+        // There is no way to not do it.
+        self.call("create", Op::Create(path), it, it)
+    }
+
+    /// Creates a folder, private to its owner, and those above it, and makes their names durable.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent {
+            self.create_dir(parent)?;
+        }
+        let created = self.call(
+            "create-dir",
+            Op::CreateDir(path),
+            || Ok(()),
+            || dir_builder().create(path),
+        );
+        match created {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            // One that another request has just created is not durable before it is synced here.
+            _ => self.sync_dir(parent.unwrap_or(Path::new("."))),
+        }
+    }
+
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn write_all_at(
+        &self,
+        name: &'static str,
+        file: &File,
+        bytes: &[u8],
+        offset: u64,
+    ) -> io::Result<()> {
+        let op = Op::Write(file, bytes, offset);
+        self.call(name, op, || Ok(()), || write_all_at(file, bytes, offset))
+    }
+
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        let op = Op::SetLen(file, len);
+        self.call("set-len", op, || Ok(()), || file.set_len(len))
+    }
+
+    /// Makes a file's bytes durable, and what is needed to find them, but not its name.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn sync(&self, name: &'static str, file: &File) -> io::Result<()> {
+        self.call(name, Op::Sync(file), || Ok(()), || file.sync_data())
+    }
+
+    /// Makes the names in a folder durable. Windows has no such call, and does it by itself.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let it = || match cfg!(unix) {
+            true => File::open(path)?.sync_all(),
+            false => Ok(()),
+        };
+        self.call("sync-dir", Op::SyncDir(path), || Ok(()), it)
+    }
+
+    /// Renames a file, never over another one: that is an error of kind `AlreadyExists`.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let it = || rename_new(from, to);
+        self.call("rename", Op::Rename(from, to), || Ok(()), it)
+    }
+
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
+        let it = || match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        self.call("remove", Op::Remove(path), || Ok(()), it)
+    }
+
+    /// Removes a folder, if it is empty.
+    #[cfg_attr(test, track_caller)]
+    pub(super) fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let it = || std::fs::remove_dir(path);
+        self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
+    }
+
+    /// A number that is another one after the machine was started again; `None` where it is not
+    /// known.
+    pub(super) fn boot(&self) -> Option<u64> {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return Some(simulated.boot());
+        }
+        boot()
+    }
+}
+
 /// Opens a file for reading and writing.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-/// Creates a file that is not there yet, private to its owner.
-pub(super) fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    options.open(path)
-}
-
-/// Creates a folder, private to its owner, and those above it, and makes their names durable.
-pub(super) fn create_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(parent) = parent {
-        create_dir(parent)?;
-    }
+#[cfg(unix)]
+fn dir_builder() -> std::fs::DirBuilder {
+    use std::os::unix::fs::DirBuilderExt as _;
     let mut builder = std::fs::DirBuilder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt as _;
-        builder.mode(0o700);
-    }
-    match builder.create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        // One that another request has just created is not durable before it is synced here.
-        _ => sync_dir(parent.unwrap_or(Path::new("."))),
-    }
+    builder.mode(0o700);
+    builder
 }
 
-/// Makes the names in a folder durable. Windows has no such call, and does it by itself.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    match cfg!(unix) {
-        true => File::open(path)?.sync_all(),
-        false => Ok(()),
-    }
+#[cfg(not(unix))]
+fn dir_builder() -> std::fs::DirBuilder {
+    std::fs::DirBuilder::new()
 }
 
-/// Renames a file, never over another one: that is an error of kind `AlreadyExists`.
-pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use nix::{
@@ -73,15 +199,8 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::remove_file(from)
 }
 
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(unix)]
-pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
@@ -102,7 +221,7 @@ pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
 }
 
 #[cfg(windows)]
-pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
         if n == 0 {
@@ -127,6 +246,20 @@ pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
     Ok(read)
 }
 
+/// What tells the file from others of its name; `None` where that cannot be known.
+pub(super) fn file_id(file: &File) -> io::Result<Option<u64>> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(Some(file.metadata()?.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        Ok(None)
+    }
+}
+
 /// Whether two folders are on one file system, as a rename needs it.
 pub(super) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool> {
     #[cfg(unix)]
@@ -141,15 +274,13 @@ pub(super) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool> {
     }
 }
 
-/// A number that is another one after the machine was started again; 0 where it is not known.
-pub(super) fn boot() -> u64 {
-    std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| {
-        use sha2::Digest as _;
-        let hash = sha2::Sha256::digest(&id);
-        u64::from_le_bytes([
-            hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7],
-        ])
-    })
+fn boot() -> Option<u64> {
+    use sha2::Digest as _;
+    let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let (first, _) = sha2::Sha256::digest(&id)
+        .split_first_chunk()
+        .map(|(f, r)| (*f, r.len()))?;
+    Some(u64::from_le_bytes(first))
 }
 
 /// Locks of byte ranges between processes, which the kernel frees when a process dies.

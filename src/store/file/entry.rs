@@ -18,13 +18,17 @@ use tokio::{
 };
 
 use super::{
-    disk::{self, lock},
+    BLOCK,
+    disk::{self, Disk, lock},
     journal::{self, Event, SLOT},
 };
-use crate::store::{
-    Record, StoreError, Upload,
-    range_set::{Crc, Ranges},
-    unix_ms,
+use crate::{
+    fault,
+    store::{
+        Record, StoreError, Upload,
+        range_set::{Crc, Ranges},
+        unix_ms,
+    },
 };
 
 /// Bytes far behind the end of any journal, whose locks stand for rights.
@@ -46,10 +50,13 @@ pub(super) struct Entry {
     journal: File,
     /// While the file has no final name.
     pub(super) data: Option<File>,
+    disk: Disk,
     /// Whether appends are synced.
     durable: bool,
-    boot: u64,
+    boot: Option<u64>,
     state: Mutex<State>,
+    /// How many syncs of the data have failed. Held during each of them.
+    failed_syncs: Mutex<u64>,
     /// Held by a thread while it appends; the OFD lock does not exclude this process.
     appending: Mutex<()>,
     /// Held while bytes are written: parallel writes to one file only wait for each other inside
@@ -74,8 +81,8 @@ struct State {
     /// Milliseconds since 1970.
     touched: u64,
     claimed: bool,
-    /// A record could neither be made durable nor be taken back.
-    broken: bool,
+    /// Up to here there may be records behind `end` that could not be made durable.
+    stale: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -106,23 +113,15 @@ pub(super) struct View {
 }
 
 impl Entry {
-    /// Opens the upload whose journal is `journal`.
-    pub(super) fn open(journal_path: PathBuf, journal: File, durable: bool) -> io::Result<Self> {
-        let mut first = None;
-        let end = journal::read(&journal, 0, 0, |entry| {
-            first.get_or_insert(entry);
-            Ok(())
-        })?;
-        let broken = || io::Error::new(io::ErrorKind::InvalidData, "the journal has no beginning");
-        let (
-            Some(journal::Entry {
-                event: Event::Created { upload, id },
-                time,
-            }),
-            true,
-        ) = (first, end > 0)
-        else {
-            return Err(broken());
+    /// Opens the upload whose journal is `journal`; `None` if that does not say which one it is.
+    pub(super) fn open(
+        journal_path: PathBuf,
+        journal: File,
+        durable: bool,
+        disk: Disk,
+    ) -> io::Result<Option<Self>> {
+        let Some((upload, id)) = journal::first(&journal)? else {
+            return Ok(None);
         };
         let data_path = data_path(&journal_path, &id);
         let data = match disk::open(&data_path) {
@@ -130,7 +129,7 @@ impl Entry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(Self {
+        Ok(Some(Self {
             journal_path,
             data_path,
             id,
@@ -138,17 +137,16 @@ impl Entry {
             journal,
             data,
             durable,
-            boot: disk::boot(),
-            state: Mutex::new(State {
-                end,
-                touched: time,
-                ..State::default()
-            }),
+            boot: disk.boot(),
+            disk,
+            // All of it is still to be read.
+            state: Mutex::default(),
+            failed_syncs: Mutex::default(),
             appending: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             flights: Mutex::default(),
             landed: Notify::default(),
-        })
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -239,7 +237,10 @@ impl Entry {
             return Ok(());
         }
         if self.durable {
-            self.journal.sync_data()?;
+            if let Err(error) = self.sync_journal() {
+                self.make_dirty(&self.journal, start..end)?;
+                return Err(error);
+            }
         }
         for entry in news {
             if self.is_true(&entry.event)? {
@@ -262,25 +263,88 @@ impl Entry {
         else {
             return Ok(true);
         };
-        let Some(data) = self.data.as_ref().filter(|_| *boot != self.boot) else {
+        let Some(data) = &self.data else {
             return Ok(true);
         };
-        let mut hasher = crc32fast::Hasher::new();
-        let mut buffer = vec![0; 256 << 10];
-        let mut at = *offset;
-        let end = offset.saturating_add(*len);
-        while at < end {
-            let wanted = buffer
-                .len()
-                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
-            let read = disk::read_at(data, &mut buffer[..wanted], at)?;
-            if read == 0 {
-                return Ok(false);
-            }
-            hasher.update(&buffer[..read]);
-            at += read as u64;
+        if self.boot == Some(*boot) {
+            return Ok(true);
         }
-        Ok(hasher.finalize() == *crc)
+        let mut hasher = crc32fast::Hasher::new();
+        let range = *offset..offset.saturating_add(*len);
+        let read = read_blocks(data, range, |block, _| {
+            hasher.update(block);
+            Ok(())
+        })?;
+        Ok(read == *len && hasher.finalize() == *crc)
+    }
+
+    fn sync_journal(&self) -> io::Result<()> {
+        self.disk.sync("sync-journal", &self.journal)
+    }
+
+    /// Writes what is there again. A second sync after one that failed would succeed and mean
+    /// nothing, unless there is something new to write.
+    fn make_dirty(&self, file: &File, range: Range<u64>) -> io::Result<()> {
+        read_blocks(file, range, |block, at| {
+            self.disk.write_all_at("write-again", file, block, at)
+        })
+        .map(drop)
+    }
+
+    /// How many syncs of the data have failed so far: to be asked before bytes are written that
+    /// [`sync_data`](Self::sync_data) shall make durable.
+    pub(super) fn failed_syncs(&self) -> u64 {
+        *self.locked_syncs()
+    }
+
+    fn locked_syncs(&self) -> MutexGuard<'_, u64> {
+        self.failed_syncs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the bytes of a chunk durable. `failed_before` is what
+    /// [`failed_syncs`](Self::failed_syncs) said before they were written: when a sync fails the
+    /// system tells one of those who wrote, but the bytes of all of them may be lost.
+    pub(super) fn sync_data(&self, data: &File, failed_before: u64) -> io::Result<()> {
+        let mut failed = self.locked_syncs();
+        if let Err(error) = self.disk.sync("sync-data", data) {
+            *failed += 1;
+            return Err(error);
+        }
+        match *failed == failed_before {
+            true => Ok(()),
+            false => Err(io::Error::other("a sync of another chunk has failed")),
+        }
+    }
+
+    /// Makes the bytes of the whole file durable, and says what their CRC-32 is.
+    pub(super) fn sync_whole(&self) -> Result<u32, StoreError> {
+        let damaged = |what| StoreError::new(format!("the data {what}"));
+        let data = self.data.as_ref().ok_or_else(|| damaged("are gone"))?;
+        let crc = self.crc().ok_or_else(|| damaged("are not complete"))?;
+        if data.metadata()?.len() != self.total() {
+            return Err(damaged("are not of the right size"));
+        }
+        let mut failed = self.locked_syncs();
+        if *failed > 0 && !self.durable {
+            let mut hasher = crc32fast::Hasher::new();
+            read_blocks(data, 0..self.total(), |block, _| {
+                hasher.update(block);
+                Ok(())
+            })?;
+            if hasher.finalize() != crc {
+                return Err(damaged("are not what was sent"));
+            }
+        }
+        if let Err(error) = self.disk.sync("sync-data", data) {
+            *failed += 1;
+            if !self.durable {
+                self.make_dirty(data, 0..self.total())?;
+            }
+            return Err(error.into());
+        }
+        Ok(crc)
     }
 
     /// Appends events, durably (or as durably as the store is set to), unless the upload is gone
@@ -292,9 +356,9 @@ impl Entry {
             .unwrap_or_else(PoisonError::into_inner);
         let _lock = Locked::wait(&self.journal, APPEND)?;
         self.catch_up()?;
-        let (end, phase, broken) = {
+        let (end, stale, phase) = {
             let state = self.state();
-            (state.end, state.phase.clone(), state.broken)
+            (state.end, state.stale, state.phase.clone())
         };
         let stored = events
             .iter()
@@ -302,30 +366,34 @@ impl Entry {
         match phase {
             Phase::Removed => return Err(StoreError::Superseded),
             Phase::Sealed(_) | Phase::Settled(_) if stored => return Err(StoreError::Superseded),
-            _ if broken => return Err(StoreError::new("the journal is broken")),
             _ => {}
         }
         let (seed, time) = (journal::seed(&self.id), unix_ms(SystemTime::now()));
-        let records: Vec<u8> = events
+        let mut records: Vec<u8> = events
             .iter()
             .flat_map(|event| event.encode(seed, time))
             .collect();
-        let new_end = end + records.len() as u64;
-        if self.journal.metadata()?.len() < new_end {
-            self.journal.set_len(new_end.next_multiple_of(GROWTH))?;
+        while end + (records.len() as u64) < stale {
+            records.extend(Event::Void.encode(seed, time));
         }
-        let written = disk::write_all_at(&self.journal, &records, end).and_then(|()| {
-            if durable || self.durable {
-                self.journal.sync_data()
-            } else {
-                Ok(())
-            }
+        let new_end = end + records.len() as u64;
+        let write = |records: &[u8]| {
+            self.disk
+                .write_all_at("write-journal", &self.journal, records, end)
+        };
+        if self.journal.metadata()?.len() < new_end {
+            let len = new_end.next_multiple_of(GROWTH);
+            self.disk.set_len(&self.journal, len)?;
+        }
+        let written = write(&records).and_then(|()| match durable || self.durable {
+            true => self.sync_journal(),
+            false => Ok(()),
         });
         if let Err(error) = written {
-            // A second sync would succeed and mean nothing. Written anew, the pages are synced with
-            // the next record; and nobody takes this one for true meanwhile.
-            let void = journal::void(&records, seed, time);
-            self.state().broken = disk::write_all_at(&self.journal, &void, end).is_err();
+            self.state().stale = new_end;
+            // Nobody shall take it for true meanwhile. What is written makes the next sync a real
+            // one; and if it cannot be written now, the next record covers it.
+            let _ = write(&journal::void(&records, seed, time));
             return Err(error.into());
         }
         let mut state = self.state();
@@ -346,12 +414,13 @@ impl Entry {
             len: piece.end - piece.start,
             crc,
             synced: self.durable,
-            boot: self.boot,
+            boot: self.boot.unwrap_or_default(),
         }
     }
 
     /// Takes the one right to deliver or remove the upload.
     pub(super) fn try_claim(self: &Arc<Self>) -> io::Result<Option<Claim>> {
+        fault::step("claim")?;
         if std::mem::replace(&mut self.state().claimed, true) {
             return Ok(None);
         }
@@ -369,9 +438,9 @@ impl Entry {
             self.journal_path.parent(),
             self.journal_path.parent().and_then(|p| p.parent()),
         ] {
-            disk::sync_dir(path.unwrap_or(Path::new(".")))?;
+            self.disk.sync_dir(path.unwrap_or(Path::new(".")))?;
         }
-        self.journal.sync_data()
+        Ok(())
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -582,6 +651,26 @@ impl Drop for Landing {
             .retain(|flight| !Arc::ptr_eq(flight, &self.flight));
         self.entry.landed.notify_waiters();
     }
+}
+
+/// Reads a range, and gives each block with its offset to `see`; how much of it there is.
+fn read_blocks(
+    file: &File,
+    range: Range<u64>,
+    mut see: impl FnMut(&[u8], u64) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut buffer = vec![0; BLOCK];
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+        let read = disk::read_at(file, &mut buffer[..left.min(BLOCK)], at)?;
+        if read == 0 {
+            break;
+        }
+        see(&buffer[..read], at)?;
+        at += read as u64;
+    }
+    Ok(at - range.start)
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {

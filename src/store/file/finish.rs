@@ -1,13 +1,15 @@
 //! A complete file gets its final name: a rename that overwrites nothing, and is durable.
 
 use std::{
-    io::{self, Write as _},
+    fs::File,
+    io::{self, Read as _, Write as _},
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    disk,
+    BLOCK,
+    disk::{self, Disk},
     entry::{Entry, Phase, Seal},
     folder::Folder,
     journal::Event,
@@ -41,15 +43,8 @@ impl Folder {
 
     /// Writes down which name the file shall have, before it has it: after a crash it is found.
     fn choose_name(&self, entry: &Entry, upload: Upload, attempt: u32) -> Result<Seal, StoreError> {
-        let data = entry
-            .data
-            .as_ref()
-            .ok_or_else(|| StoreError::new("the data are gone"))?;
-        let crc = entry.crc().filter(|_| {
-            data.metadata()
-                .is_ok_and(|metadata| metadata.len() == entry.total())
-        });
-        let crc = crc.ok_or_else(|| StoreError::new("the data are not of the right size"))?;
+        // Before it is written down that the file is finished.
+        let crc = entry.sync_whole()?;
         let chosen = self.naming.as_ref().and_then(|naming| naming(&upload));
         let default = || {
             let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
@@ -72,38 +67,45 @@ impl Folder {
 
     /// Renames the file, if that is still to be done, and makes the name durable.
     fn publish(&self, entry: &Entry, mut seal: Seal) -> Result<Seal, StoreError> {
-        let Some(data) = &entry.data else {
-            return Ok(seal);
-        };
-        data.sync_all()?;
         loop {
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
-            disk::create_dir(dir)?;
-            match disk::rename_new(&entry.data_path, &path) {
-                Ok(()) => {}
-                // Somebody else's: the data file has still its old name.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    seal = self.choose_name(entry, seal.upload, seal.attempt)?;
-                    continue;
+            if entry.data.is_some() {
+                self.disk.create_dir(dir)?;
+                match self.disk.rename_new(&entry.data_path, &path) {
+                    // Somebody else's: the data file has still its old name.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        seal = self.choose_name(entry, seal.upload, seal.attempt)?;
+                        continue;
+                    }
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(error.into());
+                    }
+                    // A try before this one has done it.
+                    _ => {}
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
             }
-            disk::sync_dir(dir)?;
-            disk::sync_dir(entry.data_path.parent().unwrap_or(&self.partial))?;
+            // Who has renamed it may have died before the new name was durable. If it is not
+            // there, an attempt before this one has moved it.
+            let file = match disk::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(seal),
+                file => file?,
+            };
+            self.disk.sync_dir(dir)?;
+            self.disk
+                .sync_dir(entry.data_path.parent().unwrap_or(&self.partial))?;
             // XFS says of a folder that it is synced when the file system is down; of a file it
             // does not.
-            data.sync_data()?;
+            self.disk.sync("sync-data", &file)?;
             return Ok(seal);
         }
     }
 
     pub(super) fn remove_finished(&self, file: &Path) -> Result<(), StoreError> {
-        disk::remove_if_there(file)?;
+        self.disk.remove_if_there(file)?;
         if let Some(dir) = file.parent().filter(|dir| *dir != self.finished) {
             // Not if the application has put something there.
-            let _ = std::fs::remove_dir(dir);
+            let _ = self.disk.remove_dir(dir);
         }
         Ok(())
     }
@@ -144,40 +146,70 @@ fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
     Ok(candidate)
 }
 
-/// See [`CompletedUpload::persist`](crate::CompletedUpload::persist).
-pub(in crate::store) fn persist(location: &Location, to: &Path) -> io::Result<()> {
-    let parent = to
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    if let Location::File(from) = location {
-        match disk::rename_new(from, to) {
-            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
-            Err(error) => return Err(error),
-            Ok(()) => {
-                disk::sync_dir(parent)?;
-                return disk::sync_dir(from.parent().unwrap_or(Path::new(".")));
-            }
+/// Moves the finished file to `to`: see [`CompletedUpload::persist`](crate::CompletedUpload::persist).
+pub(in crate::store) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
+    let disk = Disk::default();
+    let parent = match to.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let moved = match &sealed.location {
+        Location::File(from) => disk
+            .rename_new(from, to)
+            .or_else(|error| match error.kind() {
+                io::ErrorKind::CrossesDevices => copy_new(&disk, &sealed.location, to),
+                _ => Err(error),
+            }),
+        Location::Memory(_) => copy_new(&disk, &sealed.location, to),
+    };
+    if let Err(error) = moved {
+        // An earlier attempt has moved it, if its process died before that was recorded.
+        if sealed.attempt < 2 || !is_content(sealed, to).unwrap_or(false) {
+            return Err(error);
         }
     }
-    // Whole before it has its name.
+    disk.sync_dir(parent)?;
+    let Location::File(from) = &sealed.location else {
+        return Ok(());
+    };
+    // Still there if it was copied.
+    disk.remove_if_there(from)?;
+    match from.parent().map(|dir| disk.sync_dir(dir)) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A copy that is whole before it has its name.
+fn copy_new(disk: &Disk, location: &Location, to: &Path) -> io::Result<()> {
     let id = random_id().map_err(io::Error::other)?;
-    let temporary = parent.join(format!(".{id}.tmp"));
-    let copied = disk::create(&temporary).and_then(|mut copy| {
+    let temporary = to.with_file_name(format!(".{id}.tmp"));
+    let copied = disk.create(&temporary).and_then(|mut copy| {
         match location {
-            Location::File(from) => drop(io::copy(&mut std::fs::File::open(from)?, &mut copy)?),
+            Location::File(from) => drop(io::copy(&mut File::open(from)?, &mut copy)?),
             Location::Memory(bytes) => copy.write_all(bytes)?,
         }
-        copy.sync_all()?;
-        disk::rename_new(&temporary, to)
+        disk.sync("sync-copy", &copy)?;
+        disk.rename_new(&temporary, to)
     });
-    if let Err(error) = copied {
-        disk::remove_if_there(&temporary)?;
-        return Err(error);
+    if copied.is_err() {
+        disk.remove_if_there(&temporary)?;
     }
-    disk::sync_dir(parent)?;
-    match location {
-        Location::File(from) => std::fs::remove_file(from),
-        Location::Memory(_) => Ok(()),
+    copied
+}
+
+/// Whether the file has the bytes of the upload.
+fn is_content(sealed: &Sealed, path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() != sealed.upload.total {
+        return Ok(false);
+    }
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; BLOCK];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Some(hasher.finalize()) == sealed.crc32),
+            read => hasher.update(&buffer[..read]),
+        }
     }
 }

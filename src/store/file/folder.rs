@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    Durability, Naming, disk,
+    Durability, Naming,
+    disk::{self, Disk, lock},
     entry::{self, Claim, Entry, Landing, Phase, View},
     journal::{self, Event},
 };
@@ -28,6 +29,7 @@ const REMOVAL: Duration = Duration::from_millis(1);
 pub(super) struct Folder {
     pub(super) partial: PathBuf,
     pub(super) finished: PathBuf,
+    pub(super) disk: Disk,
     pub(super) durability: Durability,
     pub(super) naming: Option<Naming>,
     pub(super) max_ranges: usize,
@@ -99,14 +101,22 @@ impl Folder {
                 },
             };
             let view = entry.view()?;
-            if !matches!(view.phase, Phase::Removed) {
-                return Ok(Some((entry, view)));
-            }
-            self.close(&entry);
-            match entry.try_claim()? {
-                // Who has removed it has died before its files were gone.
-                Some(claim) => self.unlink(&claim)?,
-                None => std::thread::sleep(REMOVAL),
+            match view.phase {
+                Phase::Removed => {
+                    self.close(&entry);
+                    match entry.try_claim()? {
+                        // Who has removed it has died before its files were gone.
+                        Some(claim) => self.unlink(&claim)?,
+                        None => std::thread::sleep(REMOVAL),
+                    }
+                }
+                // A crash of the system has lost the bytes, if they were not to be synced.
+                Phase::Receiving if entry.data.is_none() => {
+                    if !self.try_discard(&entry, |_| true)? {
+                        std::thread::sleep(REMOVAL);
+                    }
+                }
+                _ => return Ok(Some((entry, view))),
             }
         }
     }
@@ -117,13 +127,33 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             journal => journal?,
         };
+        let journal_id = disk::file_id(&journal)?;
         let durable = self.durability == Durability::Power;
-        let entry = Entry::open(journal_path, journal, durable)?;
+        let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
+        let Some(entry) = entry else {
+            self.set_aside(&journal_path, journal_id)?;
+            return Ok(None);
+        };
         if durable {
             // What is visible need not be durable; and what is trusted is acknowledged.
             entry.make_names_durable()?;
         }
         Ok(Some(Arc::new(entry)))
+    }
+
+    /// Takes a journal without a beginning out of the way: without syncs, a crash of the system may
+    /// have left its name only.
+    fn set_aside(&self, journal_path: &Path, id: Option<u64>) -> Result<(), StoreError> {
+        let Ok(journal) = disk::open(journal_path) else {
+            return Ok(());
+        };
+        // Another process may be about to do the same, and a new upload have the name then.
+        lock::lock(&journal, 0..1)?;
+        if disk::file_id(&journal)? == id && journal::first(&journal)?.is_none() {
+            let aside = journal_path.with_extension(format!("{}.broken", random_id()?));
+            self.disk.rename_new(journal_path, &aside)?;
+        }
+        Ok(())
     }
 
     /// The entry that this process uses from now on.
@@ -148,36 +178,40 @@ impl Folder {
     /// Creates the upload, unless another request was faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
         let journal_path = self.journal_path(&upload.key);
-        disk::create_dir(journal_path.parent().unwrap_or(&self.partial))?;
+        self.disk
+            .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
         let id = random_id()?;
         let data_path = entry::data_path(&journal_path, &id);
         // Whole before it has its name: racers agree on one.
         let temporary = journal_path.with_extension(format!("{id}.new"));
         let create = || {
-            let journal = disk::create(&temporary)?;
+            let journal = self.disk.create(&temporary)?;
             let created = Event::Created {
                 upload: upload.clone(),
                 id: id.clone(),
             };
             let header = created.encode(0, unix_ms(SystemTime::now()));
-            disk::write_all_at(&journal, &header, 0)?;
-            journal.set_len((header.len() as u64).next_multiple_of(4096))?;
+            self.disk
+                .write_all_at("write-journal", &journal, &header, 0)?;
+            let len = (header.len() as u64).next_multiple_of(4096);
+            self.disk.set_len(&journal, len)?;
             if self.durability == Durability::Power {
-                journal.sync_all()?;
+                self.disk.sync("sync-journal", &journal)?;
             }
-            disk::create(&data_path)?;
-            disk::rename_new(&temporary, &journal_path)
+            self.disk.create(&data_path)?;
+            self.disk.rename_new(&temporary, &journal_path)
         };
         let result: io::Result<()> = create();
         if result.is_err() {
-            disk::remove_if_there(&temporary)?;
-            disk::remove_if_there(&data_path)?;
+            self.disk.remove_if_there(&temporary)?;
+            self.disk.remove_if_there(&data_path)?;
         }
         match result {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
             _ => Ok(()),
         }
     }
+
     /// Removes an upload if nobody is busy with it and it is still as `wanted`.
     pub(super) fn try_discard(
         &self,
@@ -220,9 +254,9 @@ impl Folder {
     fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
         let entry = &claim.entry;
         if let Ok(journal) = disk::open(&entry.journal_path) {
-            if first_id(&journal)?.is_some_and(|id| id == entry.id) {
-                disk::remove_if_there(&entry.data_path)?;
-                disk::remove_if_there(&entry.journal_path)?;
+            if journal::first(&journal)?.is_some_and(|(_, id)| id == entry.id) {
+                self.disk.remove_if_there(&entry.data_path)?;
+                self.disk.remove_if_there(&entry.journal_path)?;
             }
         }
         Ok(())
@@ -255,7 +289,7 @@ impl Folder {
                 .unwrap_or_default();
             let parts: Vec<_> = name.split('.').collect();
             let (key, id) = match parts[..] {
-                [key, id, "new" | "data"] => (UploadKey::from_hex(key), id),
+                [key, id, "new" | "data" | "broken"] => (UploadKey::from_hex(key), id),
                 _ => continue,
             };
             let touched = path.metadata().and_then(|metadata| metadata.modified());
@@ -264,7 +298,7 @@ impl Folder {
             };
             let owner = self.look(&key)?;
             if owner.is_none_or(|(entry, _)| entry.id != id) {
-                disk::remove_if_there(&path)?;
+                self.disk.remove_if_there(&path)?;
             }
         }
         Ok(())
@@ -285,21 +319,10 @@ impl Folder {
     }
 }
 
-fn first_id(journal: &std::fs::File) -> io::Result<Option<String>> {
-    let mut id = None;
-    journal::read(journal, 0, 0, |entry| {
-        if let Event::Created { id: first, .. } = entry.event {
-            id.get_or_insert(first);
-        }
-        Ok(())
-    })?;
-    Ok(id)
-}
-
 /// A file without a name.
-pub(super) fn tempfile_in(dir: &Path) -> Result<std::fs::File, StoreError> {
+pub(super) fn tempfile_in(disk: &Disk, dir: &Path) -> Result<std::fs::File, StoreError> {
     let path = dir.join(format!("{}.tmp", random_id()?));
-    let file = disk::create(&path)?;
-    std::fs::remove_file(&path)?;
+    let file = disk.create(&path)?;
+    disk.remove_if_there(&path)?;
     Ok(file)
 }

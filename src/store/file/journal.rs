@@ -167,6 +167,32 @@ pub(super) fn seed(id: &str) -> u32 {
     crc32fast::hash(id.as_bytes())
 }
 
+/// Which upload the journal is of, and its id.
+///
+/// # Errors
+///
+/// If it is of a later version of this crate.
+pub(super) fn first(file: &File) -> io::Result<Option<(Upload, String)>> {
+    let mut slot = [0; SLOT as usize];
+    let filled = disk::read_at(file, &mut slot, 0)?;
+    if slot.starts_with(&MAGIC[..3]) && !slot.starts_with(&MAGIC) {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the journal was written by another version of this crate",
+        ));
+    }
+    Ok(match decode(file, 0, &slot[..filled], 0)? {
+        Some((
+            Entry {
+                event: Event::Created { upload, id },
+                ..
+            },
+            _,
+        )) => Some((upload, id)),
+        _ => None,
+    })
+}
+
 /// Reads the records from `at` on, gives each to `see`, and says where they end.
 pub(super) fn read(
     file: &File,
@@ -369,7 +395,7 @@ mod tests {
 
     fn file(content: &[u8]) -> File {
         let file = tempfile::tempfile().unwrap();
-        disk::write_all_at(&file, content, 0).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, content, 0).unwrap();
         file
     }
 

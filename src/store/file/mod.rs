@@ -6,6 +6,8 @@ mod entry;
 mod finish;
 mod folder;
 mod journal;
+#[cfg(test)]
+mod simulated;
 
 pub(super) use self::finish::persist;
 
@@ -18,6 +20,7 @@ use std::{
 };
 
 use self::{
+    disk::Disk,
     entry::{Claim, Phase, View},
     folder::{Folder, tempfile_in},
     journal::Event,
@@ -84,6 +87,7 @@ pub struct FileStoreBuilder {
     naming: Option<Naming>,
     max_ranges: usize,
     stall: Duration,
+    disk: Disk,
 }
 
 impl FileStore {
@@ -105,6 +109,7 @@ impl FileStore {
             naming: None,
             max_ranges: 10_000,
             stall: Duration::from_secs(5),
+            disk: Disk::default(),
         }
     }
 }
@@ -169,8 +174,8 @@ impl FileStoreBuilder {
             *dir = std::path::absolute(&*dir)?;
         }
         for dir in [&self.partial, &self.finished] {
-            disk::create_dir(dir)?;
-            tempfile_in(dir)?;
+            self.disk.create_dir(dir)?;
+            tempfile_in(&self.disk, dir)?;
         }
         if !disk::same_file_system(&self.partial, &self.finished)? {
             return Err(StoreError::new(format!(
@@ -183,6 +188,7 @@ impl FileStoreBuilder {
             folder: Arc::new(Folder {
                 partial: self.partial,
                 finished: self.finished,
+                disk: self.disk,
                 durability: self.durability,
                 naming: self.naming,
                 max_ranges: self.max_ranges,
@@ -319,16 +325,18 @@ impl Store for FileStore {
             .await
     }
 
-    async fn undelivered(&self) -> Result<Vec<UploadKey>, StoreError> {
+    async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
         self.blocking(|folder| {
-            let mut keys = Vec::new();
+            let mut uploads = Vec::new();
             folder.each(|_, entry, view| {
-                if view.complete && !matches!(view.phase, Phase::Settled(_)) {
-                    keys.push(entry.created.key);
+                match view.phase {
+                    Phase::Sealed(seal) => uploads.push(seal.upload),
+                    Phase::Receiving if view.complete => uploads.push(entry.created.clone()),
+                    _ => {}
                 }
                 Ok(())
             })?;
-            Ok(keys)
+            Ok(uploads)
         })
         .await
     }
@@ -360,7 +368,9 @@ impl Store for FileStore {
     }
 
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Spool, StoreError> {
-        let mut file = self.blocking(|folder| tempfile_in(&folder.partial)).await?;
+        let mut file = self
+            .blocking(|folder| tempfile_in(&folder.disk, &folder.partial))
+            .await?;
         let mut block = Vec::new();
         loop {
             let piece = body.next().await.transpose()?;
