@@ -14,13 +14,13 @@ use crate::fault::{self, Do};
 /// The way to the file system.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     pub(super) simulated: Option<std::sync::Arc<super::simulated::Simulated>>,
 }
 
 /// A call that changes or syncs something.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(test), allow(dead_code))]
+#[cfg_attr(not(test), expect(dead_code, reason = "for tests"))]
 pub(super) enum Op<'a> {
     Create(&'a Path),
     CreateDir(&'a Path),
@@ -35,7 +35,7 @@ pub(super) enum Op<'a> {
 
 impl Disk {
     /// Does one call, unless a test wants something else.
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     fn call<T>(
         &self,
         name: &'static str,
@@ -43,7 +43,7 @@ impl Disk {
         nothing: impl FnOnce() -> io::Result<T>,
         it: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
-        #[cfg(test)]
+        #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
             return simulated.call(std::panic::Location::caller(), op, nothing, it);
         }
@@ -55,7 +55,7 @@ impl Disk {
     }
 
     /// Creates a file that is not there yet, private to its owner.
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let it = || {
             let mut options = OpenOptions::new();
@@ -71,32 +71,33 @@ impl Disk {
         self.call("create", Op::Create(path), it, it)
     }
 
-    /// Creates a folder, private to its owner, and those above it, and makes their names durable.
-    #[cfg_attr(test, track_caller)]
+    /// Creates a folder, private to its owner, and those between it and `base`, which is there
+    /// already, and makes their names durable.
+    #[track_caller]
+    pub(super) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
+        let Some(parent) = path.parent().filter(|_| path != base) else {
+            return Ok(());
+        };
+        self.create_dirs(parent, base)?;
+        self.create_dir(path)?;
+        // Also that of a folder which is there: who has created it may have died before this.
+        self.sync_dir(parent)
+    }
+
+    /// Creates a folder, if it is not there, private to its owner.
+    #[track_caller]
     pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
         if path.is_dir() {
             return Ok(());
         }
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent {
-            self.create_dir(parent)?;
-        }
-        let created = self.call(
-            "create-dir",
-            Op::CreateDir(path),
-            || Ok(()),
-            || dir_builder().create(path),
-        );
-        match created {
+        let it = || dir_builder().create(path);
+        match self.call("create-dir", Op::CreateDir(path), || Ok(()), it) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            // One that another request has just created is not durable before it is synced here.
-            _ => self.sync_dir(parent.unwrap_or(Path::new("."))),
+            _ => Ok(()),
         }
     }
 
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn write_all_at(
         &self,
         name: &'static str,
@@ -108,20 +109,20 @@ impl Disk {
         self.call(name, op, || Ok(()), || write_all_at(file, bytes, offset))
     }
 
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         let op = Op::SetLen(file, len);
         self.call("set-len", op, || Ok(()), || file.set_len(len))
     }
 
     /// Makes a file's bytes durable, and what is needed to find them, but not its name.
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn sync(&self, name: &'static str, file: &File) -> io::Result<()> {
         self.call(name, Op::Sync(file), || Ok(()), || file.sync_data())
     }
 
     /// Makes the names in a folder durable. Windows has no such call, and does it by itself.
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let it = || match cfg!(unix) {
             true => File::open(path)?.sync_all(),
@@ -131,13 +132,13 @@ impl Disk {
     }
 
     /// Renames a file, never over another one: that is an error of kind `AlreadyExists`.
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         let it = || rename_new(from, to);
         self.call("rename", Op::Rename(from, to), || Ok(()), it)
     }
 
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
         let it = || match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -147,7 +148,7 @@ impl Disk {
     }
 
     /// Removes a folder, if it is empty.
-    #[cfg_attr(test, track_caller)]
+    #[track_caller]
     pub(super) fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let it = || std::fs::remove_dir(path);
         self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
@@ -156,7 +157,7 @@ impl Disk {
     /// A number that is another one after the machine was started again; `None` where it is not
     /// known.
     pub(super) fn boot(&self) -> Option<u64> {
-        #[cfg(test)]
+        #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
             return Some(simulated.boot());
         }

@@ -77,12 +77,16 @@ pub(super) fn data_path(journal_path: &Path, id: &str) -> PathBuf {
 struct State {
     ranges: Ranges<Crc>,
     end: u64,
+    /// The check of the record before `end`.
+    chain: u32,
     phase: Phase,
     /// Milliseconds since 1970.
     touched: u64,
     claimed: bool,
-    /// Up to here there may be records behind `end` that could not be made durable.
-    stale: u64,
+    /// Some of the bytes were not synced before they were said to be stored.
+    unsynced: bool,
+    /// A sync of the journal has failed.
+    distrusted: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -226,10 +230,12 @@ impl Entry {
     /// With the right to append: reads what others have appended, and makes sure that it is durable
     /// before it is trusted. What is visible need not be.
     pub(super) fn catch_up(&self) -> io::Result<()> {
-        let start = self.state().end;
-        let seed = journal::seed(&self.id);
+        let (start, mut chain) = {
+            let state = self.state();
+            (state.end, state.chain)
+        };
         let mut news = Vec::new();
-        let end = journal::read(&self.journal, start, seed, |entry| {
+        let end = journal::read(&self.journal, start, &mut chain, |entry| {
             news.push(entry);
             Ok(())
         })?;
@@ -237,17 +243,15 @@ impl Entry {
             return Ok(());
         }
         if self.durable {
-            if let Err(error) = self.sync_journal() {
-                self.make_dirty(&self.journal, start..end)?;
-                return Err(error);
-            }
+            self.sync_journal(end)?;
         }
         for entry in news {
             if self.is_true(&entry.event)? {
                 self.state().apply(entry);
             }
         }
-        self.state().end = end;
+        let mut state = self.state();
+        (state.end, state.chain) = (end, chain);
         Ok(())
     }
 
@@ -278,8 +282,15 @@ impl Entry {
         Ok(read == *len && hasher.finalize() == *crc)
     }
 
-    fn sync_journal(&self) -> io::Result<()> {
-        self.disk.sync("sync-journal", &self.journal)
+    /// Makes the records before `end` durable.
+    #[track_caller]
+    fn sync_journal(&self, end: u64) -> io::Result<()> {
+        if self.state().distrusted {
+            self.make_dirty(&self.journal, 0..end)?;
+        }
+        let result = self.disk.sync("sync-journal", &self.journal);
+        self.state().distrusted = result.is_err();
+        result
     }
 
     /// Writes what is there again. A second sync after one that failed would succeed and mean
@@ -326,8 +337,11 @@ impl Entry {
         if data.metadata()?.len() != self.total() {
             return Err(damaged("are not of the right size"));
         }
+        if !self.state().unsynced {
+            return Ok(crc);
+        }
         let mut failed = self.locked_syncs();
-        if *failed > 0 && !self.durable {
+        if *failed > 0 {
             let mut hasher = crc32fast::Hasher::new();
             read_blocks(data, 0..self.total(), |block, _| {
                 hasher.update(block);
@@ -339,9 +353,7 @@ impl Entry {
         }
         if let Err(error) = self.disk.sync("sync-data", data) {
             *failed += 1;
-            if !self.durable {
-                self.make_dirty(data, 0..self.total())?;
-            }
+            self.make_dirty(data, 0..self.total())?;
             return Err(error.into());
         }
         Ok(crc)
@@ -356,9 +368,9 @@ impl Entry {
             .unwrap_or_else(PoisonError::into_inner);
         let _lock = Locked::wait(&self.journal, APPEND)?;
         self.catch_up()?;
-        let (end, stale, phase) = {
+        let (end, chain, phase) = {
             let state = self.state();
-            (state.end, state.stale, state.phase.clone())
+            (state.end, state.chain, state.phase.clone())
         };
         let stored = events
             .iter()
@@ -368,14 +380,11 @@ impl Entry {
             Phase::Sealed(_) | Phase::Settled(_) if stored => return Err(StoreError::Superseded),
             _ => {}
         }
-        let (seed, time) = (journal::seed(&self.id), unix_ms(SystemTime::now()));
-        let mut records: Vec<u8> = events
+        let (mut new_chain, time) = (chain, unix_ms(SystemTime::now()));
+        let records: Vec<u8> = events
             .iter()
-            .flat_map(|event| event.encode(seed, time))
+            .flat_map(|event| event.encode(&mut new_chain, time))
             .collect();
-        while end + (records.len() as u64) < stale {
-            records.extend(Event::Void.encode(seed, time));
-        }
         let new_end = end + records.len() as u64;
         let write = |records: &[u8]| {
             self.disk
@@ -386,14 +395,13 @@ impl Entry {
             self.disk.set_len(&self.journal, len)?;
         }
         let written = write(&records).and_then(|()| match durable || self.durable {
-            true => self.sync_journal(),
+            true => self.sync_journal(new_end),
             false => Ok(()),
         });
         if let Err(error) = written {
-            self.state().stale = new_end;
-            // Nobody shall take it for true meanwhile. What is written makes the next sync a real
-            // one; and if it cannot be written now, the next record covers it.
-            let _ = write(&journal::void(&records, seed, time));
+            // Nobody shall take it for true: what is visible need not be durable. If that cannot be
+            // written either, it will be made durable before it is believed.
+            let _ = write(&journal::void(&records, chain, time));
             return Err(error.into());
         }
         let mut state = self.state();
@@ -403,7 +411,7 @@ impl Entry {
                 time,
             });
         }
-        state.end = new_end;
+        (state.end, state.chain) = (new_end, new_chain);
         Ok(())
     }
 
@@ -459,8 +467,13 @@ impl State {
         self.touched = self.touched.max(entry.time);
         match entry.event {
             Event::Stored {
-                offset, len, crc, ..
+                offset,
+                len,
+                crc,
+                synced,
+                ..
             } => {
+                self.unsynced |= !synced;
                 // Nobody writes what is stored; if it is so all the same, the first one counts.
                 let range = offset..offset.saturating_add(len);
                 if self.ranges.gaps(offset, len).first() == Some(&range) {

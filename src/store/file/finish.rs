@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    BLOCK,
+    BLOCK, Durability,
     disk::{self, Disk},
     entry::{Entry, Phase, Seal},
     folder::Folder,
@@ -45,6 +45,9 @@ impl Folder {
     fn choose_name(&self, entry: &Entry, upload: Upload, attempt: u32) -> Result<Seal, StoreError> {
         // Before it is written down that the file is finished.
         let crc = entry.sync_whole()?;
+        if self.durability == Durability::Process {
+            entry.make_names_durable()?;
+        }
         let chosen = self.naming.as_ref().and_then(|naming| naming(&upload));
         let default = || {
             let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
@@ -70,9 +73,16 @@ impl Folder {
         loop {
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
-            if entry.data.is_some() {
-                self.disk.create_dir(dir)?;
+            if let Some(data) = &entry.data {
+                self.disk.create_dirs(dir, &self.finished)?;
                 match self.disk.rename_new(&entry.data_path, &path) {
+                    // A crash of the system has left the file both names.
+                    Err(error)
+                        if error.kind() == io::ErrorKind::AlreadyExists
+                            && is_same(data, &path)? =>
+                    {
+                        self.disk.remove_if_there(&entry.data_path)?;
+                    }
                     // Somebody else's: the data file has still its old name.
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                         seal = self.choose_name(entry, seal.upload, seal.attempt)?;
@@ -87,13 +97,11 @@ impl Folder {
             }
             // Who has renamed it may have died before the new name was durable. If it is not
             // there, an attempt before this one has moved it.
-            let file = match disk::open(&path) {
+            let file = match File::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(seal),
                 file => file?,
             };
             self.disk.sync_dir(dir)?;
-            self.disk
-                .sync_dir(entry.data_path.parent().unwrap_or(&self.partial))?;
             // XFS says of a folder that it is synced when the file system is down; of a file it
             // does not.
             self.disk.sync("sync-data", &file)?;
@@ -101,14 +109,37 @@ impl Folder {
         }
     }
 
-    pub(super) fn remove_finished(&self, file: &Path) -> Result<(), StoreError> {
-        self.disk.remove_if_there(file)?;
-        if let Some(dir) = file.parent().filter(|dir| *dir != self.finished) {
+    /// Takes the final name of a file away again, if the application has not moved it. To be done
+    /// before the journal says that it is refused or removed: after a crash nobody could tell it
+    /// from a file of another upload that has got the same name.
+    pub(super) fn withdraw(&self, entry: &Entry, seal: &Seal) -> Result<(), StoreError> {
+        let path = self.finished.join(&seal.path);
+        match self.disk.rename_new(&path, &entry.data_path) {
+            // It has both names, or had them and lost one.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists
+                ) => {}
+            result => result?,
+        }
+        let dir = path.parent().unwrap_or(&self.finished);
+        match self.disk.sync_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+        if dir != self.finished {
             // Not if the application has put something there.
             let _ = self.disk.remove_dir(dir);
         }
         Ok(())
     }
+}
+
+/// Whether `path` is a name of the file too.
+fn is_same(file: &File, path: &Path) -> io::Result<bool> {
+    let (one, other) = (disk::file_id(file)?, disk::file_id(&File::open(path)?)?);
+    Ok(one.is_some() && one == other)
 }
 
 /// A path below `dir` at which there is nothing, like `wanted`.

@@ -178,6 +178,7 @@ impl Folder {
     /// Creates the upload, unless another request was faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
         let journal_path = self.journal_path(&upload.key);
+        // Its name becomes durable when the upload is opened.
         self.disk
             .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
         let id = random_id()?;
@@ -190,14 +191,11 @@ impl Folder {
                 upload: upload.clone(),
                 id: id.clone(),
             };
-            let header = created.encode(0, unix_ms(SystemTime::now()));
+            let header = created.encode(&mut 0, unix_ms(SystemTime::now()));
             self.disk
                 .write_all_at("write-journal", &journal, &header, 0)?;
             let len = (header.len() as u64).next_multiple_of(4096);
             self.disk.set_len(&journal, len)?;
-            if self.durability == Durability::Power {
-                self.disk.sync("sync-journal", &journal)?;
-            }
             self.disk.create(&data_path)?;
             self.disk.rename_new(&temporary, &journal_path)
         };
@@ -235,17 +233,14 @@ impl Folder {
     /// Removes an upload, and its file if nobody has taken it. Nobody else may deliver it or write.
     pub(super) fn discard(&self, claim: &Claim, _landing: &Landing) -> Result<(), StoreError> {
         let entry = &claim.entry;
-        let unclaimed_file = match entry.view()?.phase {
-            Phase::Sealed(seal) => Some(self.finished.join(seal.path)),
+        match entry.view()?.phase {
+            Phase::Sealed(seal) => self.withdraw(entry, &seal)?,
             Phase::Removed => return Ok(()),
-            _ => None,
-        };
+            _ => {}
+        }
         // Others who have it open are told before its name can be another upload's.
         entry.append(&[Event::Removed], false)?;
         self.close(entry);
-        if let Some(file) = unclaimed_file {
-            self.remove_finished(&file)?;
-        }
         self.unlink(claim)
     }
 
@@ -305,18 +300,23 @@ impl Folder {
     }
 
     /// All files below the folder of partial uploads.
-    fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let mut files = Vec::new();
-        for dir in std::fs::read_dir(&self.partial)? {
-            let dir = dir?.path();
-            if dir.is_dir() {
-                for file in std::fs::read_dir(dir)? {
-                    files.push(file?.path());
-                }
+    pub(super) fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        files_below(&self.partial)
+    }
+}
+
+/// The files in the folders of a folder.
+pub(super) fn files_below(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut files = Vec::new();
+    for dir in std::fs::read_dir(dir)? {
+        let dir = dir?.path();
+        if dir.is_dir() {
+            for file in std::fs::read_dir(dir)? {
+                files.push(file?.path());
             }
         }
-        Ok(files)
     }
+    Ok(files)
 }
 
 /// A file without a name.

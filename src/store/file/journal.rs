@@ -1,9 +1,10 @@
 //! What the store remembers of an upload: one append-only file of checked records.
 //!
 //! Every record begins on a multiple of 64 bytes, so none of the fixed ones straddles a disk
-//! sector. The first says which upload it is; the checks of all others are seeded with its id, so
-//! that what an earlier file has left on the disk is never taken for one. Reading stops at the first
-//! record that is not right: what a crash has torn is as if it had never been written.
+//! sector. The check of each is seeded with that of the one before it, so that nothing is taken for
+//! a record that an earlier file, or an earlier try behind what a crash has torn, has left on the
+//! disk. Reading stops at the first record that is not right: what a crash has torn is as if it had
+//! never been written.
 
 use std::{fs::File, io, time::Duration};
 
@@ -69,8 +70,9 @@ impl Event {
         }
     }
 
-    /// The record, with its payload, in whole slots.
-    pub(super) fn encode(&self, seed: u32, time: u64) -> Vec<u8> {
+    /// The record, with its payload, in whole slots. `chain` is the check of the one before it (0
+    /// for the first), and becomes its own.
+    pub(super) fn encode(&self, chain: &mut u32, time: u64) -> Vec<u8> {
         let payload = self
             .payload()
             .map(|payload| payload.to_string())
@@ -78,12 +80,6 @@ impl Event {
         let (mut a, mut b, mut crc) =
             (0, payload.len() as u64, crc32fast::hash(payload.as_bytes()));
         let (mut flags, mut boot_tag) = (0, 0);
-        // Who reads the first one does not know the id yet.
-        let seed = if let Self::Created { .. } = self {
-            0
-        } else {
-            seed
-        };
         match self {
             Self::Stored {
                 offset,
@@ -108,7 +104,8 @@ impl Event {
         record.extend(boot_tag.to_le_bytes());
         record.extend(time.to_le_bytes());
         record.resize(SLOT as usize - 4, 0);
-        record.extend(check(&record, seed).to_le_bytes());
+        *chain = check(&record, *chain);
+        record.extend(chain.to_le_bytes());
         record.extend(payload.as_bytes());
         record.resize(record.len().next_multiple_of(SLOT as usize), 0);
         record
@@ -149,22 +146,18 @@ impl Event {
     }
 }
 
-/// A record of the size of `record` that says nothing.
-pub(super) fn void(record: &[u8], seed: u32, time: u64) -> Vec<u8> {
-    Event::Void
-        .encode(seed, time)
-        .repeat(record.len() / SLOT as usize)
+/// Records of the size of `records` that say nothing.
+pub(super) fn void(records: &[u8], mut chain: u32, time: u64) -> Vec<u8> {
+    let slots = records.len() / SLOT as usize;
+    (0..slots)
+        .flat_map(|_| Event::Void.encode(&mut chain, time))
+        .collect()
 }
 
 fn check(head: &[u8], seed: u32) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(head);
     hasher.finalize()
-}
-
-/// What the checks of a journal are seeded with.
-pub(super) fn seed(id: &str) -> u32 {
-    crc32fast::hash(id.as_bytes())
 }
 
 /// Which upload the journal is of, and its id.
@@ -181,7 +174,7 @@ pub(super) fn first(file: &File) -> io::Result<Option<(Upload, String)>> {
             "the journal was written by another version of this crate",
         ));
     }
-    Ok(match decode(file, 0, &slot[..filled], 0)? {
+    Ok(match decode(file, 0, &slot[..filled], &mut 0)? {
         Some((
             Entry {
                 event: Event::Created { upload, id },
@@ -193,11 +186,12 @@ pub(super) fn first(file: &File) -> io::Result<Option<(Upload, String)>> {
     })
 }
 
-/// Reads the records from `at` on, gives each to `see`, and says where they end.
+/// Reads the records from `at` on, gives each to `see`, and says where they end. `chain` is the
+/// check of the record before them, and becomes that of the last.
 pub(super) fn read(
     file: &File,
     mut at: u64,
-    seed: u32,
+    chain: &mut u32,
     mut see: impl FnMut(Entry) -> io::Result<()>,
 ) -> io::Result<u64> {
     let mut buffer = vec![0; 4096];
@@ -206,7 +200,7 @@ pub(super) fn read(
         let whole = filled / SLOT as usize * SLOT as usize;
         let mut used = 0;
         while used < whole {
-            let Some((entry, len)) = decode(file, at + used as u64, &buffer[used..whole], seed)?
+            let Some((entry, len)) = decode(file, at + used as u64, &buffer[used..whole], chain)?
             else {
                 return Ok(at + used as u64);
             };
@@ -223,7 +217,12 @@ pub(super) fn read(
 }
 
 /// The record at the beginning of `slots`, and its length with its payload.
-fn decode(file: &File, at: u64, slots: &[u8], seed: u32) -> io::Result<Option<(Entry, usize)>> {
+fn decode(
+    file: &File,
+    at: u64,
+    slots: &[u8],
+    chain: &mut u32,
+) -> io::Result<Option<(Entry, usize)>> {
     let Some(head) = slots.first_chunk::<{ SLOT as usize }>() else {
         return Ok(None);
     };
@@ -234,11 +233,12 @@ fn decode(file: &File, at: u64, slots: &[u8], seed: u32) -> io::Result<Option<(E
     };
     let u32_at = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
     let kind = head[4];
-    let seed = if kind == 1 { 0 } else { seed };
-    if head[..4] != MAGIC || u32_at(60) != check(&head[..60], seed) {
+    let check = check(&head[..60], *chain);
+    if head[..4] != MAGIC || u32_at(60) != check {
         return Ok(None);
     }
     let (a, b, crc, time) = (u64_at(8), u64_at(16), u32_at(24), u64_at(40));
+    let mut len = SLOT as usize;
     let event = match kind {
         2 => Some(Event::Stored {
             offset: a,
@@ -255,12 +255,15 @@ fn decode(file: &File, at: u64, slots: &[u8], seed: u32) -> io::Result<Option<(E
             let filled = disk::read_at(file, &mut payload, at + SLOT)?;
             let whole = filled == payload.len() && crc32fast::hash(&payload) == crc;
             let event = whole.then(|| Event::from_payload(kind, &payload)).flatten();
-            let len = (SLOT + b).next_multiple_of(SLOT) as usize;
-            return Ok(event.map(|event| (Entry { event, time }, len)));
+            len = (SLOT + b).next_multiple_of(SLOT) as usize;
+            event
         }
         _ => None,
     };
-    Ok(event.map(|event| (Entry { event, time }, SLOT as usize)))
+    if event.is_some() {
+        *chain = check;
+    }
+    Ok(event.map(|event| (Entry { event, time }, len)))
 }
 
 fn upload_to_json(upload: &Upload) -> Value {
@@ -333,8 +336,6 @@ fn record_from_json(value: &Value) -> Option<Record> {
 mod tests {
     use super::*;
 
-    const SEED: u32 = 0x1234_5678;
-
     fn upload() -> Upload {
         Upload {
             key: UploadKey::from_bytes([7; 32]),
@@ -393,6 +394,12 @@ mod tests {
         ]
     }
 
+    fn encoded(events: &[Event]) -> Vec<u8> {
+        let mut chain = 0;
+        let records = events.iter().map(|event| event.encode(&mut chain, 99));
+        records.flatten().collect()
+    }
+
     fn file(content: &[u8]) -> File {
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, content, 0).unwrap();
@@ -401,7 +408,7 @@ mod tests {
 
     fn read_all(content: &[u8]) -> (Vec<Event>, u64) {
         let mut events = Vec::new();
-        let end = read(&file(content), 0, SEED, |entry| {
+        let end = read(&file(content), 0, &mut 0, |entry| {
             assert_eq!(entry.time, 99);
             events.push(entry.event);
             Ok(())
@@ -411,10 +418,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let content: Vec<u8> = events()
-            .iter()
-            .flat_map(|event| event.encode(SEED, 99))
-            .collect();
+        let content = encoded(&events());
         assert_eq!(content.len() % 64, 0);
         assert_eq!(read_all(&content), (events(), content.len() as u64));
         // Room that is not used yet is no record.
@@ -425,21 +429,21 @@ mod tests {
     #[test]
     fn what_is_torn_or_changed_ends_it() {
         for event in events() {
-            let first = Event::Attempt(7).encode(SEED, 99);
-            let record = event.encode(SEED, 99);
+            let records = encoded(&[Event::Attempt(7), event.clone()]);
+            let (first, record) = records.split_at(64);
             let payload = event
                 .payload()
                 .map_or(0, |payload| payload.to_string().len());
             let used = SLOT as usize + payload;
             for at in 0..used {
-                let mut changed = [first.clone(), record.clone()].concat();
+                let mut changed = records.clone();
                 changed[64 + at] ^= 1;
                 assert_eq!(
                     read_all(&changed),
                     (vec![Event::Attempt(7)], 64),
                     "{event:?} at {at}"
                 );
-                let torn = [&first[..], &record[..at]].concat();
+                let torn = [first, &record[..at]].concat();
                 assert_eq!(
                     read_all(&torn),
                     (vec![Event::Attempt(7)], 64),
@@ -450,9 +454,10 @@ mod tests {
     }
 
     #[test]
-    fn records_of_another_upload_are_none() {
-        let event = Event::Attempt(7);
-        assert_eq!(read_all(&event.encode(SEED + 1, 99)), (vec![], 0));
+    fn records_that_follow_another_one_are_none() {
+        let lost = encoded(&[Event::Attempt(1), Event::Removed]);
+        let content = [&encoded(&[Event::Attempt(2)]), &lost[64..]].concat();
+        assert_eq!(read_all(&content), (vec![Event::Attempt(2)], 64));
     }
 
     #[test]
@@ -465,10 +470,7 @@ mod tests {
             boot: 0,
         };
         let events: Vec<_> = (0..20_000).map(stored).collect();
-        let content: Vec<u8> = events
-            .iter()
-            .flat_map(|event| event.encode(SEED, 99))
-            .collect();
+        let content = encoded(&events);
         assert_eq!(read_all(&content), (events, content.len() as u64));
     }
 }

@@ -1,12 +1,14 @@
 //! Uploads in the file system: one sparse file and one journal each, finished by a rename.
 
 mod chunk;
+#[cfg(all(test, target_os = "linux"))]
+mod crash;
 mod disk;
 mod entry;
 mod finish;
 mod folder;
 mod journal;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod simulated;
 
 pub(super) use self::finish::persist;
@@ -174,7 +176,9 @@ impl FileStoreBuilder {
             *dir = std::path::absolute(&*dir)?;
         }
         for dir in [&self.partial, &self.finished] {
-            self.disk.create_dir(dir)?;
+            // What is above the root of them is the application's, or becomes durable with it.
+            let base = dir.ancestors().skip(1).find(|dir| dir.is_dir());
+            self.disk.create_dirs(dir, base.unwrap_or(dir))?;
             tempfile_in(&self.disk, dir)?;
         }
         if !disk::same_file_system(&self.partial, &self.finished)? {
@@ -293,13 +297,13 @@ impl Store for FileStore {
         };
         self.blocking(move |folder| {
             let entry = &claim.0.entry;
-            let file = match entry.view()?.phase {
-                Phase::Sealed(seal) => Some(folder.finished.join(seal.path)),
-                _ => None,
-            };
-            entry.append(&[Event::Settled(record)], false)?;
-            if let Some(file) = file.filter(|_| rejected) {
-                folder.remove_finished(&file)?;
+            if let (Phase::Sealed(seal), true) = (entry.view()?.phase, rejected) {
+                folder.withdraw(entry, &seal)?;
+            }
+            entry.append(&[Event::Settled(record)], true)?;
+            if rejected {
+                // If that fails it is removed with the record.
+                let _ = folder.disk.remove_if_there(&entry.data_path);
             }
             Ok(())
         })
