@@ -4,17 +4,21 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{Request, StatusCode, header},
     response::{Html, IntoResponse},
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, Retention};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -22,6 +26,7 @@ type Files = Arc<Mutex<Vec<Value>>>;
 #[tokio::main]
 async fn main() -> Result<(), common::Error> {
     let args = common::Args::parse()?;
+    let layer = ResumableLayer::new(FileStore::open(&args.dir)?);
     let app = Router::new()
         // `any`: the request that completes an upload has the client's method, POST unless it was
         // told otherwise.
@@ -29,9 +34,18 @@ async fn main() -> Result<(), common::Error> {
         .route("/files", get(files))
         .route("/", get(|| async { Html(include_str!("page/index.html")) }))
         .route("/resumable.js", get(client))
-        .with_state(Files::default())
-        .layer(ResumableLayer::new(FileStore::open(&args.dir)?));
-    axum::serve(args.bind().await?, app).await?;
+        .with_state(Files::default());
+    let listener = args.bind().await?;
+    // What was complete when the last process died: its client may not come back.
+    for upload in layer.undelivered().await? {
+        let request = Request::post("/upload").body(Body::empty())?;
+        if let Err(error) = layer.deliver(upload, app.clone(), request).await {
+            eprintln!("not delivered yet: {error}");
+        }
+    }
+    // What clients have given up is removed after a week.
+    tokio::spawn(layer.sweep_every(Duration::from_secs(3600), Retention::default()));
+    axum::serve(listener, app.layer(layer)).await?;
     Ok(())
 }
 

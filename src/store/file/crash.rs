@@ -78,7 +78,7 @@ enum Promise {
     Begun(Step),
     Stored(char, u64),
     /// The inner service was called.
-    Called(char, Sealed),
+    Called(char, Box<Sealed>),
     Settled(char, Answer),
     Removed(char),
 }
@@ -206,7 +206,7 @@ impl World {
                     other => return Err(StoreError::new(format!("claim: {other:?}"))),
                 };
                 let sealed = store.seal(&mut claim, &upload(name)).await?;
-                self.promise(Promise::Called(name, sealed));
+                self.promise(Promise::Called(name, Box::new(sealed)));
                 let settlement = match answer {
                     Answer::Taken => Settlement::Delivered(record(answer)),
                     Answer::Refused => Settlement::Rejected(record(answer)),
@@ -341,7 +341,7 @@ async fn check_upload(
                 maybe_settled |= matches!(answer, Answer::Taken | Answer::Refused);
                 maybe_refused |= *answer == Answer::Refused;
             }
-            Promise::Called(of, sealed) if *of == name => called = Some(sealed),
+            Promise::Called(of, sealed) if *of == name => called = Some(sealed.as_ref()),
             Promise::Settled(of, answer) if *of == name && *answer != Answer::Failed => {
                 settled = Some(*answer);
             }
