@@ -2,9 +2,11 @@
 
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
+use tokio::time::Instant;
+
 use super::{
     BLOCK, Durability, FileStore,
-    entry::{Entry, Landing},
+    entry::{Entry, Landing, TakeOff},
     folder::Folder,
 };
 use crate::store::{ChunkBody, Progress, StoreError, Upload};
@@ -68,15 +70,26 @@ impl FileStore {
         upload: &Upload,
         range: Range<u64>,
     ) -> Result<(Arc<Entry>, Landing), StoreError> {
+        let stall = self.folder.stall;
+        let deadline = Instant::now() + stall * 2;
         loop {
-            let upload = upload.clone();
-            let entry = self
-                .blocking(move |folder| folder.entry_for(&upload))
-                .await?;
-            let landing = entry.take_off(range.clone(), self.folder.stall).await?;
-            // What was removed meanwhile begins anew.
-            if !entry.is_removed() {
-                return Ok((entry, landing));
+            let (upload, range) = (upload.clone(), range.clone());
+            let begin = self.blocking(move |folder| {
+                let entry = folder.entry_for(&upload)?;
+                let take_off = entry.try_take_off(range)?;
+                // What another process has stored before it landed is not written again.
+                entry.view()?;
+                Ok((entry, take_off))
+            });
+            match begin.await? {
+                (entry, TakeOff::Clear(landing)) if !entry.is_removed() => {
+                    return Ok((entry, landing));
+                }
+                // What was removed meanwhile begins anew.
+                (_, TakeOff::Clear(_)) => {}
+                (entry, TakeOff::Behind(holder)) => {
+                    entry.wait_behind(holder, stall, deadline).await?;
+                }
             }
         }
     }

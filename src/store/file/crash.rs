@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::{
     Durability, FileStore,
     disk::Disk,
+    scheduled::Scheduler,
     simulated::{Failure, Luck, Mishap, Simulated},
 };
 use crate::store::{
@@ -561,4 +562,92 @@ async fn sync_places() -> BTreeMap<&'static Place<'static>, bool> {
     world.play().await.unwrap();
     world.cut_at_each(&[Luck::Nothing]).await.unwrap();
     world.disk.sync_places()
+}
+
+/// Two stores on one folder, which are to each other as two processes, and what they do in an order
+/// that the seed gives.
+fn scheduled(seed: u64) -> (tempfile::TempDir, [FileStore; 2]) {
+    let dir = tempdir();
+    let mut disk = Simulated::new(dir.path(), 1, Vec::new());
+    disk.scheduler = Some(Scheduler::new(seed));
+    let disk = Arc::new(disk);
+    let store = || open(dir.path(), Durability::Power, &disk).unwrap();
+    let stores = [store(), store()];
+    (dir, stores)
+}
+
+/// More than the few of each test run: `SEEDS=10000 cargo test --lib scheduled`.
+fn seeds() -> std::ops::Range<u64> {
+    let seeds = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok());
+    0..seeds.unwrap_or(200)
+}
+
+/// All chunks of an upload twice, at once, from the first to create it to the last to finish it.
+#[tokio::test(start_paused = true)]
+async fn scheduled_chunks_are_delivered_once() {
+    for seed in seeds() {
+        let (_dir, stores) = scheduled(seed);
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..2 * chunks('a') {
+            let store = stores[number as usize % 2].clone();
+            tasks.spawn(async move {
+                put(&store, 'a', number / 2).await.unwrap();
+                loop {
+                    let mut claim = match store.try_claim(&upload('a').key).await.unwrap() {
+                        TryClaim::Won(claim) => claim,
+                        TryClaim::Busy => continue,
+                        TryClaim::Settled(_) | TryClaim::Incomplete => return 0,
+                    };
+                    let sealed = store.seal(&mut claim, &upload('a')).await.unwrap();
+                    assert_eq!(sealed.attempt, 1);
+                    let Location::File(path) = sealed.location else {
+                        panic!("no file");
+                    };
+                    assert!(std::fs::read(path).unwrap() == content('a'), "seed {seed}");
+                    let settlement = Settlement::Delivered(record(Answer::Taken));
+                    store.settle(claim, settlement).await.unwrap();
+                    return 1;
+                }
+            });
+        }
+        let deliveries: u32 = tasks.join_all().await.iter().sum();
+        assert_eq!(deliveries, 1, "seed {seed}");
+    }
+}
+
+/// Chunks, cancellation and sweeping at once: what is left is clean, and no mixture.
+#[tokio::test(start_paused = true)]
+async fn scheduled_chunks_meet_removal() {
+    for seed in seeds() {
+        let (dir, stores) = scheduled(seed);
+        let later = std::time::SystemTime::now() + Duration::from_secs(10_000);
+        let everything = Expiry {
+            abandoned_before: later,
+            undelivered_before: Some(later),
+            records_before: later,
+        };
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let store = stores[number as usize % 2].clone();
+            tasks.spawn(async move {
+                match number {
+                    0 => drop(store.remove(&upload('c').key).await.unwrap()),
+                    1 => drop(store.sweep(everything).await.unwrap()),
+                    _ => match put(&store, 'c', number / 2 % 2).await {
+                        Ok(()) | Err(StoreError::Superseded) => {}
+                        Err(error) => panic!("seed {seed}: {error:?}"),
+                    },
+                }
+            });
+        }
+        tasks.join_all().await;
+        finish(&stores[0], 'c', None)
+            .await
+            .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+        stores[1].sweep(everything).await.unwrap();
+        let rest = stores[1].folder.partial_files().unwrap();
+        assert!(rest.is_empty(), "seed {seed}: {rest:?}");
+        let files = super::folder::files_below(&dir.path().join("files")).unwrap();
+        assert_eq!(files.len(), 1, "seed {seed}: {files:?}");
+    }
 }

@@ -11,6 +11,9 @@ use std::{
 
 use crate::fault::{self, Do};
 
+/// See [`Disk::pause`].
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// The way to the file system.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
@@ -152,6 +155,43 @@ impl Disk {
     pub(super) fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let it = || std::fs::remove_dir(path);
         self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
+    }
+
+    /// Waits a little, because another thread or process has to go on first.
+    pub(super) fn pause(&self) {
+        #[cfg(all(test, target_os = "linux"))]
+        if let Some(scheduler) = self.scheduler() {
+            return scheduler.pass();
+        }
+        std::thread::sleep(PAUSE);
+    }
+
+    /// Tests let others go on until `free` says that a lock can be had; the lock itself waits else.
+    pub(super) fn before_lock(&self, free: impl Fn() -> bool) {
+        #[cfg(all(test, target_os = "linux"))]
+        if let Some(scheduler) = self.scheduler() {
+            while !free() {
+                scheduler.pass();
+            }
+        }
+        let _ = free;
+    }
+
+    /// Does what is made of calls of this disk.
+    pub(super) fn work<T>(&self, work: impl FnOnce() -> T) -> T {
+        #[cfg(all(test, target_os = "linux"))]
+        if let Some(scheduler) = self.scheduler() {
+            scheduler.enter();
+            let result = work();
+            scheduler.leave();
+            return result;
+        }
+        work()
+    }
+
+    #[cfg(all(test, target_os = "linux"))]
+    fn scheduler(&self) -> Option<&super::scheduled::Scheduler> {
+        self.simulated.as_ref()?.scheduler.as_ref()
     }
 
     /// A number that is another one after the machine was started again; `None` where it is not

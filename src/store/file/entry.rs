@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, SystemTime},
 };
@@ -55,8 +58,10 @@ pub(super) struct Entry {
     durable: bool,
     boot: Option<u64>,
     state: Mutex<State>,
-    /// How many syncs of the data have failed. Held during each of them.
-    failed_syncs: Mutex<u64>,
+    /// How many syncs of the data have failed.
+    failed_syncs: AtomicU64,
+    /// Held during a sync of the data.
+    syncing: Mutex<()>,
     /// Held by a thread while it appends; the OFD lock does not exclude this process.
     appending: Mutex<()>,
     /// Held while bytes are written: parallel writes to one file only wait for each other inside
@@ -145,7 +150,8 @@ impl Entry {
             disk,
             // All of it is still to be read.
             state: Mutex::default(),
-            failed_syncs: Mutex::default(),
+            failed_syncs: AtomicU64::new(0),
+            syncing: Mutex::default(),
             appending: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             flights: Mutex::default(),
@@ -219,12 +225,18 @@ impl Entry {
         if slot == [0; SLOT as usize] {
             return Ok(());
         }
-        let _appending = self
-            .appending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let _lock = Locked::wait(&self.journal, APPEND)?;
+        let _appending = self.lock_journal()?;
         self.catch_up()
+    }
+
+    /// Takes the right to append.
+    fn lock_journal(&self) -> io::Result<(MutexGuard<'_, ()>, Locked<'_>)> {
+        self.disk.before_lock(|| self.appending.try_lock().is_ok());
+        let appending = self.appending.lock();
+        self.disk
+            .before_lock(|| Locked::can_be(&self.journal, APPEND));
+        let lock = Locked::wait(&self.journal, APPEND)?;
+        Ok((appending.unwrap_or_else(PoisonError::into_inner), lock))
     }
 
     /// With the right to append: reads what others have appended, and makes sure that it is durable
@@ -305,25 +317,20 @@ impl Entry {
     /// How many syncs of the data have failed so far: to be asked before bytes are written that
     /// [`sync_data`](Self::sync_data) shall make durable.
     pub(super) fn failed_syncs(&self) -> u64 {
-        *self.locked_syncs()
-    }
-
-    fn locked_syncs(&self) -> MutexGuard<'_, u64> {
-        self.failed_syncs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.failed_syncs.load(SeqCst)
     }
 
     /// Makes the bytes of a chunk durable. `failed_before` is what
     /// [`failed_syncs`](Self::failed_syncs) said before they were written: when a sync fails the
     /// system tells one of those who wrote, but the bytes of all of them may be lost.
     pub(super) fn sync_data(&self, data: &File, failed_before: u64) -> io::Result<()> {
-        let mut failed = self.locked_syncs();
+        self.disk.before_lock(|| self.syncing.try_lock().is_ok());
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = self.disk.sync("sync-data", data) {
-            *failed += 1;
+            self.failed_syncs.fetch_add(1, SeqCst);
             return Err(error);
         }
-        match *failed == failed_before {
+        match self.failed_syncs() == failed_before {
             true => Ok(()),
             false => Err(io::Error::other("a sync of another chunk has failed")),
         }
@@ -340,8 +347,7 @@ impl Entry {
         if !self.state().unsynced {
             return Ok(crc);
         }
-        let mut failed = self.locked_syncs();
-        if *failed > 0 {
+        if self.failed_syncs() > 0 {
             let mut hasher = crc32fast::Hasher::new();
             read_blocks(data, 0..self.total(), |block, _| {
                 hasher.update(block);
@@ -352,7 +358,7 @@ impl Entry {
             }
         }
         if let Err(error) = self.disk.sync("sync-data", data) {
-            *failed += 1;
+            self.failed_syncs.fetch_add(1, SeqCst);
             self.make_dirty(data, 0..self.total())?;
             return Err(error.into());
         }
@@ -362,11 +368,7 @@ impl Entry {
     /// Appends events, durably (or as durably as the store is set to), unless the upload is gone
     /// or, for stored bytes, no longer receives.
     pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
-        let _appending = self
-            .appending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let _lock = Locked::wait(&self.journal, APPEND)?;
+        let _appending = self.lock_journal()?;
         self.catch_up()?;
         let (end, chain, phase) = {
             let state = self.state();
@@ -517,6 +519,18 @@ impl<'a> Locked<'a> {
     }
 }
 
+impl Locked<'_> {
+    /// Whether it would not have to wait.
+    fn can_be(file: &File, range: Range<u64>) -> bool {
+        match lock::try_lock(file, range.clone()) {
+            Ok(true) => drop(Locked { file, range }),
+            Ok(false) => return false,
+            Err(_) => {}
+        }
+        true
+    }
+}
+
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         lock::unlock(self.file, self.range.clone());
@@ -541,7 +555,7 @@ impl Drop for Claim {
 
 /// A range that is being written.
 #[derive(Debug)]
-struct Flight {
+pub(super) struct Flight {
     range: Range<u64>,
     /// Counts the pieces that have come.
     pieces: AtomicU64,
@@ -560,33 +574,33 @@ impl Entry {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody else writes in `range`. A writer whose body brings nothing for `stall`
-    /// has to give way.
-    pub(super) async fn take_off(
-        self: &Arc<Self>,
-        range: Range<u64>,
+    /// Waits until it is worth another try to take off. A writer whose body brings nothing for
+    /// `stall` has to give way.
+    pub(super) async fn wait_behind(
+        &self,
+        holder: Option<Arc<Flight>>,
         stall: Duration,
-    ) -> Result<Landing, StoreError> {
-        let deadline = Instant::now() + stall * 2;
-        loop {
-            let mut landed = std::pin::pin!(self.landed.notified());
-            landed.as_mut().enable();
-            match self.try_take_off(range.clone())? {
-                TakeOff::Clear(landing) => return Ok(landing),
-                TakeOff::Behind(holder) => {
-                    let pieces = holder.pieces.load(Relaxed);
-                    let waited = timeout(stall, landed).await;
-                    if waited.is_err() && holder.pieces.load(Relaxed) == pieces {
-                        holder.superseded.notify_one();
-                    }
-                }
-                // Another process cannot be told to give way.
-                TakeOff::BehindAnotherProcess if Instant::now() > deadline => {
-                    return Err(StoreError::new("another process is writing this range"));
-                }
-                TakeOff::BehindAnotherProcess => tokio::time::sleep(RETRY).await,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let Some(holder) = holder else {
+            // Another process cannot be told to give way.
+            if Instant::now() > deadline {
+                return Err(StoreError::new("another process is writing this range"));
             }
+            tokio::time::sleep(RETRY).await;
+            return Ok(());
+        };
+        let mut landed = std::pin::pin!(self.landed.notified());
+        landed.as_mut().enable();
+        let pieces = holder.pieces.load(Relaxed);
+        let is_on_its_way = self.flights().iter().any(|f| Arc::ptr_eq(f, &holder));
+        if is_on_its_way
+            && timeout(stall, landed).await.is_err()
+            && holder.pieces.load(Relaxed) == pieces
+        {
+            holder.superseded.notify_one();
         }
+        Ok(())
     }
 
     /// Takes the whole file, so that it can be removed, unless somebody is writing.
@@ -597,22 +611,29 @@ impl Entry {
         }
     }
 
-    /// Takes the whole file from whoever is writing.
+    /// Takes the whole file from whoever is writing, so that it can be removed.
     pub(super) async fn ground(self: &Arc<Self>, stall: Duration) -> Result<Landing, StoreError> {
         self.flights()
             .iter()
             .for_each(|flight| flight.superseded.notify_one());
-        self.take_off(WHOLE, stall).await
+        let deadline = Instant::now() + stall * 2;
+        loop {
+            match self.try_take_off(WHOLE)? {
+                TakeOff::Clear(landing) => return Ok(landing),
+                TakeOff::Behind(holder) => self.wait_behind(holder, stall, deadline).await?,
+            }
+        }
     }
 
-    fn try_take_off(self: &Arc<Self>, range: Range<u64>) -> io::Result<TakeOff> {
+    /// Takes the right to write in `range`, unless somebody else has it.
+    pub(super) fn try_take_off(self: &Arc<Self>, range: Range<u64>) -> io::Result<TakeOff> {
         let mut flights = self.flights();
         if let Some(holder) = flights.iter().find(|flight| overlap(&flight.range, &range)) {
-            return Ok(TakeOff::Behind(Arc::clone(holder)));
+            return Ok(TakeOff::Behind(Some(Arc::clone(holder))));
         }
         if let Some(data) = self.data.as_ref().filter(|_| range.start < range.end) {
             if !lock::try_lock(data, range.clone())? {
-                return Ok(TakeOff::BehindAnotherProcess);
+                return Ok(TakeOff::Behind(None));
             }
         }
         let pieces = AtomicU64::new(0);
@@ -632,10 +653,10 @@ impl Entry {
 /// All bytes that a file can have.
 const WHOLE: Range<u64> = 0..1 << 62;
 
-enum TakeOff {
+pub(super) enum TakeOff {
     Clear(Landing),
-    Behind(Arc<Flight>),
-    BehindAnotherProcess,
+    /// Somebody else writes there; `None` is one in another process.
+    Behind(Option<Arc<Flight>>),
 }
 
 impl Landing {

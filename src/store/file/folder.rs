@@ -22,9 +22,6 @@ const OPEN_UPLOADS: usize = 1024;
 /// Blocks that are kept for the next chunk.
 const SPARE_BLOCKS: usize = 32;
 
-/// How long to wait before looking again whether a removed upload is gone.
-const REMOVAL: Duration = Duration::from_millis(1);
-
 /// The folders of a store. All that it does blocks.
 pub(super) struct Folder {
     pub(super) partial: PathBuf,
@@ -107,13 +104,13 @@ impl Folder {
                     match entry.try_claim()? {
                         // Who has removed it has died before its files were gone.
                         Some(claim) => self.unlink(&claim)?,
-                        None => std::thread::sleep(REMOVAL),
+                        None => self.disk.pause(),
                     }
                 }
                 // A crash of the system has lost the bytes, if they were not to be synced.
                 Phase::Receiving if entry.data.is_none() => {
                     if !self.try_discard(&entry, |_| true)? {
-                        std::thread::sleep(REMOVAL);
+                        self.disk.pause();
                     }
                 }
                 _ => return Ok(Some((entry, view))),
@@ -197,7 +194,11 @@ impl Folder {
             let len = (header.len() as u64).next_multiple_of(4096);
             self.disk.set_len(&journal, len)?;
             self.disk.create(&data_path)?;
-            self.disk.rename_new(&temporary, &journal_path)
+            match self.disk.rename_new(&temporary, &journal_path) {
+                // A sweep took it for an orphan.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            }
         };
         let result: io::Result<()> = create();
         if result.is_err() {

@@ -9,6 +9,8 @@ mod finish;
 mod folder;
 mod journal;
 #[cfg(all(test, target_os = "linux"))]
+mod scheduled;
+#[cfg(all(test, target_os = "linux"))]
 mod simulated;
 
 pub(super) use self::finish::persist;
@@ -408,7 +410,7 @@ impl FileStore {
         work: impl FnOnce(&Folder) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let folder = Arc::clone(&self.folder);
-        tokio::task::spawn_blocking(move || work(&folder))
+        tokio::task::spawn_blocking(move || folder.disk.work(|| work(&folder)))
             .await
             .map_err(StoreError::new)?
     }

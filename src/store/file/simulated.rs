@@ -16,7 +16,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::disk::Op;
+use super::{disk::Op, scheduled::Scheduler};
 
 /// The least that a disk writes at once.
 const SECTOR: usize = 512;
@@ -26,6 +26,7 @@ pub(super) struct Simulated {
     root: PathBuf,
     boot: u64,
     mishaps: Vec<Mishap>,
+    pub(super) scheduler: Option<Scheduler>,
     state: Mutex<State>,
 }
 
@@ -99,6 +100,7 @@ impl Simulated {
             root: root.to_owned(),
             boot,
             mishaps,
+            scheduler: None,
             state: Mutex::default(),
         }
     }
@@ -133,6 +135,9 @@ impl Simulated {
         nothing: impl FnOnce() -> io::Result<T>,
         it: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
+        if let Some(scheduler) = &self.scheduler {
+            scheduler.pass();
+        }
         let mut state = self.state();
         let number = state.calls;
         state.calls += 1;
@@ -388,7 +393,8 @@ fn keep_with(log: &[Event], moment: usize, durable: &mut BTreeSet<usize>) {
     }
 }
 
-enum Chance {
+#[derive(Debug)]
+pub(super) enum Chance {
     Always,
     Never,
     Random(u64),
@@ -407,13 +413,23 @@ impl Chance {
         match self {
             Self::Always => true,
             Self::Never => false,
-            // SplitMix64.
-            Self::Random(seed) => {
-                *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let mixed = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                (mixed ^ (mixed >> 31)) % 2 == 0
-            }
+            Self::Random(seed) => random(seed) % 2 == 0,
         }
     }
+
+    /// One of the numbers below `end`.
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        match self {
+            Self::Random(seed) => (random(seed) % end as u64) as usize,
+            _ => 0,
+        }
+    }
+}
+
+/// SplitMix64.
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
