@@ -63,6 +63,7 @@ Usage: upload [OPTIONS] URL FILE...
       --header 'K: V'       send this header too; may be repeated
       --field K=V           send this parameter too; may be repeated
       --retries N           how often a request is sent again [default: 100]
+      --pause MS            time before it is [default: 200, then more and more up to 5000]
       --acks FILE           append a line 'identifier offset length' for each chunk taken
       --quiet               no progress bar, no notes";
 
@@ -131,6 +132,7 @@ struct Options {
     headers: HeaderMap,
     fields: Fields,
     retries: u32,
+    pause: Option<u64>,
     acks: Option<fs::File>,
     quiet: bool,
 }
@@ -200,6 +202,7 @@ impl Options {
                 self.fields.push((name.into(), value.into()));
             }
             "--retries" => self.retries = parsed(option, &value()?)?,
+            "--pause" => self.pause = Some(parsed(option, &value()?)?),
             "--acks" => {
                 let path = value()?;
                 let file = fs::OpenOptions::new().append(true).create(true).open(&path);
@@ -424,7 +427,8 @@ impl<'a> Upload<'a> {
                 self.note(&format!("chunk {}: {failure}; trying again", chunk.number));
             }
             add(&self.count.retries, 1);
-            sleep(Duration::from_millis(pauses.next().unwrap_or(5000))).await;
+            let pause = self.options.pause.or(pauses.next());
+            sleep(Duration::from_millis(pause.unwrap_or(5000))).await;
         }
         unreachable!("the number of tries is limited")
     }

@@ -1,0 +1,401 @@
+//! The rows of the table: what is done to the servers.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use tower_resumable::store::Durability::{self, Power, Process};
+
+use super::{
+    disk::{Disk, Kind},
+    races, server,
+    world::{CHUNK, Seen, Start, World},
+};
+
+/// One row: its name, what it does in one round, and how often that is done in a short run.
+type Row = (&'static str, u64, fn(&mut Chance) -> Result<Seen, String>);
+
+#[rustfmt::skip]
+const ROWS: &[Row] = &[
+    ("no fault", 1, |chance| calm(chance)),
+    ("kill -9", 3, |chance| killed(chance, Power, 1)),
+    ("kill -9, Process", 2, |chance| killed(chance, Process, 1)),
+    ("kill -9 in turn, two servers", 3, |chance| killed(chance, Power, 2)),
+    ("kill -9 at each step", 1, |chance| at_each_step(chance, "kill")),
+    ("error at each step", 1, |chance| at_each_step(chance, "eio")),
+    ("no room at each step", 1, |chance| at_each_step(chance, "enospc")),
+    ("power cut, ext4", 3, |chance| cut(chance, Kind::Ext4, Power, &[])),
+    ("power cut, xfs", 3, |chance| cut(chance, Kind::Xfs, Power, &[])),
+    ("power cut, ext4, Process", 2, |chance| cut(chance, Kind::Ext4, Process, &[])),
+    ("failing syncs (strace)", 1, |chance| traced(chance, "fsync,fdatasync:error=EIO:when=3+7")),
+    ("failing writes (strace)", 1, |chance| traced(chance, "pwrite64:error=ENOSPC:when=3+7")),
+    ("failing renames (strace)", 1, |chance| traced(chance, "renameat2:error=EIO:when=1+3")),
+    ("full disk", 1, full),
+    ("races of the last chunks", 1, races::row),
+];
+
+/// Mistakes on purpose: a row that does not find them proves nothing.
+#[rustfmt::skip]
+const CONTROLS: &[Row] = &[
+    ("no syncs at all (eatmydata)", 1, |chance| {
+        cut(chance, Kind::Ext4, Power, &[("LD_PRELOAD", "libeatmydata.so")])
+    }),
+    ("data not synced", 1, |chance| {
+        cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
+    }),
+    ("records not synced", 1, |chance| {
+        cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
+    }),
+    ("folders not synced, xfs", 1, |chance| {
+        cut(chance, Kind::Xfs, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
+    }),
+    ("answers before the hand-over", 1, too_early),
+];
+
+/// Runs the rows and prints the table; whether each is as it must be.
+pub fn all(rounds: u64, seed: u64, only: &[String]) -> bool {
+    println!("--seed {seed}\n");
+    println!(
+        "{:32}{:>7}{:>8}{:>8}{:>12}{:>6}{:>8}{:>8}{:>8}{:>9}{:>7}",
+        "",
+        "rounds",
+        "crashes",
+        "uploads",
+        "acked bytes",
+        "lost",
+        "corrupt",
+        "missing",
+        "doubled",
+        "by crash",
+        "s"
+    );
+    let wanted = |row: &&Row| only.is_empty() || only.iter().any(|name| row.0.contains(name));
+    let mut good = true;
+    for row in ROWS.iter().filter(wanted) {
+        good &= run(row, rounds, seed, Seen::is_clean, "");
+    }
+    println!("\nmistakes on purpose, which must be found:");
+    for row in CONTROLS.iter().filter(wanted) {
+        let is_found = |seen: &Seen| seen.lost + seen.corrupt + seen.missing > 0;
+        good &= run(row, 1, seed, is_found, "red, as it must be");
+    }
+    good
+}
+
+fn run(row: &Row, rounds: u64, seed: u64, is_good: fn(&Seen) -> bool, praise: &str) -> bool {
+    let (name, times, round) = row;
+    let (mut seen, start) = (Seen::default(), Instant::now());
+    for number in 0..times * rounds {
+        match round(&mut Chance(seed.wrapping_add(number << 32))) {
+            Ok(more) => seen.add(more),
+            Err(why) => {
+                println!("{name:32}skipped: {why}");
+                // Without the means to do it there is nothing to say; with them there is.
+                return std::env::var_os("CRASH_NO_SKIPS").is_none();
+            }
+        }
+    }
+    let good = is_good(&seen);
+    println!(
+        "{name:32}{:>7}{:>8}{:>8}{:>12}{:>6}{:>8}{:>8}{:>8}{:>9}{:>7.1}  {}",
+        seen.rounds,
+        seen.crashes,
+        seen.uploads,
+        seen.acked,
+        seen.lost,
+        seen.corrupt,
+        seen.missing,
+        seen.doubled,
+        seen.doubled_by_crash,
+        start.elapsed().as_secs_f64(),
+        if good { praise } else { "WRONG" }
+    );
+    if !good {
+        seen.wrong.iter().for_each(|what| println!("    {what}"));
+    }
+    good
+}
+
+/// SplitMix64.
+pub struct Chance(u64);
+
+impl Chance {
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    fn bytes(&mut self, len: u64) -> Vec<u8> {
+        (0..len).map(|_| self.below(256) as u8).collect()
+    }
+}
+
+fn args(disk: &Disk, durability: Durability) -> server::Args {
+    server::Args {
+        dir: disk.dir().join("uploads"),
+        durability,
+        answers_first: false,
+    }
+}
+
+/// Eight clients with three connections each.
+fn upload_many(world: &mut World, chance: &mut Chance) -> Result<(), String> {
+    for number in 0..8 {
+        let len = match number {
+            0 => 0,
+            1 => 1 + chance.below(CHUNK),
+            _ => chance.below(40 * CHUNK),
+        };
+        let content = chance.bytes(len);
+        world.upload(content, chance.below(1 << 32))?;
+    }
+    Ok(())
+}
+
+fn calm(chance: &mut Chance) -> Result<Seen, String> {
+    let disk = Disk::new(Kind::Plain)?;
+    let args = args(&disk, Power);
+    let mut world = World::new(disk, args, &[Start::default()])?;
+    upload_many(&mut world, chance)?;
+    Ok(world.finish())
+}
+
+/// Waits until some more chunks were acknowledged; whether the clients are still at work.
+fn some_acks(world: &mut World, chance: &mut Chance) -> bool {
+    let enough = world.acks() as u64 + 1 + chance.below(25);
+    world.until(|world| world.acks() as u64 >= enough || world.clients_are_done());
+    !world.clients_are_done()
+}
+
+fn killed(chance: &mut Chance, durability: Durability, servers: usize) -> Result<Seen, String> {
+    let disk = Disk::new(Kind::Plain)?;
+    let args = args(&disk, durability);
+    let mut world = World::new(disk, args, &vec![Start::default(); servers])?;
+    upload_many(&mut world, chance)?;
+    while some_acks(&mut world, chance) {
+        world.kill(0);
+        world.start(&Start::default())?;
+        world.check_acks();
+    }
+    // Once more: the records and the files are there, too.
+    world.kill(0);
+    world.start(&Start::default())?;
+    Ok(world.finish())
+}
+
+fn cut(
+    chance: &mut Chance,
+    kind: Kind,
+    durability: Durability,
+    env: &[(&str, &str)],
+) -> Result<Seen, String> {
+    needs_root()?;
+    let start = Start {
+        env: env
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect(),
+        ..Start::default()
+    };
+    let disk = Disk::new(kind)?;
+    let args = args(&disk, durability);
+    let mut world = World::new(disk, args, std::slice::from_ref(&start))?;
+    world.keeps = durability == Power;
+    upload_many(&mut world, chance)?;
+    while some_acks(&mut world, chance) {
+        world.cut()?;
+        world.start(&start)?;
+        world.check_acks();
+        if world.seen.lost > 0 {
+            // Enough is known.
+            return Ok(world.seen.clone());
+        }
+    }
+    world.cut()?;
+    world.start(&start)?;
+    Ok(world.finish())
+}
+
+/// A process dies, or a step fails, at the first step, at the second one, and so on.
+fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, String> {
+    const STEPS: [&str; 13] = [
+        "claim",
+        "create",
+        "create-dir",
+        "deliver",
+        "delivered",
+        "rename",
+        "set-len",
+        "settle",
+        "sync-data",
+        "sync-dir",
+        "sync-journal",
+        "write-data",
+        "write-journal",
+    ];
+    let mut crossed = BTreeSet::new();
+    let mut all = Seen::default();
+    for step in 1.. {
+        let (seen, said) = at_step(chance, &format!("{action}@{step}"))?;
+        all.add(seen);
+        let Some(name) = said.iter().find_map(|line| line.rsplit_once(": ")) else {
+            break;
+        };
+        crossed.insert(name.1.to_owned());
+        if all.wrong.len() > 5 {
+            break;
+        }
+    }
+    for step in STEPS {
+        if !crossed.contains(step) {
+            all.wrong.push(format!("step {step} was never crossed"));
+        }
+    }
+    Ok(all)
+}
+
+fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), String> {
+    let faulty = Start {
+        env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.into())],
+        ..Start::default()
+    };
+    let disk = Disk::new(Kind::Plain)?;
+    let args = args(&disk, Power);
+    let mut world = World::new(disk, args, &[])?;
+    let mut said = Vec::new();
+    if let Err(error) = world.start(&faulty) {
+        // It does not get as far as to listen.
+        said.push(error);
+        world.seen.crashes += 1;
+        world.start(&Start::default())?;
+    }
+    for len in [0, 2 * CHUNK + 5, CHUNK] {
+        let content = chance.bytes(len);
+        world.upload(content, chance.below(1 << 32))?;
+    }
+    world.until(|world| world.clients_are_done() || world.servers[0].has_died());
+    let crashes = world.seen.crashes;
+    let has_died = world.servers[0].has_died();
+    said.extend(world.kill(0));
+    if !has_died {
+        // It was killed in the end only: until then nothing may be delivered twice.
+        world.seen.crashes = crashes;
+    }
+    world.start(&Start::default())?;
+    world.check_acks();
+    let mut seen = world.finish();
+    if fault.starts_with("kill")
+        || said
+            .iter()
+            .any(|line| line.contains("delivered") || line.contains("settle"))
+    {
+        // An error between the answer of the inner service and its record is as a crash there.
+        seen.doubled_by_crash += std::mem::take(&mut seen.doubled);
+    }
+    seen.wrong
+        .iter_mut()
+        .for_each(|what| *what = format!("{fault}: {what}"));
+    Ok((seen, said))
+}
+
+/// System calls of the server fail, now and then.
+fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, String> {
+    super::disk::run("strace", &["-V"], &[])?;
+    let calls = inject.split(':').next().unwrap_or_default();
+    let words = [
+        "strace".to_owned(),
+        "-f".into(),
+        "-qq".into(),
+        "-o".into(),
+        "/dev/null".into(),
+        "-e".into(),
+        format!("trace={calls}"),
+        "-e".into(),
+        format!("inject={inject}"),
+    ];
+    let disk = Disk::new(Kind::Plain)?;
+    let args = args(&disk, Power);
+    let mut world = World::new(disk, args, &[])?;
+    let start = Start {
+        wrapper: words.to_vec(),
+        ..Start::default()
+    };
+    // The first calls are those of its own start.
+    while world.start(&start).is_err() {
+        if !world.until(|_| true) {
+            break;
+        }
+    }
+    upload_many(&mut world, chance)?;
+    world.until(World::clients_are_done);
+    let mut seen = Seen::default();
+    if world.servers.is_empty() {
+        seen.wrong.push("it does not start".into());
+    } else {
+        world.kill(0);
+    }
+    world.start(&Start::default())?;
+    world.check_acks();
+    seen.add(world.finish());
+    Ok(seen)
+}
+
+/// There is room for some of the uploads only, and then for all.
+fn full(chance: &mut Chance) -> Result<Seen, String> {
+    needs_root()?;
+    let disk = Disk::new(Kind::Small(2000))?;
+    let args = args(&disk, Power);
+    let mut world = World::new(disk, args, &[Start::default()])?;
+    for _ in 0..8 {
+        let content = chance.bytes(30 * CHUNK);
+        world.upload(content, chance.below(1 << 32))?;
+    }
+    let room = 2_000_000 / CHUNK * 8 / 10;
+    let is_full = world.until(|world| world.acks() as u64 > room);
+    world.check_acks();
+    world.kill(0);
+    world.start(&Start::default())?;
+    world.check_acks();
+    world.disk.grow(64_000)?;
+    let mut seen = world.finish();
+    if !is_full {
+        seen.wrong.push("it was never full".into());
+    }
+    Ok(seen)
+}
+
+/// The server says 200 before the application has the file, and is killed.
+fn too_early(chance: &mut Chance) -> Result<Seen, String> {
+    let disk = Disk::new(Kind::Plain)?;
+    let args = server::Args {
+        answers_first: true,
+        ..args(&disk, Power)
+    };
+    let mut world = World::new(disk, args, &[Start::default()])?;
+    for _ in 0..4 {
+        let content = chance.bytes(100);
+        world.upload(content, 0)?;
+    }
+    world.until(|world| world.acks() > 0);
+    world.kill(0);
+    world.start(&Start::default())?;
+    Ok(world.finish())
+}
+
+fn needs_root() -> Result<(), String> {
+    static ROOT: AtomicU64 = AtomicU64::new(2);
+    if ROOT.load(Ordering::Relaxed) == 2 {
+        let is_root = Path::new("/proc/1/environ").metadata().is_ok()
+            && std::fs::File::open("/proc/1/environ").is_ok();
+        ROOT.store(u64::from(is_root), Ordering::Relaxed);
+    }
+    match ROOT.load(Ordering::Relaxed) {
+        1 => Ok(()),
+        _ => Err("only root can mount; the simulated disk of `cargo test` does the same".into()),
+    }
+}

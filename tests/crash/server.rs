@@ -1,0 +1,90 @@
+//! The server that is crashed: this program itself, started with `server` as its first argument.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::{Extension, Router, routing::post};
+use serde_json::json;
+use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durability};
+
+/// How long the application takes when the answer does not wait for it.
+const LATE: Duration = Duration::from_millis(300);
+
+pub struct Args {
+    pub dir: PathBuf,
+    pub durability: Durability,
+    /// A mistake on purpose: the client is answered before the application has the file.
+    pub answers_first: bool,
+}
+
+impl Args {
+    pub fn to_words(&self) -> Vec<String> {
+        let mut words = vec!["server".into(), self.dir.display().to_string()];
+        words.push(format!("{:?}", self.durability));
+        words.extend(self.answers_first.then(|| "answers-first".into()));
+        words
+    }
+
+    pub fn from_words(words: &[String]) -> Option<Self> {
+        let [first, dir, durability, rest @ ..] = words else {
+            return None;
+        };
+        (first == "server").then(|| Self {
+            dir: dir.into(),
+            durability: match durability.as_str() {
+                "Process" => Durability::Process,
+                _ => Durability::Power,
+            },
+            answers_first: !rest.is_empty(),
+        })
+    }
+}
+
+/// Runs until it is killed. Prints its address to standard error, and a line for each delivery to
+/// standard output: that is the application's own memory, outside of what is crashed.
+#[tokio::main]
+pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let store = FileStore::builder(&args.dir)
+        .durability(args.durability)
+        .stall_timeout(Duration::from_secs(1))
+        .open()?;
+    let layer = ResumableLayer::new(store).with_hold_back(Duration::ZERO);
+    let app = Router::new()
+        .route("/upload", post(finished))
+        .layer(Extension(args.answers_first));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    eprintln!("listening on {}", listener.local_addr()?);
+    axum::serve(listener, app.layer(layer)).await?;
+    Ok(())
+}
+
+async fn finished(Extension(answers_first): Extension<bool>, upload: CompletedUpload) -> String {
+    let id = upload.id().to_owned();
+    if answers_first {
+        tokio::spawn(async move {
+            tokio::time::sleep(LATE).await;
+            report(&upload);
+        });
+    } else {
+        report(&upload);
+    }
+    id
+}
+
+fn report(upload: &CompletedUpload) {
+    let path = upload.path().unwrap_or(Path::new(""));
+    let content = std::fs::read(path).unwrap_or_default();
+    let line = json!({
+        "identifier": upload.identifier(),
+        "id": upload.id(),
+        "attempt": upload.attempt(),
+        "path": path,
+        "whole": content.len() as u64 == upload.size()
+            && Some(crc32fast::hash(&content)) == upload.crc32(),
+    });
+    // In one piece: the next moment may be the last one.
+    let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+}

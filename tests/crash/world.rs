@@ -1,0 +1,495 @@
+//! Servers, clients, and what must be true of them.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{
+    disk::{Disk, run},
+    server,
+};
+
+/// Bytes of a chunk.
+pub const CHUNK: u64 = 20_000;
+
+/// Nothing here takes that long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long to wait before looking again at what other processes do.
+const LOOK: Duration = Duration::from_millis(1);
+
+type Shared<T> = Arc<Mutex<T>>;
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A server process, in a group of its own.
+pub struct Server {
+    process: Child,
+    pub address: SocketAddr,
+    /// The lines of its standard error.
+    errors: Shared<Vec<String>>,
+    readers: Vec<thread::JoinHandle<()>>,
+}
+
+/// How to start a server.
+#[derive(Clone, Default)]
+pub struct Start {
+    /// Program and arguments before those of the server.
+    pub wrapper: Vec<String>,
+    pub env: Vec<(String, String)>,
+}
+
+impl Server {
+    pub fn start(
+        args: &server::Args,
+        start: &Start,
+        sink: &Shared<Vec<Value>>,
+    ) -> Result<Self, String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut words = start.wrapper.clone();
+        words.push(program.display().to_string());
+        words.extend(args.to_words());
+        let mut process = Command::new(&words[0])
+            .args(&words[1..])
+            .envs(start.env.iter().cloned())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", words[0]))?;
+        let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
+        let mut stderr = BufReader::new(stderr.ok_or("no stderr")?);
+        let errors = Shared::<Vec<String>>::default();
+        let address = loop {
+            let mut line = String::new();
+            if stderr.read_line(&mut line).unwrap_or(0) == 0 {
+                let _ = process.wait();
+                return Err(format!("the server says {:?}", lock(&errors)));
+            }
+            match line.trim().strip_prefix("listening on ") {
+                Some(address) => break address.parse().map_err(|_| line.clone())?,
+                None => lock(&errors).push(line.trim().to_owned()),
+            }
+        };
+        let readers = vec![
+            {
+                let errors = Arc::clone(&errors);
+                thread::spawn(move || {
+                    for line in stderr.lines().map_while(Result::ok) {
+                        lock(&errors).push(line);
+                    }
+                })
+            },
+            {
+                let (sink, stdout) = (Arc::clone(sink), stdout.ok_or("no stdout")?);
+                thread::spawn(move || {
+                    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                        lock(&sink).extend(serde_json::from_str::<Value>(&line));
+                    }
+                })
+            },
+        ];
+        Ok(Self {
+            process,
+            address,
+            errors,
+            readers,
+        })
+    }
+
+    pub fn has_died(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(Some(_)))
+    }
+
+    fn signal(&self, signal: &str) {
+        let group = format!("-{}", self.process.id());
+        let _ = run("kill", &[signal, "--", &group], &[]);
+    }
+
+    /// Stops it, as a power cut does.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// `kill -9`; returns what it had said on standard error.
+    pub fn kill(mut self) -> Vec<String> {
+        self.signal("-KILL");
+        let _ = self.process.wait();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        std::mem::take(&mut *lock(&self.errors))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.signal("-KILL");
+        let _ = self.process.wait();
+    }
+}
+
+/// One address for clients, whatever becomes of the servers behind it, in turn.
+pub struct Proxy {
+    pub address: SocketAddr,
+    behind: Shared<Vec<SocketAddr>>,
+}
+
+impl Proxy {
+    pub fn start() -> Result<Self, String> {
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let behind = Shared::<Vec<SocketAddr>>::default();
+        let servers = Arc::clone(&behind);
+        thread::spawn(move || {
+            for (turn, client) in listener.incoming().flatten().enumerate() {
+                let server = {
+                    let servers = lock(&servers);
+                    servers.get(turn % servers.len().max(1)).copied()
+                };
+                // Without a server the connection is just closed.
+                if let Some(Ok(server)) = server.map(TcpStream::connect) {
+                    join(client, server);
+                }
+            }
+        });
+        Ok(Self { address, behind })
+    }
+
+    pub fn set(&self, servers: &[SocketAddr]) {
+        *lock(&self.behind) = servers.to_vec();
+    }
+}
+
+fn join(client: TcpStream, server: TcpStream) {
+    let (Ok(client2), Ok(server2)) = (client.try_clone(), server.try_clone()) else {
+        return;
+    };
+    for (mut from, mut to) in [(client, server), (server2, client2)] {
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            // When one side is gone, so is the other.
+            let _ = from.shutdown(std::net::Shutdown::Both);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+    }
+}
+
+/// A file and the client process that uploads it.
+pub struct Upload {
+    pub identifier: String,
+    pub content: Vec<u8>,
+    acks: PathBuf,
+    client: Child,
+}
+
+impl Upload {
+    pub fn start(
+        disk: &Disk,
+        identifier: String,
+        content: Vec<u8>,
+        to: SocketAddr,
+        seed: u64,
+    ) -> Result<Self, String> {
+        let source = disk.outside().join(&identifier);
+        std::fs::write(&source, &content).map_err(|error| error.to_string())?;
+        let acks = disk.outside().join(format!("{identifier}.acks"));
+        let test = std::env::current_exe().map_err(|error| error.to_string())?;
+        let profile = test.ancestors().nth(2).ok_or("no folder")?;
+        let client = Command::new(profile.join("examples/upload"))
+            .args(["--quiet", "--shuffle", "--duplicate", "20", "--pause", "20"])
+            .args(["--retries", "1000000", "--identifier", &identifier])
+            .args(["--chunk-size", &CHUNK.to_string()])
+            .args(["--seed", &seed.to_string()])
+            .arg("--acks")
+            .arg(&acks)
+            .arg(format!("http://{to}/upload"))
+            .arg(source)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("the client: {error}"))?;
+        Ok(Self {
+            identifier,
+            content,
+            acks,
+            client,
+        })
+    }
+
+    /// The ranges that were acknowledged.
+    pub fn acks(&self) -> Vec<(u64, u64)> {
+        let text = std::fs::read_to_string(&self.acks).unwrap_or_default();
+        let range = |line: &str| {
+            let mut words = line.split(' ').skip(1).map(|word| word.parse().ok());
+            Some((words.next()??, words.next()??))
+        };
+        // What is not ended is not written yet.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().filter_map(range).collect()
+    }
+
+    /// Bytes that were acknowledged, and are not there now.
+    pub fn lost(&self, server: SocketAddr) -> Result<u64, String> {
+        let acks = self.acks();
+        if acks.is_empty() {
+            return Ok(0);
+        }
+        let status = self.status(server)?;
+        if matches!(status["state"].as_str(), Some("complete" | "delivered")) {
+            return Ok(0);
+        }
+        let pairs = status["ranges"].as_array().cloned().unwrap_or_default();
+        let ranges = pairs
+            .iter()
+            .filter_map(|pair| Some(pair[0].as_u64()?..pair[1].as_u64()?));
+        let ranges: Vec<_> = ranges.collect();
+        let is_there = |(offset, len): &(u64, u64)| {
+            let inside =
+                |range: &std::ops::Range<u64>| range.start <= *offset && offset + len <= range.end;
+            status["state"] == "receiving" && ranges.iter().any(inside)
+        };
+        let lost = acks.iter().filter(|ack| !is_there(ack));
+        // An upload that is gone has lost something, even if that has no bytes.
+        Ok(lost.map(|(_, len)| (*len).max(1)).sum())
+    }
+
+    fn status(&self, server: SocketAddr) -> Result<Value, String> {
+        let (name, total) = (&self.identifier, self.content.len());
+        let query = format!(
+            "resumableStatus=1&resumableIdentifier={name}&resumableFilename={name}\
+             &resumableRelativePath={name}&resumableTotalSize={total}\
+             &resumableChunkNumber=1&resumableChunkSize={CHUNK}"
+        );
+        let answer = get(server, &query).map_err(|error| format!("no status: {error}"))?;
+        let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+        serde_json::from_str(body).map_err(|_| format!("no status: {answer:?}"))
+    }
+}
+
+fn get(server: SocketAddr, query: &str) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(server)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    let head = format!("GET /upload?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    connection.write_all(head.as_bytes())?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+/// What was seen in a row of the table.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub rounds: u64,
+    pub crashes: u64,
+    pub uploads: u64,
+    pub acked: u64,
+    pub lost: u64,
+    pub corrupt: u64,
+    pub missing: u64,
+    /// Deliveries too many, in a round without a crash and in others.
+    pub doubled: u64,
+    pub doubled_by_crash: u64,
+    /// Anything else that must not be.
+    pub wrong: Vec<String>,
+}
+
+impl Seen {
+    pub fn add(&mut self, other: Self) {
+        self.rounds += other.rounds;
+        self.crashes += other.crashes;
+        self.uploads += other.uploads;
+        self.acked += other.acked;
+        self.lost += other.lost;
+        self.corrupt += other.corrupt;
+        self.missing += other.missing;
+        self.doubled += other.doubled;
+        self.doubled_by_crash += other.doubled_by_crash;
+        self.wrong.extend(other.wrong);
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.lost + self.corrupt + self.missing + self.doubled == 0 && self.wrong.is_empty()
+    }
+}
+
+/// One round: a disk, servers, a proxy, clients.
+pub struct World {
+    pub disk: Disk,
+    args: server::Args,
+    pub servers: Vec<Server>,
+    proxy: Proxy,
+    sink: Shared<Vec<Value>>,
+    pub uploads: Vec<Upload>,
+    pub seen: Seen,
+    /// Whether what was acknowledged must be there after each crash.
+    pub keeps: bool,
+}
+
+impl World {
+    pub fn new(disk: Disk, args: server::Args, starts: &[Start]) -> Result<Self, String> {
+        let mut world = Self {
+            disk,
+            args,
+            servers: Vec::new(),
+            proxy: Proxy::start()?,
+            sink: Shared::default(),
+            uploads: Vec::new(),
+            seen: Seen::default(),
+            keeps: true,
+        };
+        world.seen.rounds = 1;
+        for start in starts {
+            world.start(start)?;
+        }
+        Ok(world)
+    }
+
+    pub fn start(&mut self, start: &Start) -> Result<(), String> {
+        self.servers
+            .push(Server::start(&self.args, start, &self.sink)?);
+        let addresses: Vec<_> = self.servers.iter().map(|server| server.address).collect();
+        self.proxy.set(&addresses);
+        Ok(())
+    }
+
+    pub fn upload(&mut self, content: Vec<u8>, seed: u64) -> Result<(), String> {
+        let identifier = format!("upload-{}", self.uploads.len());
+        let upload = Upload::start(&self.disk, identifier, content, self.proxy.address, seed)?;
+        self.uploads.push(upload);
+        self.seen.uploads += 1;
+        Ok(())
+    }
+
+    pub fn acks(&self) -> usize {
+        self.uploads.iter().map(|upload| upload.acks().len()).sum()
+    }
+
+    pub fn clients_are_done(&mut self) -> bool {
+        self.uploads
+            .iter_mut()
+            .all(|upload| matches!(upload.client.try_wait(), Ok(Some(_))))
+    }
+
+    /// Waits for something; not for ever.
+    pub fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            thread::sleep(LOOK);
+        }
+        true
+    }
+
+    /// Kills a server; what it had said.
+    pub fn kill(&mut self, number: usize) -> Vec<String> {
+        let server = self.servers.remove(number);
+        let left: Vec<_> = self.servers.iter().map(|server| server.address).collect();
+        self.proxy.set(&left);
+        self.seen.crashes += 1;
+        server.kill()
+    }
+
+    /// Cuts the power, and boots.
+    pub fn cut(&mut self) -> Result<(), String> {
+        // A disk that is dead does not always say so; a machine without power says nothing.
+        self.servers.iter().for_each(Server::freeze);
+        self.disk.cut()?;
+        self.proxy.set(&[]);
+        for server in self.servers.drain(..) {
+            server.kill();
+        }
+        self.seen.crashes += 1;
+        self.disk.boot()
+    }
+
+    /// Counts what was acknowledged and is not there any more.
+    pub fn check_acks(&mut self) {
+        let Some(server) = self.servers.first().map(|server| server.address) else {
+            return;
+        };
+        for upload in &self.uploads {
+            match upload.lost(server) {
+                Ok(lost) if self.keeps => self.seen.lost += lost,
+                Ok(_) => {}
+                Err(error) => self.seen.wrong.push(error),
+            }
+        }
+    }
+
+    /// Waits for the clients, counts what they got and what was delivered.
+    pub fn finish(mut self) -> Seen {
+        if !self.until(Self::clients_are_done) {
+            self.seen.wrong.push("a client hangs".into());
+        }
+        for upload in &mut self.uploads {
+            match upload.client.try_wait() {
+                Ok(Some(status)) if status.success() => {}
+                status => {
+                    let what = format!("{}: its client ends with {status:?}", upload.identifier);
+                    self.seen.wrong.push(what);
+                }
+            }
+        }
+        self.check_acks();
+        for server in self.servers.drain(..) {
+            server.kill();
+        }
+        let mut deliveries = BTreeMap::<String, Vec<Value>>::new();
+        for delivery in lock(&self.sink).drain(..) {
+            let identifier = delivery["identifier"].as_str().unwrap_or_default();
+            let list = deliveries.entry(identifier.to_owned()).or_default();
+            list.push(delivery);
+        }
+        for upload in &self.uploads {
+            let seen = &mut self.seen;
+            seen.acked += upload.acks().iter().map(|(_, len)| len).sum::<u64>();
+            let Some(list) = deliveries.get(&upload.identifier) else {
+                seen.missing += 1;
+                continue;
+            };
+            let doubled = list.len() as u64 - 1;
+            match seen.crashes {
+                0 => seen.doubled += doubled,
+                _ => seen.doubled_by_crash += doubled,
+            }
+            for pair in list.windows(2) {
+                if pair[0]["id"] != pair[1]["id"]
+                    || pair[0]["attempt"].as_u64() >= pair[1]["attempt"].as_u64()
+                {
+                    seen.wrong.push(format!("{list:?}"));
+                }
+            }
+            let path = list[0]["path"].as_str().unwrap_or_default();
+            let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
+            let content = std::fs::read(path);
+            if !is_whole || content.ok().as_ref() != Some(&upload.content) {
+                seen.corrupt += 1;
+            }
+        }
+        std::mem::take(&mut self.seen)
+    }
+}
