@@ -60,7 +60,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             // Other bytes for the same places, before, between and behind them.
             let half = unit / 2;
             let progress = self
-                .put(&upload, at(1) - half as u64, &second[half..5 * unit - half])
+                .put(&upload, half as u64, &second[half..4 * unit + half])
                 .await;
             let received = at(4);
             assert_eq!(
@@ -80,7 +80,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             self.put(&upload, 0, &third).await;
 
             let mut expected = third;
-            expected[half..4 * unit + half].copy_from_slice(&second[..4 * unit]);
+            expected[half..4 * unit + half].copy_from_slice(&second[half..4 * unit + half]);
             for n in [1, 3] {
                 expected[n * unit..(n + 1) * unit]
                     .copy_from_slice(&first[n * unit..(n + 1) * unit]);
