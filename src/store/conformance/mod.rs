@@ -135,9 +135,14 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
 
 /// Bytes of a file, not alike, and other ones for each `seed`.
 fn content(seed: u64, len: usize) -> Vec<u8> {
-    (1..=len as u64)
-        .map(|i| ((i ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect()
+    let mut bytes = Vec::with_capacity(len + 8);
+    let mut word = seed + 1;
+    while bytes.len() < len {
+        word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        bytes.extend_from_slice(&(word >> 8 ^ word << 32).to_be_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 /// An upload that no store has seen.

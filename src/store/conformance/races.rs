@@ -1,8 +1,8 @@
 //! What a store keeps when several requests come at once.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use super::{
     Suite, abandoned,
@@ -286,22 +286,31 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         let upload = upload(4 * LEN as u64);
         for _ in 0..2 {
             let mut tasks: Vec<JoinHandle<()>> = Vec::new();
-            for _ in 0..2 {
-                let (store, upload) = (self.store.clone(), upload.clone());
+            // The removals keep pace with the chunks, but not in step.
+            let begun = Arc::new(Semaphore::new(0));
+            for remover in 0..2 {
+                let (store, upload, begun) =
+                    (self.store.clone(), upload.clone(), Arc::clone(&begun));
                 tasks.push(tokio::spawn(async move {
-                    for _ in 0..15 {
+                    for round in 0..15 {
+                        let permit = begun.acquire().await.expect("it is open");
+                        permit.forget();
+                        for _ in 0..round * 7 % 13 * remover {
+                            tokio::task::yield_now().await;
+                        }
                         store.remove(&upload.key).await.expect("`remove` fails");
-                        tokio::task::yield_now().await;
                     }
                 }));
             }
             for n in 0..6usize {
-                let (store, upload) = (self.store.clone(), upload.clone());
+                let (store, upload, begun) =
+                    (self.store.clone(), upload.clone(), Arc::clone(&begun));
                 tasks.push(tokio::spawn(async move {
                     for round in 0..5 {
+                        begun.add_permits(1);
                         // Never the last chunk.
                         let offset = (n + round) % 3 * LEN;
-                        let source = Source::new(&vec![n as u8; LEN], Then::End);
+                        let source = Source::with_pauses(&vec![n as u8; LEN]);
                         let result = put(&store, &upload, offset as u64, source, LEN as u64).await;
                         if let Some(progress) = ok_or_superseded(result) {
                             assert!(
@@ -313,7 +322,8 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
                     }
                 }));
             }
-            for task in tasks {
+            // The chunks first: without them the removals wait.
+            for task in tasks.into_iter().rev() {
                 self.joined("`put` and `remove` in a race", task).await;
             }
             match self.status(&upload).await {
