@@ -254,7 +254,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         let waiting = self.undelivered(&[&upload]).await;
         assert_eq!(
             waiting,
-            [upload.clone()],
+            std::slice::from_ref(&upload),
             "`undelivered` does not list an empty file"
         );
         let (found, first_id) = self.take(&upload).await;
@@ -287,12 +287,8 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
                         complete: false,
                     };
                     assert_eq!(progress, expected, "`put` counts wrongly {case}");
-                    self.assert_receiving(
-                        &upload,
-                        std::slice::from_ref(&(total - LEN..total)),
-                        &case,
-                    )
-                    .await;
+                    self.assert_receiving(&upload, &[total - LEN..total], &case)
+                        .await;
                     assert!(self.remove(&upload).await, "not removed {case}");
                 }
                 Err(StoreError::Full(_) | StoreError::Failed(_)) => {}

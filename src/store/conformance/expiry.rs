@@ -1,6 +1,9 @@
 //! What a store keeps when something ends: records, removed uploads, swept ones.
 
-use std::{pin::pin, time::SystemTime};
+use std::{
+    pin::pin,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     LONG, Suite, abandoned,
@@ -15,7 +18,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
     pub(super) async fn records_expire(&self) {
         let upload = upload(3);
         let mut before: Option<crate::store::Sealed> = None;
-        for (n, (content, age)) in [(b"abc", LONG), (b"xyz", LONG * 0), (b"123", LONG)]
+        for (n, (content, age)) in [(b"abc", LONG), (b"xyz", Duration::ZERO), (b"123", LONG)]
             .into_iter()
             .enumerate()
         {
@@ -77,7 +80,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         let mut sealed = Vec::new();
         for bytes in [b"ABCdef", b"ghijkl"] {
             self.put(&upload, 3, &bytes[3..]).await;
-            self.assert_receiving(&upload, std::slice::from_ref(&(3..6)), "after its removal")
+            self.assert_receiving(&upload, &[3..6], "after its removal")
                 .await;
             self.put(&upload, 0, &bytes[..3]).await;
             // A complete one is removed too, with its file.
@@ -114,8 +117,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         })
         .await;
         let when = "after a sweep of what is older than an hour";
-        self.assert_receiving(&partial, std::slice::from_ref(&(0..3)), when)
-            .await;
+        self.assert_receiving(&partial, &[0..3], when).await;
         self.assert_complete(&complete, when).await;
         self.assert_complete(&sealed, when).await;
         self.settled(&settled, when).await;
@@ -190,7 +192,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             );
             match stored {
                 0 => {
-                    let stored = std::slice::from_ref(&(0..LEN));
+                    let stored = &[0..LEN];
                     self.assert_receiving(&upload, stored, "after a sweep")
                         .await;
                 }

@@ -15,6 +15,9 @@
 //! # });
 //! ```
 
+// A list of one range of bytes is meant as such.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod body;
 mod chunks;
 mod delivery;

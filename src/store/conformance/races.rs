@@ -133,7 +133,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         ok_or_superseded(self.joined("a chunk of a removed upload", in_flight).await);
         self.assert_receiving(
             &upload,
-            std::slice::from_ref(&(0..LEN as u64)),
+            &[0..LEN as u64],
             "after a removal and its first new chunk",
         )
         .await;
