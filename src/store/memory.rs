@@ -27,6 +27,8 @@ struct Entry {
     ranges: RangeSet,
     touched: SystemTime,
     claimed: bool,
+    /// Requests that are writing.
+    writers: usize,
     sealed: Option<Sealed>,
     record: Option<Record>,
 }
@@ -49,6 +51,35 @@ impl Drop for MemoryClaim {
     fn drop(&mut self) {
         if let Some(entry) = self.store.lock().get_mut(&self.key) {
             entry.claimed &= entry.id != self.id;
+        }
+    }
+}
+
+/// A request that is writing to an upload that is there already: keeps it from being swept.
+struct Writer<'a> {
+    store: &'a MemoryStore,
+    key: UploadKey,
+    id: Option<String>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(store: &'a MemoryStore, key: &UploadKey) -> Self {
+        let id = store.lock().get_mut(key).map(|entry| {
+            entry.writers += 1;
+            entry.id.clone()
+        });
+        Self {
+            store,
+            key: *key,
+            id,
+        }
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if let (Some(entry), Some(id)) = (self.store.lock().get_mut(&self.key), &self.id) {
+            entry.writers -= usize::from(entry.id == *id);
         }
     }
 }
@@ -76,6 +107,7 @@ impl Store for MemoryStore {
         offset: u64,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
+        let _writer = Writer::new(self, &upload.key);
         let mut bytes = Vec::new();
         while let Some(piece) = body.next().await {
             bytes.extend_from_slice(&piece?);
@@ -90,6 +122,7 @@ impl Store for MemoryStore {
             ranges: RangeSet::default(),
             touched: SystemTime::now(),
             claimed: false,
+            writers: 0,
             sealed: None,
             record: None,
         });
@@ -206,7 +239,7 @@ impl Store for MemoryStore {
                     entry.touched >= expiry.abandoned_before,
                 ),
             };
-            let keep = keep || entry.claimed;
+            let keep = keep || entry.claimed || entry.writers > 0;
             *counter += u64::from(!keep);
             keep
         });

@@ -58,10 +58,10 @@ impl FileStore {
         let result = self.fill(&entry, landing, range, &first, ended, body).await;
         self.folder.give_back(first);
         match result {
-            Ok(()) => rubbish.keep(),
+            Ok(_) => rubbish.keep(),
             Err(_) => rubbish.remove().await,
         }
-        result.map(|()| entry.progress())
+        result
     }
 
     /// The upload, created if it is new, and the right to write a range of it.
@@ -76,7 +76,10 @@ impl FileStore {
             let (upload, range) = (upload.clone(), range.clone());
             let begin = self.blocking(move |folder| {
                 let entry = folder.entry_for(&upload)?;
-                let take_off = entry.try_take_off(range)?;
+                let take_off = entry.try_take_off(range).inspect_err(|_| {
+                    // It may have been created in vain.
+                    let _ = folder.try_discard(&entry, Entry::is_empty);
+                })?;
                 // What another process has stored before it landed is not written again.
                 entry.view()?;
                 Ok((entry, take_off))
@@ -103,7 +106,7 @@ impl FileStore {
         first: &[u8],
         ended: bool,
         body: &mut ChunkBody<'_>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Progress, StoreError> {
         let landing = Arc::new(landing);
         let (gaps, ranges) = entry.gaps(&range);
         if !gaps.is_empty() && ranges > self.folder.max_ranges {
@@ -130,7 +133,9 @@ impl FileStore {
                 chunk.push(&piece).await?;
             }
         }
-        chunk.finish().await
+        chunk.finish().await?;
+        // While the upload cannot be removed: all bytes of a removed one seem to be there.
+        Ok(entry.progress())
     }
 }
 
