@@ -22,11 +22,15 @@ use crate::{
     fault,
     layer::Shared,
     receive::store_error,
-    store::{AnyClaim, DynStore, Record, Settlement, TryClaim, Upload, UploadKey},
+    store::{AnyClaim, DynStore, Record, Settlement, StoreError, TryClaim, Upload, UploadKey},
 };
 
 /// How often to look whether another server has finished a delivery.
 const POLL: Duration = Duration::from_millis(50);
+
+/// When to try again to record an answer, the first time and at the most.
+const SETTLE_AGAIN: Duration = Duration::from_millis(50);
+const SETTLE_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// The deliveries this process is busy with, for the requests that wait for the same answer.
 #[derive(Default)]
@@ -213,9 +217,8 @@ impl Delivery {
         let Ok(response) = call(inner, request).await else {
             return self.release(attempt).await;
         };
-        if fault::step("delivered").is_err() {
-            return self.release(attempt).await;
-        }
+        // A moment to die at; nothing can fail here.
+        let _ = fault::step("delivered");
         let delivered = match answer::outcome(response.status()) {
             Outcome::Delivered(_) => true,
             Outcome::Rejected(_) => false,
@@ -238,20 +241,35 @@ impl Delivery {
             true => Settlement::Delivered(record.clone()),
             false => Settlement::Rejected(record.clone()),
         };
-        fault::step("settle").map_err(|_| (UploadError::Storage, attempt))?;
-        self.store
-            .settle(self.claim, settlement)
-            .await
-            .map_err(|error| (store_error(error), attempt))?;
+        self.settle(&settlement).await;
         Ok((
             Response::from_parts(parts, ResponseBody::partly_read(read)),
             record,
         ))
     }
 
-    async fn release<T>(self, attempt: u32) -> Result<T, (UploadError, u32)> {
+    /// Until it is recorded, nobody else may deliver it: the inner service would see it twice. So
+    /// this holds the claim, and tries for as long as the process lives.
+    async fn settle(&mut self, settlement: &Settlement) {
+        let mut pause = SETTLE_AGAIN;
+        loop {
+            let settled = match fault::step("settle") {
+                Ok(_) => self.store.settle(&mut self.claim, settlement).await,
+                Err(error) => Err(error.into()),
+            };
+            match settled {
+                // There is nothing left that could be delivered twice.
+                Ok(()) | Err(StoreError::Superseded) => return,
+                Err(_) => sleep(pause).await,
+            }
+            pause = (pause * 2).min(SETTLE_AGAIN_MAX);
+        }
+    }
+
+    async fn release<T>(mut self, attempt: u32) -> Result<T, (UploadError, u32)> {
         // Nothing to do if that fails: the claim ends either way.
-        let _ = self.store.settle(self.claim, Settlement::Released).await;
+        let released = Settlement::Released;
+        let _ = self.store.settle(&mut self.claim, &released).await;
         Err((UploadError::DeliveryFailed, attempt))
     }
 }

@@ -64,7 +64,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(store: &'a MemoryStore, key: &UploadKey) -> Self {
-        let id = store.lock().get_mut(key).map(|entry| {
+        let id = store.lock_for(key).get_mut(key).map(|entry| {
             entry.writers += 1;
             entry.id.clone()
         });
@@ -86,14 +86,16 @@ impl Drop for Writer<'_> {
 
 impl MemoryStore {
     fn lock(&self) -> MutexGuard<'_, HashMap<UploadKey, Entry>> {
-        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = SystemTime::now();
-        uploads.retain(|_, entry| {
-            entry
-                .record
-                .as_ref()
-                .is_none_or(|record| record.expires > now)
-        });
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The uploads, without this one if its record has expired.
+    fn lock_for(&self, key: &UploadKey) -> MutexGuard<'_, HashMap<UploadKey, Entry>> {
+        let mut uploads = self.lock();
+        let record = uploads.get(key).and_then(|entry| entry.record.as_ref());
+        if record.is_some_and(|record| record.expires <= SystemTime::now()) {
+            uploads.remove(key);
+        }
         uploads
     }
 }
@@ -114,7 +116,7 @@ impl Store for MemoryStore {
         }
         let bytes = Bytes::from(bytes);
         let id = random_id()?;
-        let mut uploads = self.lock();
+        let mut uploads = self.lock_for(&upload.key);
         let entry = uploads.entry(upload.key).or_insert_with(|| Entry {
             id,
             upload: upload.clone(),
@@ -139,7 +141,7 @@ impl Store for MemoryStore {
     }
 
     async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
-        Ok(match self.lock().get(key) {
+        Ok(match self.lock_for(key).get(key) {
             None => Status::Absent,
             Some(Entry {
                 record: Some(record),
@@ -151,7 +153,7 @@ impl Store for MemoryStore {
     }
 
     async fn try_claim(&self, key: &UploadKey) -> Result<TryClaim<MemoryClaim>, StoreError> {
-        Ok(match self.lock().get_mut(key) {
+        Ok(match self.lock_for(key).get_mut(key) {
             Some(Entry {
                 record: Some(record),
                 ..
@@ -190,10 +192,14 @@ impl Store for MemoryStore {
         Ok(sealed.clone())
     }
 
-    async fn settle(&self, claim: MemoryClaim, settlement: Settlement) -> Result<(), StoreError> {
+    async fn settle(
+        &self,
+        claim: &mut MemoryClaim,
+        settlement: &Settlement,
+    ) -> Result<(), StoreError> {
         if let Settlement::Delivered(record) | Settlement::Rejected(record) = settlement {
             if let Some(entry) = self.lock().get_mut(&claim.key) {
-                entry.record = Some(record);
+                entry.record = Some(record.clone());
                 entry.pieces.clear();
                 entry.sealed = None;
             }
@@ -223,8 +229,7 @@ impl Store for MemoryStore {
 
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        // Expired records are gone with any look at the uploads.
-        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uploads = self.lock();
         uploads.retain(|_, entry| {
             let (counter, keep) = match &entry.record {
                 Some(record) => (&mut swept.records, record.expires >= expiry.records_before),

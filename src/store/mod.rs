@@ -71,11 +71,12 @@ pub trait Store: Send + Sync + 'static {
         upload: &Upload,
     ) -> impl Future<Output = Result<Sealed, StoreError>> + Send;
 
-    /// Ends a claim: records the outcome durably, removes the file of a rejected upload.
+    /// Records the outcome durably, and removes the file of a rejected upload. After an error it can
+    /// be called again. The claim ends when it is dropped.
     fn settle(
         &self,
-        claim: Self::Claim,
-        settlement: Settlement,
+        claim: &mut Self::Claim,
+        settlement: &Settlement,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Removes an upload that is not settled and not claimed. `false` if there is none.
@@ -540,11 +541,11 @@ pub(crate) trait DynStore: Send + Sync {
         claim: &'a mut AnyClaim,
         upload: &'a Upload,
     ) -> BoxFuture<'a, Result<Sealed, StoreError>>;
-    fn settle(
-        &self,
-        claim: AnyClaim,
-        settlement: Settlement,
-    ) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn settle<'a>(
+        &'a self,
+        claim: &'a mut AnyClaim,
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
     fn remove<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<bool, StoreError>>;
     fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>>;
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
@@ -593,14 +594,16 @@ impl<T: Store> DynStore for T {
         })
     }
 
-    fn settle(
-        &self,
-        claim: AnyClaim,
-        settlement: Settlement,
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn settle<'a>(
+        &'a self,
+        claim: &'a mut AnyClaim,
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async {
-            let claim = claim.downcast().map_err(|_| StoreError::new(FOREIGN))?;
-            Store::settle(self, *claim, settlement).await
+            let claim = claim
+                .downcast_mut()
+                .ok_or_else(|| StoreError::new(FOREIGN))?;
+            Store::settle(self, claim, settlement).await
         })
     }
 

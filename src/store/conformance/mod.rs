@@ -364,9 +364,10 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             .expect("`seal` fails, although the upload is complete and claimed")
     }
 
-    async fn settle(&self, claim: S::Claim, settlement: Settlement) {
+    /// Settles it, and gives the claim back.
+    async fn settle(&self, mut claim: S::Claim, settlement: Settlement) {
         self.store
-            .settle(claim, settlement)
+            .settle(&mut claim, &settlement)
             .await
             .expect("`settle` fails, although the claim is live");
     }

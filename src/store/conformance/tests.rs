@@ -478,10 +478,11 @@ impl Store for Broken {
 
     async fn settle(
         &self,
-        mut claim: BrokenClaim,
-        mut settlement: Settlement,
+        claim: &mut BrokenClaim,
+        settlement: &Settlement,
     ) -> Result<(), StoreError> {
         self.pause_if_slow().await;
+        let mut settlement = settlement.clone();
         let inner = claim.inner.take();
         let inner = inner.ok_or_else(|| StoreError::new("there is no claim"))?;
         let path = match &settlement {
@@ -513,7 +514,8 @@ impl Store for Broken {
             std::mem::forget(inner);
             return Ok(());
         }
-        self.inner.settle(inner, settlement).await
+        let mut inner = inner;
+        self.inner.settle(&mut inner, &settlement).await
     }
 
     async fn remove(&self, key: &UploadKey) -> Result<bool, StoreError> {

@@ -214,7 +214,7 @@ impl World {
                     Answer::Failed => Settlement::Released,
                     Answer::None => return Ok(()),
                 };
-                store.settle(claim, settlement).await?;
+                store.settle(&mut claim, &settlement).await?;
                 self.promise(Promise::Settled(name, answer));
             }
         }
@@ -428,7 +428,7 @@ async fn finish(store: &FileStore, name: char, called: Option<&Sealed>) -> Resul
         return Err("it was finished with other bytes".into());
     }
     let settlement = Settlement::Delivered(record(Answer::Taken));
-    store.settle(claim, settlement).await.map_err(failed)
+    store.settle(&mut claim, &settlement).await.map_err(failed)
 }
 
 const LUCKS: &[Luck] = &[
@@ -605,7 +605,7 @@ async fn scheduled_chunks_are_delivered_once() {
                     };
                     assert!(std::fs::read(path).unwrap() == content('a'), "seed {seed}");
                     let settlement = Settlement::Delivered(record(Answer::Taken));
-                    store.settle(claim, settlement).await.unwrap();
+                    store.settle(&mut claim, &settlement).await.unwrap();
                     return 1;
                 }
             });

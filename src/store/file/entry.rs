@@ -41,6 +41,9 @@ const CLAIM: Range<u64> = (1 << 62) + 1..(1 << 62) + 2;
 /// The journal grows by this: most records then change no size, which makes them cheaper to sync.
 const GROWTH: u64 = 4096;
 
+/// Milliseconds between two marks that an upload is asked for.
+const TOUCH: u64 = 1000;
+
 /// How long to wait before a lock of another process is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -58,6 +61,8 @@ pub(super) struct Entry {
     durable: bool,
     boot: Option<u64>,
     state: Mutex<State>,
+    /// When somebody was last seen to ask for it.
+    touched: AtomicU64,
     /// How many syncs of the data have failed.
     failed_syncs: AtomicU64,
     /// Held during a sync of the data.
@@ -150,6 +155,7 @@ impl Entry {
             disk,
             // All of it is still to be read.
             state: Mutex::default(),
+            touched: AtomicU64::new(0),
             failed_syncs: AtomicU64::new(0),
             syncing: Mutex::default(),
             appending: Mutex::default(),
@@ -178,6 +184,23 @@ impl Entry {
             ranges: state.ranges.clone(),
             touched: state.touched,
         })
+    }
+
+    /// Keeps it from being swept: somebody asks for it, if only for what is there. Other processes
+    /// see it by the time of the journal.
+    pub(super) fn touch(&self) {
+        let now = unix_ms(SystemTime::now());
+        if now.saturating_sub(self.touched.load(Relaxed)) >= TOUCH {
+            self.touched.store(now, Relaxed);
+            // If it cannot be set it is swept some time earlier.
+            let _ = self.journal.set_modified(SystemTime::now());
+        }
+    }
+
+    /// When somebody last did something to it or asked for it.
+    pub(super) fn last_touch(&self, view: &View) -> io::Result<u64> {
+        let modified = self.journal.metadata()?.modified()?;
+        Ok(view.touched.max(unix_ms(modified)))
     }
 
     /// What of a range is not stored, and how many ranges there will be when it is.

@@ -71,7 +71,10 @@ impl Folder {
                     Phase::Settled(record) if record.expires <= SystemTime::now() => {
                         self.try_discard(&entry, |_| true)?;
                     }
-                    _ => return Ok(entry),
+                    _ => {
+                        entry.touch();
+                        return Ok(entry);
+                    }
                 }
             }
             self.create(upload)?;
@@ -80,10 +83,14 @@ impl Folder {
 
     /// The upload, if there is one and its record has not expired.
     pub(super) fn find(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
-        Ok(self.look(key)?.filter(|(_, view)| match &view.phase {
+        let found = self.look(key)?.filter(|(_, view)| match &view.phase {
             Phase::Settled(record) => record.expires > SystemTime::now(),
             _ => true,
-        }))
+        });
+        if let Some((entry, _)) = &found {
+            entry.touch();
+        }
+        Ok(found)
     }
 
     /// The upload, if there is one.

@@ -291,16 +291,23 @@ impl Store for FileStore {
             .await
     }
 
-    async fn settle(&self, claim: FileClaim, settlement: Settlement) -> Result<(), StoreError> {
+    async fn settle(
+        &self,
+        claim: &mut FileClaim,
+        settlement: &Settlement,
+    ) -> Result<(), StoreError> {
         let (record, rejected) = match settlement {
-            Settlement::Delivered(record) => (record, false),
-            Settlement::Rejected(record) => (record, true),
+            Settlement::Delivered(record) => (record.clone(), false),
+            Settlement::Rejected(record) => (record.clone(), true),
             Settlement::Released => return Ok(()),
         };
+        let entry = Arc::clone(&claim.0.entry);
         self.blocking(move |folder| {
-            let entry = &claim.0.entry;
-            if let (Phase::Sealed(seal), true) = (entry.view()?.phase, rejected) {
-                folder.withdraw(entry, &seal)?;
+            match entry.view()?.phase {
+                // A try before this one has done it after all.
+                Phase::Settled(_) => return Ok(()),
+                Phase::Sealed(seal) if rejected => folder.withdraw(&entry, &seal)?,
+                _ => {}
             }
             entry.append(&[Event::Settled(record)], true)?;
             if rejected {
@@ -351,7 +358,8 @@ impl Store for FileStore {
         self.blocking(move |folder| {
             let mut swept = Swept::default();
             folder.each(|folder, entry, view| {
-                let before = |time: SystemTime| view.touched < unix_ms(time);
+                let touched = entry.last_touch(&view)?;
+                let before = |time: SystemTime| touched < unix_ms(time);
                 let (counter, expired) = match &view.phase {
                     Phase::Settled(record) => {
                         (&mut swept.records, record.expires < expiry.records_before)
