@@ -1,7 +1,7 @@
 //! A complete upload becomes one request of the inner service, and its answer a record.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -66,6 +66,20 @@ where
 {
     let deadline = Instant::now() + shared.config.delivery_timeout;
     loop {
+        let listed = match shared.deliveries.list(&upload.key) {
+            Ok(listed) => listed,
+            // Another request of this process is about to.
+            Err(mut ended) => match timeout_at(deadline, ended.wait_for(Option::is_some)).await {
+                Ok(Ok(ended)) => match &*ended {
+                    Some(Ok(record)) => return Ok(Delivered::Before(record.clone())),
+                    Some(Err(error)) => return Err(error.clone()),
+                    None => continue,
+                },
+                // It did not come to that.
+                Ok(Err(_)) => continue,
+                Err(_) => return Err((UploadError::DeliveryPending, 0)),
+            },
+        };
         match shared
             .store
             .try_claim(&upload.key)
@@ -81,7 +95,7 @@ where
                     record_lifetime: shared.config.record_lifetime,
                     record_body: shared.config.record_body,
                 }
-                .spawn(&shared.deliveries, inner, request);
+                .spawn(listed, inner, request);
                 return match timeout_at(deadline, task).await {
                     Ok(Ok(outcome)) => outcome.map(Delivered::Now),
                     // It panicked, or the runtime is going down.
@@ -92,14 +106,13 @@ where
             TryClaim::Settled(record) => return Ok(Delivered::Before(record)),
             // It was removed meanwhile; sent again it is a new upload.
             TryClaim::Incomplete => return Err((UploadError::Superseded, 0)),
+            // Another server has it.
             TryClaim::Busy => {
-                let wait = shared.deliveries.ended(&upload.key);
-                match timeout_at(deadline, wait).await {
-                    Ok(Some(Ok(record))) => return Ok(Delivered::Before(record)),
-                    Ok(Some(Err(error))) => return Err(error),
-                    Ok(None) => {}
-                    Err(_) => return Err((UploadError::DeliveryPending, 0)),
+                drop(listed);
+                if Instant::now() > deadline {
+                    return Err((UploadError::DeliveryPending, 0));
                 }
+                sleep(POLL).await;
             }
         }
     }
@@ -110,18 +123,19 @@ impl Deliveries {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the end of a delivery of this process; `None` if it is another one's, or died.
-    async fn ended(&self, key: &UploadKey) -> Option<Ended> {
-        let live = self.live().get(key).cloned();
-        match live {
-            Some(mut ended) => ended
-                .wait_for(Option::is_some)
-                .await
-                .ok()
-                .and_then(|e| e.clone()),
-            None => {
-                sleep(POLL).await;
-                None
+    /// Puts a delivery on the list, or gives the one that is there to wait for.
+    fn list(self: &Arc<Self>, key: &UploadKey) -> Result<Listed, watch::Receiver<Option<Ended>>> {
+        match self.live().entry(*key) {
+            Entry::Occupied(other) => Err(other.get().clone()),
+            Entry::Vacant(place) => {
+                let (sender, receiver) = watch::channel(None);
+                place.insert(receiver);
+                Ok(Listed {
+                    deliveries: Arc::clone(self),
+                    key: *key,
+                    ended: sender,
+                    has_claim: false,
+                })
             }
         }
     }
@@ -132,17 +146,16 @@ struct Listed {
     deliveries: Arc<Deliveries>,
     key: UploadKey,
     ended: watch::Sender<Option<Ended>>,
+    has_claim: bool,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.ended.send_if_modified(|ended| {
-            let panicked = ended.is_none();
-            if panicked {
-                *ended = Some(Err((UploadError::DeliveryFailed, 1)));
-            }
-            panicked
-        });
+        let panicked = self.has_claim && self.ended.borrow().is_none();
+        if panicked {
+            let failed = Err((UploadError::DeliveryFailed, 1));
+            self.ended.send_replace(Some(failed));
+        }
         self.deliveries.live().remove(&self.key);
     }
 }
@@ -161,7 +174,7 @@ type Handed<R> = Result<Response<ResponseBody<R>>, (UploadError, u32)>;
 impl Delivery {
     fn spawn<S, B, R>(
         self,
-        deliveries: &Arc<Deliveries>,
+        mut listed: Listed,
         inner: S,
         request: Request<B>,
     ) -> tokio::task::JoinHandle<Handed<R>>
@@ -172,13 +185,7 @@ impl Delivery {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        let (sender, receiver) = watch::channel(None);
-        deliveries.live().insert(self.upload.key, receiver);
-        let listed = Listed {
-            deliveries: Arc::clone(deliveries),
-            key: self.upload.key,
-            ended: sender,
-        };
+        listed.has_claim = true;
         tokio::spawn(async move {
             match self.run(inner, request).await {
                 Ok((response, record)) => {

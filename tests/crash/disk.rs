@@ -72,7 +72,7 @@ impl Disk {
         // EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same: _IOR('X', 125, u32). 2 is: without
         // flushing the journal. Perl is on every Debian, and needs no unsafe code of ours.
         let script = "open(my $dir, '<', $ARGV[0]) or die $!; \
-             ioctl($dir, 0x8004587d, pack('I', 2)) or die $!;";
+             my $flags = pack('I', 2); ioctl($dir, 0x8004587d, $flags) or die $!;";
         run("perl", &["-e", script], &[&self.dir()])
     }
 
