@@ -12,6 +12,9 @@ pub struct Disk {
     kind: Kind,
     /// Outside of what is crashed.
     outside: TempDir,
+    /// The loop device of the image. Not one that comes and goes with each mount: what is left in
+    /// the cache of an old one could overwrite what a new one has read.
+    device: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +31,11 @@ impl Disk {
     /// An empty one; says why if there can be none.
     pub fn new(kind: Kind) -> Result<Self, String> {
         let outside = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let disk = Self { kind, outside };
+        let mut disk = Self {
+            kind,
+            outside,
+            device: None,
+        };
         std::fs::create_dir(disk.dir()).map_err(|error| error.to_string())?;
         if let Some(make) = match kind {
             Kind::Ext4 => Some("mkfs.ext4"),
@@ -38,6 +45,8 @@ impl Disk {
             run("truncate", &["-s", "320M"], &[&disk.image()])?;
             // Its own option says "quiet", in both.
             run(make, &["-q"], &[&disk.image()])?;
+            let said = run("losetup", &["--find", "--show"], &[&disk.image()])?;
+            disk.device = Some(said.trim().into());
         }
         disk.mount()?;
         Ok(disk)
@@ -61,9 +70,12 @@ impl Disk {
             Kind::Small(room) => {
                 let options = format!("size={room}k");
                 let words = ["-t", "tmpfs", "-o", &options, "tmpfs"];
-                run("mount", &words, &[&self.dir()])
+                run("mount", &words, &[&self.dir()]).map(drop)
             }
-            Kind::Ext4 | Kind::Xfs => run("mount", &["-o", "loop"], &[&self.image(), &self.dir()]),
+            Kind::Ext4 | Kind::Xfs => {
+                let device = self.device.clone().ok_or("no device")?;
+                run("mount", &[], &[&device, &self.dir()]).map(drop)
+            }
         }
     }
 
@@ -73,7 +85,7 @@ impl Disk {
         // flushing the journal. Perl is on every Debian, and needs no unsafe code of ours.
         let script = "open(my $dir, '<', $ARGV[0]) or die $!; \
              my $flags = pack('I', 2); ioctl($dir, 0x8004587d, $flags) or die $!;";
-        run("perl", &["-e", script], &[&self.dir()])
+        run("perl", &["-e", script], &[&self.dir()]).map(drop)
     }
 
     /// As if the machine were started again. Nobody may use it.
@@ -85,20 +97,23 @@ impl Disk {
     /// More room for a small one.
     pub fn grow(&self, room: u32) -> Result<(), String> {
         let options = format!("remount,size={room}k");
-        run("mount", &["-o", &options], &[&self.dir()])
+        run("mount", &["-o", &options], &[&self.dir()]).map(drop)
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.kind != Kind::Plain {
-            let _ = run("umount", &["-l"], &[&self.dir()]);
+            let _ = run("umount", &[], &[&self.dir()]);
+        }
+        if let Some(device) = &self.device {
+            let _ = run("losetup", &["--detach"], &[device]);
         }
     }
 }
 
-/// Runs a program; what it says if it fails.
-pub fn run(program: &str, words: &[&str], paths: &[&Path]) -> Result<(), String> {
+/// Runs a program; what it says, or why it fails.
+pub fn run(program: &str, words: &[&str], paths: &[&Path]) -> Result<String, String> {
     let output = Command::new(program)
         .args(words)
         .args(paths)
@@ -106,7 +121,7 @@ pub fn run(program: &str, words: &[&str], paths: &[&Path]) -> Result<(), String>
         .output()
         .map_err(|error| format!("{program}: {error}"))?;
     match output.status.success() {
-        true => Ok(()),
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => {
             let said = String::from_utf8_lossy(&output.stderr);
             Err(format!(

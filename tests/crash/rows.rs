@@ -32,7 +32,9 @@ const ROWS: &[Row] = &[
     ("races of the last chunks", 1, races::row),
 ];
 
-/// Mistakes on purpose: a row that does not find them proves nothing.
+/// Mistakes on purpose: a row that does not find them proves nothing. Folders that are not synced are
+/// not among them, because ext4 and XFS write them with the next record of the journal that is; the
+/// simulated disk in `src/store/file/crash.rs` does not, and finds them.
 #[rustfmt::skip]
 const CONTROLS: &[Row] = &[
     ("no syncs at all (eatmydata)", 1, |chance| {
@@ -43,9 +45,6 @@ const CONTROLS: &[Row] = &[
     }),
     ("records not synced", 1, |chance| {
         cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
-    }),
-    ("folders not synced, xfs", 1, |chance| {
-        cut(chance, Kind::Xfs, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
     }),
     ("answers before the hand-over", 1, too_early),
 ];
@@ -163,8 +162,8 @@ fn calm(chance: &mut Chance) -> Result<Seen, String> {
 /// Waits until some more chunks were acknowledged; whether the clients are still at work.
 fn some_acks(world: &mut World, chance: &mut Chance) -> bool {
     let enough = world.acks() as u64 + 1 + chance.below(25);
-    world.until(|world| world.acks() as u64 >= enough || world.clients_are_done());
-    !world.clients_are_done()
+    let goes_on = world.until(|world| world.acks() as u64 >= enough || world.clients_are_done());
+    goes_on && !world.clients_are_done()
 }
 
 fn killed(chance: &mut Chance, durability: Durability, servers: usize) -> Result<Seen, String> {

@@ -23,7 +23,7 @@ use super::{
 pub const CHUNK: u64 = 20_000;
 
 /// Nothing here takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long to wait before looking again at what other processes do.
 const LOOK: Duration = Duration::from_millis(1);
@@ -206,12 +206,24 @@ impl Upload {
     ) -> Result<Self, String> {
         let source = disk.outside().join(&identifier);
         std::fs::write(&source, &content).map_err(|error| error.to_string())?;
+        let client = Self::client(disk, &identifier, to, seed)?;
+        let acks = disk.outside().join(format!("{identifier}.acks"));
+        Ok(Self {
+            identifier,
+            content,
+            acks,
+            client,
+        })
+    }
+
+    fn client(disk: &Disk, identifier: &str, to: SocketAddr, seed: u64) -> Result<Child, String> {
+        let source = disk.outside().join(identifier);
         let acks = disk.outside().join(format!("{identifier}.acks"));
         let test = std::env::current_exe().map_err(|error| error.to_string())?;
         let profile = test.ancestors().nth(2).ok_or("no folder")?;
-        let client = Command::new(profile.join("examples/upload"))
+        Command::new(profile.join("examples/upload"))
             .args(["--quiet", "--shuffle", "--duplicate", "20", "--pause", "20"])
-            .args(["--retries", "1000000", "--identifier", &identifier])
+            .args(["--retries", "1000000", "--identifier", identifier])
             .args(["--chunk-size", &CHUNK.to_string()])
             .args(["--seed", &seed.to_string()])
             .arg("--acks")
@@ -222,13 +234,7 @@ impl Upload {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| format!("the client: {error}"))?;
-        Ok(Self {
-            identifier,
-            content,
-            acks,
-            client,
-        })
+            .map_err(|error| format!("the client: {error}"))
     }
 
     /// The ranges that were acknowledged.
@@ -277,7 +283,10 @@ impl Upload {
         );
         let answer = get(server, &query).map_err(|error| format!("no status: {error}"))?;
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
-        serde_json::from_str(body).map_err(|_| format!("no status: {answer:?}"))
+        let status = serde_json::from_str::<Value>(body).ok();
+        status
+            .filter(|status| status["state"].is_string())
+            .ok_or_else(|| format!("no status: {answer:?}"))
     }
 }
 
@@ -433,7 +442,13 @@ impl World {
         };
         for upload in &self.uploads {
             match upload.lost(server) {
-                Ok(lost) if self.keeps => self.seen.lost += lost,
+                Ok(lost) if self.keeps && lost > 0 => {
+                    self.seen.lost += lost;
+                    let status = upload.status(server);
+                    let what =
+                        format!("{}: {:?}, but {status:?}", upload.identifier, upload.acks());
+                    self.seen.wrong.push(what);
+                }
                 Ok(_) => {}
                 Err(error) => self.seen.wrong.push(error),
             }
@@ -444,6 +459,17 @@ impl World {
     pub fn finish(mut self) -> Seen {
         if !self.until(Self::clients_are_done) {
             self.seen.wrong.push("a client hangs".into());
+        }
+        if !self.keeps {
+            // What was acknowledged may be lost: the users find no finished file, and try again.
+            for upload in &mut self.uploads {
+                let to = self.proxy.address;
+                match Upload::client(&self.disk, &upload.identifier, to, 0) {
+                    Ok(client) => upload.client = client,
+                    Err(error) => self.seen.wrong.push(error),
+                }
+            }
+            self.until(Self::clients_are_done);
         }
         for upload in &mut self.uploads {
             match upload.client.try_wait() {
