@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { readFile, mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { fill, hash, hashFile, writeLarge } from './lib.mjs';
+import { dice, fill, hash, hashFile, writeLarge } from './lib.mjs';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -34,7 +34,12 @@ async function upload(bench, options, files, page = bench.page) {
  * Every file succeeded once, was delivered once, and is the source byte for byte.
  * `answers` is how many chunks there are: each was answered "have it" exactly once, by a probe or by its upload.
  */
-async function verify(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
+async function verify(bench, files, options) {
+  await succeeded(bench, files, options);
+  await delivered(bench, files);
+}
+
+async function succeeded(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
   for (const page of pages) {
     await page.traffic.idle();
     const events = await page.evaluate(() => window.events);
@@ -47,7 +52,6 @@ async function verify(bench, files, { answers, failures = /(?!)/, statuses = [20
     }
     if (answers !== undefined) assert.equal(list.filter(e => e.status === 200).length, answers, 'answers "have it"');
   }
-  await delivered(bench, files);
 }
 
 async function delivered(bench, files) {
@@ -344,6 +348,97 @@ add('server killed, restarted, page reloaded', async bench => {
   assert.ok(found >= stored, `the probes found ${found} chunks after the crash, ${stored} were acknowledged before it`);
   await verify(bench, files, { answers: CHUNKS, since: before });
 });
+
+const ROUNDS = Number(process.env.ROUNDS || 3);
+const SEED = Number(process.env.SEED || Math.floor(Math.random() * 2 ** 32));
+
+add('killed at random', async bench => {
+  const { notes, page, server } = bench;
+  const { traffic } = page;
+  const below = dice(SEED);
+  notes.push(`SEED=${SEED}`);
+  // More of them for more rounds, so that there is something left to interrupt in the last one.
+  const files = Array.from({ length: Math.max(6, ROUNDS) }, (_, i) => made(`file ${i}.bin`, 300_000 + below(2_700_000)));
+  // Resumable.js adds the rest of a file to its last chunk.
+  const chunks = files.reduce((sum, file) => sum + Math.floor(file.size / C), 0);
+  let since;
+  const answers = () => traffic.list.slice(since).filter(e => e.status === 200).length;
+  const open = async () => {
+    await bench.open();
+    since = traffic.list.length;
+    await begin(page, { simultaneousUploads: 4, chunkRetryInterval: 50 }, { made: files });
+  };
+  // Upload id -> how many deliveries there were when the page was known to have the handler's answer.
+  const told = new Map();
+  const lives = [];
+  await open();
+  const reload = below(ROUNDS);
+  for (let round = 0; round < ROUNDS && answers() < chunks; round++) {
+    // A third of them while the handler's answer is on its way to the disk: the one moment that may cost a second
+    // delivery is too short to be met by counting chunks.
+    if (below(3) === 0 && new Set(server.deliveries.map(d => d.id)).size < files.length) {
+      const count = server.deliveries.length + 1;
+      await server.until(`delivery ${count}`, () => server.deliveries.length >= count);
+      await server.kill();
+      notes.push(`killed at delivery ${count}`);
+    } else {
+      const count = answers() + 1 + below((chunks - answers()) / (ROUNDS - round));
+      await traffic.until(`answer ${count} of ${chunks}`, () => answers() >= count);
+      await server.kill();
+      notes.push(`killed at answer ${count} of ${chunks}`);
+    }
+    lives.push(server.deliveries.length);
+    for (const { message } of await page.evaluate(() => window.events)) {
+      const { id } = JSON.parse(message);
+      if (id && !told.has(id)) told.set(id, server.deliveries.length);
+    }
+    const early = below(2) === 0;
+    if (round === reload) notes.push(`page reloaded ${early ? 'before' : 'after'} the restart`);
+    if (round === reload && early) await open();
+    await server.restart();
+    if (round === reload && !early) await open();
+  }
+  await ended(page);
+  // 503: the page was reloaded while the server still had a chunk from it.
+  await succeeded(bench, files, { answers: chunks, since, failures: /ERR_(ABORTED|CONNECTION|EMPTY|SOCKET|NETWORK)/, statuses: [200, 204, 503] });
+  const events = await page.evaluate(() => window.events);
+  const answered = await page.evaluate(() => window.r.files.map(f => [f.fileName, f.chunks.map(c => c.message())]));
+  await server.kill();
+
+  const { deliveries } = server;
+  notes.push(`${deliveries.length} deliveries of ${files.length} files`);
+  const life = i => lives.filter(end => end <= i).length;
+  let again = 0;
+  let overtaken = 0;
+  for (const file of files) {
+    const mine = [...deliveries.entries()].filter(([, d]) => d.file_name === file.name);
+    assert.notEqual(mine.length, 0, `${file.name} was not delivered`);
+    if (mine.length > 1) again++;
+    const { id } = mine[0][1];
+    for (const [n, [i, one]] of mine.entries()) {
+      assert.equal(one.id, id, `deliveries of ${file.name} have one id`);
+      assert.equal(one.size, file.size);
+      assert.equal(await hashFile(one.path), file.hash, `bytes of ${file.name}`);
+      if (n === 0) continue;
+      const [before, last] = mine[n - 1];
+      assert.ok(one.attempt > last.attempt, `attempt ${one.attempt} of ${file.name} after ${last.attempt}`);
+      assert.ok(life(i) > life(before), `${file.name} was delivered twice by one process`);
+      assert.ok(i < (told.get(id) ?? Infinity), `${file.name} was delivered after the page had the answer`);
+    }
+    const answer = JSON.stringify({ file_name: file.name, id, size: file.size });
+    const [, messages] = answered.find(([name]) => name === file.name);
+    assert.ok(messages.includes(answer), `the handler's answer is among those for ${file.name}: ${messages}`);
+    // Resumable.js reports the last answer it read; a chunk that was only stored can be just behind the completing one.
+    const { message } = events.find(e => e.name === file.name);
+    if (message !== answer) {
+      assert.match(message, /"state":"receiving"/);
+      overtaken++;
+    }
+  }
+  assert.equal(deliveries.filter(d => !files.some(f => f.name === d.file_name)).length, 0, 'deliveries of other files');
+  notes.push(`${again} delivered more than once`);
+  if (overtaken) notes.push(`${overtaken} where a stored chunk's answer was the last`);
+}, { seconds: 30 + 3 * ROUNDS });
 
 add('refusal, no retry storm', async bench => {
   await bench.open();
