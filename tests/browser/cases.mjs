@@ -354,8 +354,8 @@ const ROUNDS = Number(process.env.ROUNDS || 3);
 const SEED = Number(process.env.SEED || Math.floor(Math.random() * 2 ** 32));
 
 /**
- * Like `delivered`, with a second delivery allowed where a kill explains it. `lives` are the numbers of deliveries at
- * each kill, `told` is for the ids that the page has had an answer of how many there were by then.
+ * Like `delivered`, but a kill may cost another delivery. `lives`: how many deliveries there were at each kill.
+ * `told`: how many there were when the page was known to have the handler's answer, by upload id.
  */
 async function deliveredAcross({ notes, page, server }, files, lives, told) {
   const events = await page.evaluate(() => window.events);
@@ -410,7 +410,6 @@ add('killed at random', async bench => {
     since = traffic.list.length;
     await begin(page, { simultaneousUploads: 4, chunkRetryInterval: 50 }, { made: files });
   };
-  // Upload id -> how many deliveries there were when the page was known to have the handler's answer.
   const told = new Map();
   const lives = [];
   await open();
