@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { readFile, mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { fill, hash, hashFile, writeLarge } from './lib.mjs';
+import { isDeepStrictEqual } from 'node:util';
+import { dice, fill, hash, hashFile, writeLarge } from './lib.mjs';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -34,7 +35,12 @@ async function upload(bench, options, files, page = bench.page) {
  * Every file succeeded once, was delivered once, and is the source byte for byte.
  * `answers` is how many chunks there are: each was answered "have it" exactly once, by a probe or by its upload.
  */
-async function verify(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
+async function verify(bench, files, options) {
+  await succeeded(bench, files, options);
+  await delivered(bench, files);
+}
+
+async function succeeded(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
   for (const page of pages) {
     await page.traffic.idle();
     const events = await page.evaluate(() => window.events);
@@ -47,7 +53,6 @@ async function verify(bench, files, { answers, failures = /(?!)/, statuses = [20
     }
     if (answers !== undefined) assert.equal(list.filter(e => e.status === 200).length, answers, 'answers "have it"');
   }
-  await delivered(bench, files);
 }
 
 async function delivered(bench, files) {
@@ -344,6 +349,101 @@ add('server killed, restarted, page reloaded', async bench => {
   assert.ok(found >= stored, `the probes found ${found} chunks after the crash, ${stored} were acknowledged before it`);
   await verify(bench, files, { answers: CHUNKS, since: before });
 });
+
+const ROUNDS = Number(process.env.ROUNDS || 3);
+const SEED = Number(process.env.SEED || Math.floor(Math.random() * 2 ** 32));
+
+/**
+ * Like `delivered`, but a kill may cost another delivery. `lives`: how many deliveries there were at each kill.
+ * `told`: how many there were when the page was known to have the handler's answer, by upload id.
+ */
+async function deliveredAcross({ notes, page, server }, files, lives, told) {
+  const events = await page.evaluate(() => window.events);
+  const chunks = await page.evaluate(() => window.r.files.map(f => ({ name: f.fileName, messages: f.chunks.map(c => c.message()) })));
+  await server.kill();
+  const life = at => lives.filter(end => end <= at).length;
+  const all = server.deliveries.map((delivery, at) => ({ ...delivery, at }));
+  assert.deepEqual([...new Set(all.map(d => d.file_name))].sort(), files.map(f => f.name).sort(), 'every file was delivered');
+  let again = 0;
+  let overtaken = 0;
+  for (const { name, size, hash } of files) {
+    const mine = all.filter(d => d.file_name === name);
+    const [{ id }] = mine;
+    if (mine.length > 1) again++;
+    for (const [n, one] of mine.entries()) {
+      assert.equal(one.id, id, `deliveries of ${name} have one id`);
+      assert.equal(one.size, size);
+      assert.equal(await hashFile(one.path), hash, `bytes of ${name}`);
+      if (n === 0) continue;
+      const last = mine[n - 1];
+      assert.ok(one.attempt > last.attempt, `attempt ${one.attempt} of ${name} came after ${last.attempt}`);
+      assert.ok(life(one.at) > life(last.at), `${name} was delivered twice by one process`);
+      assert.ok(one.at < (told.get(id) ?? Infinity), `${name} was delivered again after the page had the answer`);
+    }
+    const isAnswer = message => isDeepStrictEqual(JSON.parse(message), { id, file_name: name, size });
+    const { messages } = chunks.find(c => c.name === name);
+    assert.ok(messages.some(isAnswer), `none of the answers for ${name} is the handler's: ${messages}`);
+    // Resumable.js reports the answer it read last. That of a chunk which was only stored can be just behind.
+    const { message } = events.find(e => e.name === name);
+    if (!isAnswer(message)) {
+      assert.equal(JSON.parse(message).state, 'receiving');
+      overtaken++;
+    }
+  }
+  notes.push(`${all.length} deliveries of ${files.length} files`, `${again} delivered more than once`);
+  if (overtaken) notes.push(`${overtaken} reported with the answer of a stored chunk`);
+}
+
+add('killed at random', async bench => {
+  const { notes, page, server } = bench;
+  const { traffic } = page;
+  const below = dice(SEED);
+  notes.push(`SEED=${SEED}`);
+  // More of them for more rounds, so that there is something left to interrupt in the last one.
+  const files = Array.from({ length: Math.max(6, ROUNDS) }, (_, i) => made(`file ${i}.bin`, 300_000 + below(2_700_000)));
+  // Resumable.js adds the rest of a file to its last chunk.
+  const chunks = files.reduce((sum, file) => sum + Math.floor(file.size / C), 0);
+  let since;
+  const answers = () => traffic.list.slice(since).filter(e => e.status === 200).length;
+  const open = async () => {
+    await bench.open();
+    since = traffic.list.length;
+    await begin(page, { simultaneousUploads: 4, chunkRetryInterval: 50 }, { made: files });
+  };
+  const told = new Map();
+  const lives = [];
+  await open();
+  const reload = below(ROUNDS);
+  for (let round = 0; round < ROUNDS && answers() < chunks; round++) {
+    // A third of them while the handler's answer is on its way to the disk: the one moment that may cost a second
+    // delivery is too short to be met by counting chunks.
+    if (below(3) === 0 && new Set(server.deliveries.map(d => d.id)).size < files.length) {
+      const count = server.deliveries.length + 1;
+      await server.until(`delivery ${count}`, () => server.deliveries.length >= count);
+      await server.kill();
+      notes.push(`killed at delivery ${count}`);
+    } else {
+      const count = answers() + 1 + below((chunks - answers()) / (ROUNDS - round));
+      await traffic.until(`answer ${count} of ${chunks}`, () => answers() >= count);
+      await server.kill();
+      notes.push(`killed at answer ${count} of ${chunks}`);
+    }
+    lives.push(server.deliveries.length);
+    for (const { message } of await page.evaluate(() => window.events)) {
+      const { id } = JSON.parse(message);
+      if (id && !told.has(id)) told.set(id, server.deliveries.length);
+    }
+    const early = below(2) === 0;
+    if (round === reload) notes.push(`page reloaded ${early ? 'before' : 'after'} the restart`);
+    if (round === reload && early) await open();
+    await server.restart();
+    if (round === reload && !early) await open();
+  }
+  await ended(page);
+  // 503: the page was reloaded while the server still had a chunk from it.
+  await succeeded(bench, files, { answers: chunks, since, failures: /ERR_(ABORTED|CONNECTION|EMPTY|SOCKET|NETWORK)/, statuses: [200, 204, 503] });
+  await deliveredAcross(bench, files, lives, told);
+}, { seconds: 30 + 3 * ROUNDS });
 
 add('refusal, no retry storm', async bench => {
   await bench.open();

@@ -27,6 +27,18 @@ export async function hashFile(path) {
   return sum.digest('hex');
 }
 
+/** Random whole numbers below what is asked for, the same ones for the same seed. */
+export function dice(seed) {
+  let x = seed >>> 0;
+  return n => {
+    // splitmix32
+    x = (x + 0x9e3779b9) >>> 0;
+    let z = Math.imul(x ^ (x >>> 16), 0x21f0aaad);
+    z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
+    return Math.floor((((z ^ (z >>> 15)) >>> 0) / 2 ** 32) * n);
+  };
+}
+
 /** Writes a file too large for one buffer and returns its hash. */
 export async function writeLarge(path, seed, size) {
   const sum = createHash('sha256');

@@ -22,6 +22,8 @@ const browser = await chromium.launch({
 class Bench {
   traffic = [];
   pages = [];
+  /** Printed below the case's line. */
+  notes = [];
 
   async setUp(client) {
     this.client = client;
@@ -82,8 +84,7 @@ class Bench {
   }
 }
 
-async function runOne({ client, seconds = 30, run }) {
-  const bench = new Bench();
+async function runOne(bench, { client, seconds = 30, run }) {
   let timer;
   try {
     await bench.setUp(client);
@@ -109,8 +110,10 @@ let passed = 0;
 let failed = 0;
 for (const one of chosen) {
   const begun = performance.now();
-  const problem = await runOne(one);
+  const bench = new Bench();
+  const problem = await runOne(bench, one);
   line(one.client, one.mode, problem ? 'FAIL' : 'ok', Math.round(performance.now() - begun));
+  if (bench.notes.length) console.log(`    ${bench.notes.join('; ')}`);
   if (problem) {
     failed++;
     console.log(problem.replace(/^/gm, '    '));
