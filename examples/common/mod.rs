@@ -4,14 +4,15 @@ use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use serde_json::json;
 use tokio::net::TcpListener;
-use tower_resumable::CompletedUpload;
+use tower_resumable::{CompletedUpload, FileStore, StoreError, store::Durability};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// `--listen ADDR` (port 0 picks one) and `--dir DIR`.
+/// `--listen ADDR` (port 0 picks one), `--dir DIR` and `--durability power` or `process`.
 pub struct Args {
-    pub listen: SocketAddr,
-    pub dir: PathBuf,
+    listen: SocketAddr,
+    dir: PathBuf,
+    durability: Durability,
 }
 
 impl Args {
@@ -19,6 +20,7 @@ impl Args {
         let mut args = Self {
             listen: ([127, 0, 0, 1], 3000).into(),
             dir: "uploads".into(),
+            durability: Durability::Power,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -26,14 +28,29 @@ impl Args {
             match word.as_str() {
                 "--listen" => args.listen = value()?.parse()?,
                 "--dir" => args.dir = value()?.into(),
+                "--durability" => {
+                    args.durability = match value()?.as_str() {
+                        "power" => Durability::Power,
+                        "process" => Durability::Process,
+                        other => return Err(format!("no durability {other}").into()),
+                    }
+                }
                 _ => {
-                    return Err(
-                        format!("unknown argument {word}; there are --listen and --dir").into(),
-                    );
+                    return Err(format!(
+                        "unknown argument {word}; there are --listen, --dir and --durability"
+                    )
+                    .into());
                 }
             }
         }
         Ok(args)
+    }
+
+    /// The store that they ask for.
+    pub fn store(&self) -> Result<FileStore, StoreError> {
+        FileStore::builder(&self.dir)
+            .durability(self.durability)
+            .open()
     }
 
     /// Binds the address, and says which it is.

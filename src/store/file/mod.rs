@@ -38,6 +38,12 @@ use super::{
 const BLOCK: usize = 256 << 10;
 
 /// What an acknowledged chunk survives.
+///
+/// It is as good as the system's syncs. On Linux that is `fdatasync` of the files and `fsync` of the
+/// folders, tried with power cuts on ext4 and XFS. On macOS it is `F_FULLFSYNC`, which goes through
+/// the disk's cache, for files and folders. On Windows it is `FlushFileBuffers` of the files; there is no call
+/// for folders, so a power cut may take back the name of a file that was just finished, and it is
+/// then delivered again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// The death of the process, of the operating system, and a power cut, as far as file system
