@@ -14,6 +14,7 @@ use crate::{
     BoxError, ResponseBody, UploadError, answer,
     deliver::{self, Delivered},
     dialect::{Chunk, FieldRole, Identity, Intent, Params, Transport},
+    fault,
     layer::Shared,
     multipart::{self, Form, FormLimits, Fused, Item, Octets},
     store::{ChunkBody, Progress, Status, StoreError, Upload},
@@ -271,6 +272,7 @@ impl Shared {
 }
 
 pub(crate) fn store_error(error: StoreError) -> UploadError {
+    fault::report(&error);
     match error {
         StoreError::Body(error) => error,
         StoreError::Superseded => UploadError::Superseded,

@@ -89,6 +89,9 @@ impl Server {
                 let errors = Arc::clone(&errors);
                 thread::spawn(move || {
                     for line in stderr.lines().map_while(Result::ok) {
+                        if line.starts_with("store: ") {
+                            eprintln!("{line}");
+                        }
                         lock(&errors).push(line);
                     }
                 })
@@ -471,11 +474,14 @@ impl World {
             }
             self.until(Self::clients_are_done);
         }
+        let server = self.servers.first().map(|server| server.address);
         for upload in &mut self.uploads {
             match upload.client.try_wait() {
                 Ok(Some(status)) if status.success() => {}
-                status => {
-                    let what = format!("{}: its client ends with {status:?}", upload.identifier);
+                ended => {
+                    let status = server.map(|server| upload.status(server));
+                    let name = &upload.identifier;
+                    let what = format!("{name}: its client ends with {ended:?}: {status:?}");
                     self.seen.wrong.push(what);
                 }
             }

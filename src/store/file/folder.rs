@@ -151,9 +151,12 @@ impl Folder {
         let Ok(journal) = disk::open(journal_path) else {
             return Ok(());
         };
-        // Another process may be about to do the same, and a new upload have the name then.
+        // Another request may be about to do the same, and a new upload have the name then.
         lock::lock(&journal, 0..1)?;
-        if disk::file_id(&journal)? == id && journal::first(&journal)?.is_none() {
+        let Ok(named) = disk::open(journal_path) else {
+            return Ok(());
+        };
+        if disk::file_id(&named)? == id && journal::first(&named)?.is_none() {
             let aside = journal_path.with_extension(format!("{}.broken", random_id()?));
             self.disk.rename_new(journal_path, &aside)?;
         }
