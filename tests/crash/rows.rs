@@ -53,7 +53,7 @@ const CONTROLS: &[Row] = &[
 pub fn all(rounds: u64, seed: u64, only: &[String]) -> bool {
     println!("--seed {seed}\n");
     println!(
-        "{:32}{:>7}{:>8}{:>8}{:>12}{:>6}{:>8}{:>8}{:>8}{:>9}{:>7}",
+        "{:32}{:>7}{:>8}{:>8}{:>12}{:>8}{:>8}{:>8}{:>8}{:>9}{:>7}",
         "",
         "rounds",
         "crashes",
@@ -94,7 +94,7 @@ fn run(row: &Row, rounds: u64, seed: u64, is_good: fn(&Seen) -> bool, praise: &s
     }
     let good = is_good(&seen);
     println!(
-        "{name:32}{:>7}{:>8}{:>8}{:>12}{:>6}{:>8}{:>8}{:>8}{:>9}{:>7.1}  {}",
+        "{name:32}{:>7}{:>8}{:>8}{:>12}{:>8}{:>8}{:>8}{:>8}{:>9}{:>7.1}  {}",
         seen.rounds,
         seen.crashes,
         seen.uploads,
