@@ -222,6 +222,52 @@ async fn chunks_race_with_removal() {
     );
 }
 
+/// Ranges that overlap, of any length, at any offset, in pieces of any length: larger and smaller
+/// than the blocks that are written.
+#[tokio::test]
+async fn ranges_at_any_offset() {
+    const TOTAL: u64 = 1_500_000;
+    let mut seed = 1u64;
+    let mut below = |end: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % end
+    };
+    let content: Vec<u8> = (0..TOTAL)
+        .map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8)
+        .collect();
+    for round in 0..10u8 {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::builder(dir.path())
+            .durability(Durability::Process)
+            .open()
+            .unwrap();
+        let upload = upload(TOTAL);
+        let mut complete = false;
+        while !complete {
+            let offset = match below(3) {
+                0 => below(TOTAL),
+                1 => below(TOTAL >> 18) << 18,
+                _ => 0,
+            };
+            let longest = if round % 2 == 0 { 900_000 } else { 200_000 };
+            let len = (1 + below(longest)).min(TOTAL - offset);
+            let bytes = &content[offset as usize..(offset + len) as usize];
+            let mut pieces = Vec::new();
+            let mut rest = Bytes::copy_from_slice(bytes);
+            while !rest.is_empty() {
+                let piece = rest.split_to(rest.len().min(1 + below(400_000) as usize));
+                pieces.push(Ok(piece));
+            }
+            let stream = pin!(futures_util::stream::iter(pieces));
+            let mut body = ChunkBody::new(stream, Some(len), 0);
+            let progress = store.put(&upload, offset, &mut body).await.unwrap();
+            complete = progress.complete;
+        }
+        let path = deliver(&store, &upload).await;
+        assert!(std::fs::read(path).unwrap() == content, "round {round}");
+    }
+}
+
 #[tokio::test]
 async fn names_of_finished_files() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
@@ -36,10 +37,15 @@ impl FileStore {
     ) -> Result<Progress, StoreError> {
         // Most chunks that are no good are so before there is anything on disk.
         let mut first = self.folder.spare_block();
+        let mut rest = Bytes::new();
         let mut ended = false;
-        while !ended && first.len() < BLOCK {
+        while !ended && rest.is_empty() {
             match body.next().await.transpose()? {
-                Some(piece) => first.extend_from_slice(&piece),
+                Some(piece) => {
+                    rest = piece;
+                    let room = block_end(offset) - first.len();
+                    first.extend_from_slice(&rest.split_to(room.min(rest.len())));
+                }
                 None => ended = true,
             }
         }
@@ -55,8 +61,8 @@ impl FileStore {
             entry: &entry,
             done: false,
         };
-        let result = self.fill(&entry, landing, range, &first, ended, body).await;
-        self.folder.give_back(first);
+        let begun = Begun { first, rest, ended };
+        let result = self.fill(&entry, landing, range, begun, body).await;
         match result {
             Ok(_) => rubbish.keep(),
             Err(_) => rubbish.remove().await,
@@ -97,14 +103,13 @@ impl FileStore {
         }
     }
 
-    /// Writes `first`, and unless the body has `ended` what follows, into a range.
+    /// Writes what has come of a body, and what follows, into a range.
     async fn fill(
         &self,
         entry: &Arc<Entry>,
         landing: Landing,
         range: Range<u64>,
-        first: &[u8],
-        ended: bool,
+        begun: Begun,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
         let landing = Arc::new(landing);
@@ -123,8 +128,9 @@ impl FileStore {
             written: Vec::new(),
             failed_syncs: entry.failed_syncs(),
         };
-        chunk.push(first).await?;
-        if !ended {
+        chunk.begin(begun.first).await?;
+        chunk.push(&begun.rest).await?;
+        if !begun.ended {
             while let Some(piece) = unless(landing.superseded(), body.next())
                 .await?
                 .transpose()?
@@ -137,6 +143,19 @@ impl FileStore {
         // While the upload cannot be removed: all bytes of a removed one seem to be there.
         Ok(entry.progress())
     }
+}
+
+/// What has come of a body: the first block, what came together with its end, and whether that was
+/// all.
+struct Begun {
+    first: Vec<u8>,
+    rest: Bytes,
+    ended: bool,
+}
+
+/// Bytes up to where a block ends: at a multiple of its size in the file.
+fn block_end(offset: u64) -> usize {
+    BLOCK - (offset % BLOCK as u64) as usize
 }
 
 /// An upload that a chunk may have created in vain.
@@ -190,6 +209,28 @@ struct ChunkWriter<'a> {
 }
 
 impl ChunkWriter<'_> {
+    /// Takes the first block, as it is if nothing of it is there yet.
+    async fn begin(&mut self, first: Vec<u8>) -> Result<(), StoreError> {
+        let len = first.len() as u64;
+        match self.gaps.front() {
+            Some(gap) if gap.start == self.at && gap.end - gap.start >= len && len > 0 => {
+                let gap_is_full = gap.end - gap.start == len;
+                (self.block, self.block_at) = (first, self.at);
+                self.at += len;
+                if gap_is_full {
+                    self.gaps.pop_front();
+                }
+                let block_is_full = self.at % BLOCK as u64 == 0;
+                self.write_if_done(gap_is_full, block_is_full).await
+            }
+            _ => {
+                let pushed = self.push(&first).await;
+                self.store.folder.give_back(first);
+                pushed
+            }
+        }
+    }
+
     async fn push(&mut self, mut piece: &[u8]) -> Result<(), StoreError> {
         while let (false, Some(gap)) = (piece.is_empty(), self.gaps.front().cloned()) {
             if self.at < gap.start {
@@ -202,8 +243,7 @@ impl ChunkWriter<'_> {
                 self.block_at = self.at;
                 self.block = self.store.folder.spare_block();
             }
-            // Blocks end at multiples of their size in the file.
-            let room = BLOCK - (self.at % BLOCK as u64) as usize;
+            let room = block_end(self.at);
             let left = usize::try_from(gap.end - self.at).unwrap_or(usize::MAX);
             let take = piece.len().min(left).min(room);
             self.block.extend_from_slice(&piece[..take]);
@@ -212,14 +252,23 @@ impl ChunkWriter<'_> {
             if gap_is_full {
                 self.gaps.pop_front();
             }
-            // The last block of a chunk is written together with its syncs.
-            let more = !(gap_is_full && self.gaps.is_empty());
-            if more && (gap_is_full || take == room) {
-                self.write().await?;
-            }
+            self.write_if_done(gap_is_full, take == room).await?;
         }
         self.at += piece.len() as u64;
         Ok(())
+    }
+
+    /// Writes the block if it, or its gap, is full; but the last one of a chunk is written together
+    /// with its syncs.
+    async fn write_if_done(
+        &mut self,
+        gap_is_full: bool,
+        block_is_full: bool,
+    ) -> Result<(), StoreError> {
+        match (gap_is_full || block_is_full) && !self.gaps.is_empty() {
+            true => self.write().await,
+            false => Ok(()),
+        }
     }
 
     fn skip(&mut self, piece: &mut &[u8], len: usize) {

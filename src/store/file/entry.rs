@@ -28,7 +28,7 @@ use super::{
 use crate::{
     fault,
     store::{
-        Record, StoreError, Upload,
+        RangeSet, Record, StoreError, Upload,
         range_set::{Crc, Ranges},
         unix_ms,
     },
@@ -121,7 +121,6 @@ pub(super) struct Seal {
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) phase: Phase,
-    pub(super) ranges: Ranges<Crc>,
     pub(super) complete: bool,
     pub(super) touched: u64,
 }
@@ -181,9 +180,13 @@ impl Entry {
             phase: state.phase.clone(),
             complete: !matches!(state.phase, Phase::Receiving)
                 || state.ranges.covers(0, self.total()),
-            ranges: state.ranges.clone(),
             touched: state.touched,
         })
+    }
+
+    /// What is stored.
+    pub(super) fn ranges(&self) -> RangeSet {
+        self.state().ranges.to_set()
     }
 
     /// Keeps it from being swept: somebody asks for it, if only for what is there. Other processes

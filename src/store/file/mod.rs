@@ -260,7 +260,7 @@ impl Store for FileStore {
                     },
                 )) => Status::Settled(record),
                 Some((_, View { complete: true, .. })) => Status::Complete,
-                Some((_, view)) => Status::Receiving(view.ranges.to_set()),
+                Some((entry, _)) => Status::Receiving(entry.ranges()),
             })
         })
         .await
