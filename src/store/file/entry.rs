@@ -1,5 +1,7 @@
 //! One upload on disk, as this process knows it.
 
+mod flight;
+
 use std::{
     fs::File,
     io,
@@ -12,14 +14,12 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::sync::Notify;
 
+pub(super) use self::flight::{Landing, TakeOff};
 use super::{
     BLOCK,
     disk::{self, Disk, lock},
@@ -43,9 +43,6 @@ const GROWTH: u64 = 4096;
 
 /// Milliseconds between two marks that an upload is asked for.
 const TOUCH: u64 = 1000;
-
-/// How long to wait before a lock of another process is tried again.
-const RETRY: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -72,7 +69,7 @@ pub(super) struct Entry {
     /// Held while bytes are written: parallel writes to one file only wait for each other inside
     /// the kernel.
     pub(super) writing: tokio::sync::Mutex<()>,
-    flights: Mutex<Vec<Arc<Flight>>>,
+    flights: Mutex<Vec<Arc<flight::Flight>>>,
     landed: Notify,
 }
 
@@ -579,140 +576,6 @@ impl Drop for Claim {
     }
 }
 
-/// A range that is being written.
-#[derive(Debug)]
-pub(super) struct Flight {
-    range: Range<u64>,
-    /// Counts the pieces that have come.
-    pieces: AtomicU64,
-    superseded: Notify,
-}
-
-/// The right to write a range, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Landing {
-    entry: Arc<Entry>,
-    flight: Arc<Flight>,
-}
-
-impl Entry {
-    fn flights(&self) -> MutexGuard<'_, Vec<Arc<Flight>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until it is worth another try to take off. A writer whose body brings nothing for
-    /// `stall` has to give way.
-    pub(super) async fn wait_behind(
-        &self,
-        holder: Option<Arc<Flight>>,
-        stall: Duration,
-        deadline: Instant,
-    ) -> Result<(), StoreError> {
-        let Some(holder) = holder else {
-            // Another process cannot be told to give way.
-            if Instant::now() > deadline {
-                return Err(StoreError::new("another process is writing this range"));
-            }
-            tokio::time::sleep(RETRY).await;
-            return Ok(());
-        };
-        let mut landed = std::pin::pin!(self.landed.notified());
-        landed.as_mut().enable();
-        let pieces = holder.pieces.load(Relaxed);
-        let is_on_its_way = self.flights().iter().any(|f| Arc::ptr_eq(f, &holder));
-        if is_on_its_way
-            && timeout(stall, landed).await.is_err()
-            && holder.pieces.load(Relaxed) == pieces
-        {
-            holder.superseded.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Takes the whole file, so that it can be removed, unless somebody is writing.
-    pub(super) fn try_ground(self: &Arc<Self>) -> io::Result<Option<Landing>> {
-        match self.try_take_off(WHOLE)? {
-            TakeOff::Clear(landing) => Ok(Some(landing)),
-            _ => Ok(None),
-        }
-    }
-
-    /// Takes the whole file from whoever is writing, so that it can be removed.
-    pub(super) async fn ground(self: &Arc<Self>, stall: Duration) -> Result<Landing, StoreError> {
-        self.flights()
-            .iter()
-            .for_each(|flight| flight.superseded.notify_one());
-        let deadline = Instant::now() + stall * 2;
-        loop {
-            match self.try_take_off(WHOLE)? {
-                TakeOff::Clear(landing) => return Ok(landing),
-                TakeOff::Behind(holder) => self.wait_behind(holder, stall, deadline).await?,
-            }
-        }
-    }
-
-    /// Takes the right to write in `range`, unless somebody else has it.
-    pub(super) fn try_take_off(self: &Arc<Self>, range: Range<u64>) -> io::Result<TakeOff> {
-        let mut flights = self.flights();
-        if let Some(holder) = flights.iter().find(|flight| overlap(&flight.range, &range)) {
-            return Ok(TakeOff::Behind(Some(Arc::clone(holder))));
-        }
-        if let Some(data) = self.data.as_ref().filter(|_| range.start < range.end) {
-            if !lock::try_lock(data, range.clone())? {
-                return Ok(TakeOff::Behind(None));
-            }
-        }
-        let pieces = AtomicU64::new(0);
-        let flight = Arc::new(Flight {
-            range,
-            pieces,
-            superseded: Notify::new(),
-        });
-        flights.push(Arc::clone(&flight));
-        Ok(TakeOff::Clear(Landing {
-            entry: Arc::clone(self),
-            flight,
-        }))
-    }
-}
-
-/// All bytes that a file can have.
-const WHOLE: Range<u64> = 0..1 << 62;
-
-pub(super) enum TakeOff {
-    Clear(Landing),
-    /// Somebody else writes there; `None` is one in another process.
-    Behind(Option<Arc<Flight>>),
-}
-
-impl Landing {
-    /// Ends when another request has taken over.
-    pub(super) async fn superseded(&self) {
-        self.flight.superseded.notified().await;
-    }
-
-    pub(super) fn piece_came(&self) {
-        self.flight.pieces.fetch_add(1, Relaxed);
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        if let Some(data) = self
-            .entry
-            .data
-            .as_ref()
-            .filter(|_| !self.flight.range.is_empty())
-        {
-            lock::unlock(data, self.flight.range.clone());
-        }
-        self.entry
-            .flights()
-            .retain(|flight| !Arc::ptr_eq(flight, &self.flight));
-        self.entry.landed.notify_waiters();
-    }
-}
-
 /// Reads a range, and gives each block with its offset to `see`; how much of it there is.
 fn read_blocks(
     file: &File,
@@ -731,8 +594,4 @@ fn read_blocks(
         at += read as u64;
     }
     Ok(at - range.start)
-}
-
-fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
-    a.start < b.end && b.start < a.end
 }
