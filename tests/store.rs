@@ -319,6 +319,42 @@ async fn names_of_finished_files() {
     }
 }
 
+/// The application has moved a file before it failed, and another upload has got its name.
+#[tokio::test]
+async fn a_name_that_has_become_another_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let builder = FileStore::builder(dir.path());
+        builder.naming(|_| Some("same".into())).open().unwrap()
+    };
+    let upload = |n: u8| Upload {
+        key: UploadKey::from_bytes([n; 32]),
+        ..upload(1)
+    };
+    let moved = dir.path().join("moved");
+    for restart in [false, true] {
+        let mut store = open();
+        for n in 1..=2 {
+            put(&store, &upload(n), 0, &[n]).await.unwrap();
+            let path = deliver(&store, &upload(n)).await;
+            assert_eq!(path, dir.path().join("files/same"));
+            if n == 1 {
+                std::fs::rename(path, &moved).unwrap();
+            }
+        }
+        if restart {
+            store = open();
+        }
+        // The next attempt is not given the other file, and a refusal does not take it away.
+        assert!(!deliver(&store, &upload(1)).await.exists());
+        assert!(store.remove(&upload(1).key).await.unwrap());
+        assert_eq!(std::fs::read(dir.path().join("files/same")).unwrap(), [2]);
+        assert_eq!(std::fs::read(&moved).unwrap(), [1]);
+        assert!(store.remove(&upload(2).key).await.unwrap());
+        assert!(!dir.path().join("files/same").exists());
+    }
+}
+
 #[tokio::test]
 async fn a_stalled_chunk_gives_way_to_another_request() {
     let dir = tempfile::tempdir().unwrap();

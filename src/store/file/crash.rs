@@ -224,11 +224,9 @@ impl World {
     /// What is wrong after a power cut at a moment, if anything is.
     async fn cut(&self, moment: usize, luck: Luck) -> Result<(), String> {
         let dir = tempdir();
-        let promises = self.disk.cut(moment, luck, dir.path());
-        let promises = &self.promises[..promises];
+        let (disk, promises) = self.disk.cut(moment, luck, dir.path());
+        let (disk, promises) = (Arc::new(disk), &self.promises[..promises]);
         let kept = self.durability == Durability::Power || luck == Luck::Everything;
-        let boot = if luck == Luck::Everything { 1 } else { 2 };
-        let disk = Arc::new(Simulated::new(dir.path(), boot, Vec::new()));
         let store = open(dir.path(), self.durability, &disk)
             .map_err(|error| format!("it cannot be opened: {error:?}"))?;
         let found = check(&store, self.dir.path(), dir.path(), promises, kept).await;

@@ -194,6 +194,16 @@ impl Disk {
         self.simulated.as_ref()?.scheduler.as_ref()
     }
 
+    /// What tells the file from others of its name; `None` where that cannot be known.
+    pub(super) fn file_id(&self, file: &File) -> io::Result<Option<u64>> {
+        let id = file_id(file)?;
+        #[cfg(all(test, target_os = "linux"))]
+        if let Some(simulated) = &self.simulated {
+            return Ok(id.map(|id| simulated.file_id(id)));
+        }
+        Ok(id)
+    }
+
     /// A number that is another one after the machine was started again; `None` where it is not
     /// known.
     pub(super) fn boot(&self) -> Option<u64> {
@@ -287,8 +297,7 @@ pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
     Ok(read)
 }
 
-/// What tells the file from others of its name; `None` where that cannot be known.
-pub(super) fn file_id(file: &File) -> io::Result<Option<u64>> {
+fn file_id(file: &File) -> io::Result<Option<u64>> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;

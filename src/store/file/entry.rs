@@ -109,6 +109,8 @@ pub(super) enum Phase {
 pub(super) struct Seal {
     /// Below the folder of finished files.
     pub(super) path: String,
+    /// What tells it from other files of that name.
+    pub(super) file: Option<u64>,
     pub(super) upload: Upload,
     pub(super) crc: u32,
     pub(super) attempt: u32,
@@ -505,13 +507,19 @@ impl State {
                     self.ranges.insert(range, Crc(crc));
                 }
             }
-            Event::Sealed { path, upload, crc } => {
+            Event::Sealed {
+                path,
+                file,
+                upload,
+                crc,
+            } => {
                 let attempt = match &self.phase {
                     Phase::Sealed(seal) => seal.attempt,
                     _ => 1,
                 };
                 self.phase = Phase::Sealed(Seal {
                     path,
+                    file,
                     upload,
                     crc,
                     attempt,

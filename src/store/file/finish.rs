@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     BLOCK, Durability,
-    disk::{self, Disk},
+    disk::Disk,
     entry::{Entry, Phase, Seal},
     folder::Folder,
     journal::Event,
@@ -31,10 +31,10 @@ impl Folder {
             }
             Phase::Settled(_) | Phase::Removed => return Err(StoreError::Superseded),
         };
-        let seal = self.publish(entry, seal)?;
+        let (seal, location) = self.publish(entry, seal)?;
         Ok(Sealed {
             id: entry.id.clone(),
-            location: Location::File(self.finished.join(&seal.path)),
+            location: Location::File(location),
             upload: seal.upload,
             attempt: seal.attempt,
             crc32: Some(seal.crc),
@@ -48,6 +48,8 @@ impl Folder {
         if self.durability == Durability::Process {
             entry.make_names_durable()?;
         }
+        let file = entry.data.as_ref().map(|data| self.disk.file_id(data));
+        let file = file.transpose()?.flatten();
         let chosen = self.naming.as_ref().and_then(|naming| naming(&upload));
         let default = || {
             let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
@@ -56,30 +58,32 @@ impl Folder {
         let path = free_name(&self.finished, chosen.unwrap_or_else(default))?;
         let event = Event::Sealed {
             path: path.clone(),
+            file,
             upload: upload.clone(),
             crc,
         };
         entry.append(&[event], true)?;
         Ok(Seal {
             path,
+            file,
             upload,
             crc,
             attempt,
         })
     }
 
-    /// Renames the file, if that is still to be done, and makes the name durable.
-    fn publish(&self, entry: &Entry, mut seal: Seal) -> Result<Seal, StoreError> {
+    /// Renames the file, if that is still to be done, and makes the name durable; where it is then.
+    fn publish(&self, entry: &Entry, mut seal: Seal) -> Result<(Seal, PathBuf), StoreError> {
         loop {
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
-            if let Some(data) = &entry.data {
+            if entry.data.is_some() {
                 self.disk.create_dirs(dir, &self.finished)?;
                 match self.disk.rename_new(&entry.data_path, &path) {
                     // A crash of the system has left the file both names.
                     Err(error)
                         if error.kind() == io::ErrorKind::AlreadyExists
-                            && is_same(data, &path)? =>
+                            && self.open_finished(&seal)?.is_some() =>
                     {
                         self.disk.remove_if_there(&entry.data_path)?;
                     }
@@ -95,32 +99,41 @@ impl Folder {
                     _ => {}
                 }
             }
-            // Who has renamed it may have died before the new name was durable. If it is not
-            // there, an attempt before this one has moved it.
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(seal),
-                file => file?,
+            // Who has renamed it may have died before the new name was durable.
+            let Some(file) = self.open_finished(&seal)? else {
+                // An attempt before this one has moved it; what has its name now is another's.
+                return Ok((seal, entry.data_path.clone()));
             };
             self.disk.sync_dir(dir)?;
             // XFS says of a folder that it is synced when the file system is down; of a file it
             // does not.
             self.disk.sync("sync-data", &file)?;
-            return Ok(seal);
+            return Ok((seal, path));
         }
+    }
+
+    /// The finished file, if it is still there and not another one of that name.
+    fn open_finished(&self, seal: &Seal) -> io::Result<Option<File>> {
+        let file = match File::open(self.finished.join(&seal.path)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        Ok((self.disk.file_id(&file)? == seal.file).then_some(file))
     }
 
     /// Takes the final name of a file away again, if the application has not moved it. To be done
     /// before the journal says that it is refused or removed: after a crash nobody could tell it
     /// from a file of another upload that has got the same name.
     pub(super) fn withdraw(&self, entry: &Entry, seal: &Seal) -> Result<(), StoreError> {
+        if self.open_finished(seal)?.is_none() {
+            return Ok(());
+        }
         let path = self.finished.join(&seal.path);
         match self.disk.rename_new(&path, &entry.data_path) {
-            // It has both names, or had them and lost one.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists
-                ) => {}
+            // A crash of the system has left the file both names.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.disk.remove_if_there(&path)?;
+            }
             result => result?,
         }
         let dir = path.parent().unwrap_or(&self.finished);
@@ -134,12 +147,6 @@ impl Folder {
         }
         Ok(())
     }
-}
-
-/// Whether `path` is a name of the file too.
-fn is_same(file: &File, path: &Path) -> io::Result<bool> {
-    let (one, other) = (disk::file_id(file)?, disk::file_id(&File::open(path)?)?);
-    Ok(one.is_some() && one == other)
 }
 
 /// A path below `dir` at which there is nothing, like `wanted`.

@@ -131,7 +131,7 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             journal => journal?,
         };
-        let journal_id = disk::file_id(&journal)?;
+        let journal_id = self.disk.file_id(&journal)?;
         let durable = self.durability == Durability::Power;
         let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
         let Some(entry) = entry else {
@@ -156,7 +156,7 @@ impl Folder {
         let Ok(named) = disk::open(journal_path) else {
             return Ok(());
         };
-        if disk::file_id(&named)? == id && journal::first(&named)?.is_none() {
+        if self.disk.file_id(&named)? == id && journal::first(&named)?.is_none() {
             let aside = journal_path.with_extension(format!("{}.broken", random_id()?));
             self.disk.rename_new(journal_path, &aside)?;
         }

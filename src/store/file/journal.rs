@@ -36,6 +36,8 @@ pub(super) enum Event {
     /// The file has got its final name, below the folder of finished files.
     Sealed {
         path: String,
+        /// What tells it from other files of that name.
+        file: Option<u64>,
         upload: Upload,
         crc: u32,
     },
@@ -118,8 +120,14 @@ impl Event {
                 "id": id,
                 "upload": upload_to_json(upload),
             })),
-            Self::Sealed { path, upload, crc } => Some(json!({
+            Self::Sealed {
+                path,
+                file,
+                upload,
+                crc,
+            } => Some(json!({
                 "path": path,
+                "file": file,
                 "crc32": crc,
                 "upload": upload_to_json(upload),
             })),
@@ -137,6 +145,7 @@ impl Event {
             }),
             3 => Some(Self::Sealed {
                 path: value["path"].as_str()?.to_owned(),
+                file: value["file"].as_u64(),
                 crc: u32::try_from(value["crc32"].as_u64()?).ok()?,
                 upload: upload_from_json(&value["upload"])?,
             }),
@@ -380,6 +389,7 @@ mod tests {
             Event::Void,
             Event::Sealed {
                 path: "a/b".into(),
+                file: Some(u64::MAX),
                 upload: upload(),
                 crc: 5,
             },

@@ -27,6 +27,8 @@ pub(super) struct Simulated {
     boot: u64,
     mishaps: Vec<Mishap>,
     pub(super) scheduler: Option<Scheduler>,
+    /// What the files that a cut has laid out were called before.
+    ids: HashMap<u64, u64>,
     state: Mutex<State>,
 }
 
@@ -101,6 +103,7 @@ impl Simulated {
             boot,
             mishaps,
             scheduler: None,
+            ids: HashMap::new(),
             state: Mutex::default(),
         }
     }
@@ -111,6 +114,10 @@ impl Simulated {
 
     pub(super) fn boot(&self) -> u64 {
         self.boot
+    }
+
+    pub(super) fn file_id(&self, inode: u64) -> u64 {
+        self.ids.get(&inode).copied().unwrap_or(inode)
     }
 
     /// How many calls there were.
@@ -241,12 +248,18 @@ impl Simulated {
         self.state().log.len() + 1
     }
 
-    /// Lays out in `dir` what is on the disk after a power cut at a moment, and says how many
-    /// promises there were before.
-    pub(super) fn cut(&self, moment: usize, luck: Luck, dir: &Path) -> usize {
+    /// Lays out in `dir` what is on the disk after a power cut at a moment; the disk that it is, and
+    /// how many promises there were before.
+    pub(super) fn cut(&self, moment: usize, luck: Luck, dir: &Path) -> (Self, usize) {
         let state = self.state();
         let log = &state.log[..moment];
         let contents = contents(log, state.file_count, luck);
+        let boot = match luck {
+            Luck::Everything => self.boot,
+            _ => self.boot + 1,
+        };
+        let mut disk = Self::new(dir, boot, Vec::new());
+        let inodes: HashMap<usize, u64> = state.files.iter().map(|(i, f)| (*f, *i)).collect();
         let mut written = HashMap::new();
         for (path, node) in names(log, luck) {
             let path = dir.join(path);
@@ -260,13 +273,15 @@ impl Simulated {
                     Some(name) => std::fs::hard_link(name, path).unwrap(),
                     None => {
                         std::fs::write(&path, &contents[file]).unwrap();
+                        let inode = path.metadata().unwrap().ino();
+                        disk.ids.extend(inodes.get(&file).map(|old| (inode, *old)));
                         written.insert(file, path);
                     }
                 },
             }
         }
         let promises = log.iter().filter(|event| matches!(event, Event::Promised));
-        promises.count()
+        (disk, promises.count())
     }
 }
 
