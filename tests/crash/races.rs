@@ -13,11 +13,14 @@ use http_body_util::{BodyExt as _, Full};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
 
-use super::{rows::Chance, world::Seen};
+use super::{
+    rows::Chance,
+    world::{Seen, Stop},
+};
 
 const ROUNDS: u64 = 5000;
 
-pub fn row(_: &mut Chance) -> Result<Seen, String> {
+pub fn row(_: &mut Chance) -> Result<Seen, Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -7,11 +7,11 @@ use tower_resumable::store::Durability::{self, Power, Process};
 use super::{
     disk::{Disk, Kind},
     races, server,
-    world::{CHUNK, Seen, Start, World},
+    world::{CHUNK, Seen, Start, Stop, World},
 };
 
 /// One row: its name, what it does in one round, and how often that is done in a short run.
-type Row = (&'static str, u64, fn(&mut Chance) -> Result<Seen, String>);
+type Row = (&'static str, u64, fn(&mut Chance) -> Result<Seen, Stop>);
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
@@ -85,14 +85,19 @@ fn run(row: &Row, rounds: u64, seed: u64, is_good: fn(&Seen) -> bool, praise: &s
     for number in 0..times * rounds {
         match round(&mut Chance(seed.wrapping_add(number << 32))) {
             Ok(more) => seen.add(more),
-            Err(why) => {
+            Err(Stop::Cannot(why)) => {
                 println!("{name:32}skipped: {why}");
                 // Without the means to do it there is nothing to say; with them there is.
                 return std::env::var_os("CRASH_NO_SKIPS").is_none();
             }
+            Err(Stop::Failed(why)) => {
+                seen.rounds += 1;
+                seen.failed = true;
+                seen.wrong.push(why);
+            }
         }
     }
-    let good = is_good(&seen);
+    let good = is_good(&seen) && !seen.failed;
     println!(
         "{name:32}{:>7}{:>8}{:>8}{:>12}{:>8}{:>8}{:>8}{:>8}{:>9}{:>7.1}  {}",
         seen.rounds,
@@ -151,7 +156,7 @@ fn upload_many(world: &mut World, chance: &mut Chance) -> Result<(), String> {
     Ok(())
 }
 
-fn calm(chance: &mut Chance) -> Result<Seen, String> {
+fn calm(chance: &mut Chance) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[Start::default()])?;
@@ -166,7 +171,7 @@ fn some_acks(world: &mut World, chance: &mut Chance) -> bool {
     goes_on && !world.clients_are_done()
 }
 
-fn killed(chance: &mut Chance, durability: Durability, servers: usize) -> Result<Seen, String> {
+fn killed(chance: &mut Chance, durability: Durability, servers: usize) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = args(&disk, durability);
     let mut world = World::new(disk, args, &vec![Start::default(); servers])?;
@@ -187,7 +192,7 @@ fn cut(
     kind: Kind,
     durability: Durability,
     env: &[(&str, &str)],
-) -> Result<Seen, String> {
+) -> Result<Seen, Stop> {
     needs_root()?;
     let start = Start {
         env: env
@@ -196,7 +201,7 @@ fn cut(
             .collect(),
         ..Start::default()
     };
-    let disk = Disk::new(kind)?;
+    let disk = Disk::new(kind).map_err(Stop::Cannot)?;
     let args = args(&disk, durability);
     let mut world = World::new(disk, args, std::slice::from_ref(&start))?;
     world.keeps = durability == Power;
@@ -216,7 +221,7 @@ fn cut(
 }
 
 /// A process dies, or a step fails, at the first step, at the second one, and so on.
-fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, String> {
+fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, Stop> {
     const STEPS: [&str; 13] = [
         "claim",
         "create",
@@ -253,7 +258,7 @@ fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, String> {
     Ok(all)
 }
 
-fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), String> {
+fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stop> {
     let faulty = Start {
         env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.into())],
         ..Start::default()
@@ -290,8 +295,8 @@ fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stri
 }
 
 /// System calls of the server fail, now and then.
-fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, String> {
-    super::disk::run("strace", &["-V"], &[])?;
+fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, Stop> {
+    super::disk::run("strace", &["-V"], &[]).map_err(Stop::Cannot)?;
     let calls = inject.split(':').next().unwrap_or_default();
     let words = [
         "strace".to_owned(),
@@ -332,9 +337,9 @@ fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, String> {
 }
 
 /// There is room for some of the uploads only, and then for all.
-fn full(chance: &mut Chance) -> Result<Seen, String> {
+fn full(chance: &mut Chance) -> Result<Seen, Stop> {
     needs_root()?;
-    let disk = Disk::new(Kind::Small(2000))?;
+    let disk = Disk::new(Kind::Small(2000)).map_err(Stop::Cannot)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[Start::default()])?;
     for _ in 0..8 {
@@ -356,7 +361,7 @@ fn full(chance: &mut Chance) -> Result<Seen, String> {
 }
 
 /// The server says 200 before the application has the file, and is killed.
-fn too_early(chance: &mut Chance) -> Result<Seen, String> {
+fn too_early(chance: &mut Chance) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = server::Args {
         answers_first: true,
@@ -373,9 +378,11 @@ fn too_early(chance: &mut Chance) -> Result<Seen, String> {
     Ok(world.finish())
 }
 
-fn needs_root() -> Result<(), String> {
+fn needs_root() -> Result<(), Stop> {
     match std::fs::metadata("/proc/self").map(|process| process.uid()) {
         Ok(0) => Ok(()),
-        _ => Err("only root can mount; the simulated disk of `cargo test` does the same".into()),
+        _ => Err(Stop::Cannot(
+            "only root can mount; the simulated disk of `cargo test` does the same".into(),
+        )),
     }
 }

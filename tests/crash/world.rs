@@ -77,7 +77,7 @@ impl Server {
             let mut line = String::new();
             if stderr.read_line(&mut line).unwrap_or(0) == 0 {
                 let _ = process.wait();
-                return Err(format!("the server says {:?}", lock(&errors)));
+                return Err(format!("the server says: {}", lock(&errors).join("; ")));
             }
             match line.trim().strip_prefix("listening on ") {
                 Some(address) => break address.parse().map_err(|_| line.clone())?,
@@ -310,6 +310,21 @@ impl Drop for Upload {
     }
 }
 
+/// Why a round came to no end.
+pub enum Stop {
+    /// It cannot be done on this machine, which says nothing about the crate.
+    Cannot(String),
+    /// Something failed that must not: all errors, unless they are said to be the other thing. A
+    /// server that does not start again after a crash is one.
+    Failed(String),
+}
+
+impl From<String> for Stop {
+    fn from(what: String) -> Self {
+        Self::Failed(what)
+    }
+}
+
 /// What was seen in a row of the table.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -325,6 +340,9 @@ pub struct Seen {
     pub doubled_by_crash: u64,
     /// Anything else that must not be.
     pub wrong: Vec<String>,
+    /// A round came to no end, so that its numbers say little: not even a mistake on purpose is
+    /// found by that.
+    pub failed: bool,
 }
 
 impl Seen {
@@ -339,6 +357,7 @@ impl Seen {
         self.doubled += other.doubled;
         self.doubled_by_crash += other.doubled_by_crash;
         self.wrong.extend(other.wrong);
+        self.failed |= other.failed;
     }
 
     pub fn is_clean(&self) -> bool {
