@@ -1,9 +1,9 @@
 //! The server that is crashed: this program itself, started with `server` as its first argument.
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{Extension, Router, routing::post};
@@ -47,6 +47,11 @@ impl Args {
 /// standard output: that is the application's own memory, outside of what is crashed.
 #[tokio::main]
 pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    // The harness never writes to us: at the end of its pipe it has died.
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::abort();
+    });
     let store = FileStore::builder(&args.dir)
         .durability(args.durability)
         .stall_timeout(Duration::from_secs(1))
@@ -81,10 +86,17 @@ fn report(upload: &CompletedUpload) {
         "identifier": upload.identifier(),
         "id": upload.id(),
         "attempt": upload.attempt(),
+        "time": now(),
         "path": path,
         "whole": content.len() as u64 == upload.size()
             && Some(crc32fast::hash(&content)) == upload.crc32(),
     });
     // In one piece: the next moment may be the last one.
     let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Nanoseconds, the same for all processes of this machine.
+pub fn now() -> u64 {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    time.map_or(0, |time| time.as_nanos() as u64)
 }

@@ -37,6 +37,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A server process, in a group of its own.
 pub struct Server {
     process: Child,
+    /// Which one of the round, from 0.
+    number: u64,
     pub address: SocketAddr,
     /// The lines of its standard error.
     errors: Shared<Vec<String>>,
@@ -55,6 +57,7 @@ impl Server {
     pub fn start(
         args: &server::Args,
         start: &Start,
+        number: u64,
         sink: &Shared<Vec<Value>>,
     ) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -65,7 +68,8 @@ impl Server {
             .args(&words[1..])
             .envs(start.env.iter().cloned())
             .process_group(0)
-            .stdin(Stdio::null())
+            // Never written to: when it ends this process has died, and the server ends too.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -100,13 +104,17 @@ impl Server {
                 let (sink, stdout) = (Arc::clone(sink), stdout.ok_or("no stdout")?);
                 thread::spawn(move || {
                     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                        lock(&sink).extend(serde_json::from_str::<Value>(&line));
+                        if let Ok(mut delivery) = serde_json::from_str::<Value>(&line) {
+                            delivery["server"] = number.into();
+                            lock(&sink).push(delivery);
+                        }
                     }
                 })
             },
         ];
         Ok(Self {
             process,
+            number,
             address,
             errors,
             readers,
@@ -226,7 +234,8 @@ impl Upload {
         let profile = test.ancestors().nth(2).ok_or("no folder")?;
         Command::new(profile.join("examples/upload"))
             .args(["--quiet", "--shuffle", "--duplicate", "20", "--pause", "20"])
-            .args(["--retries", "1000000", "--identifier", identifier])
+            // Longer than patience lasts, but not for ever: this process may be killed.
+            .args(["--retries", "3000", "--identifier", identifier])
             .args(["--chunk-size", &CHUNK.to_string()])
             .args(["--seed", &seed.to_string()])
             .arg("--acks")
@@ -335,7 +344,7 @@ pub struct Seen {
     pub lost: u64,
     pub corrupt: u64,
     pub missing: u64,
-    /// Deliveries too many, in a round without a crash and in others.
+    /// Deliveries too many: while the process that had made the one before was alive, and others.
     pub doubled: u64,
     pub doubled_by_crash: u64,
     /// Anything else that must not be.
@@ -376,6 +385,10 @@ pub struct World {
     pub seen: Seen,
     /// Whether what was acknowledged must be there after each crash.
     pub keeps: bool,
+    /// How many servers were started.
+    started: u64,
+    /// When servers were killed, by their numbers.
+    deaths: BTreeMap<u64, u64>,
 }
 
 impl World {
@@ -389,6 +402,8 @@ impl World {
             uploads: Vec::new(),
             seen: Seen::default(),
             keeps: true,
+            started: 0,
+            deaths: BTreeMap::new(),
         };
         world.seen.rounds = 1;
         for start in starts {
@@ -398,8 +413,10 @@ impl World {
     }
 
     pub fn start(&mut self, start: &Start) -> Result<(), String> {
+        let number = self.started;
+        self.started += 1;
         self.servers
-            .push(Server::start(&self.args, start, &self.sink)?);
+            .push(Server::start(&self.args, start, number, &self.sink)?);
         let addresses: Vec<_> = self.servers.iter().map(|server| server.address).collect();
         self.proxy.set(&addresses);
         Ok(())
@@ -441,13 +458,17 @@ impl World {
         let left: Vec<_> = self.servers.iter().map(|server| server.address).collect();
         self.proxy.set(&left);
         self.seen.crashes += 1;
+        self.deaths.insert(server.number, server::now());
         server.kill()
     }
 
     /// Cuts the power, and boots.
     pub fn cut(&mut self) -> Result<(), String> {
         // A disk that is dead does not always say so; a machine without power says nothing.
-        self.servers.iter().for_each(Server::freeze);
+        for server in &self.servers {
+            self.deaths.insert(server.number, server::now());
+            server.freeze();
+        }
         self.disk.cut()?;
         self.proxy.set(&[]);
         for server in self.servers.drain(..) {
@@ -518,23 +539,36 @@ impl World {
         for upload in &self.uploads {
             let seen = &mut self.seen;
             seen.acked += upload.acks().iter().map(|(_, len)| len).sum::<u64>();
-            let Some(list) = deliveries.get(&upload.identifier) else {
+            let Some(list) = deliveries.get_mut(&upload.identifier) else {
                 seen.missing += 1;
                 continue;
             };
-            let doubled = list.len() as u64 - 1;
-            match seen.crashes {
-                0 => seen.doubled += doubled,
-                _ => seen.doubled_by_crash += doubled,
-            }
+            // In the order in which they were made, whoever printed first.
+            list.sort_by_key(|delivery| delivery["time"].as_u64());
             for pair in list.windows(2) {
-                if pair[0]["id"] != pair[1]["id"]
-                    || pair[0]["attempt"].as_u64() >= pair[1]["attempt"].as_u64()
+                // Another one is right only if the process that made the one before was dead.
+                let (first, second) = (&pair[0], &pair[1]);
+                let death = first["server"].as_u64().and_then(|n| self.deaths.get(&n));
+                match death.copied() < second["time"].as_u64()
+                    && death.is_some()
+                    && first["server"] != second["server"]
                 {
-                    seen.wrong.push(format!("{list:?}"));
+                    true => seen.doubled_by_crash += 1,
+                    false => {
+                        seen.doubled += 1;
+                        seen.wrong.push(format!("delivered twice: {list:?}"));
+                    }
+                }
+                if first["id"] != second["id"]
+                    || first["attempt"].as_u64() >= second["attempt"].as_u64()
+                {
+                    seen.wrong
+                        .push(format!("not one upload, or not one more attempt: {list:?}"));
                 }
             }
-            let path = list[0]["path"].as_str().unwrap_or_default();
+            // A file that was delivered again may have another name by now.
+            let last = list.last().and_then(|delivery| delivery["path"].as_str());
+            let path = last.unwrap_or_default();
             let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
             let content = std::fs::read(path);
             if !is_whole || content.ok().as_ref() != Some(&upload.content) {
