@@ -94,6 +94,16 @@ impl Disk {
         self.mount()
     }
 
+    /// Bytes that are left.
+    pub fn room(&self) -> Result<u64, String> {
+        let said = run("df", &["--output=avail", "--block-size=1"], &[&self.dir()])?;
+        let number = said
+            .lines()
+            .nth(1)
+            .and_then(|line| line.trim().parse().ok());
+        number.ok_or(said)
+    }
+
     /// More room for a small one.
     pub fn grow(&self, room: u32) -> Result<(), String> {
         let options = format!("remount,size={room}k");

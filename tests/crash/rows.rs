@@ -24,6 +24,8 @@ const ROWS: &[Row] = &[
     ("no room at each step", 1, |chance| at_each_step(chance, "enospc")),
     ("power cut, ext4", 3, |chance| cut(chance, Kind::Ext4, Power, &[])),
     ("power cut, xfs", 3, |chance| cut(chance, Kind::Xfs, Power, &[])),
+    ("kill -9 or power cut, ext4", 2, |chance| mixed(chance, Kind::Ext4)),
+    ("kill -9 or power cut, xfs", 2, |chance| mixed(chance, Kind::Xfs)),
     ("power cut, ext4, Process", 2, |chance| cut(chance, Kind::Ext4, Process, &[])),
     ("failing syncs (strace)", 1, |chance| traced(chance, "fsync,fdatasync:error=EIO:when=3+7")),
     ("failing writes (strace)", 1, |chance| traced(chance, "pwrite64:error=ENOSPC:when=3+7")),
@@ -148,10 +150,14 @@ fn upload_many(world: &mut World, chance: &mut Chance) -> Result<(), String> {
         let len = match number {
             0 => 0,
             1 => 1 + chance.below(CHUNK),
-            _ => chance.below(40 * CHUNK),
+            _ => chance.below(60 * CHUNK),
         };
         let content = chance.bytes(len);
-        world.upload(content, chance.below(1 << 32))?;
+        world.upload(
+            content,
+            10_000 + chance.below(50_001),
+            chance.below(1 << 32),
+        )?;
     }
     Ok(())
 }
@@ -205,6 +211,10 @@ fn cut(
     let args = args(&disk, durability);
     let mut world = World::new(disk, args, std::slice::from_ref(&start))?;
     world.keeps = durability == Power;
+    if !env.is_empty() {
+        // What is lost lets clients hang, which is as good as any other loss.
+        world.patience /= 4;
+    }
     upload_many(&mut world, chance)?;
     while some_acks(&mut world, chance) {
         world.cut()?;
@@ -217,6 +227,34 @@ fn cut(
     }
     world.cut()?;
     world.start(&start)?;
+    Ok(world.finish())
+}
+
+/// One or the other: what a process left behind when it was killed is seen by the next one, and then
+/// the power is cut.
+fn mixed(chance: &mut Chance, kind: Kind) -> Result<Seen, Stop> {
+    needs_root()?;
+    let disk = Disk::new(kind).map_err(Stop::Cannot)?;
+    let args = args(&disk, Power);
+    let mut world = World::new(disk, args, &[Start::default()])?;
+    upload_many(&mut world, chance)?;
+    while some_acks(&mut world, chance) {
+        if chance.below(2) == 0 {
+            world.kill(0);
+            world.start(&Start::default())?;
+            // At once, or when others have trusted what is there.
+            if chance.below(2) == 0 {
+                world.check_acks();
+            }
+        }
+        if chance.below(2) == 0 {
+            world.cut()?;
+            world.start(&Start::default())?;
+        }
+        world.check_acks();
+    }
+    world.cut()?;
+    world.start(&Start::default())?;
     Ok(world.finish())
 }
 
@@ -240,12 +278,17 @@ fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, Stop> {
     let mut crossed = BTreeSet::new();
     let mut all = Seen::default();
     for step in 1.. {
-        let (seen, said) = at_step(chance, &format!("{action}@{step}"))?;
+        let fault = format!("{action}@{step}");
+        let (mut seen, said) = at_step(chance, &fault)?;
+        let name = said.iter().find_map(|line| step_of(line));
+        for what in &mut seen.wrong {
+            *what = format!("{fault}, {}: {what}", name.unwrap_or("no step"));
+        }
         all.add(seen);
-        let Some(name) = said.iter().find_map(|line| line.rsplit_once(": ")) else {
+        let Some(name) = name else {
             break;
         };
-        crossed.insert(name.1.to_owned());
+        crossed.insert(name.to_owned());
         if all.wrong.len() > 5 {
             break;
         }
@@ -258,6 +301,12 @@ fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, Stop> {
     Ok(all)
 }
 
+/// The name in `fault: ACTION at step N: NAME`.
+fn step_of(line: &str) -> Option<&str> {
+    let (_, step) = line.split_once(" at step ")?;
+    step.split_once(": ")?.1.split(';').next()
+}
+
 fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stop> {
     let faulty = Start {
         env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.into())],
@@ -268,72 +317,74 @@ fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stop
     let mut world = World::new(disk, args, &[])?;
     let mut said = Vec::new();
     if let Err(error) = world.start(&faulty) {
+        if step_of(&error).is_none() {
+            return Err(error.into());
+        }
         // It does not get as far as to listen.
         said.push(error);
         world.seen.crashes += 1;
         world.start(&Start::default())?;
     }
+    // One request after the other: the steps then come in the same order each time, and none is
+    // left out.
     for len in [0, 2 * CHUNK + 5, CHUNK] {
         let content = chance.bytes(len);
-        world.upload(content, chance.below(1 << 32))?;
+        world.upload_alone(content)?;
+        world.until(|world| world.clients_are_done() || world.servers[0].has_died());
     }
-    world.until(|world| world.clients_are_done() || world.servers[0].has_died());
-    let crashes = world.seen.crashes;
     let has_died = world.servers[0].has_died();
     said.extend(world.kill(0));
-    if !has_died {
-        // It was killed in the end only: until then nothing may be delivered twice.
-        world.seen.crashes = crashes;
+    if !has_died && !world.clients_are_done() {
+        world
+            .seen
+            .wrong
+            .push("clients need another process to finish".into());
     }
     world.start(&Start::default())?;
     world.check_acks();
-    let mut seen = world.finish();
-    seen.wrong
-        .iter_mut()
-        .for_each(|what| *what = format!("{fault}: {what}"));
-    Ok((seen, said))
+    Ok((world.finish(), said))
 }
 
 /// System calls of the server fail, now and then.
 fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, Stop> {
     super::disk::run("strace", &["-V"], &[]).map_err(Stop::Cannot)?;
     let calls = inject.split(':').next().unwrap_or_default();
+    let disk = Disk::new(Kind::Plain)?;
+    let args = args(&disk, Power);
+    let trace = disk.outside().join("trace");
     let words = [
         "strace".to_owned(),
         "-f".into(),
         "-qq".into(),
         "-o".into(),
-        "/dev/null".into(),
+        trace.display().to_string(),
         "-e".into(),
         format!("trace={calls}"),
         "-e".into(),
         format!("inject={inject}"),
     ];
-    let disk = Disk::new(Kind::Plain)?;
-    let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[])?;
     let start = Start {
         wrapper: words.to_vec(),
         ..Start::default()
     };
-    // The first calls are those of its own start.
-    while world.start(&start).is_err() {
-        if !world.until(|_| true) {
-            break;
-        }
-    }
+    // The first calls are those of its own start, each of which may fail.
+    let mut starts = (0..20).map(|_| world.start(&start));
+    starts
+        .find(Result::is_ok)
+        .unwrap_or(Err("it does not start".into()))?;
     upload_many(&mut world, chance)?;
-    world.until(World::clients_are_done);
-    let mut seen = Seen::default();
-    if world.servers.is_empty() {
-        seen.wrong.push("it does not start".into());
-    } else {
-        world.kill(0);
+    if !world.until(World::clients_are_done) {
+        world.seen.wrong.push("clients need another process".into());
+    }
+    world.kill(0);
+    let trace = std::fs::read_to_string(trace).unwrap_or_default();
+    if !trace.contains("(INJECTED)") {
+        world.seen.wrong.push("no call has failed".into());
     }
     world.start(&Start::default())?;
     world.check_acks();
-    seen.add(world.finish());
-    Ok(seen)
+    Ok(world.finish())
 }
 
 /// There is room for some of the uploads only, and then for all.
@@ -344,20 +395,20 @@ fn full(chance: &mut Chance) -> Result<Seen, Stop> {
     let mut world = World::new(disk, args, &[Start::default()])?;
     for _ in 0..8 {
         let content = chance.bytes(30 * CHUNK);
-        world.upload(content, chance.below(1 << 32))?;
+        world.upload(content, CHUNK, chance.below(1 << 32))?;
     }
-    let room = 2_000_000 / CHUNK * 8 / 10;
-    let is_full = world.until(|world| world.acks() as u64 > room);
+    // What is left is less than what one of the clients still wants to send.
+    let is_full = world.until(|world| world.disk.room().is_ok_and(|room| room < CHUNK));
     world.check_acks();
+    let before = world.acks();
     world.kill(0);
     world.start(&Start::default())?;
     world.check_acks();
-    world.disk.grow(64_000)?;
-    let mut seen = world.finish();
-    if !is_full {
-        seen.wrong.push("it was never full".into());
+    if !is_full || before == 0 || world.clients_are_done() {
+        world.seen.wrong.push("it was never full".into());
     }
-    Ok(seen)
+    world.disk.grow(64_000)?;
+    Ok(world.finish())
 }
 
 /// The server says 200 before the application has the file, and is killed.
@@ -370,7 +421,7 @@ fn too_early(chance: &mut Chance) -> Result<Seen, Stop> {
     let mut world = World::new(disk, args, &[Start::default()])?;
     for _ in 0..4 {
         let content = chance.bytes(100);
-        world.upload(content, 0)?;
+        world.upload(content, CHUNK, 0)?;
     }
     world.until(|world| world.acks() > 0);
     world.kill(0);

@@ -19,7 +19,7 @@ use super::{
     server,
 };
 
-/// Bytes of a chunk.
+/// Bytes of a chunk, where it does not matter.
 pub const CHUNK: u64 = 20_000;
 
 /// Nothing here takes that long.
@@ -203,41 +203,52 @@ fn join(client: TcpStream, server: TcpStream) {
 pub struct Upload {
     pub identifier: String,
     pub content: Vec<u8>,
+    /// Bytes of its chunks.
+    chunk: u64,
     acks: PathBuf,
     client: Child,
 }
 
 impl Upload {
+    /// `words` are more options of the client.
     pub fn start(
         disk: &Disk,
         identifier: String,
         content: Vec<u8>,
+        chunk: u64,
         to: SocketAddr,
-        seed: u64,
+        words: &[&str],
     ) -> Result<Self, String> {
         let source = disk.outside().join(&identifier);
         std::fs::write(&source, &content).map_err(|error| error.to_string())?;
-        let client = Self::client(disk, &identifier, to, seed)?;
+        let client = Self::client(disk, &identifier, chunk, to, words)?;
         let acks = disk.outside().join(format!("{identifier}.acks"));
         Ok(Self {
             identifier,
             content,
+            chunk,
             acks,
             client,
         })
     }
 
-    fn client(disk: &Disk, identifier: &str, to: SocketAddr, seed: u64) -> Result<Child, String> {
+    fn client(
+        disk: &Disk,
+        identifier: &str,
+        chunk: u64,
+        to: SocketAddr,
+        words: &[&str],
+    ) -> Result<Child, String> {
         let source = disk.outside().join(identifier);
         let acks = disk.outside().join(format!("{identifier}.acks"));
         let test = std::env::current_exe().map_err(|error| error.to_string())?;
         let profile = test.ancestors().nth(2).ok_or("no folder")?;
         Command::new(profile.join("examples/upload"))
-            .args(["--quiet", "--shuffle", "--duplicate", "20", "--pause", "20"])
+            .args(["--quiet", "--pause", "20"])
+            .args(words)
             // Longer than patience lasts, but not for ever: this process may be killed.
             .args(["--retries", "3000", "--identifier", identifier])
-            .args(["--chunk-size", &CHUNK.to_string()])
-            .args(["--seed", &seed.to_string()])
+            .args(["--chunk-size", &chunk.to_string()])
             .arg("--acks")
             .arg(&acks)
             .arg(format!("http://{to}/upload"))
@@ -287,11 +298,11 @@ impl Upload {
     }
 
     fn status(&self, server: SocketAddr) -> Result<Value, String> {
-        let (name, total) = (&self.identifier, self.content.len());
+        let (name, total, chunk) = (&self.identifier, self.content.len(), self.chunk);
         let query = format!(
             "resumableStatus=1&resumableIdentifier={name}&resumableFilename={name}\
              &resumableRelativePath={name}&resumableTotalSize={total}\
-             &resumableChunkNumber=1&resumableChunkSize={CHUNK}"
+             &resumableChunkNumber=1&resumableChunkSize={chunk}"
         );
         let answer = get(server, &query).map_err(|error| format!("no status: {error}"))?;
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
@@ -385,6 +396,8 @@ pub struct World {
     pub seen: Seen,
     /// Whether what was acknowledged must be there after each crash.
     pub keeps: bool,
+    /// How long to wait for anything.
+    pub patience: Duration,
     /// How many servers were started.
     started: u64,
     /// When servers were killed, by their numbers.
@@ -402,6 +415,7 @@ impl World {
             uploads: Vec::new(),
             seen: Seen::default(),
             keeps: true,
+            patience: PATIENCE,
             started: 0,
             deaths: BTreeMap::new(),
         };
@@ -422,9 +436,28 @@ impl World {
         Ok(())
     }
 
-    pub fn upload(&mut self, content: Vec<u8>, seed: u64) -> Result<(), String> {
+    /// Chunks in random order, three at a time, some of them twice.
+    pub fn upload(&mut self, content: Vec<u8>, chunk: u64, seed: u64) -> Result<(), String> {
+        let order = seed.to_string();
+        let words = ["--shuffle", "--duplicate", "20", "--seed", &order];
+        self.upload_with(content, chunk, &words)
+    }
+
+    /// One chunk after the other.
+    pub fn upload_alone(&mut self, content: Vec<u8>) -> Result<(), String> {
+        self.upload_with(content, CHUNK, &["--parallel", "1"])
+    }
+
+    fn upload_with(&mut self, content: Vec<u8>, chunk: u64, words: &[&str]) -> Result<(), String> {
         let identifier = format!("upload-{}", self.uploads.len());
-        let upload = Upload::start(&self.disk, identifier, content, self.proxy.address, seed)?;
+        let upload = Upload::start(
+            &self.disk,
+            identifier,
+            content,
+            chunk,
+            self.proxy.address,
+            words,
+        )?;
         self.uploads.push(upload);
         self.seen.uploads += 1;
         Ok(())
@@ -442,7 +475,7 @@ impl World {
 
     /// Waits for something; not for ever.
     pub fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while !is_so(self) {
             if Instant::now() > deadline {
                 return false;
@@ -507,7 +540,7 @@ impl World {
             // What was acknowledged may be lost: the users find no finished file, and try again.
             for upload in &mut self.uploads {
                 let to = self.proxy.address;
-                match Upload::client(&self.disk, &upload.identifier, to, 0) {
+                match Upload::client(&self.disk, &upload.identifier, upload.chunk, to, &[]) {
                     Ok(client) => upload.client = client,
                     Err(error) => self.seen.wrong.push(error),
                 }
