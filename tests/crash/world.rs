@@ -387,7 +387,6 @@ impl Seen {
 
 /// One round: a disk, servers, a proxy, clients.
 pub struct World {
-    pub disk: Disk,
     args: server::Args,
     pub servers: Vec<Server>,
     proxy: Proxy,
@@ -402,6 +401,8 @@ pub struct World {
     started: u64,
     /// When servers were killed, by their numbers.
     deaths: BTreeMap<u64, u64>,
+    /// The last field: it is unmounted when the servers are gone.
+    pub disk: Disk,
 }
 
 impl World {
@@ -604,7 +605,10 @@ impl World {
             let path = last.unwrap_or_default();
             let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
             let content = std::fs::read(path);
-            if !is_whole || content.ok().as_ref() != Some(&upload.content) {
+            if !is_whole || content.as_ref().ok() != Some(&upload.content) {
+                let len = content.map(|content| content.len());
+                seen.wrong
+                    .push(format!("other bytes, {len:?} long: {list:?}"));
                 seen.corrupt += 1;
             }
         }
