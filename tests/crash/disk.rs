@@ -64,6 +64,11 @@ impl Disk {
         self.outside.path().join("mounted")
     }
 
+    /// The folder of the store.
+    pub fn store(&self) -> PathBuf {
+        self.dir().join("uploads")
+    }
+
     fn mount(&self) -> Result<(), String> {
         match self.kind {
             Kind::Plain => Ok(()),

@@ -19,9 +19,11 @@ const ROWS: &[Row] = &[
     ("kill -9", 3, |chance| killed(chance, Power, 1)),
     ("kill -9, Process", 2, |chance| killed(chance, Process, 1)),
     ("kill -9 in turn, two servers", 3, |chance| killed(chance, Power, 2)),
-    ("kill -9 at each step", 1, |chance| at_each_step(chance, "kill")),
-    ("error at each step", 1, |chance| at_each_step(chance, "eio")),
-    ("no room at each step", 1, |chance| at_each_step(chance, "enospc")),
+    ("kill -9 at each step", 1, |chance| at_each_step(chance, "kill", Kind::Plain)),
+    ("power cut at each step, ext4", 1, |chance| at_each_step(chance, "kill", Kind::Ext4)),
+    ("power cut at each step, xfs", 1, |chance| at_each_step(chance, "kill", Kind::Xfs)),
+    ("error at each step", 1, |chance| at_each_step(chance, "eio", Kind::Plain)),
+    ("no room at each step", 1, |chance| at_each_step(chance, "enospc", Kind::Plain)),
     ("power cut, ext4", 3, |chance| cut(chance, Kind::Ext4, Power, &[])),
     ("power cut, xfs", 3, |chance| cut(chance, Kind::Xfs, Power, &[])),
     ("kill -9 or power cut, ext4", 2, |chance| mixed(chance, Kind::Ext4)),
@@ -138,7 +140,7 @@ impl Chance {
 
 fn args(disk: &Disk, durability: Durability) -> server::Args {
     server::Args {
-        dir: disk.dir().join("uploads"),
+        dir: disk.store(),
         durability,
         answers_first: false,
     }
@@ -258,8 +260,9 @@ fn mixed(chance: &mut Chance, kind: Kind) -> Result<Seen, Stop> {
     Ok(world.finish())
 }
 
-/// A process dies, or a step fails, at the first step, at the second one, and so on.
-fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, Stop> {
+/// A process dies, or a step fails, at the first step, at the second one, and so on. Where power can
+/// be cut, it is when the process has died.
+fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, Stop> {
     const STEPS: [&str; 13] = [
         "claim",
         "create",
@@ -275,11 +278,14 @@ fn at_each_step(chance: &mut Chance, action: &str) -> Result<Seen, Stop> {
         "write-data",
         "write-journal",
     ];
+    if kind != Kind::Plain {
+        needs_root()?;
+    }
     let mut crossed = BTreeSet::new();
     let mut all = Seen::default();
     for step in 1.. {
         let fault = format!("{action}@{step}");
-        let (mut seen, said) = at_step(chance, &fault)?;
+        let (mut seen, said) = at_step(chance, &fault, kind)?;
         let name = said.iter().find_map(|line| step_of(line));
         for what in &mut seen.wrong {
             *what = format!("{fault}, {}: {what}", name.unwrap_or("no step"));
@@ -307,12 +313,12 @@ fn step_of(line: &str) -> Option<&str> {
     step.split_once(": ")?.1.split(';').next()
 }
 
-fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stop> {
+fn at_step(chance: &mut Chance, fault: &str, kind: Kind) -> Result<(Seen, Vec<String>), Stop> {
     let faulty = Start {
         env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.into())],
         ..Start::default()
     };
-    let disk = Disk::new(Kind::Plain)?;
+    let disk = Disk::new(kind).map_err(Stop::Cannot)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[])?;
     let mut said = Vec::new();
@@ -322,7 +328,10 @@ fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stop
         }
         // It does not get as far as to listen.
         said.push(error);
-        world.seen.crashes += 1;
+        match kind {
+            Kind::Plain => world.seen.crashes += 1,
+            _ => world.cut()?,
+        }
         world.start(&Start::default())?;
     }
     // One request after the other: the steps then come in the same order each time, and none is
@@ -333,7 +342,15 @@ fn at_step(chance: &mut Chance, fault: &str) -> Result<(Seen, Vec<String>), Stop
         world.until(|world| world.clients_are_done() || world.servers[0].has_died());
     }
     let has_died = world.servers[0].has_died();
+    if kind != Kind::Plain {
+        // The pipe has what it said, also when the power is gone.
+        world.servers[0].freeze();
+        world.disk.cut()?;
+    }
     said.extend(world.kill(0));
+    if kind != Kind::Plain {
+        world.disk.boot()?;
+    }
     if !has_died && !world.clients_are_done() {
         world
             .seen

@@ -6,12 +6,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::{Extension, Router, routing::post};
+use axum::{
+    Extension, Router,
+    extract::Request,
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
 use serde_json::json;
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durability};
 
 /// How long the application takes when the answer does not wait for it.
 const LATE: Duration = Duration::from_millis(300);
+
+/// The header in which a client names the folder of the store that it means. A client of another run
+/// that has lost its server may find ours at the same port, and ours may find theirs.
+pub const STORE: &str = "x-store";
 
 pub struct Args {
     pub dir: PathBuf,
@@ -62,8 +73,24 @@ pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         .layer(Extension(args.answers_first));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     eprintln!("listening on {}", listener.local_addr()?);
-    axum::serve(listener, app.layer(layer)).await?;
+    let app = app
+        .layer(layer)
+        .layer(middleware::from_fn(only_ours))
+        .layer(Extension(Store(args.dir.display().to_string())));
+    axum::serve(listener, app).await?;
     Ok(())
+}
+
+#[derive(Clone)]
+struct Store(String);
+
+async fn only_ours(Extension(store): Extension<Store>, request: Request, next: Next) -> Response {
+    let wanted = request.headers().get(STORE);
+    match wanted.is_some_and(|wanted| wanted.as_bytes() == store.0.as_bytes()) {
+        true => next.run(request).await,
+        // It shall try again, and find its own one.
+        false => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
 async fn finished(Extension(answers_first): Extension<bool>, upload: CompletedUpload) -> String {

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -206,6 +206,8 @@ pub struct Upload {
     /// Bytes of its chunks.
     chunk: u64,
     acks: PathBuf,
+    /// The folder of the store that it goes to.
+    store: PathBuf,
     client: Child,
 }
 
@@ -228,6 +230,7 @@ impl Upload {
             content,
             chunk,
             acks,
+            store: disk.store(),
             client,
         })
     }
@@ -249,6 +252,8 @@ impl Upload {
             // Longer than patience lasts, but not for ever: this process may be killed.
             .args(["--retries", "3000", "--identifier", identifier])
             .args(["--chunk-size", &chunk.to_string()])
+            .arg("--header")
+            .arg(format!("{}: {}", server::STORE, disk.store().display()))
             .arg("--acks")
             .arg(&acks)
             .arg(format!("http://{to}/upload"))
@@ -304,7 +309,8 @@ impl Upload {
              &resumableRelativePath={name}&resumableTotalSize={total}\
              &resumableChunkNumber=1&resumableChunkSize={chunk}"
         );
-        let answer = get(server, &query).map_err(|error| format!("no status: {error}"))?;
+        let answer =
+            get(server, &query, &self.store).map_err(|error| format!("no status: {error}"))?;
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
         let status = serde_json::from_str::<Value>(body).ok();
         status
@@ -313,10 +319,13 @@ impl Upload {
     }
 }
 
-fn get(server: SocketAddr, query: &str) -> std::io::Result<String> {
+fn get(server: SocketAddr, query: &str, store: &Path) -> std::io::Result<String> {
     let mut connection = TcpStream::connect(server)?;
     connection.set_read_timeout(Some(PATIENCE))?;
-    let head = format!("GET /upload?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let (name, store) = (server::STORE, store.display());
+    let head = format!(
+        "GET /upload?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{name}: {store}\r\n\r\n"
+    );
     connection.write_all(head.as_bytes())?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
