@@ -557,14 +557,21 @@ impl World {
             }
             self.until(Self::clients_are_done);
         }
-        let server = self.servers.first().map(|server| server.address);
+        let server = self.servers.first();
         for upload in &mut self.uploads {
             match upload.client.try_wait() {
                 Ok(Some(status)) if status.success() => {}
                 ended => {
-                    let status = server.map(|server| upload.status(server));
-                    let name = &upload.identifier;
-                    let what = format!("{name}: its client ends with {ended:?}: {status:?}");
+                    // All that could tell why.
+                    let status = server.map(|server| upload.status(server.address));
+                    let said = server.map(|server| lock(&server.errors).clone());
+                    let behind = lock(&self.proxy.behind).clone();
+                    let what = format!(
+                        "{}: its client ends with {ended:?}; it has {:?}; its status is {status:?}; \
+                         behind the proxy is {behind:?}; the server has said {said:?}",
+                        upload.identifier,
+                        upload.acks(),
+                    );
                     self.seen.wrong.push(what);
                 }
             }
