@@ -10,7 +10,8 @@ use super::{
     world::{CHUNK, Seen, Start, Stop, World},
 };
 
-/// One row: its name, what it does in one round, and how often that is done in a short run.
+/// One row: its name, how many rounds a short run has, and what is done in one. Mistakes on purpose
+/// have so many rounds to be found.
 type Row = (&'static str, u64, fn(&mut Chance) -> Result<Seen, Stop>);
 
 #[rustfmt::skip]
@@ -22,6 +23,7 @@ const ROWS: &[Row] = &[
     ("kill -9 at each step", 1, |chance| at_each_step(chance, "kill", Kind::Plain)),
     ("power cut at each step, ext4", 1, |chance| at_each_step(chance, "kill", Kind::Ext4)),
     ("power cut at each step, xfs", 1, |chance| at_each_step(chance, "kill", Kind::Xfs)),
+    ("kill -9, and in the recovery", 2, |chance| killed_twice(chance)),
     ("error at each step", 1, |chance| at_each_step(chance, "eio", Kind::Plain)),
     ("no room at each step", 1, |chance| at_each_step(chance, "enospc", Kind::Plain)),
     ("power cut, ext4", 3, |chance| cut(chance, Kind::Ext4, Power, &[])),
@@ -42,19 +44,19 @@ const ROWS: &[Row] = &[
 /// does not.
 #[rustfmt::skip]
 const CONTROLS: &[Row] = &[
-    ("no syncs at all (eatmydata)", 1, |chance| {
+    ("no syncs at all (eatmydata)", 5, |chance| {
         cut(chance, Kind::Ext4, Power, &[("LD_PRELOAD", "libeatmydata.so")])
     }),
-    ("data not synced", 1, |chance| {
+    ("data not synced", 5, |chance| {
         cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
     }),
-    ("records not synced", 1, |chance| {
+    ("records not synced", 5, |chance| {
         cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
     }),
-    ("folders not synced", 6, |chance| {
+    ("folders not synced", 30, |chance| {
         cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
     }),
-    ("answers before the hand-over", 1, too_early),
+    ("answers before the hand-over", 5, too_early),
 ];
 
 /// Runs the rows and prints the table; whether each is as it must be.
@@ -77,20 +79,30 @@ pub fn all(rounds: u64, seed: u64, only: &[String]) -> bool {
     let wanted = |row: &&Row| only.is_empty() || only.iter().any(|name| row.0.contains(name));
     let mut good = true;
     for row in ROWS.iter().filter(wanted) {
-        good &= run(row, rounds, seed, Seen::is_clean, "");
+        good &= run(row, rounds, seed, Seen::is_clean, |_| false, "");
     }
     println!("\nmistakes on purpose, which must be found:");
     for row in CONTROLS.iter().filter(wanted) {
         let is_found = |seen: &Seen| seen.lost + seen.corrupt + seen.missing > 0;
-        good &= run(row, 1, seed, is_found, "red, as it must be");
+        good &= run(row, 1, seed, is_found, is_found, "red, as it must be");
     }
     good
 }
 
-fn run(row: &Row, rounds: u64, seed: u64, is_good: fn(&Seen) -> bool, praise: &str) -> bool {
+fn run(
+    row: &Row,
+    rounds: u64,
+    seed: u64,
+    is_good: fn(&Seen) -> bool,
+    is_enough: fn(&Seen) -> bool,
+    praise: &str,
+) -> bool {
     let (name, times, round) = row;
     let (mut seen, start) = (Seen::default(), Instant::now());
     for number in 0..times * rounds {
+        if is_enough(&seen) {
+            break;
+        }
         match round(&mut Chance(seed.wrapping_add(number << 32))) {
             Ok(more) => seen.add(more),
             Err(Stop::Cannot(why)) => {
@@ -307,6 +319,48 @@ fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, S
         if !crossed.contains(step) {
             all.wrong.push(format!("step {step} was never crossed"));
         }
+    }
+    Ok(all)
+}
+
+/// A process dies at a step, and so does the next one, while clients find out what is there: at each
+/// of its first steps.
+fn killed_twice(chance: &mut Chance) -> Result<Seen, Stop> {
+    let mut all = Seen::default();
+    for second in 1..=20 {
+        // Behind those of the start.
+        let faults = [
+            format!("kill@{}", 10 + chance.below(75)),
+            format!("kill@{second}"),
+        ];
+        let disk = Disk::new(Kind::Plain)?;
+        let args = args(&disk, Power);
+        let mut world = World::new(disk, args, &[])?;
+        for len in [0, 2 * CHUNK + 5, CHUNK] {
+            let content = chance.bytes(len);
+            world.upload_alone(content)?;
+        }
+        for fault in &faults {
+            let faulty = Start {
+                env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.clone())],
+                ..Start::default()
+            };
+            match world.start(&faulty) {
+                Ok(()) => {
+                    world.until(|world| world.clients_are_done() || world.servers[0].has_died());
+                    world.kill(0);
+                }
+                Err(error) if step_of(&error).is_some() => world.seen.crashes += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        world.start(&Start::default())?;
+        world.check_acks();
+        let mut seen = world.finish();
+        for what in &mut seen.wrong {
+            *what = format!("{faults:?}: {what}");
+        }
+        all.add(seen);
     }
     Ok(all)
 }
