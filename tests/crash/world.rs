@@ -167,6 +167,10 @@ impl Proxy {
         let servers = Arc::clone(&behind);
         thread::spawn(move || {
             for (turn, client) in listener.incoming().flatten().enumerate() {
+                // Nobody else has it any more: its round is over.
+                if Arc::strong_count(&servers) == 1 {
+                    return;
+                }
                 let server = {
                     let servers = lock(&servers);
                     servers.get(turn % servers.len().max(1)).copied()
@@ -182,6 +186,14 @@ impl Proxy {
 
     pub fn set(&self, servers: &[SocketAddr]) {
         *lock(&self.behind) = servers.to_vec();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.behind = Shared::default();
+        // So that it looks.
+        let _ = TcpStream::connect(self.address);
     }
 }
 
