@@ -16,6 +16,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, IsTerminal, SeekFrom, Write},
     path::{Path, PathBuf},
+    pin::pin,
     process::ExitCode,
     str::FromStr,
     sync::{Arc, OnceLock},
@@ -25,14 +26,14 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::{
-    Stream, StreamExt, TryStreamExt,
+    FutureExt, Stream, StreamExt, TryStreamExt,
     future::{try_join, try_join_all},
     stream,
 };
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
-    body::Frame,
+    body::{Frame, Incoming},
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
@@ -41,6 +42,7 @@ use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncSeekExt},
     net::TcpStream,
+    task::JoinHandle,
     time::sleep,
 };
 
@@ -597,7 +599,12 @@ impl<'a> Upload<'a> {
 
 /// A connection, opened when it is needed.
 #[derive(Default)]
-struct Link(Option<SendRequest<Body>>);
+struct Link(Option<Connection>);
+
+struct Connection {
+    sender: SendRequest<Body>,
+    end: JoinHandle<Result<(), hyper::Error>>,
+}
 
 impl Link {
     async fn exchange(
@@ -606,20 +613,20 @@ impl Link {
         request: Request<Body>,
         sent: &OnceLock<Instant>,
     ) -> Result<Answer, Failure> {
-        let mut sender = match self.0.take() {
-            Some(sender) => sender,
+        let mut connection = match self.0.take() {
+            Some(connection) => connection,
             None => connect(url).await?,
         };
-        if sender.ready().await.is_err() {
+        if connection.sender.ready().await.is_err() {
             // Closed while it was idle.
-            sender = connect(url).await?;
+            connection = connect(url).await?;
         }
         let start = Instant::now();
-        let response = sender.send_request(request).await?;
+        let response = connection.send(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         // After a refusal, what is left of the chunk is not worth sending.
-        self.0 = Some(sender).filter(|_| status.as_u16() < 400);
+        self.0 = Some(connection).filter(|_| status.as_u16() < 400);
         // An answer can come before all was sent.
         let waited = sent.get().unwrap_or(&start).elapsed();
         Ok(Answer {
@@ -630,7 +637,23 @@ impl Link {
     }
 }
 
-async fn connect(url: &Uri) -> Result<SendRequest<Body>, Failure> {
+impl Connection {
+    /// A request that is handed over in the moment when the connection ends can be left without an
+    /// answer, and without an error (hyper's issue 2312): so this waits for that end, too.
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        let mut response = pin!(self.sender.send_request(request));
+        tokio::select! {
+            biased;
+            response = &mut response => Ok(response?),
+            _ = &mut self.end => match response.now_or_never() {
+                Some(response) => Ok(response?),
+                None => Err(Failure::Network("the connection has ended".into())),
+            },
+        }
+    }
+}
+
+async fn connect(url: &Uri) -> Result<Connection, Failure> {
     let host = url.host().unwrap_or_default();
     let port = url.port_u16().unwrap_or(80);
     let stream = TcpStream::connect(format!("{host}:{port}"))
@@ -639,8 +662,8 @@ async fn connect(url: &Uri) -> Result<SendRequest<Body>, Failure> {
         .map_err(|error| Failure::Network(error.to_string()))?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Its errors are those of the requests on it.
-    tokio::spawn(connection);
-    Ok(sender)
+    let end = tokio::spawn(connection);
+    Ok(Connection { sender, end })
 }
 
 impl Answer {

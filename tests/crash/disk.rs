@@ -64,6 +64,11 @@ impl Disk {
         self.outside.path().join("mounted")
     }
 
+    /// The folder of the store.
+    pub fn store(&self) -> PathBuf {
+        self.dir().join("uploads")
+    }
+
     fn mount(&self) -> Result<(), String> {
         match self.kind {
             Kind::Plain => Ok(()),
@@ -92,6 +97,16 @@ impl Disk {
     pub fn boot(&self) -> Result<(), String> {
         run("umount", &[], &[&self.dir()])?;
         self.mount()
+    }
+
+    /// Bytes that are left.
+    pub fn room(&self) -> Result<u64, String> {
+        let said = run("df", &["--output=avail", "--block-size=1"], &[&self.dir()])?;
+        let number = said
+            .lines()
+            .nth(1)
+            .and_then(|line| line.trim().parse().ok());
+        number.ok_or(said)
     }
 
     /// More room for a small one.

@@ -11,13 +11,16 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tower::{Layer as _, ServiceExt as _, service_fn};
-use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer, store::Location};
 
-use super::{rows::Chance, world::Seen};
+use super::{
+    rows::Chance,
+    world::{Seen, Stop},
+};
 
 const ROUNDS: u64 = 5000;
 
-pub fn row(_: &mut Chance) -> Result<Seen, String> {
+pub fn row(_: &mut Chance) -> Result<Seen, Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -44,10 +47,14 @@ pub fn row(_: &mut Chance) -> Result<Seen, String> {
 
 async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
     let calls = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&calls);
+    let whole = Arc::new(AtomicU64::new(0));
+    let counters = (Arc::clone(&calls), Arc::clone(&whole));
     let service = layer.layer(service_fn(move |request: Request<Full<Bytes>>| {
-        counter.fetch_add(1, Ordering::SeqCst);
         let upload = request.extensions().get::<CompletedUpload>();
+        counters.0.fetch_add(1, Ordering::SeqCst);
+        counters
+            .1
+            .fetch_add(upload.is_some_and(is_whole).into(), Ordering::SeqCst);
         let id = upload.map_or("none", CompletedUpload::id).to_owned();
         async move { Ok::<_, Infallible>(Response::new(Full::from(id))) }
     }));
@@ -87,8 +94,19 @@ async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
     seen.acked += 27;
     seen.missing += u64::from(calls == 0);
     seen.doubled += calls.saturating_sub(1);
+    seen.corrupt += calls - whole.load(Ordering::SeqCst);
     if ids.is_empty() || ids.iter().any(|id| *id != ids[0]) {
         seen.wrong
             .push(format!("round {round}: other answers: {ids:?}"));
     }
+}
+
+/// Whether it has the bytes of the three chunks.
+fn is_whole(upload: &CompletedUpload) -> bool {
+    let content = match upload.location() {
+        Location::File(path) => std::fs::read(path).unwrap_or_default(),
+        Location::Memory(bytes) => bytes.to_vec(),
+        _ => Vec::new(),
+    };
+    content == [[1; 9], [2; 9], [3; 9]].concat()
 }

@@ -1,17 +1,28 @@
 //! The server that is crashed: this program itself, started with `server` as its first argument.
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use axum::{Extension, Router, routing::post};
+use axum::{
+    Extension, Router,
+    extract::Request,
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
 use serde_json::json;
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durability};
 
 /// How long the application takes when the answer does not wait for it.
 const LATE: Duration = Duration::from_millis(300);
+
+/// The header in which a client names the folder of the store that it means. A client of another run
+/// that has lost its server may find ours at the same port, and ours may find theirs.
+pub const STORE: &str = "x-store";
 
 pub struct Args {
     pub dir: PathBuf,
@@ -47,6 +58,11 @@ impl Args {
 /// standard output: that is the application's own memory, outside of what is crashed.
 #[tokio::main]
 pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    // The harness never writes to us: at the end of its pipe it has died.
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::abort();
+    });
     let store = FileStore::builder(&args.dir)
         .durability(args.durability)
         .stall_timeout(Duration::from_secs(1))
@@ -57,8 +73,24 @@ pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         .layer(Extension(args.answers_first));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     eprintln!("listening on {}", listener.local_addr()?);
-    axum::serve(listener, app.layer(layer)).await?;
+    let app = app
+        .layer(layer)
+        .layer(middleware::from_fn(only_ours))
+        .layer(Extension(Store(args.dir.display().to_string())));
+    axum::serve(listener, app).await?;
     Ok(())
+}
+
+#[derive(Clone)]
+struct Store(String);
+
+async fn only_ours(Extension(store): Extension<Store>, request: Request, next: Next) -> Response {
+    let wanted = request.headers().get(STORE);
+    match wanted.is_some_and(|wanted| wanted.as_bytes() == store.0.as_bytes()) {
+        true => next.run(request).await,
+        // It shall try again, and find its own one.
+        false => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
 async fn finished(Extension(answers_first): Extension<bool>, upload: CompletedUpload) -> String {
@@ -81,10 +113,17 @@ fn report(upload: &CompletedUpload) {
         "identifier": upload.identifier(),
         "id": upload.id(),
         "attempt": upload.attempt(),
+        "time": now(),
         "path": path,
         "whole": content.len() as u64 == upload.size()
             && Some(crc32fast::hash(&content)) == upload.crc32(),
     });
     // In one piece: the next moment may be the last one.
     let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Nanoseconds, the same for all processes of this machine.
+pub fn now() -> u64 {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    time.map_or(0, |time| time.as_nanos() as u64)
 }

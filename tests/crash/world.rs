@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -19,7 +19,7 @@ use super::{
     server,
 };
 
-/// Bytes of a chunk.
+/// Bytes of a chunk, where it does not matter.
 pub const CHUNK: u64 = 20_000;
 
 /// Nothing here takes that long.
@@ -37,6 +37,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A server process, in a group of its own.
 pub struct Server {
     process: Child,
+    /// Which one of the round, from 0.
+    number: u64,
     pub address: SocketAddr,
     /// The lines of its standard error.
     errors: Shared<Vec<String>>,
@@ -55,6 +57,7 @@ impl Server {
     pub fn start(
         args: &server::Args,
         start: &Start,
+        number: u64,
         sink: &Shared<Vec<Value>>,
     ) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -65,7 +68,8 @@ impl Server {
             .args(&words[1..])
             .envs(start.env.iter().cloned())
             .process_group(0)
-            .stdin(Stdio::null())
+            // Never written to: when it ends this process has died, and the server ends too.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -77,7 +81,7 @@ impl Server {
             let mut line = String::new();
             if stderr.read_line(&mut line).unwrap_or(0) == 0 {
                 let _ = process.wait();
-                return Err(format!("the server says {:?}", lock(&errors)));
+                return Err(format!("the server says: {}", lock(&errors).join("; ")));
             }
             match line.trim().strip_prefix("listening on ") {
                 Some(address) => break address.parse().map_err(|_| line.clone())?,
@@ -100,13 +104,17 @@ impl Server {
                 let (sink, stdout) = (Arc::clone(sink), stdout.ok_or("no stdout")?);
                 thread::spawn(move || {
                     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                        lock(&sink).extend(serde_json::from_str::<Value>(&line));
+                        if let Ok(mut delivery) = serde_json::from_str::<Value>(&line) {
+                            delivery["server"] = number.into();
+                            lock(&sink).push(delivery);
+                        }
                     }
                 })
             },
         ];
         Ok(Self {
             process,
+            number,
             address,
             errors,
             readers,
@@ -159,6 +167,10 @@ impl Proxy {
         let servers = Arc::clone(&behind);
         thread::spawn(move || {
             for (turn, client) in listener.incoming().flatten().enumerate() {
+                // Nobody else has it any more: its round is over.
+                if Arc::strong_count(&servers) == 1 {
+                    return;
+                }
                 let server = {
                     let servers = lock(&servers);
                     servers.get(turn % servers.len().max(1)).copied()
@@ -174,6 +186,14 @@ impl Proxy {
 
     pub fn set(&self, servers: &[SocketAddr]) {
         *lock(&self.behind) = servers.to_vec();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.behind = Shared::default();
+        // So that it looks.
+        let _ = TcpStream::connect(self.address);
     }
 }
 
@@ -195,40 +215,57 @@ fn join(client: TcpStream, server: TcpStream) {
 pub struct Upload {
     pub identifier: String,
     pub content: Vec<u8>,
+    /// Bytes of its chunks.
+    chunk: u64,
     acks: PathBuf,
+    /// The folder of the store that it goes to.
+    store: PathBuf,
     client: Child,
 }
 
 impl Upload {
+    /// `words` are more options of the client.
     pub fn start(
         disk: &Disk,
         identifier: String,
         content: Vec<u8>,
+        chunk: u64,
         to: SocketAddr,
-        seed: u64,
+        words: &[&str],
     ) -> Result<Self, String> {
         let source = disk.outside().join(&identifier);
         std::fs::write(&source, &content).map_err(|error| error.to_string())?;
-        let client = Self::client(disk, &identifier, to, seed)?;
+        let client = Self::client(disk, &identifier, chunk, to, words)?;
         let acks = disk.outside().join(format!("{identifier}.acks"));
         Ok(Self {
             identifier,
             content,
+            chunk,
             acks,
+            store: disk.store(),
             client,
         })
     }
 
-    fn client(disk: &Disk, identifier: &str, to: SocketAddr, seed: u64) -> Result<Child, String> {
+    fn client(
+        disk: &Disk,
+        identifier: &str,
+        chunk: u64,
+        to: SocketAddr,
+        words: &[&str],
+    ) -> Result<Child, String> {
         let source = disk.outside().join(identifier);
         let acks = disk.outside().join(format!("{identifier}.acks"));
         let test = std::env::current_exe().map_err(|error| error.to_string())?;
         let profile = test.ancestors().nth(2).ok_or("no folder")?;
         Command::new(profile.join("examples/upload"))
-            .args(["--quiet", "--shuffle", "--duplicate", "20", "--pause", "20"])
-            .args(["--retries", "1000000", "--identifier", identifier])
-            .args(["--chunk-size", &CHUNK.to_string()])
-            .args(["--seed", &seed.to_string()])
+            .args(["--quiet", "--pause", "20"])
+            .args(words)
+            // Longer than patience lasts, but not for ever: this process may be killed.
+            .args(["--retries", "3000", "--identifier", identifier])
+            .args(["--chunk-size", &chunk.to_string()])
+            .arg("--header")
+            .arg(format!("{}: {}", server::STORE, disk.store().display()))
             .arg("--acks")
             .arg(&acks)
             .arg(format!("http://{to}/upload"))
@@ -278,13 +315,14 @@ impl Upload {
     }
 
     fn status(&self, server: SocketAddr) -> Result<Value, String> {
-        let (name, total) = (&self.identifier, self.content.len());
+        let (name, total, chunk) = (&self.identifier, self.content.len(), self.chunk);
         let query = format!(
             "resumableStatus=1&resumableIdentifier={name}&resumableFilename={name}\
              &resumableRelativePath={name}&resumableTotalSize={total}\
-             &resumableChunkNumber=1&resumableChunkSize={CHUNK}"
+             &resumableChunkNumber=1&resumableChunkSize={chunk}"
         );
-        let answer = get(server, &query).map_err(|error| format!("no status: {error}"))?;
+        let answer =
+            get(server, &query, &self.store).map_err(|error| format!("no status: {error}"))?;
         let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
         let status = serde_json::from_str::<Value>(body).ok();
         status
@@ -293,10 +331,13 @@ impl Upload {
     }
 }
 
-fn get(server: SocketAddr, query: &str) -> std::io::Result<String> {
+fn get(server: SocketAddr, query: &str, store: &Path) -> std::io::Result<String> {
     let mut connection = TcpStream::connect(server)?;
     connection.set_read_timeout(Some(PATIENCE))?;
-    let head = format!("GET /upload?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let (name, store) = (server::STORE, store.display());
+    let head = format!(
+        "GET /upload?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{name}: {store}\r\n\r\n"
+    );
     connection.write_all(head.as_bytes())?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
@@ -310,6 +351,21 @@ impl Drop for Upload {
     }
 }
 
+/// Why a round came to no end.
+pub enum Stop {
+    /// It cannot be done on this machine, which says nothing about the crate.
+    Cannot(String),
+    /// Something failed that must not: all errors, unless they are said to be the other thing. A
+    /// server that does not start again after a crash is one.
+    Failed(String),
+}
+
+impl From<String> for Stop {
+    fn from(what: String) -> Self {
+        Self::Failed(what)
+    }
+}
+
 /// What was seen in a row of the table.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -320,11 +376,14 @@ pub struct Seen {
     pub lost: u64,
     pub corrupt: u64,
     pub missing: u64,
-    /// Deliveries too many, in a round without a crash and in others.
+    /// Deliveries too many: while the process that had made the one before was alive, and others.
     pub doubled: u64,
     pub doubled_by_crash: u64,
     /// Anything else that must not be.
     pub wrong: Vec<String>,
+    /// A round came to no end, so that its numbers say little: not even a mistake on purpose is
+    /// found by that.
+    pub failed: bool,
 }
 
 impl Seen {
@@ -339,6 +398,7 @@ impl Seen {
         self.doubled += other.doubled;
         self.doubled_by_crash += other.doubled_by_crash;
         self.wrong.extend(other.wrong);
+        self.failed |= other.failed;
     }
 
     pub fn is_clean(&self) -> bool {
@@ -348,7 +408,6 @@ impl Seen {
 
 /// One round: a disk, servers, a proxy, clients.
 pub struct World {
-    pub disk: Disk,
     args: server::Args,
     pub servers: Vec<Server>,
     proxy: Proxy,
@@ -357,6 +416,14 @@ pub struct World {
     pub seen: Seen,
     /// Whether what was acknowledged must be there after each crash.
     pub keeps: bool,
+    /// How long to wait for anything.
+    pub patience: Duration,
+    /// How many servers were started.
+    started: u64,
+    /// When servers were killed, by their numbers.
+    deaths: BTreeMap<u64, u64>,
+    /// The last field: it is unmounted when the servers are gone.
+    pub disk: Disk,
 }
 
 impl World {
@@ -370,6 +437,9 @@ impl World {
             uploads: Vec::new(),
             seen: Seen::default(),
             keeps: true,
+            patience: PATIENCE,
+            started: 0,
+            deaths: BTreeMap::new(),
         };
         world.seen.rounds = 1;
         for start in starts {
@@ -379,16 +449,37 @@ impl World {
     }
 
     pub fn start(&mut self, start: &Start) -> Result<(), String> {
+        let number = self.started;
+        self.started += 1;
         self.servers
-            .push(Server::start(&self.args, start, &self.sink)?);
+            .push(Server::start(&self.args, start, number, &self.sink)?);
         let addresses: Vec<_> = self.servers.iter().map(|server| server.address).collect();
         self.proxy.set(&addresses);
         Ok(())
     }
 
-    pub fn upload(&mut self, content: Vec<u8>, seed: u64) -> Result<(), String> {
+    /// Chunks in random order, three at a time, some of them twice.
+    pub fn upload(&mut self, content: Vec<u8>, chunk: u64, seed: u64) -> Result<(), String> {
+        let order = seed.to_string();
+        let words = ["--shuffle", "--duplicate", "20", "--seed", &order];
+        self.upload_with(content, chunk, &words)
+    }
+
+    /// One chunk after the other.
+    pub fn upload_alone(&mut self, content: Vec<u8>) -> Result<(), String> {
+        self.upload_with(content, CHUNK, &["--parallel", "1"])
+    }
+
+    fn upload_with(&mut self, content: Vec<u8>, chunk: u64, words: &[&str]) -> Result<(), String> {
         let identifier = format!("upload-{}", self.uploads.len());
-        let upload = Upload::start(&self.disk, identifier, content, self.proxy.address, seed)?;
+        let upload = Upload::start(
+            &self.disk,
+            identifier,
+            content,
+            chunk,
+            self.proxy.address,
+            words,
+        )?;
         self.uploads.push(upload);
         self.seen.uploads += 1;
         Ok(())
@@ -406,7 +497,7 @@ impl World {
 
     /// Waits for something; not for ever.
     pub fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while !is_so(self) {
             if Instant::now() > deadline {
                 return false;
@@ -422,13 +513,17 @@ impl World {
         let left: Vec<_> = self.servers.iter().map(|server| server.address).collect();
         self.proxy.set(&left);
         self.seen.crashes += 1;
+        self.deaths.insert(server.number, server::now());
         server.kill()
     }
 
     /// Cuts the power, and boots.
     pub fn cut(&mut self) -> Result<(), String> {
         // A disk that is dead does not always say so; a machine without power says nothing.
-        self.servers.iter().for_each(Server::freeze);
+        for server in &self.servers {
+            self.deaths.insert(server.number, server::now());
+            server.freeze();
+        }
         self.disk.cut()?;
         self.proxy.set(&[]);
         for server in self.servers.drain(..) {
@@ -467,21 +562,28 @@ impl World {
             // What was acknowledged may be lost: the users find no finished file, and try again.
             for upload in &mut self.uploads {
                 let to = self.proxy.address;
-                match Upload::client(&self.disk, &upload.identifier, to, 0) {
+                match Upload::client(&self.disk, &upload.identifier, upload.chunk, to, &[]) {
                     Ok(client) => upload.client = client,
                     Err(error) => self.seen.wrong.push(error),
                 }
             }
             self.until(Self::clients_are_done);
         }
-        let server = self.servers.first().map(|server| server.address);
+        let server = self.servers.first();
         for upload in &mut self.uploads {
             match upload.client.try_wait() {
                 Ok(Some(status)) if status.success() => {}
                 ended => {
-                    let status = server.map(|server| upload.status(server));
-                    let name = &upload.identifier;
-                    let what = format!("{name}: its client ends with {ended:?}: {status:?}");
+                    // All that could tell why.
+                    let status = server.map(|server| upload.status(server.address));
+                    let said = server.map(|server| lock(&server.errors).clone());
+                    let behind = lock(&self.proxy.behind).clone();
+                    let what = format!(
+                        "{}: its client ends with {ended:?}; it has {:?}; its status is {status:?}; \
+                         behind the proxy is {behind:?}; the server has said {said:?}",
+                        upload.identifier,
+                        upload.acks(),
+                    );
                     self.seen.wrong.push(what);
                 }
             }
@@ -499,26 +601,42 @@ impl World {
         for upload in &self.uploads {
             let seen = &mut self.seen;
             seen.acked += upload.acks().iter().map(|(_, len)| len).sum::<u64>();
-            let Some(list) = deliveries.get(&upload.identifier) else {
+            let Some(list) = deliveries.get_mut(&upload.identifier) else {
                 seen.missing += 1;
                 continue;
             };
-            let doubled = list.len() as u64 - 1;
-            match seen.crashes {
-                0 => seen.doubled += doubled,
-                _ => seen.doubled_by_crash += doubled,
-            }
+            // In the order in which they were made, whoever printed first.
+            list.sort_by_key(|delivery| delivery["time"].as_u64());
             for pair in list.windows(2) {
-                if pair[0]["id"] != pair[1]["id"]
-                    || pair[0]["attempt"].as_u64() >= pair[1]["attempt"].as_u64()
+                // Another one is right only if the process that made the one before was dead.
+                let (first, second) = (&pair[0], &pair[1]);
+                let death = first["server"].as_u64().and_then(|n| self.deaths.get(&n));
+                match death.copied() < second["time"].as_u64()
+                    && death.is_some()
+                    && first["server"] != second["server"]
                 {
-                    seen.wrong.push(format!("{list:?}"));
+                    true => seen.doubled_by_crash += 1,
+                    false => {
+                        seen.doubled += 1;
+                        seen.wrong.push(format!("delivered twice: {list:?}"));
+                    }
+                }
+                if first["id"] != second["id"]
+                    || first["attempt"].as_u64() >= second["attempt"].as_u64()
+                {
+                    seen.wrong
+                        .push(format!("not one upload, or not one more attempt: {list:?}"));
                 }
             }
-            let path = list[0]["path"].as_str().unwrap_or_default();
+            // A file that was delivered again may have another name by now.
+            let last = list.last().and_then(|delivery| delivery["path"].as_str());
+            let path = last.unwrap_or_default();
             let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
             let content = std::fs::read(path);
-            if !is_whole || content.ok().as_ref() != Some(&upload.content) {
+            if !is_whole || content.as_ref().ok() != Some(&upload.content) {
+                let len = content.map(|content| content.len());
+                seen.wrong
+                    .push(format!("other bytes, {len:?} long: {list:?}"));
                 seen.corrupt += 1;
             }
         }
