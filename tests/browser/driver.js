@@ -1,6 +1,14 @@
 // Runs in the page, beside one unmodified Resumable.js release.
 'use strict';
 
+// How many requests the page has sent: the browser reports them with a delay of its own.
+window.sent = 0;
+const send = XMLHttpRequest.prototype.send;
+XMLHttpRequest.prototype.send = function (body) {
+  window.sent++;
+  return send.call(this, body);
+};
+
 // `made` are files to create here; `picked` is how many the test puts into #pick instead.
 window.start = (options, { made = [], picked = 0, directory = false }) => {
   const expected = made.length + picked;
