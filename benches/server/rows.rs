@@ -1,0 +1,329 @@
+//! What is measured.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Error, Options,
+    drive::{self, As, Connection, File, content},
+    server::{Kind, Server},
+    table::{Figures, Ratios},
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+const POWER: Kind = Kind::Ours("power");
+const PROCESS: Kind = Kind::Ours("process");
+
+type Row<'a> = (String, Box<dyn FnMut() -> Result<Figures, Error> + 'a>);
+
+fn row<'a>(name: &str, measure: impl FnMut() -> Result<Figures, Error> + 'a) -> Row<'a> {
+    (name.to_owned(), Box::new(measure))
+}
+
+/// A folder for one server, on the disk of `TMPDIR` or in memory.
+fn folder(in_memory: bool) -> Result<tempfile::TempDir, Error> {
+    let memory = Path::new("/dev/shm");
+    Ok(match in_memory && memory.is_dir() {
+        true => tempfile::tempdir_in(memory)?,
+        false => tempfile::tempdir()?,
+    })
+}
+
+/// What others have left to write shall not count.
+fn settle() -> Result<(), Error> {
+    let synced = std::process::Command::new("sync").status()?;
+    match synced.success() {
+        true => Ok(()),
+        false => Err("sync has failed".into()),
+    }
+}
+
+fn file(name: &str, size: u64, chunk: u64) -> File {
+    File {
+        name: name.to_owned(),
+        size,
+        chunk,
+    }
+}
+
+/// One file through one server.
+fn upload(
+    kind: Kind,
+    how: As,
+    size: u64,
+    chunk: u64,
+    connections: usize,
+) -> Result<Figures, Error> {
+    let dir = folder(false)?;
+    settle()?;
+    let server = Server::start(kind, &dir.path().join("uploads"))?;
+    let file = file("large.bin", size, chunk);
+    let bytes = content(chunk.min(MIB) as usize);
+    let before = server.cpu()?;
+    let took = drive::each(
+        server.address,
+        connections,
+        file.chunks(),
+        |connection, n| connection.send(&file, n + 1, how, &bytes),
+    )?;
+    let gib = size as f64 / (1 << 30) as f64;
+    Ok(vec![
+        ("MiB/s", gib * 1024.0 / took.as_secs_f64()),
+        ("CPU s/GiB", (server.cpu()? - before) / gib),
+        ("peak MiB", server.peak()?),
+    ])
+}
+
+/// Many files of one chunk each.
+fn small(kind: Kind, in_memory: bool, count: u64) -> Result<Figures, Error> {
+    let dir = folder(in_memory)?;
+    settle()?;
+    let server = Server::start(kind, &dir.path().join("uploads"))?;
+    let bytes = content(10 * KIB as usize);
+    let before = server.cpu()?;
+    let took = drive::each(server.address, 8, count, |connection, n| {
+        let file = file(&format!("{n}.bin"), 10 * KIB, MIB);
+        connection.send(&file, 1, As::Form, &bytes)
+    })?;
+    let count = count as f64;
+    Ok(vec![
+        ("files/s", count / took.as_secs_f64()),
+        ("CPU us each", (server.cpu()? - before) * 1e6 / count),
+        ("peak MiB", server.peak()?),
+    ])
+}
+
+/// The last chunk, when all others are there.
+fn last(kind: Kind, size: u64) -> Result<Figures, Error> {
+    let dir = folder(false)?;
+    settle()?;
+    let server = Server::start(kind, &dir.path().join("uploads"))?;
+    let file = file("large.bin", size, MIB);
+    let bytes = content(MIB as usize);
+    let chunks = file.chunks();
+    drive::each(server.address, 3, chunks - 1, |connection, n| {
+        connection.send(&file, n + 1, As::Form, &bytes)
+    })?;
+    settle()?;
+    let mut connection = Connection::open(server.address)?;
+    let start = Instant::now();
+    connection.send(&file, chunks, As::Form, &bytes)?;
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+    Ok(vec![("ms", ms), ("peak MiB", server.peak()?)])
+}
+
+/// Many chunks of one file: the first of them, the last, and those after a restart of the server.
+fn many(kind: Kind, chunks: u64) -> Result<[Figures; 3], Error> {
+    let dir = folder(true)?;
+    let dir = dir.path().join("uploads");
+    let file = file("chunks.bin", chunks * 64, 64);
+    let bytes = content(64);
+    let tenth = chunks / 10;
+    let send = |server: &Server, from: u64, count: u64| -> Result<Figures, Error> {
+        let before = server.cpu()?;
+        let took = drive::each(server.address, 3, count, |connection, n| {
+            connection.send(&file, from + n + 1, As::Form, &bytes)
+        })?;
+        let used = server.cpu()? - before;
+        Ok(vec![
+            ("CPU us each", used * 1e6 / count as f64),
+            ("us each", took.as_secs_f64() * 1e6 / count as f64),
+        ])
+    };
+    let server = Server::start(kind, &dir)?;
+    let first = send(&server, 0, tenth)?;
+    send(&server, tenth, 7 * tenth)?;
+    let last = send(&server, 8 * tenth, tenth)?;
+    drop(server);
+    let server = Server::start(kind, &dir)?;
+    let restarted = send(&server, 9 * tenth, tenth)?;
+    Ok([first, last, restarted])
+}
+
+/// A probe of an upload that the server knows.
+fn probes(kind: Kind, count: u64) -> Result<Figures, Error> {
+    let dir = folder(false)?;
+    let server = Server::start(kind, &dir.path().join("uploads"))?;
+    let file = file("large.bin", 64 * MIB, MIB);
+    let bytes = content(MIB as usize);
+    drive::each(server.address, 3, 32, |connection, n| {
+        connection.send(&file, n + 1, As::Form, &bytes)
+    })?;
+    let before = server.cpu()?;
+    let took = drive::each(server.address, 8, count, |connection, n| {
+        connection.write(file.probe(n % 32 + 1).as_bytes())?;
+        match connection.answer()? {
+            200 => Ok(()),
+            status => Err(format!("a probe got {status}").into()),
+        }
+    })?;
+    let count = count as f64;
+    Ok(vec![
+        ("CPU us each", (server.cpu()? - before) * 1e6 / count),
+        ("each/s", count / took.as_secs_f64()),
+    ])
+}
+
+/// Many connections that all have sent the first 200 KiB of a chunk, a little at a time.
+fn slow(kind: Kind, connections: usize) -> Result<Figures, Error> {
+    let dir = folder(false)?;
+    let server = Server::start(kind, &dir.path().join("uploads"))?;
+    let empty = server.peak()?;
+    let mut open = Vec::new();
+    for n in 0..connections {
+        let file = file(&format!("{n}.bin"), 2 * MIB, MIB);
+        let mut connection = Connection::open(server.address)?;
+        connection.write(file.head(1, As::Form).0.as_bytes())?;
+        open.push(connection);
+    }
+    let bytes = content(2 * KIB as usize);
+    for _ in 0..100 {
+        for connection in &mut open {
+            connection.write(&bytes)?;
+        }
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let peak = server.peak()?;
+    Ok(vec![
+        ("peak MiB", peak),
+        ("KiB each", (peak - empty) * 1024.0 / connections as f64),
+    ])
+}
+
+pub fn measure(options: &Options) -> Result<(), Error> {
+    let own = Kind::Own;
+    let size = options.mib * MIB;
+    let mut ratios = Ratios::load(options);
+    let rounds = options.rounds;
+    let wanted = |title: &str| {
+        let only = options.only.as_deref();
+        only.is_none_or(|only| title.contains(only))
+    };
+    let mut table = |title: &str, of: &'static str, rows: &mut [Row<'_>]| -> Result<(), Error> {
+        match wanted(title) {
+            true => ratios.table(title, of, rounds, rows),
+            false => Ok(()),
+        }
+    };
+
+    let big = |name: &str, kind, how| row(name, move || upload(kind, how, size, MIB, 3));
+    table(
+        "each chunk synced: 1 MiB chunks, 3 connections",
+        "CPU s/GiB",
+        &mut [
+            big("bare hyper, search, synced", own("limit-synced"), As::Form),
+            big("tower-resumable, form", POWER, As::Form),
+            big("tower-resumable, octets", POWER, As::Octets),
+        ],
+    )?;
+    table(
+        "not synced: 1 MiB chunks, 3 connections",
+        "CPU s/GiB",
+        &mut [
+            big("bare hyper, search", own("limit"), As::Form),
+            big("tower-resumable, form", PROCESS, As::Form),
+            big("tower-resumable, octets", PROCESS, As::Octets),
+            big("multer, nothing written", own("sink"), As::Form),
+            big("multer, tokio's files", own("tokio"), As::Form),
+            big("handwritten, axum", own("handwritten"), As::Form),
+        ],
+    )?;
+    for connections in [1, 16, 64] {
+        let big =
+            |name: &str, kind| row(name, move || upload(kind, As::Form, size, MIB, connections));
+        table(
+            &format!("1 MiB chunks, connections: {connections}"),
+            "CPU s/GiB",
+            &mut [
+                big("bare hyper, search, synced", own("limit-synced")),
+                big("tower-resumable, synced", POWER),
+                big("tower-resumable", PROCESS),
+                big("handwritten, axum", own("handwritten")),
+            ],
+        )?;
+    }
+    for (chunk, name) in [(64 * KIB, "64 KiB"), (8 * MIB, "8 MiB")] {
+        let big = |name: &str, kind| row(name, move || upload(kind, As::Form, size, chunk, 3));
+        table(
+            &format!("{name} chunks, 3 connections"),
+            "CPU s/GiB",
+            &mut [
+                big("bare hyper, search, synced", own("limit-synced")),
+                big("tower-resumable, synced", POWER),
+                big("tower-resumable", PROCESS),
+                big("handwritten, axum", own("handwritten")),
+            ],
+        )?;
+    }
+    let files = |name: &str, kind| row(name, move || small(kind, true, 10_000));
+    table(
+        "10,000 files of 10 KiB in memory, 8 connections",
+        "files/s",
+        &mut [
+            files("bare hyper, search", own("limit")),
+            files("tower-resumable", PROCESS),
+            files("tower-resumable, synced", POWER),
+            files("handwritten, axum", own("handwritten")),
+        ],
+    )?;
+    let files = |name: &str, kind| row(name, move || small(kind, false, 3_000));
+    table(
+        "3,000 files of 10 KiB on disk, 8 connections",
+        "files/s",
+        &mut [
+            files("bare hyper, search", own("limit")),
+            files("tower-resumable", PROCESS),
+            files("tower-resumable, synced", POWER),
+            files("handwritten, axum", own("handwritten")),
+        ],
+    )?;
+    let alone = |name: &str, kind, size| row(name, move || last(kind, size));
+    table(
+        "the last chunk alone",
+        "ms",
+        &mut [
+            alone("tower-resumable, synced, 16 MiB", POWER, 16 * MIB),
+            alone("tower-resumable, synced, 4 GiB", POWER, 4096 * MIB),
+            alone("tower-resumable, 16 MiB", PROCESS, 16 * MIB),
+            alone("tower-resumable, 4 GiB", PROCESS, 4096 * MIB),
+            alone("handwritten, 16 MiB", own("handwritten"), 16 * MIB),
+            alone("handwritten, 256 MiB", own("handwritten"), 256 * MIB),
+        ],
+    )?;
+    let title = "100,000 chunks of one file in memory";
+    if wanted(title) {
+        let mut thirds = Vec::new();
+        for _ in 0..rounds {
+            thirds.push(many(PROCESS, 100_000)?);
+        }
+        let part = |name: &str, i: usize| {
+            let mut rounds: Vec<_> = thirds.iter().map(|third| third[i].clone()).collect();
+            row(name, move || rounds.pop().ok_or("no round".into()))
+        };
+        table(
+            title,
+            "CPU us each",
+            &mut [
+                part("the first 10,000", 0),
+                part("the last 10,000", 1),
+                part("10,000 after a restart", 2),
+            ],
+        )?;
+    }
+    table(
+        "probes of one upload, 8 connections",
+        "CPU us each",
+        &mut [row("tower-resumable", || probes(POWER, 20_000))],
+    )?;
+    let waiting = |name: &str, connections| row(name, move || slow(POWER, connections));
+    table(
+        "slow connections",
+        "peak MiB",
+        &mut [waiting("64", 64), waiting("1,000", 1000)],
+    )?;
+    ratios.finish()
+}
