@@ -32,7 +32,8 @@ impl File {
         (self.size / self.chunk).max(1)
     }
 
-    fn fields(&self, number: u64) -> [(&'static str, String); 8] {
+    /// Those of Resumable.js, in its order.
+    fn fields(&self, number: u64) -> [(&'static str, String); 9] {
         let len = self.len(number);
         [
             ("resumableChunkNumber", number.to_string()),
@@ -45,6 +46,7 @@ impl File {
                 format!("{}-{}", self.size, self.name),
             ),
             ("resumableFilename", self.name.clone()),
+            ("resumableRelativePath", self.name.clone()),
             ("resumableTotalChunks", self.chunks().to_string()),
         ]
     }

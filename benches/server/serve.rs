@@ -100,8 +100,10 @@ async fn handwritten(
             return Ok("more");
         }
     }
-    let whole = tokio::fs::File::create(dir.join(&identifier)).await;
-    let mut whole = whole.map_err(failed)?;
+    let whole = tokio::fs::File::create_new(dir.join(&identifier)).await;
+    let Ok(mut whole) = whole else {
+        return Ok("another request does it");
+    };
     for part in parts() {
         let mut from = tokio::fs::File::open(&part).await.map_err(failed)?;
         tokio::io::copy(&mut from, &mut whole)

@@ -1,16 +1,21 @@
 //! One chunk on its way to its place in the file.
 
-use std::{collections::VecDeque, io, ops::Range, sync::Arc};
+use std::{io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
-    BLOCK, Durability, FileStore,
-    entry::{Entry, Landing, TakeOff},
+    Durability, FileStore,
+    blocks::{Block, Blocks},
+    entry::{Entry, Flight, Landing, TakeOff},
     folder::Folder,
 };
-use crate::store::{ChunkBody, Progress, StoreError, Upload};
+use crate::store::{ChunkBody, Progress, StoreError, Upload, UploadKey};
+
+/// Bytes that are gathered, if there is memory for them, before they are written. Each trip to a
+/// thread that may block costs as much as writing tens of kilobytes; most chunks make one.
+const BATCH: u64 = 1 << 20;
 
 /// The next of `body`, unless `stop` ends first.
 async fn unless<T>(
@@ -36,33 +41,24 @@ impl FileStore {
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
         // Most chunks that are no good are so before there is anything on disk.
-        let mut first = self.folder.spare_block();
-        let mut rest = Bytes::new();
-        let mut ended = false;
-        while !ended && rest.is_empty() {
-            match body.next().await.transpose()? {
-                Some(piece) => {
-                    rest = piece;
-                    let room = block_end(offset) - first.len();
-                    first.extend_from_slice(&rest.split_to(room.min(rest.len())));
-                }
-                None => ended = true,
-            }
+        let mut gathered = Gathered::new(offset, self.folder.blocks.clone());
+        while gathered.has_room() {
+            gathered.take(body.next().await.transpose()?);
         }
-        let max_len = if ended {
-            first.len() as u64
-        } else {
-            body.max_len()
+        let end = match gathered.ended {
+            true => gathered.end,
+            false => offset.saturating_add(body.max_len()),
         };
-        let range = offset..offset.saturating_add(max_len);
-        let (entry, landing) = self.take_off(upload, range.clone()).await?;
+        let (writer, gathered, progress) = self.take_off(upload, offset..end, gathered).await?;
+        if let Some(progress) = progress {
+            return Ok(progress);
+        }
         let rubbish = Rubbish {
             store: self,
-            entry: &entry,
+            entry: Arc::clone(&writer.entry),
             done: false,
         };
-        let begun = Begun { first, rest, ended };
-        let result = self.fill(&entry, landing, range, begun, body).await;
+        let result = self.receive_more(writer, gathered, body).await;
         match result {
             Ok(_) => rubbish.keep(),
             Err(_) => rubbish.remove().await,
@@ -70,275 +66,247 @@ impl FileStore {
         result
     }
 
-    /// The upload, created if it is new, and the right to write a range of it.
+    /// Finds the upload, or creates it, takes the right to write a range of it, and writes what has
+    /// come.
     async fn take_off(
         &self,
         upload: &Upload,
         range: Range<u64>,
-    ) -> Result<(Arc<Entry>, Landing), StoreError> {
+        mut gathered: Gathered,
+    ) -> Result<(Writer, Gathered, Option<Progress>), StoreError> {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall * 2;
         loop {
+            let writing = self.turn_to_write(&upload.key).await;
             let (upload, range) = (upload.clone(), range.clone());
-            let begin = self.blocking(move |folder| {
+            let start = self.blocking(move |folder| {
                 let entry = folder.entry_for(&upload)?;
-                let take_off = entry.try_take_off(range).inspect_err(|_| {
+                Writer::start(folder, &entry, range, gathered, writing).inspect_err(|_| {
                     // It may have been created in vain.
                     let _ = folder.try_discard(&entry, Entry::is_empty);
-                })?;
-                // What another process has stored before it landed is not written again.
-                entry.view()?;
-                Ok((entry, take_off))
+                })
             });
-            match begin.await? {
-                (entry, TakeOff::Clear(landing)) if !entry.is_removed() => {
-                    return Ok((entry, landing));
+            gathered = match start.await? {
+                Start::Started(writer, gathered, progress) => {
+                    return Ok((*writer, gathered, progress));
                 }
                 // What was removed meanwhile begins anew.
-                (_, TakeOff::Clear(_)) => {}
-                (entry, TakeOff::Behind(holder)) => {
+                Start::Removed(gathered) => gathered,
+                Start::Behind(entry, holder, gathered) => {
                     entry.wait_behind(holder, stall, deadline).await?;
+                    gathered
                 }
             }
         }
     }
 
-    /// Writes what has come of a body, and what follows, into a range.
-    async fn fill(
+    /// The rest of a chunk that is too long to be written at once.
+    async fn receive_more(
         &self,
-        entry: &Arc<Entry>,
-        landing: Landing,
-        range: Range<u64>,
-        begun: Begun,
+        mut writer: Writer,
+        mut gathered: Gathered,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
-        let landing = Arc::new(landing);
-        let (gaps, ranges) = entry.gaps(&range);
-        if !gaps.is_empty() && ranges > self.folder.max_ranges {
-            return Err(StoreError::TooManyRanges);
-        }
-        let mut chunk = ChunkWriter {
-            store: self,
-            entry,
-            landing: &landing,
-            at: range.start,
-            gaps: gaps.into(),
-            block: Vec::new(),
-            block_at: 0,
-            written: Vec::new(),
-            failed_syncs: entry.failed_syncs(),
-        };
-        chunk.begin(begun.first).await?;
-        chunk.push(&begun.rest).await?;
-        if !begun.ended {
-            while let Some(piece) = unless(landing.superseded(), body.next())
-                .await?
-                .transpose()?
-            {
-                landing.piece_came();
-                chunk.push(&piece).await?;
+        loop {
+            while gathered.has_room() {
+                let next = unless(writer.landing.superseded(), body.next());
+                gathered.take(next.await?.transpose()?);
+                writer.landing.piece_came();
+            }
+            let progress;
+            let writing = self.turn_to_write(&writer.entry.created.key).await;
+            let write = self.blocking(move |folder| {
+                let progress = writer.write(folder, &mut gathered, writing)?;
+                Ok((writer, gathered, progress))
+            });
+            (writer, gathered, progress) = write.await?;
+            if let Some(progress) = progress {
+                return Ok(progress);
             }
         }
-        chunk.finish().await?;
-        // While the upload cannot be removed: all bytes of a removed one seem to be there.
-        Ok(entry.progress())
+    }
+
+    /// Parallel writes to one file only wait for each other inside the kernel.
+    async fn turn_to_write(&self, key: &UploadKey) -> Option<OwnedMutexGuard<()>> {
+        let writing = Arc::clone(&self.folder.known(key)?.writing);
+        Some(writing.lock_owned().await)
     }
 }
 
-/// What has come of a body: the first block, what came together with its end, and whether that was
-/// all.
-struct Begun {
-    first: Vec<u8>,
+/// Bytes of a chunk that are to be written.
+struct Gathered {
+    /// Where they begin in the file.
+    at: u64,
+    end: u64,
+    /// All but the last end at a multiple of the size that blocks have.
+    filled: Vec<Block>,
+    /// What has come, and found no room.
     rest: Bytes,
+    /// Nothing follows.
     ended: bool,
+    blocks: Blocks,
 }
 
-/// Bytes up to where a block ends: at a multiple of its size in the file.
-fn block_end(offset: u64) -> usize {
-    BLOCK - (offset % BLOCK as u64) as usize
-}
-
-/// An upload that a chunk may have created in vain.
-struct Rubbish<'a> {
-    store: &'a FileStore,
-    entry: &'a Arc<Entry>,
-    done: bool,
-}
-
-impl Rubbish<'_> {
-    fn keep(mut self) {
-        self.done = true;
-    }
-
-    async fn remove(mut self) {
-        self.done = true;
-        let entry = Arc::clone(self.entry);
-        // What cannot be removed now is swept later.
-        let _ = self
-            .store
-            .blocking(move |s| s.try_discard(&entry, Entry::is_empty))
-            .await;
-    }
-}
-
-/// The request was dropped.
-impl Drop for Rubbish<'_> {
-    fn drop(&mut self) {
-        if let (false, Ok(runtime)) = (self.done, tokio::runtime::Handle::try_current()) {
-            let (folder, entry) = (Arc::clone(&self.store.folder), Arc::clone(self.entry));
-            runtime.spawn_blocking(move || folder.try_discard(&entry, Entry::is_empty));
+impl Gathered {
+    fn new(at: u64, blocks: Blocks) -> Self {
+        Self {
+            at,
+            end: at,
+            filled: vec![blocks.first()],
+            rest: Bytes::new(),
+            ended: false,
+            blocks,
         }
     }
+
+    /// Whether it is not time to write yet.
+    fn has_room(&self) -> bool {
+        !self.ended && self.rest.is_empty()
+    }
+
+    /// Takes what has come, or the end.
+    fn take(&mut self, piece: Option<Bytes>) {
+        match piece {
+            Some(piece) => self.rest = piece,
+            None => self.ended = true,
+        }
+        self.take_rest();
+    }
+
+    fn take_rest(&mut self) {
+        while let (false, Some(block)) = (self.rest.is_empty(), self.filled.last_mut()) {
+            let room = self.blocks.room(self.end);
+            if room.is_whole && !block.bytes.is_empty() {
+                let is_enough = self.end - self.at >= BATCH;
+                match (!is_enough).then(|| self.blocks.extra()).flatten() {
+                    Some(block) => self.filled.push(block),
+                    None => return,
+                }
+                continue;
+            }
+            let now = self.rest.split_to(room.len.min(self.rest.len()));
+            block.bytes.extend_from_slice(&now);
+            self.end += now.len() as u64;
+        }
+    }
+
+    /// Makes room: all of it is written.
+    fn written(&mut self) {
+        self.filled.truncate(1);
+        self.filled.iter_mut().for_each(|block| block.bytes.clear());
+        self.at = self.end;
+        self.take_rest();
+    }
 }
 
-/// Puts the bytes of one chunk where they belong, as far as they are not there yet.
-struct ChunkWriter<'a> {
-    store: &'a FileStore,
-    entry: &'a Arc<Entry>,
-    landing: &'a Arc<Landing>,
-    /// Where in the file the next byte belongs.
-    at: u64,
-    gaps: VecDeque<Range<u64>>,
-    /// Bytes of the first gap, not written yet.
-    block: Vec<u8>,
-    block_at: u64,
+/// Puts the bytes of one chunk where they belong, as far as they are not there yet. All that it
+/// does blocks.
+struct Writer {
+    entry: Arc<Entry>,
+    /// Held as long as anything may be written, also if the request is gone.
+    landing: Landing,
+    gaps: Vec<Range<u64>>,
     /// What is written, and its CRC-32.
     written: Vec<(Range<u64>, u32)>,
     /// How many syncs had failed before.
     failed_syncs: u64,
 }
 
-impl ChunkWriter<'_> {
-    /// Takes the first block, as it is if nothing of it is there yet.
-    async fn begin(&mut self, first: Vec<u8>) -> Result<(), StoreError> {
-        let len = first.len() as u64;
-        match self.gaps.front() {
-            Some(gap) if gap.start == self.at && gap.end - gap.start >= len && len > 0 => {
-                let gap_is_full = gap.end - gap.start == len;
-                (self.block, self.block_at) = (first, self.at);
-                self.at += len;
-                if gap_is_full {
-                    self.gaps.pop_front();
-                }
-                let block_is_full = self.at % BLOCK as u64 == 0;
-                self.write_if_done(gap_is_full, block_is_full).await
-            }
-            _ => {
-                let pushed = self.push(&first).await;
-                self.store.folder.give_back(first);
-                pushed
-            }
-        }
-    }
-
-    async fn push(&mut self, mut piece: &[u8]) -> Result<(), StoreError> {
-        while let (false, Some(gap)) = (piece.is_empty(), self.gaps.front().cloned()) {
-            if self.at < gap.start {
-                let known = usize::try_from(gap.start - self.at).unwrap_or(usize::MAX);
-                let known = known.min(piece.len());
-                self.skip(&mut piece, known);
-                continue;
-            }
-            if self.block.is_empty() {
-                self.block_at = self.at;
-                self.block = self.store.folder.spare_block();
-            }
-            let room = block_end(self.at);
-            let left = usize::try_from(gap.end - self.at).unwrap_or(usize::MAX);
-            let take = piece.len().min(left).min(room);
-            self.block.extend_from_slice(&piece[..take]);
-            self.skip(&mut piece, take);
-            let gap_is_full = self.at == gap.end;
-            if gap_is_full {
-                self.gaps.pop_front();
-            }
-            self.write_if_done(gap_is_full, take == room).await?;
-        }
-        self.at += piece.len() as u64;
-        Ok(())
-    }
-
-    /// Writes the block if it, or its gap, is full; but the last one of a chunk is written together
-    /// with its syncs.
-    async fn write_if_done(
-        &mut self,
-        gap_is_full: bool,
-        block_is_full: bool,
-    ) -> Result<(), StoreError> {
-        match (gap_is_full || block_is_full) && !self.gaps.is_empty() {
-            true => self.write().await,
-            false => Ok(()),
-        }
-    }
-
-    fn skip(&mut self, piece: &mut &[u8], len: usize) {
-        *piece = &piece[len..];
-        self.at += len as u64;
-    }
-
-    /// Writes the block.
-    async fn write(&mut self) -> Result<(), StoreError> {
-        let block = std::mem::take(&mut self.block);
-        let (entry, landing) = (Arc::clone(self.entry), Arc::clone(self.landing));
-        let at = self.block_at;
-        let _writing = self.entry.writing.lock().await;
-        let crc = self
-            .store
-            .blocking(move |folder| {
-                // Even if the request is gone: nobody else may write here before this is done.
-                let _landing = landing;
-                let crc = write_block(folder, &entry, &block, at)?;
-                folder.give_back(block);
-                Ok((at..at + crc.1, crc.0))
-            })
-            .await?;
-        self.written.push(crc);
-        Ok(())
-    }
-
-    /// Writes the rest, makes it durable and says so in the journal.
-    async fn finish(self) -> Result<(), StoreError> {
-        if self.block.is_empty() && self.written.is_empty() {
-            return Ok(());
-        }
-        let (entry, landing) = (Arc::clone(self.entry), Arc::clone(self.landing));
-        let Self {
-            block,
-            block_at: at,
-            mut written,
-            failed_syncs,
-            ..
-        } = self;
-        let _writing = match block.is_empty() {
-            true => None,
-            false => Some(self.entry.writing.lock().await),
-        };
-        self.store
-            .blocking(move |folder| {
-                let _landing = landing;
-                if !block.is_empty() {
-                    let (crc, len) = write_block(folder, &entry, &block, at)?;
-                    written.push((at..at + len, crc));
-                    folder.give_back(block);
-                }
-                if let (Durability::Power, Some(data)) = (folder.durability, &entry.data) {
-                    entry.sync_data(data, failed_syncs)?;
-                }
-                let joined = joined(&written);
-                let events: Vec<_> = joined
-                    .iter()
-                    .map(|(piece, crc)| entry.stored(piece, *crc))
-                    .collect();
-                entry.append(&events, false)
-            })
-            .await
-    }
+enum Start {
+    Started(Box<Writer>, Gathered, Option<Progress>),
+    /// Somebody else writes there; `None` is another process.
+    Behind(Arc<Entry>, Option<Arc<Flight>>, Gathered),
+    Removed(Gathered),
 }
 
-fn write_block(folder: &Folder, entry: &Entry, block: &[u8], at: u64) -> io::Result<(u32, u64)> {
-    let data = entry.data.as_ref().ok_or(io::ErrorKind::NotFound)?;
-    folder.disk.write_all_at("write-data", data, block, at)?;
-    Ok((crc32fast::hash(block), block.len() as u64))
+impl Writer {
+    fn start(
+        folder: &Folder,
+        entry: &Arc<Entry>,
+        range: Range<u64>,
+        mut gathered: Gathered,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Start, StoreError> {
+        let landing = match entry.try_take_off(range.clone())? {
+            TakeOff::Clear(landing) => landing,
+            TakeOff::Behind(holder) => {
+                return Ok(Start::Behind(Arc::clone(entry), holder, gathered));
+            }
+        };
+        // What another process has stored before it landed is not written again.
+        entry.view()?;
+        if entry.is_removed() {
+            return Ok(Start::Removed(gathered));
+        }
+        let (gaps, ranges) = entry.gaps(&range);
+        if !gaps.is_empty() && ranges > folder.max_ranges {
+            return Err(StoreError::TooManyRanges);
+        }
+        let mut writer = Self {
+            entry: Arc::clone(entry),
+            landing,
+            gaps,
+            written: Vec::new(),
+            failed_syncs: entry.failed_syncs(),
+        };
+        let progress = writer.write(folder, &mut gathered, turn)?;
+        Ok(Start::Started(Box::new(writer), gathered, progress))
+    }
+
+    /// Writes what was gathered; what the chunk has brought, if that was all of it.
+    fn write(
+        &mut self,
+        folder: &Folder,
+        gathered: &mut Gathered,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Option<Progress>, StoreError> {
+        let mut at = gathered.at;
+        for block in &gathered.filled {
+            self.write_block(folder, &block.bytes, at)?;
+            at += block.bytes.len() as u64;
+        }
+        drop(turn);
+        if !gathered.ended {
+            gathered.written();
+            return Ok(None);
+        }
+        self.record(folder)?;
+        // While the upload cannot be removed: all bytes of a removed one seem to be there.
+        Ok(Some(self.entry.progress()))
+    }
+
+    fn write_block(&mut self, folder: &Folder, block: &[u8], at: u64) -> io::Result<()> {
+        let end = at + block.len() as u64;
+        for gap in &self.gaps {
+            let piece = at.max(gap.start)..end.min(gap.end);
+            if piece.is_empty() {
+                continue;
+            }
+            let bytes = &block[(piece.start - at) as usize..(piece.end - at) as usize];
+            let data = self.entry.data.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            folder
+                .disk
+                .write_all_at("write-data", data, bytes, piece.start)?;
+            self.written.push((piece, crc32fast::hash(bytes)));
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable and says so in the journal.
+    fn record(&self, folder: &Folder) -> Result<(), StoreError> {
+        if self.written.is_empty() {
+            return Ok(());
+        }
+        if let (Durability::Power, Some(data)) = (folder.durability, &self.entry.data) {
+            self.entry.sync_data(data, self.failed_syncs)?;
+        }
+        let joined = joined(&self.written);
+        let events: Vec<_> = joined
+            .iter()
+            .map(|(piece, crc)| self.entry.stored(piece, *crc))
+            .collect();
+        self.entry.append(&events, false)
+    }
 }
 
 /// Pieces that follow each other, as one.
@@ -357,4 +325,37 @@ fn joined(pieces: &[(Range<u64>, u32)]) -> Vec<(Range<u64>, u32)> {
         }
     }
     joined
+}
+
+/// An upload that a chunk may have created in vain.
+struct Rubbish<'a> {
+    store: &'a FileStore,
+    entry: Arc<Entry>,
+    done: bool,
+}
+
+impl Rubbish<'_> {
+    fn keep(mut self) {
+        self.done = true;
+    }
+
+    async fn remove(mut self) {
+        self.done = true;
+        let entry = Arc::clone(&self.entry);
+        // What cannot be removed now is swept later.
+        let _ = self
+            .store
+            .blocking(move |s| s.try_discard(&entry, Entry::is_empty))
+            .await;
+    }
+}
+
+/// The request was dropped.
+impl Drop for Rubbish<'_> {
+    fn drop(&mut self) {
+        if let (false, Ok(runtime)) = (self.done, tokio::runtime::Handle::try_current()) {
+            let (folder, entry) = (Arc::clone(&self.store.folder), Arc::clone(&self.entry));
+            runtime.spawn_blocking(move || folder.try_discard(&entry, Entry::is_empty));
+        }
+    }
 }

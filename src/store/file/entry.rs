@@ -19,9 +19,9 @@ use std::{
 
 use tokio::sync::Notify;
 
-pub(super) use self::flight::{Landing, TakeOff};
+pub(super) use self::flight::{Flight, Landing, TakeOff};
 use super::{
-    BLOCK,
+    blocks::BLOCK,
     disk::{self, Disk, lock},
     journal::{self, Event, SLOT},
 };
@@ -68,7 +68,7 @@ pub(super) struct Entry {
     appending: Mutex<()>,
     /// Held while bytes are written: parallel writes to one file only wait for each other inside
     /// the kernel.
-    pub(super) writing: tokio::sync::Mutex<()>,
+    pub(super) writing: Arc<tokio::sync::Mutex<()>>,
     flights: Mutex<Vec<Arc<flight::Flight>>>,
     landed: Notify,
 }
@@ -157,7 +157,7 @@ impl Entry {
             failed_syncs: AtomicU64::new(0),
             syncing: Mutex::default(),
             appending: Mutex::default(),
-            writing: tokio::sync::Mutex::default(),
+            writing: Arc::default(),
             flights: Mutex::default(),
             landed: Notify::default(),
         }))

@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    BLOCK, Durability,
+    Durability,
+    blocks::BLOCK,
     disk::Disk,
     entry::{Entry, Phase, Seal},
     folder::Folder,

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Durability, Naming,
+    blocks::Blocks,
     disk::{self, Disk, lock},
     entry::{self, Claim, Entry, Landing, Phase, View},
     journal::{self, Event},
@@ -18,9 +19,6 @@ use crate::store::{StoreError, Upload, UploadKey, random_id, unix_ms};
 
 /// Uploads whose files stay open when nobody uses them.
 const OPEN_UPLOADS: usize = 1024;
-
-/// Blocks that are kept for the next chunk.
-const SPARE_BLOCKS: usize = 32;
 
 /// The folders of a store. All that it does blocks.
 pub(super) struct Folder {
@@ -32,7 +30,7 @@ pub(super) struct Folder {
     pub(super) max_ranges: usize,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadKey, Arc<Entry>>>,
-    pub(super) blocks: Mutex<Vec<Vec<u8>>>,
+    pub(super) blocks: Blocks,
 }
 
 impl Folder {
@@ -40,20 +38,9 @@ impl Folder {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn spare_block(&self) -> Vec<u8> {
-        self.blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
-            .unwrap_or_default()
-    }
-
-    pub(super) fn give_back(&self, mut block: Vec<u8>) {
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if blocks.len() < SPARE_BLOCKS {
-            block.clear();
-            blocks.push(block);
-        }
+    /// The upload, if this process has it open.
+    pub(super) fn known(&self, key: &UploadKey) -> Option<Arc<Entry>> {
+        self.open_entries().get(key).cloned()
     }
 
     fn journal_path(&self, key: &UploadKey) -> PathBuf {
@@ -96,8 +83,7 @@ impl Folder {
     /// The upload, if there is one.
     fn look(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
-            let known = self.open_entries().get(key).cloned();
-            let entry = match known {
+            let entry = match self.known(key) {
                 Some(entry) => entry,
                 None => match self.open(key)? {
                     Some(entry) => self.keep_open(entry),

@@ -1,5 +1,6 @@
 //! Uploads in the file system: one sparse file and one journal each, finished by a rename.
 
+mod blocks;
 mod chunk;
 #[cfg(all(test, target_os = "linux"))]
 mod crash;
@@ -24,6 +25,7 @@ use std::{
 };
 
 use self::{
+    blocks::{BLOCK, Blocks},
     disk::Disk,
     entry::{Claim, Phase, View},
     folder::{Folder, tempfile_in},
@@ -33,9 +35,6 @@ use super::{
     ChunkBody, Expiry, Progress, Sealed, Settlement, Spool, Status, Store, StoreError, Swept,
     TryClaim, Upload, UploadKey, unix_ms,
 };
-
-/// Bytes are gathered into blocks of this size before they are written.
-const BLOCK: usize = 256 << 10;
 
 /// What an acknowledged chunk survives.
 ///
@@ -206,7 +205,7 @@ impl FileStoreBuilder {
                 max_ranges: self.max_ranges,
                 stall: self.stall,
                 open: Mutex::default(),
-                blocks: Mutex::default(),
+                blocks: Blocks::default(),
             }),
         })
     }
@@ -391,18 +390,18 @@ impl Store for FileStore {
         let mut file = self
             .blocking(|folder| tempfile_in(&folder.disk, &folder.partial))
             .await?;
-        let mut block = Vec::new();
+        let mut block = self.folder.blocks.first();
         loop {
             let piece = body.next().await.transpose()?;
             if let Some(piece) = &piece {
-                block.extend_from_slice(piece);
+                block.bytes.extend_from_slice(piece);
             }
             let last = piece.is_none();
-            if last || block.len() >= BLOCK {
+            if last || block.bytes.len() >= BLOCK {
                 (file, block) = self
                     .blocking(move |_| {
-                        file.write_all(&block)?;
-                        block.clear();
+                        file.write_all(&block.bytes)?;
+                        block.bytes.clear();
                         if last {
                             file.rewind()?;
                         }
