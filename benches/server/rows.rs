@@ -1,6 +1,7 @@
 //! What is measured.
 
 use std::{
+    os::unix::fs::FileExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use crate::{
     Error, Options,
     drive::{self, As, Connection, File, content},
     server::{Kind, Server},
-    table::{Figures, Ratios},
+    table::{Figures, Ratios, Row},
 };
 
 const KIB: u64 = 1 << 10;
@@ -18,10 +19,11 @@ const MIB: u64 = 1 << 20;
 const POWER: Kind = Kind::Ours("power");
 const PROCESS: Kind = Kind::Ours("process");
 
-type Row<'a> = (String, Box<dyn FnMut() -> Result<Figures, Error> + 'a>);
-
 fn row<'a>(name: &str, measure: impl FnMut() -> Result<Figures, Error> + 'a) -> Row<'a> {
-    (name.to_owned(), Box::new(measure))
+    Row {
+        name: name.to_owned(),
+        measure: Box::new(measure),
+    }
 }
 
 /// A folder for one server, on the disk of `TMPDIR` or in memory.
@@ -33,8 +35,18 @@ fn folder(in_memory: bool) -> Result<tempfile::TempDir, Error> {
     })
 }
 
-/// What others have left to write shall not count.
-fn settle() -> Result<(), Error> {
+/// What others have left to write shall not count, nor the first touch of memory: a virtual machine
+/// that has given back what was free gets it anew, page by page, at several times the cost of all
+/// else. So as much as will be written was free for a moment only.
+fn settle(dir: &Path, bytes: u64) -> Result<(), Error> {
+    let path = dir.join("warm");
+    let file = std::fs::File::create_new(&path)?;
+    let block = vec![1; 256 * KIB as usize];
+    for at in (0..bytes + 64 * MIB).step_by(block.len()) {
+        file.write_all_at(&block, at)?;
+    }
+    drop(file);
+    std::fs::remove_file(&path)?;
     let synced = std::process::Command::new("sync").status()?;
     match synced.success() {
         true => Ok(()),
@@ -59,7 +71,7 @@ fn upload(
     connections: usize,
 ) -> Result<Figures, Error> {
     let dir = folder(false)?;
-    settle()?;
+    settle(dir.path(), size)?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
     let file = file("large.bin", size, chunk);
     let bytes = content(chunk.min(MIB) as usize);
@@ -81,7 +93,7 @@ fn upload(
 /// Many files of one chunk each.
 fn small(kind: Kind, in_memory: bool, count: u64) -> Result<Figures, Error> {
     let dir = folder(in_memory)?;
-    settle()?;
+    settle(dir.path(), count * 16 * KIB)?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
     let bytes = content(10 * KIB as usize);
     let before = server.cpu()?;
@@ -100,7 +112,6 @@ fn small(kind: Kind, in_memory: bool, count: u64) -> Result<Figures, Error> {
 /// The last chunk, when all others are there.
 fn last(kind: Kind, size: u64) -> Result<Figures, Error> {
     let dir = folder(false)?;
-    settle()?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
     let file = file("large.bin", size, MIB);
     let bytes = content(MIB as usize);
@@ -108,7 +119,7 @@ fn last(kind: Kind, size: u64) -> Result<Figures, Error> {
     drive::each(server.address, 3, chunks - 1, |connection, n| {
         connection.send(&file, n + 1, As::Form, &bytes)
     })?;
-    settle()?;
+    settle(dir.path(), 0)?;
     let mut connection = Connection::open(server.address)?;
     let start = Instant::now();
     connection.send(&file, chunks, As::Form, &bytes)?;

@@ -7,6 +7,12 @@ use crate::{Error, Options};
 /// What one round of a row has given, by column.
 pub type Figures = Vec<(&'static str, f64)>;
 
+/// One thing that is measured.
+pub struct Row<'a> {
+    pub name: String,
+    pub measure: Box<dyn FnMut() -> Result<Figures, Error> + 'a>,
+}
+
 /// The ratios of this run and of the one that was saved.
 pub struct Ratios {
     saved: BTreeMap<String, f64>,
@@ -56,17 +62,18 @@ impl Ratios {
         title: &str,
         of: &'static str,
         rounds: usize,
-        rows: &mut [(String, Box<dyn FnMut() -> Result<Figures, Error> + '_>)],
+        rows: &mut [Row<'_>],
     ) -> Result<(), Error> {
         let mut all: Vec<Vec<Figures>> = vec![Vec::new(); rows.len()];
         for _ in 0..rounds {
-            for ((name, row), figures) in rows.iter_mut().zip(&mut all) {
-                figures.push(row().map_err(|error| format!("{title}, {name}: {error}"))?);
+            for (row, figures) in rows.iter_mut().zip(&mut all) {
+                let measured = (row.measure)();
+                figures.push(measured.map_err(|e| format!("{title}, {}: {e}", row.name))?);
             }
         }
         println!("\n{title}");
         let mut first = None;
-        for ((name, _), rounds) in rows.iter().zip(&all) {
+        for (Row { name, .. }, rounds) in rows.iter().zip(&all) {
             let medians = medians(rounds);
             if first.is_none() {
                 let names: String = medians.iter().map(|(n, _)| format!("{n:>12}")).collect();

@@ -38,7 +38,7 @@ type State<'a> = Arc<Mutex<Shared<dyn Data + Send + 'a>>>;
 struct Shared<D: ?Sized> {
     gate: Gate,
     /// The bytes that multer has and has not yielded yet.
-    unread: BytesMut,
+    unread: Unread,
     /// No part has begun yet.
     first: bool,
     data: D,
@@ -63,7 +63,7 @@ impl<'a> Feed<'a> {
     {
         let state: State<'a> = Arc::new(Mutex::new(Shared {
             gate: Gate::Shut,
-            unread: BytesMut::new(),
+            unread: Unread::default(),
             first: true,
             data: Pieces::new(body),
         }));
@@ -101,7 +101,7 @@ impl<'a> Feed<'a> {
         }))?;
         // The line break at the end belongs to the boundary.
         let len = piece.as_ref().map_or(2, Bytes::len);
-        skip(&mut lock(&self.state).unread, len);
+        lock(&self.state).unread.skip(len);
         Poll::Ready(Ok(piece))
     }
 
@@ -149,20 +149,21 @@ impl<'a> Feed<'a> {
         let mut state = lock(&self.state);
         let max = if state.first { PREAMBLE } else { 0 };
         state.first = false;
-        let unread = &mut state.unread;
+        let unread = state.unread.front();
         let preamble = find(unread, delimiter.as_bytes(), max).ok_or(multipart(TOO_LONG))?;
         if preamble > 0 && !unread[..preamble].ends_with(b"\r\n") {
             return Err(multipart(
                 "its first boundary is not at the start of a line",
             ));
         }
-        skip(unread, preamble + delimiter.len());
-        let padding = unread.iter().take_while(|b| matches!(b, b' ' | b'\t'));
+        let rest = &unread[preamble + delimiter.len()..];
+        let padding = rest.iter().take_while(|b| matches!(b, b' ' | b'\t'));
         let padding = padding.count();
-        skip(unread, padding + 2);
-        let len = find(unread, b"\r\n\r\n", HEAD).ok_or(multipart(TOO_LONG))?;
-        let head = unread[..len + 2].to_vec();
-        skip(unread, len + 4);
+        let rest = rest.get(padding + 2..).unwrap_or_default();
+        let len = find(rest, b"\r\n\r\n", HEAD).ok_or(multipart(TOO_LONG))?;
+        let head = rest[..len + 2].to_vec();
+        let all = unread.len() - rest.len() + len + 4;
+        state.unread.skip(all);
         Ok(head)
     }
 }
@@ -192,8 +193,43 @@ fn find(bytes: &[u8], needle: &[u8], max: usize) -> Option<usize> {
     bytes.windows(needle.len()).position(|part| part == needle)
 }
 
-fn skip(bytes: &mut BytesMut, len: usize) {
-    bytes.advance(len.min(bytes.len()));
+/// Bytes of several pieces.
+#[derive(Default)]
+struct Unread {
+    /// Those of all pieces but the last, and some of that: copies, but of little.
+    front: BytesMut,
+    last: Bytes,
+}
+
+impl Unread {
+    fn len(&self) -> usize {
+        self.front.len() + self.last.len()
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        self.let_go();
+        self.last = piece;
+    }
+
+    /// Keeps no piece: whoever has made it has to take new memory for the next one else.
+    fn let_go(&mut self) {
+        self.front.extend_from_slice(&self.last);
+        self.last = Bytes::new();
+    }
+
+    /// The first bytes, as many as the headers of a part can take.
+    fn front(&mut self) -> &[u8] {
+        let missing = HELD.saturating_sub(self.front.len());
+        let now = self.last.split_to(missing.min(self.last.len()));
+        self.front.extend_from_slice(&now);
+        &self.front
+    }
+
+    fn skip(&mut self, len: usize) {
+        let of_front = len.min(self.front.len());
+        self.front.advance(of_front);
+        self.last.advance((len - of_front).min(self.last.len()));
+    }
 }
 
 /// The stream that multer reads.
@@ -210,10 +246,11 @@ impl Stream for PacedBody<'_> {
             // No need to wake anyone: `poll_fed` polls again.
             return Poll::Pending;
         };
+        state.unread.let_go();
         let piece = ready!(state.data.poll_piece(cx, PIECE)).transpose()?;
         state.gate = Gate::Passed;
         if let Some(piece) = &piece {
-            state.unread.extend_from_slice(piece);
+            state.unread.push(piece.clone());
         }
         Poll::Ready(piece.map(Ok))
     }
