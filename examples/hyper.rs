@@ -26,7 +26,7 @@ async fn main() -> Result<(), common::Error> {
     let mut server = auto::Builder::new(TokioExecutor::new());
     // Smaller read buffers save memory and cost nothing; HTTP/2's default frames and windows are
     // too small for uploads.
-    server.http1().max_buf_size(128 * 1024);
+    server.http1().max_buf_size(64 * 1024);
     server
         .http2()
         .initial_stream_window_size(4 * 1024 * 1024)

@@ -2,153 +2,249 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes of a block. Larger ones have the system look for larger pieces of free memory, which is
-/// slow when it has few; smaller ones cost more calls.
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes of a block. The system looks for larger pieces of free memory when larger ones are
+/// written, which is slow when it has few; smaller ones cost more calls.
 pub(super) const BLOCK: usize = 256 << 10;
 
-/// Blocks that are kept for the next chunk.
-const SPARE: usize = 32;
+/// Bytes that every chunk may hold.
+const LITTLE: usize = 32 << 10;
 
-/// Blocks that all chunks together may hold beyond the first one of each.
-const EXTRA: usize = 16;
+/// Bytes that a chunk may hold, more or less, if it has leave to.
+const MUCH: usize = 1 << 20;
 
-/// Bytes that all first blocks together may take: the more chunks are on their way, the smaller
-/// their blocks are.
-const FIRSTS: usize = 32 << 20;
-
-/// The smallest block.
-const SMALL: usize = 32 << 10;
+/// How many chunks have leave at a time, if there are few processors.
+const LARGE: usize = 4;
 
 /// Blocks of memory that were touched before: fresh memory costs more than all else that is done to
 /// a byte.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Blocks {
-    shared: Arc<Mutex<Shared>>,
+    spare: Arc<Mutex<Vec<Vec<u8>>>>,
+    large: Arc<Semaphore>,
+    max_spare: usize,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    spare: Vec<Vec<u8>>,
-    firsts: usize,
-    extra: usize,
-}
-
-/// Bytes up to where a block ends.
-pub(super) struct Room {
-    pub(super) len: usize,
-    /// It is that of a whole block.
-    pub(super) is_whole: bool,
+impl Default for Blocks {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let large = LARGE.max(2 * processors);
+        Self {
+            spare: Arc::default(),
+            large: Arc::new(Semaphore::new(large)),
+            max_spare: large * (MUCH / BLOCK),
+        }
+    }
 }
 
 impl Blocks {
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An empty block.
-    pub(super) fn first(&self) -> Block {
-        let mut shared = self.shared();
-        shared.firsts += 1;
-        self.take(&mut shared, false)
-    }
-
-    /// What fits into a block that has bytes up to `at` in the file: blocks end at multiples of
-    /// their size there, which is cheaper to write.
-    pub(super) fn room(&self, at: u64) -> Room {
-        let size = self.shared().size();
-        let used = (at % size as u64) as usize;
-        Room {
-            len: size - used,
-            is_whole: used == 0,
-        }
-    }
-
-    /// One more for who has one already, if there is enough for all.
-    pub(super) fn extra(&self) -> Option<Block> {
-        let mut shared = self.shared();
-        if shared.extra == EXTRA {
-            return None;
-        }
-        shared.extra += 1;
-        Some(self.take(&mut shared, true))
-    }
-
-    fn take(&self, shared: &mut Shared, is_extra: bool) -> Block {
-        Block {
-            bytes: shared.spare.pop().unwrap_or_default(),
-            is_extra,
+    /// The blocks of one chunk, whose bytes begin at `at` in the file.
+    pub(super) fn gather(&self, at: u64) -> Gathered {
+        Gathered {
             blocks: self.clone(),
+            filled: Vec::new(),
+            at,
+            end: at,
+            leave: None,
         }
     }
 }
 
-impl Shared {
-    /// The size of blocks now: a power of two.
-    fn size(&self) -> usize {
-        let share = FIRSTS / self.firsts.max(1);
-        match share.checked_ilog2() {
-            Some(log) => (1 << log).clamp(SMALL, BLOCK),
-            None => SMALL,
-        }
-    }
-}
-
-/// A block, given back when dropped.
+/// Bytes of a chunk that are still to be written. Their memory is given back when they are dropped.
 #[derive(Debug)]
-pub(super) struct Block {
-    pub(super) bytes: Vec<u8>,
-    is_extra: bool,
+pub(super) struct Gathered {
     blocks: Blocks,
+    /// All but the last end at multiples of their size in the file, which is cheaper to write.
+    filled: Vec<Vec<u8>>,
+    at: u64,
+    end: u64,
+    leave: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        let mut shared = self.blocks.shared();
-        match self.is_extra {
-            true => shared.extra -= 1,
-            false => shared.firsts -= 1,
-        }
-        if shared.spare.len() < SPARE {
-            shared.spare.push(bytes);
+impl Gathered {
+    pub(super) fn is_empty(&self) -> bool {
+        self.at == self.end
+    }
+
+    /// Waits for leave to hold more, until [`clear`](Self::clear). Who has it must not keep others
+    /// waiting.
+    pub(super) async fn enlarge(&mut self) {
+        // It is never closed.
+        self.leave = Arc::clone(&self.blocks.large).acquire_owned().await.ok();
+        if let (Some(small), Some(mut large)) = (self.filled.last_mut(), self.blocks.spare().pop())
+        {
+            large.extend_from_slice(small);
+            *small = large;
         }
     }
+
+    /// Where in the file its bytes end.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Takes as much of `piece` as it may; how much that is.
+    pub(super) fn take(&mut self, piece: &[u8]) -> usize {
+        let mut rest = piece;
+        let (size, most) = match self.leave {
+            Some(_) => (BLOCK, MUCH),
+            None => (LITTLE, LITTLE),
+        };
+        while !rest.is_empty() {
+            let used = (self.end % size as u64) as usize;
+            if used == 0 || self.filled.is_empty() {
+                if self.end - self.at >= most as u64 {
+                    break;
+                }
+                let block = match self.leave {
+                    Some(_) => self.blocks.spare().pop(),
+                    None => None,
+                };
+                self.filled.push(block.unwrap_or_default());
+            }
+            let now = rest.len().min(size - used);
+            if let Some(block) = self.filled.last_mut() {
+                extend(block, &rest[..now], size);
+            }
+            rest = &rest[now..];
+            self.end += now as u64;
+        }
+        piece.len() - rest.len()
+    }
+
+    /// The bytes, and where in the file they belong.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.filled.iter().scan(self.at, |at, block| {
+            let begin = *at;
+            *at += block.len() as u64;
+            Some((begin, &block[..]))
+        })
+    }
+
+    /// Forgets the bytes, which are written.
+    pub(super) fn clear(&mut self) {
+        self.at = self.end;
+        let mut spare = self.blocks.spare();
+        for mut block in self.filled.drain(..) {
+            if block.capacity() > LITTLE && spare.len() < self.blocks.max_spare {
+                block.clear();
+                spare.push(block);
+            }
+        }
+        self.leave = None;
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Appends; the memory grows to `size` at most.
+fn extend(block: &mut Vec<u8>, piece: &[u8], size: usize) {
+    let len = block.len() + piece.len();
+    if len > block.capacity() {
+        let target = len.max((2 * block.capacity()).min(size));
+        block.reserve_exact(target - block.len());
+    }
+    block.extend_from_slice(piece);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn memory_is_used_again_and_bounded() {
-        let blocks = Blocks::default();
-        let mut first = blocks.first();
-        first.bytes.extend_from_slice(&[1; 9]);
-        let at = first.bytes.as_ptr();
-        drop(first);
-        let again = blocks.first();
-        assert_eq!((again.bytes.as_ptr(), again.bytes.len()), (at, 0));
-
-        let extra: Vec<_> = std::iter::from_fn(|| blocks.extra()).collect();
-        assert_eq!(extra.len(), EXTRA);
-        // Everybody gets a first one all the same.
-        let firsts: Vec<_> = (0..SPARE).map(|_| blocks.first()).collect();
-        assert_eq!(blocks.room(0).len, BLOCK);
-        drop((extra, firsts));
-        assert_eq!(blocks.shared().spare.len(), SPARE);
-        assert!(blocks.extra().is_some());
+    /// Pieces of a gathered chunk, as offsets and lengths.
+    fn pieces(gathered: &Gathered) -> Vec<(u64, usize)> {
+        let pieces = gathered.pieces();
+        pieces.map(|(at, bytes)| (at, bytes.len())).collect()
     }
 
-    #[test]
-    fn the_more_blocks_the_smaller_they_are() {
+    #[tokio::test]
+    async fn blocks_end_at_multiples_of_their_size() {
         let blocks = Blocks::default();
-        for (count, size) in [(1, BLOCK), (128, BLOCK), (129, BLOCK / 2), (5000, SMALL)] {
-            let _firsts: Vec<_> = (0..count).map(|_| blocks.first()).collect();
-            let room = blocks.room(0);
-            assert_eq!((room.len, room.is_whole), (size, true), "{count}");
-            let room = blocks.room(3 * size as u64 + 1);
-            assert_eq!((room.len, room.is_whole), (size - 1, false), "{count}");
+        let mut chunk = blocks.gather(BLOCK as u64 - 5);
+        let piece: Vec<u8> = (0..3 * BLOCK).map(|n| n as u8).collect();
+        assert_eq!(chunk.take(&piece[..7]), 7);
+        chunk.enlarge().await;
+        assert_eq!(chunk.take(&piece[7..]), piece.len() - 7);
+        let at = |n: usize| (n * BLOCK) as u64;
+        let expected = [
+            (at(1) - 5, 5),
+            (at(1), BLOCK),
+            (at(2), BLOCK),
+            (at(3), BLOCK - 5),
+        ];
+        assert_eq!(pieces(&chunk), expected);
+        let bytes: Vec<u8> = chunk
+            .pieces()
+            .flat_map(|(_, bytes)| bytes)
+            .copied()
+            .collect();
+        assert_eq!(bytes, piece);
+        assert_eq!(chunk.end(), at(4) - 5);
+
+        chunk.clear();
+        assert_eq!(chunk.take(b"more"), 4);
+        assert_eq!(pieces(&chunk), [(at(4) - 5, 4)]);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_holds_much_only_by_leave() {
+        let blocks = Blocks::default();
+        let piece = vec![0; 2 * MUCH];
+        let large = blocks.large.available_permits();
+        let mut chunks: Vec<_> = (0..=large).map(|_| blocks.gather(0)).collect();
+        for chunk in &mut chunks {
+            assert_eq!(chunk.take(&piece), LITTLE);
+            assert_eq!(chunk.take(&piece), 0);
         }
+        let mut last = chunks.pop().unwrap();
+        for chunk in &mut chunks {
+            chunk.enlarge().await;
+            assert_eq!(chunk.take(&piece), MUCH - LITTLE);
+            assert_eq!(chunk.take(&piece), 0);
+        }
+        let mut waiting = Box::pin(last.enlarge());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        chunks[0].clear();
+        assert_eq!(chunks[0].take(&piece), LITTLE);
+        waiting.as_mut().await;
+        drop(waiting);
+        assert_eq!(last.take(&piece), MUCH - LITTLE);
+    }
+
+    #[tokio::test]
+    async fn memory_is_used_again_and_bounded() {
+        let blocks = Blocks::default();
+        let piece = vec![0; BLOCK / 3];
+        let mut chunk = blocks.gather(0);
+        chunk.enlarge().await;
+        for _ in 0..3 {
+            assert_eq!(chunk.take(&piece), piece.len());
+            assert!(chunk.filled[0].capacity() <= BLOCK);
+        }
+        let at = chunk.filled[0].as_ptr();
+        drop(chunk);
+        let mut chunk = blocks.gather(0);
+        chunk.take(b"a");
+        chunk.enlarge().await;
+        assert_eq!(chunk.take(b"b"), 1);
+        assert_eq!(
+            (chunk.filled[0].as_ptr(), &chunk.filled[0][..]),
+            (at, &b"ab"[..])
+        );
+
+        let many = (0..2 * blocks.max_spare).map(|_| vec![0; BLOCK]);
+        chunk.filled.extend(many);
+        drop(chunk);
+        assert_eq!(blocks.spare().len(), blocks.max_spare);
     }
 }

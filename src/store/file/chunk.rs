@@ -1,21 +1,23 @@
 //! One chunk on its way to its place in the file.
 
-use std::{io, ops::Range, sync::Arc};
+use std::{io, ops::Range, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use tokio::{sync::OwnedMutexGuard, time::Instant};
+use bytes::{Buf as _, Bytes};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Durability, FileStore,
-    blocks::{Block, Blocks},
+    FileStore,
+    blocks::Gathered,
     entry::{Entry, Flight, Landing, TakeOff},
     folder::Folder,
 };
-use crate::store::{ChunkBody, Progress, StoreError, Upload, UploadKey};
+use crate::store::{ChunkBody, Progress, StoreError, Upload};
 
-/// Bytes that are gathered, if there is memory for them, before they are written. Each trip to a
-/// thread that may block costs as much as writing tens of kilobytes; most chunks make one.
-const BATCH: u64 = 1 << 20;
+/// A chunk is fast, and may be given more memory, if its first bytes come within this time.
+const FAST: Duration = Duration::from_millis(5);
+
+/// How long a chunk may hold more memory before it has to write.
+const HOLD: Duration = Duration::from_millis(10);
 
 /// The next of `body`, unless `stop` ends first.
 async fn unless<T>(
@@ -41,15 +43,17 @@ impl FileStore {
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
         // Most chunks that are no good are so before there is anything on disk.
-        let mut gathered = Gathered::new(offset, self.folder.blocks.clone());
-        while gathered.has_room() {
-            gathered.take(body.next().await.transpose()?);
-        }
-        let end = match gathered.ended {
-            true => gathered.end,
+        let mut arrived = Arrived {
+            gathered: self.folder.blocks.gather(offset),
+            rest: Bytes::new(),
+            ended: false,
+        };
+        arrived.gather(body, None).await?;
+        let end = match arrived.ended {
+            true => arrived.gathered.end(),
             false => offset.saturating_add(body.max_len()),
         };
-        let (writer, gathered, progress) = self.take_off(upload, offset..end, gathered).await?;
+        let (writer, arrived, progress) = self.take_off(upload, offset..end, arrived).await?;
         if let Some(progress) = progress {
             return Ok(progress);
         }
@@ -58,7 +62,7 @@ impl FileStore {
             entry: Arc::clone(&writer.entry),
             done: false,
         };
-        let result = self.receive_more(writer, gathered, body).await;
+        let result = self.receive_more(writer, arrived, body).await;
         match result {
             Ok(_) => rubbish.keep(),
             Err(_) => rubbish.remove().await,
@@ -72,29 +76,28 @@ impl FileStore {
         &self,
         upload: &Upload,
         range: Range<u64>,
-        mut gathered: Gathered,
-    ) -> Result<(Writer, Gathered, Option<Progress>), StoreError> {
+        mut arrived: Arrived,
+    ) -> Result<(Writer, Arrived, Option<Progress>), StoreError> {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall * 2;
         loop {
-            let writing = self.turn_to_write(&upload.key).await;
             let (upload, range) = (upload.clone(), range.clone());
             let start = self.blocking(move |folder| {
                 let entry = folder.entry_for(&upload)?;
-                Writer::start(folder, &entry, range, gathered, writing).inspect_err(|_| {
+                Writer::start(folder, &entry, range, arrived).inspect_err(|_| {
                     // It may have been created in vain.
                     let _ = folder.try_discard(&entry, Entry::is_empty);
                 })
             });
-            gathered = match start.await? {
-                Start::Started(writer, gathered, progress) => {
-                    return Ok((*writer, gathered, progress));
+            arrived = match start.await? {
+                Start::Started(writer, arrived, progress) => {
+                    return Ok((*writer, arrived, progress));
                 }
                 // What was removed meanwhile begins anew.
-                Start::Removed(gathered) => gathered,
-                Start::Behind(entry, holder, gathered) => {
+                Start::Removed(arrived) => arrived,
+                Start::Behind(entry, holder, arrived) => {
                     entry.wait_behind(holder, stall, deadline).await?;
-                    gathered
+                    arrived
                 }
             }
         }
@@ -104,98 +107,81 @@ impl FileStore {
     async fn receive_more(
         &self,
         mut writer: Writer,
-        mut gathered: Gathered,
+        mut arrived: Arrived,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
         loop {
-            while gathered.has_room() {
-                let next = unless(writer.landing.superseded(), body.next());
-                gathered.take(next.await?.transpose()?);
-                writer.landing.piece_came();
-            }
+            arrived.gather(body, Some(&writer.landing)).await?;
             let progress;
-            let writing = self.turn_to_write(&writer.entry.created.key).await;
             let write = self.blocking(move |folder| {
-                let progress = writer.write(folder, &mut gathered, writing)?;
-                Ok((writer, gathered, progress))
+                let progress = writer.write(folder, &mut arrived)?;
+                Ok((writer, arrived, progress))
             });
-            (writer, gathered, progress) = write.await?;
+            (writer, arrived, progress) = write.await?;
             if let Some(progress) = progress {
                 return Ok(progress);
             }
         }
     }
-
-    /// Parallel writes to one file only wait for each other inside the kernel.
-    async fn turn_to_write(&self, key: &UploadKey) -> Option<OwnedMutexGuard<()>> {
-        let writing = Arc::clone(&self.folder.known(key)?.writing);
-        Some(writing.lock_owned().await)
-    }
 }
 
-/// Bytes of a chunk that are to be written.
-struct Gathered {
-    /// Where they begin in the file.
-    at: u64,
-    end: u64,
-    /// All but the last end at a multiple of the size that blocks have.
-    filled: Vec<Block>,
-    /// What has come, and found no room.
+/// What has come of a chunk and is not written yet.
+struct Arrived {
+    gathered: Gathered,
+    /// What has found no room.
     rest: Bytes,
     /// Nothing follows.
     ended: bool,
-    blocks: Blocks,
 }
 
-impl Gathered {
-    fn new(at: u64, blocks: Blocks) -> Self {
-        Self {
-            at,
-            end: at,
-            filled: vec![blocks.first()],
-            rest: Bytes::new(),
-            ended: false,
-            blocks,
-        }
-    }
-
-    /// Whether it is not time to write yet.
-    fn has_room(&self) -> bool {
-        !self.ended && self.rest.is_empty()
-    }
-
-    /// Takes what has come, or the end.
-    fn take(&mut self, piece: Option<Bytes>) {
-        match piece {
-            Some(piece) => self.rest = piece,
-            None => self.ended = true,
-        }
-        self.take_rest();
-    }
-
-    fn take_rest(&mut self) {
-        while let (false, Some(block)) = (self.rest.is_empty(), self.filled.last_mut()) {
-            let room = self.blocks.room(self.end);
-            if room.is_whole && !block.bytes.is_empty() {
-                let is_enough = self.end - self.at >= BATCH;
-                match (!is_enough).then(|| self.blocks.extra()).flatten() {
-                    Some(block) => self.filled.push(block),
-                    None => return,
+impl Arrived {
+    /// Takes in what comes until it is time to write, unless another request takes over.
+    ///
+    /// Each trip to a thread that may block costs as much as writing tens of kilobytes, so one that
+    /// writes much is better. But memory is bounded, and who is slow must not keep it.
+    async fn gather(
+        &mut self,
+        body: &mut ChunkBody<'_>,
+        landing: Option<&Landing>,
+    ) -> Result<(), StoreError> {
+        let (mut begun, mut deadline) = (None, None);
+        loop {
+            let taken = self.gathered.take(&self.rest);
+            self.rest.advance(taken);
+            if begun.is_none() && !self.gathered.is_empty() {
+                begun = Some(Instant::now());
+            }
+            if self.ended {
+                return Ok(());
+            }
+            if !self.rest.is_empty() {
+                if deadline.is_some() || begun.is_some_and(|begun| begun.elapsed() > FAST) {
+                    return Ok(());
                 }
+                self.gathered.enlarge().await;
+                deadline = Some(Instant::now() + HOLD);
                 continue;
             }
-            let now = self.rest.split_to(room.len.min(self.rest.len()));
-            block.bytes.extend_from_slice(&now);
-            self.end += now.len() as u64;
+            let next = async {
+                let Some(landing) = landing else {
+                    return Ok(body.next().await);
+                };
+                let next = unless(landing.superseded(), body.next()).await;
+                landing.piece_came();
+                next
+            };
+            let next = match deadline {
+                None => next.await,
+                Some(deadline) => match timeout_at(deadline, next).await {
+                    Ok(next) => next,
+                    Err(_) => return Ok(()),
+                },
+            };
+            match next?.transpose()? {
+                Some(piece) => self.rest = piece,
+                None => self.ended = true,
+            }
         }
-    }
-
-    /// Makes room: all of it is written.
-    fn written(&mut self) {
-        self.filled.truncate(1);
-        self.filled.iter_mut().for_each(|block| block.bytes.clear());
-        self.at = self.end;
-        self.take_rest();
     }
 }
 
@@ -213,10 +199,10 @@ struct Writer {
 }
 
 enum Start {
-    Started(Box<Writer>, Gathered, Option<Progress>),
+    Started(Box<Writer>, Arrived, Option<Progress>),
     /// Somebody else writes there; `None` is another process.
-    Behind(Arc<Entry>, Option<Arc<Flight>>, Gathered),
-    Removed(Gathered),
+    Behind(Arc<Entry>, Option<Arc<Flight>>, Arrived),
+    Removed(Arrived),
 }
 
 impl Writer {
@@ -224,19 +210,18 @@ impl Writer {
         folder: &Folder,
         entry: &Arc<Entry>,
         range: Range<u64>,
-        mut gathered: Gathered,
-        turn: Option<OwnedMutexGuard<()>>,
+        mut arrived: Arrived,
     ) -> Result<Start, StoreError> {
         let landing = match entry.try_take_off(range.clone())? {
             TakeOff::Clear(landing) => landing,
             TakeOff::Behind(holder) => {
-                return Ok(Start::Behind(Arc::clone(entry), holder, gathered));
+                return Ok(Start::Behind(Arc::clone(entry), holder, arrived));
             }
         };
         // What another process has stored before it landed is not written again.
         entry.view()?;
         if entry.is_removed() {
-            return Ok(Start::Removed(gathered));
+            return Ok(Start::Removed(arrived));
         }
         let (gaps, ranges) = entry.gaps(&range);
         if !gaps.is_empty() && ranges > folder.max_ranges {
@@ -249,40 +234,36 @@ impl Writer {
             written: Vec::new(),
             failed_syncs: entry.failed_syncs(),
         };
-        let progress = writer.write(folder, &mut gathered, turn)?;
-        Ok(Start::Started(Box::new(writer), gathered, progress))
+        let progress = writer.write(folder, &mut arrived)?;
+        Ok(Start::Started(Box::new(writer), arrived, progress))
     }
 
-    /// Writes what was gathered; what the chunk has brought, if that was all of it.
+    /// Writes what was arrived; what the chunk has brought, if that was all of it.
     fn write(
         &mut self,
         folder: &Folder,
-        gathered: &mut Gathered,
-        turn: Option<OwnedMutexGuard<()>>,
+        arrived: &mut Arrived,
     ) -> Result<Option<Progress>, StoreError> {
-        let mut at = gathered.at;
-        for block in &gathered.filled {
-            self.write_block(folder, &block.bytes, at)?;
-            at += block.bytes.len() as u64;
+        for (at, piece) in arrived.gathered.pieces() {
+            self.write_piece(folder, piece, at)?;
         }
-        drop(turn);
-        if !gathered.ended {
-            gathered.written();
+        arrived.gathered.clear();
+        if !arrived.ended {
             return Ok(None);
         }
-        self.record(folder)?;
+        self.record()?;
         // While the upload cannot be removed: all bytes of a removed one seem to be there.
         Ok(Some(self.entry.progress()))
     }
 
-    fn write_block(&mut self, folder: &Folder, block: &[u8], at: u64) -> io::Result<()> {
-        let end = at + block.len() as u64;
+    fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> io::Result<()> {
+        let end = at + bytes.len() as u64;
         for gap in &self.gaps {
             let piece = at.max(gap.start)..end.min(gap.end);
             if piece.is_empty() {
                 continue;
             }
-            let bytes = &block[(piece.start - at) as usize..(piece.end - at) as usize];
+            let bytes = &bytes[(piece.start - at) as usize..(piece.end - at) as usize];
             let data = self.entry.data.as_ref().ok_or(io::ErrorKind::NotFound)?;
             folder
                 .disk
@@ -293,19 +274,15 @@ impl Writer {
     }
 
     /// Makes what was written durable and says so in the journal.
-    fn record(&self, folder: &Folder) -> Result<(), StoreError> {
+    fn record(&self) -> Result<(), StoreError> {
         if self.written.is_empty() {
             return Ok(());
         }
-        if let (Durability::Power, Some(data)) = (folder.durability, &self.entry.data) {
-            self.entry.sync_data(data, self.failed_syncs)?;
-        }
         let joined = joined(&self.written);
-        let events: Vec<_> = joined
+        let events = joined
             .iter()
-            .map(|(piece, crc)| self.entry.stored(piece, *crc))
-            .collect();
-        self.entry.append(&events, false)
+            .map(|(piece, crc)| self.entry.stored(piece, *crc));
+        self.entry.commit(events.collect(), self.failed_syncs)
     }
 }
 

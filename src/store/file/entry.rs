@@ -1,5 +1,6 @@
 //! One upload on disk, as this process knows it.
 
+mod commit;
 mod flight;
 
 use std::{
@@ -62,13 +63,9 @@ pub(super) struct Entry {
     touched: AtomicU64,
     /// How many syncs of the data have failed.
     failed_syncs: AtomicU64,
-    /// Held during a sync of the data.
-    syncing: Mutex<()>,
+    commits: commit::Commits,
     /// Held by a thread while it appends; the OFD lock does not exclude this process.
     appending: Mutex<()>,
-    /// Held while bytes are written: parallel writes to one file only wait for each other inside
-    /// the kernel.
-    pub(super) writing: Arc<tokio::sync::Mutex<()>>,
     flights: Mutex<Vec<Arc<flight::Flight>>>,
     landed: Notify,
 }
@@ -155,9 +152,8 @@ impl Entry {
             state: Mutex::default(),
             touched: AtomicU64::new(0),
             failed_syncs: AtomicU64::new(0),
-            syncing: Mutex::default(),
+            commits: commit::Commits::default(),
             appending: Mutex::default(),
-            writing: Arc::default(),
             flights: Mutex::default(),
             landed: Notify::default(),
         }))
@@ -337,28 +333,6 @@ impl Entry {
             self.disk.write_all_at("write-again", file, block, at)
         })
         .map(drop)
-    }
-
-    /// How many syncs of the data have failed so far: to be asked before bytes are written that
-    /// [`sync_data`](Self::sync_data) shall make durable.
-    pub(super) fn failed_syncs(&self) -> u64 {
-        self.failed_syncs.load(SeqCst)
-    }
-
-    /// Makes the bytes of a chunk durable. `failed_before` is what
-    /// [`failed_syncs`](Self::failed_syncs) said before they were written: when a sync fails the
-    /// system tells one of those who wrote, but the bytes of all of them may be lost.
-    pub(super) fn sync_data(&self, data: &File, failed_before: u64) -> io::Result<()> {
-        self.disk.before_lock(|| self.syncing.try_lock().is_ok());
-        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.disk.sync("sync-data", data) {
-            self.failed_syncs.fetch_add(1, SeqCst);
-            return Err(error);
-        }
-        match self.failed_syncs() == failed_before {
-            true => Ok(()),
-            false => Err(io::Error::other("a sync of another chunk has failed")),
-        }
     }
 
     /// Makes the bytes of the whole file durable, and says what their CRC-32 is.

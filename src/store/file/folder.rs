@@ -38,11 +38,6 @@ impl Folder {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The upload, if this process has it open.
-    pub(super) fn known(&self, key: &UploadKey) -> Option<Arc<Entry>> {
-        self.open_entries().get(key).cloned()
-    }
-
     fn journal_path(&self, key: &UploadKey) -> PathBuf {
         let name = key.to_string();
         self.partial
@@ -83,7 +78,8 @@ impl Folder {
     /// The upload, if there is one.
     fn look(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
-            let entry = match self.known(key) {
+            let known = self.open_entries().get(key).cloned();
+            let entry = match known {
                 Some(entry) => entry,
                 None => match self.open(key)? {
                     Some(entry) => self.keep_open(entry),

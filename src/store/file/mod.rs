@@ -390,18 +390,18 @@ impl Store for FileStore {
         let mut file = self
             .blocking(|folder| tempfile_in(&folder.disk, &folder.partial))
             .await?;
-        let mut block = self.folder.blocks.first();
+        let mut block = Vec::new();
         loop {
             let piece = body.next().await.transpose()?;
             if let Some(piece) = &piece {
-                block.bytes.extend_from_slice(piece);
+                block.extend_from_slice(piece);
             }
             let last = piece.is_none();
-            if last || block.bytes.len() >= BLOCK {
+            if last || block.len() >= BLOCK {
                 (file, block) = self
                     .blocking(move |_| {
-                        file.write_all(&block.bytes)?;
-                        block.bytes.clear();
+                        file.write_all(&block)?;
+                        block.clear();
                         if last {
                             file.rewind()?;
                         }
