@@ -161,7 +161,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             records_before: later() + LONG,
         };
         // More than what a store may gather before it knows the upload.
-        const LEN: u64 = 1_000_000;
+        const LEN: u64 = 3_000_000;
         let bytes = content(0, LEN as usize);
         // The chunk in flight is not the first of its upload, or it is.
         for stored in [b"abc".as_slice(), b""] {
