@@ -32,6 +32,7 @@ const SCRIPT: &[Step] = &[
     // Has no bytes.
     Step::Put('z', 0),
     Step::Deliver('z', Answer::Taken),
+    Step::Killed('r', 0),
     Step::Put('r', 0),
     Step::Put('a', 3),
     Step::Restart,
@@ -61,6 +62,8 @@ enum Step {
     Remove(char),
     /// The process dies, and another one goes on.
     Restart,
+    /// A chunk, and the process dies before its record is synced.
+    Killed(char, u64),
 }
 
 /// Of the inner service.
@@ -191,6 +194,13 @@ impl World {
         };
         match step {
             Step::Restart => {}
+            Step::Killed(name, number) => {
+                self.disk.leave_out("sync-journal");
+                let put = put(&store, name, number).await;
+                self.disk.leave_out("");
+                put?;
+                *open = None;
+            }
             Step::Put(name, number) => {
                 put(&store, name, number).await?;
                 self.promise(Promise::Stored(name, number));

@@ -7,6 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     path::Path,
+    sync::OnceLock,
 };
 
 use crate::fault::{self, Do};
@@ -48,7 +49,8 @@ impl Disk {
     ) -> io::Result<T> {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
-            return simulated.call(std::panic::Location::caller(), op, nothing, it);
+            let place = std::panic::Location::caller();
+            return simulated.call(name, place, op, nothing, it);
         }
         let _ = op;
         match fault::step(name)? {
@@ -326,11 +328,15 @@ pub(super) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool> {
 
 fn boot() -> Option<u64> {
     use sha2::Digest as _;
-    let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
-    let (first, _) = sha2::Sha256::digest(&id)
-        .split_first_chunk()
-        .map(|(f, r)| (*f, r.len()))?;
-    Some(u64::from_le_bytes(first))
+    // It does not change while the process lives.
+    static BOOT: OnceLock<Option<u64>> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+        let (first, _) = sha2::Sha256::digest(&id)
+            .split_first_chunk()
+            .map(|(f, r)| (*f, r.len()))?;
+        Some(u64::from_le_bytes(first))
+    })
 }
 
 /// Locks of byte ranges between processes, which the kernel frees when a process dies.

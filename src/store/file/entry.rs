@@ -29,7 +29,7 @@ use super::{
 use crate::{
     fault,
     store::{
-        RangeSet, Record, StoreError, Upload,
+        RangeSet, Record, StoreError, Upload, random_id,
         range_set::{Crc, Ranges},
         unix_ms,
     },
@@ -72,7 +72,7 @@ pub(super) struct Entry {
 
 /// Where the bytes of an upload are. The name has its id: it can be no other upload's, not even of
 /// the same key.
-pub(super) fn data_path(journal_path: &Path, id: &str) -> PathBuf {
+fn data_path(journal_path: &Path, id: &str) -> PathBuf {
     journal_path.with_extension(format!("{id}.data"))
 }
 
@@ -81,6 +81,8 @@ pub(super) fn data_path(journal_path: &Path, id: &str) -> PathBuf {
 struct State {
     ranges: Ranges<Crc>,
     end: u64,
+    /// The file is at least this long.
+    len: u64,
     /// The check of the record before `end`.
     chain: u32,
     phase: Phase,
@@ -132,31 +134,108 @@ impl Entry {
         let Some((upload, id)) = journal::first(&journal)? else {
             return Ok(None);
         };
-        let data_path = data_path(&journal_path, &id);
-        let data = match disk::open(&data_path) {
+        let data = match disk::open(&data_path(&journal_path, &id)) {
             Ok(data) => Some(data),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(Some(Self {
+        // All of the journal is still to be read.
+        let state = State::default();
+        let files = (journal, data);
+        Ok(Some(Self::new(
             journal_path,
-            data_path,
+            upload,
             id,
-            created: upload,
+            files,
+            state,
+            durable,
+            disk,
+        )))
+    }
+
+    /// Creates an upload; `None` if another request was faster, or a sweep took it for an orphan.
+    pub(super) fn create(
+        journal_path: PathBuf,
+        upload: Upload,
+        durable: bool,
+        disk: Disk,
+    ) -> Result<Option<Self>, StoreError> {
+        let id = random_id()?;
+        let data_path = data_path(&journal_path, &id);
+        // Whole before it has its name: racers agree on one.
+        let temporary = journal_path.with_extension(format!("{id}.new"));
+        let created = Event::Created {
+            upload: upload.clone(),
+            id: id.clone(),
+        };
+        let time = unix_ms(SystemTime::now());
+        let mut state = State {
+            touched: time,
+            ..State::default()
+        };
+        let header = created.encode(&mut state.chain, time);
+        state.end = header.len() as u64;
+        state.len = state.end.next_multiple_of(GROWTH);
+        let create = || {
+            let journal = disk.create(&temporary)?;
+            disk.write_all_at("write-journal", &journal, &header, 0)?;
+            disk.set_len(&journal, state.len)?;
+            let data = disk.create(&data_path)?;
+            match disk.rename_new(&temporary, &journal_path) {
+                // A sweep took it for an orphan.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(io::ErrorKind::AlreadyExists.into())
+                }
+                renamed => renamed.map(|()| (journal, Some(data))),
+            }
+        };
+        let files: io::Result<_> = create();
+        if files.is_err() {
+            disk.remove_if_there(&temporary)?;
+            disk.remove_if_there(&data_path)?;
+        }
+        match files {
+            Ok(files) => Ok(Some(Self::new(
+                journal_path,
+                upload,
+                id,
+                files,
+                state,
+                durable,
+                disk,
+            ))),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn new(
+        journal_path: PathBuf,
+        created: Upload,
+        id: String,
+        (journal, data): (File, Option<File>),
+        state: State,
+        durable: bool,
+        disk: Disk,
+    ) -> Self {
+        Self {
+            data_path: data_path(&journal_path, &id),
+            journal_path,
+            id,
+            created,
             journal,
             data,
             durable,
             boot: disk.boot(),
             disk,
-            // All of it is still to be read.
-            state: Mutex::default(),
+            state: Mutex::new(state),
             touched: AtomicU64::new(0),
             failed_syncs: AtomicU64::new(0),
             commits: commit::Commits::default(),
             appending: Mutex::default(),
             flights: Mutex::default(),
             landed: Notify::default(),
-        }))
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -240,14 +319,18 @@ impl Entry {
 
     /// Reads on if another process has written.
     fn look_for_news(&self) -> io::Result<()> {
-        let end = self.state().end;
-        let mut slot = [0; SLOT as usize];
-        disk::read_at(&self.journal, &mut slot, end)?;
-        if slot == [0; SLOT as usize] {
+        if !self.has_news()? {
             return Ok(());
         }
         let _appending = self.lock_journal()?;
         self.catch_up()
+    }
+
+    fn has_news(&self) -> io::Result<bool> {
+        let end = self.state().end;
+        let mut slot = [0; SLOT as usize];
+        disk::read_at(&self.journal, &mut slot, end)?;
+        Ok(slot != [0; SLOT as usize])
     }
 
     /// Takes the right to append.
@@ -262,7 +345,10 @@ impl Entry {
 
     /// With the right to append: reads what others have appended, and makes sure that it is durable
     /// before it is trusted. What is visible need not be.
-    pub(super) fn catch_up(&self) -> io::Result<()> {
+    fn catch_up(&self) -> io::Result<()> {
+        if !self.has_news()? {
+            return Ok(());
+        }
         let (start, mut chain) = {
             let state = self.state();
             (state.end, state.chain)
@@ -391,10 +477,7 @@ impl Entry {
             self.disk
                 .write_all_at("write-journal", &self.journal, records, end)
         };
-        if self.journal.metadata()?.len() < new_end {
-            let len = new_end.next_multiple_of(GROWTH);
-            self.disk.set_len(&self.journal, len)?;
-        }
+        self.make_room(new_end)?;
         let written = write(&records).and_then(|()| match durable || self.durable {
             true => self.sync_journal(new_end),
             false => Ok(()),
@@ -413,6 +496,21 @@ impl Entry {
             });
         }
         (state.end, state.chain) = (new_end, new_chain);
+        Ok(())
+    }
+
+    /// Makes the journal longer, if it is shorter than `end`.
+    fn make_room(&self, end: u64) -> io::Result<()> {
+        if self.state().len >= end {
+            return Ok(());
+        }
+        // Another process may have done it.
+        let mut len = self.journal.metadata()?.len();
+        if len < end {
+            len = end.next_multiple_of(GROWTH);
+            self.disk.set_len(&self.journal, len)?;
+        }
+        self.state().len = len;
         Ok(())
     }
 

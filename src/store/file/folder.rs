@@ -12,10 +12,10 @@ use super::{
     Durability, Naming,
     blocks::Blocks,
     disk::{self, Disk, lock},
-    entry::{self, Claim, Entry, Landing, Phase, View},
+    entry::{Claim, Entry, Landing, Phase, View},
     journal::{self, Event},
 };
-use crate::store::{StoreError, Upload, UploadKey, random_id, unix_ms};
+use crate::store::{StoreError, Upload, UploadKey, random_id};
 
 /// Uploads whose files stay open when nobody uses them.
 const OPEN_UPLOADS: usize = 1024;
@@ -82,7 +82,7 @@ impl Folder {
             let entry = match known {
                 Some(entry) => entry,
                 None => match self.open(key)? {
-                    Some(entry) => self.keep_open(entry),
+                    Some(entry) => entry,
                     None => return Ok(None),
                 },
             };
@@ -120,11 +120,7 @@ impl Folder {
             self.set_aside(&journal_path, journal_id)?;
             return Ok(None);
         };
-        if durable {
-            // What is visible need not be durable; and what is trusted is acknowledged.
-            entry.make_names_durable()?;
-        }
-        Ok(Some(Arc::new(entry)))
+        Ok(Some(self.trust(entry)?))
     }
 
     /// Takes a journal without a beginning out of the way: without syncs, a crash of the system may
@@ -145,15 +141,6 @@ impl Folder {
         Ok(())
     }
 
-    /// The entry that this process uses from now on.
-    fn keep_open(&self, entry: Arc<Entry>) -> Arc<Entry> {
-        let mut open = self.open_entries();
-        if open.len() >= OPEN_UPLOADS {
-            open.retain(|_, entry| Arc::strong_count(entry) > 1);
-        }
-        Arc::clone(open.entry(entry.created.key).or_insert(entry))
-    }
-
     fn close(&self, entry: &Arc<Entry>) {
         let mut open = self.open_entries();
         if open
@@ -164,43 +151,32 @@ impl Folder {
         }
     }
 
-    /// Creates the upload, unless another request was faster.
+    /// Creates the upload, unless another request is faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
         let journal_path = self.journal_path(&upload.key);
-        // Its name becomes durable when the upload is opened.
         self.disk
             .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
-        let id = random_id()?;
-        let data_path = entry::data_path(&journal_path, &id);
-        // Whole before it has its name: racers agree on one.
-        let temporary = journal_path.with_extension(format!("{id}.new"));
-        let create = || {
-            let journal = self.disk.create(&temporary)?;
-            let created = Event::Created {
-                upload: upload.clone(),
-                id: id.clone(),
-            };
-            let header = created.encode(&mut 0, unix_ms(SystemTime::now()));
-            self.disk
-                .write_all_at("write-journal", &journal, &header, 0)?;
-            let len = (header.len() as u64).next_multiple_of(4096);
-            self.disk.set_len(&journal, len)?;
-            self.disk.create(&data_path)?;
-            match self.disk.rename_new(&temporary, &journal_path) {
-                // A sweep took it for an orphan.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result,
-            }
-        };
-        let result: io::Result<()> = create();
-        if result.is_err() {
-            self.disk.remove_if_there(&temporary)?;
-            self.disk.remove_if_there(&data_path)?;
+        let durable = self.durability == Durability::Power;
+        let created = Entry::create(journal_path, upload.clone(), durable, self.disk.clone())?;
+        if let Some(entry) = created {
+            self.trust(entry)?;
         }
-        match result {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
-            _ => Ok(()),
+        Ok(())
+    }
+
+    /// The entry that this process uses from now on.
+    fn trust(&self, entry: Entry) -> io::Result<Arc<Entry>> {
+        if self.durability == Durability::Power {
+            // What is visible need not be durable; and what is trusted is acknowledged.
+            entry.make_names_durable()?;
         }
+        let mut open = self.open_entries();
+        if open.len() >= OPEN_UPLOADS {
+            open.retain(|_, entry| Arc::strong_count(entry) > 1);
+        }
+        Ok(Arc::clone(
+            open.entry(entry.created.key).or_insert(Arc::new(entry)),
+        ))
     }
 
     /// Removes an upload if nobody is busy with it and it is still as `wanted`.

@@ -67,6 +67,16 @@ impl Entry {
         }
     }
 
+    /// Makes an upload without any bytes durable, which has no record but that of its beginning.
+    pub(in crate::store::file) fn commit_empty(&self) -> std::io::Result<()> {
+        if !self.durable || self.total() > 0 {
+            return Ok(());
+        }
+        let _appending = self.lock_journal()?;
+        let end = self.state().end;
+        self.sync_journal(end)
+    }
+
     fn commit_all(&self, mut all: Vec<Waiting>) {
         let synced = self.sync_data().map_err(|e| Arc::new(e.into()));
         let failed = self.failed_syncs();
