@@ -12,7 +12,7 @@ use super::multipart;
 use crate::{BoxError, UploadError};
 
 /// Largest piece that multer gets; a slice of `Bytes` is no copy.
-const PIECE: usize = 32 << 10;
+const PIECE: usize = 16 << 10;
 
 /// Most bytes before the first boundary.
 const PREAMBLE: usize = 1 << 10;

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) const BLOCK: usize = 256 << 10;
 
 /// Bytes that every chunk may hold.
-const LITTLE: usize = 32 << 10;
+const LITTLE: usize = 16 << 10;
 
 /// Bytes that a chunk may hold, more or less, if it has leave to.
 const MUCH: usize = 1 << 20;
