@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench server` measures everything on the disk of `TMPDIR`, and small files in
 //! `/dev/shm`; `-- --only TEXT` only the tables whose title has the text. `--mib N` is the size of a
-//! file, `--rounds N` how often each row is measured (the table has the medians, rounds take turns),
+//! file, `--chunks N` the number of chunks of the file that has many, `--rounds N` how often each row is
+//! measured (the table has the best, rounds take turns),
 //! `--save` writes the ratios to `benches/server/baseline.txt`, which every run is compared with.
 //!
 //! CPU is that of the server process, user and system, and the steadiest figure. Linux only.
@@ -23,6 +24,7 @@ pub struct Options {
     pub only: Option<String>,
     pub mib: u64,
     pub rounds: usize,
+    pub chunks: u64,
     pub save: bool,
 }
 
@@ -30,7 +32,8 @@ fn main() -> Result<ExitCode, Error> {
     let mut options = Options {
         only: None,
         mib: 256,
-        rounds: 3,
+        rounds: 5,
+        chunks: 100_000,
         save: false,
     };
     let mut words = std::env::args().skip(1);
@@ -46,6 +49,7 @@ fn main() -> Result<ExitCode, Error> {
             "--only" => options.only = Some(value()?),
             "--mib" => options.mib = value()?.parse()?,
             "--rounds" => options.rounds = value()?.parse()?,
+            "--chunks" => options.chunks = value()?.parse()?,
             "--save" => options.save = true,
             // What `cargo bench` and `cargo test` say to every benchmark.
             "--bench" => {}

@@ -6,8 +6,9 @@ use bytes::{Buf as _, Bytes};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    FileStore,
+    Durability, FileStore,
     blocks::Gathered,
+    disk,
     entry::{Entry, Flight, Landing, TakeOff},
     folder::Folder,
 };
@@ -251,7 +252,7 @@ impl Writer {
         if !arrived.ended {
             return Ok(None);
         }
-        self.record()?;
+        self.record(folder)?;
         // While the upload cannot be removed: all bytes of a removed one seem to be there.
         Ok(Some(self.entry.progress()))
     }
@@ -274,7 +275,7 @@ impl Writer {
     }
 
     /// Makes what was written durable and says so in the journal.
-    fn record(&self) -> Result<(), StoreError> {
+    fn record(&self, folder: &Folder) -> Result<(), StoreError> {
         if self.written.is_empty() {
             // Others' bytes were durable before they were known here.
             return Ok(self.entry.commit_empty()?);
@@ -283,7 +284,14 @@ impl Writer {
         let events = joined
             .iter()
             .map(|(piece, crc)| self.entry.stored(piece, *crc));
-        self.entry.commit(events.collect(), self.failed_syncs)
+        self.entry.commit(events.collect(), self.failed_syncs)?;
+        if let (Durability::Process, Some(data)) = (folder.durability, &self.entry.data) {
+            // Else all of it would be left to do when the file is finished.
+            joined
+                .iter()
+                .for_each(|(piece, _)| disk::begin_to_write(data, piece));
+        }
+        Ok(())
     }
 }
 

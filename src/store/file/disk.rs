@@ -6,6 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::Range,
     path::Path,
     sync::OnceLock,
 };
@@ -220,6 +221,21 @@ impl Disk {
 /// Opens a file for reading and writing.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// Lets the system begin to write bytes to the disk, if it can be asked to. Unlike a sync it waits
+/// for nothing, promises nothing, and takes no errors from whoever syncs later.
+pub(super) fn begin_to_write(file: &File, range: &Range<u64>) {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        // What is still to be written stays in memory.
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let (start, len) = (range.start as i64, (range.end - range.start) as i64);
+        let _ = posix_fadvise(file, start, len, advice);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, range);
 }
 
 #[cfg(unix)]
