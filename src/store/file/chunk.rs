@@ -48,19 +48,28 @@ impl FileStore {
             gathered: self.folder.blocks.gather(offset),
             rest: Bytes::new(),
             ended: false,
+            since: None,
         };
         arrived.gather(body, None).await?;
         let end = match arrived.ended {
             true => arrived.gathered.end(),
             false => offset.saturating_add(body.max_len()),
         };
-        let (writer, arrived, progress) = self.take_off(upload, offset..end, arrived).await?;
-        if let Some(progress) = progress {
-            return Ok(progress);
-        }
+        let range = offset..end;
+        let known = match arrived.ended {
+            false => self.folder.try_take_off_known(&upload.key, &range)?,
+            true => None,
+        };
+        let (writer, arrived) = match known {
+            Some(landing) => (Writer::new(landing, range), arrived),
+            None => match self.take_off(upload, range, arrived).await? {
+                (_, _, Some(progress)) => return Ok(progress),
+                (writer, arrived, None) => (writer, arrived),
+            },
+        };
         let rubbish = Rubbish {
             store: self,
-            entry: Arc::clone(&writer.entry),
+            entry: Arc::clone(writer.landing.entry()),
             done: false,
         };
         let result = self.receive_more(writer, arrived, body).await;
@@ -72,7 +81,7 @@ impl FileStore {
     }
 
     /// Finds the upload, or creates it, takes the right to write a range of it, and writes what has
-    /// come.
+    /// come if that is all.
     async fn take_off(
         &self,
         upload: &Upload,
@@ -104,7 +113,7 @@ impl FileStore {
         }
     }
 
-    /// The rest of a chunk that is too long to be written at once.
+    /// The rest of a chunk that has not come as a whole yet.
     async fn receive_more(
         &self,
         mut writer: Writer,
@@ -133,30 +142,34 @@ struct Arrived {
     rest: Bytes,
     /// Nothing follows.
     ended: bool,
+    /// When the first byte came that is not written yet.
+    since: Option<Instant>,
 }
 
 impl Arrived {
     /// Takes in what comes until it is time to write, unless another request takes over.
     ///
     /// Each trip to a thread that may block costs as much as writing tens of kilobytes, so one that
-    /// writes much is better. But memory is bounded, and who is slow must not keep it.
+    /// writes much is better. But memory is bounded: who is slow must not keep it, nor who waits for
+    /// others before it can write, and so has no right to yet.
     async fn gather(
         &mut self,
         body: &mut ChunkBody<'_>,
         landing: Option<&Landing>,
     ) -> Result<(), StoreError> {
-        let (mut begun, mut deadline) = (None, None);
+        let mut deadline = None;
         loop {
             let taken = self.gathered.take(&self.rest);
             self.rest.advance(taken);
-            if begun.is_none() && !self.gathered.is_empty() {
-                begun = Some(Instant::now());
+            if self.since.is_none() && !self.gathered.is_empty() {
+                self.since = Some(Instant::now());
             }
             if self.ended {
                 return Ok(());
             }
             if !self.rest.is_empty() {
-                if deadline.is_some() || begun.is_some_and(|begun| begun.elapsed() > FAST) {
+                let is_slow = self.since.is_some_and(|since| since.elapsed() > FAST);
+                if landing.is_none() || is_slow || deadline.is_some() {
                     return Ok(());
                 }
                 self.gathered.enlarge().await;
@@ -189,10 +202,11 @@ impl Arrived {
 /// Puts the bytes of one chunk where they belong, as far as they are not there yet. All that it
 /// does blocks.
 struct Writer {
-    entry: Arc<Entry>,
     /// Held as long as anything may be written, also if the request is gone.
     landing: Landing,
-    gaps: Vec<Range<u64>>,
+    range: Range<u64>,
+    /// What of it is not there yet, once that is known.
+    gaps: Option<Vec<Range<u64>>>,
     /// What is written, and its CRC-32.
     written: Vec<(Range<u64>, u32)>,
     /// How many syncs had failed before.
@@ -219,53 +233,77 @@ impl Writer {
                 return Ok(Start::Behind(Arc::clone(entry), holder, arrived));
             }
         };
-        // What another process has stored before it landed is not written again.
-        entry.view()?;
-        if entry.is_removed() {
-            return Ok(Start::Removed(arrived));
+        let mut writer = Self::new(landing, range);
+        match writer.look(folder) {
+            Err(_) if entry.is_removed() => return Ok(Start::Removed(arrived)),
+            looked => looked?,
         }
-        let (gaps, ranges) = entry.gaps(&range);
-        if !gaps.is_empty() && ranges > folder.max_ranges {
-            return Err(StoreError::TooManyRanges);
-        }
-        let mut writer = Self {
-            entry: Arc::clone(entry),
-            landing,
-            gaps,
-            written: Vec::new(),
-            failed_syncs: entry.failed_syncs(),
+        let progress = match arrived.ended {
+            true => writer.write(folder, &mut arrived)?,
+            false => None,
         };
-        let progress = writer.write(folder, &mut arrived)?;
         Ok(Start::Started(Box::new(writer), arrived, progress))
     }
 
-    /// Writes what was arrived; what the chunk has brought, if that was all of it.
+    fn new(landing: Landing, range: Range<u64>) -> Self {
+        Self {
+            failed_syncs: landing.entry().failed_syncs(),
+            landing,
+            range,
+            gaps: None,
+            written: Vec::new(),
+        }
+    }
+
+    /// Finds out what is there already. What another process has stored before the landing was
+    /// cleared is not written again.
+    fn look(&mut self, folder: &Folder) -> Result<(), StoreError> {
+        let entry = self.landing.entry();
+        entry.touch();
+        entry.view()?;
+        if entry.is_removed() {
+            return Err(StoreError::Superseded);
+        }
+        let (gaps, ranges) = entry.gaps(&self.range);
+        if !gaps.is_empty() && ranges > folder.max_ranges {
+            return Err(StoreError::TooManyRanges);
+        }
+        self.gaps = Some(gaps);
+        Ok(())
+    }
+
+    /// Writes what has arrived; what the chunk has brought, if that was all of it.
     fn write(
         &mut self,
         folder: &Folder,
         arrived: &mut Arrived,
     ) -> Result<Option<Progress>, StoreError> {
+        if self.gaps.is_none() {
+            self.look(folder)?;
+        }
         for (at, piece) in arrived.gathered.pieces() {
             self.write_piece(folder, piece, at)?;
         }
         arrived.gathered.clear();
+        arrived.since = None;
         if !arrived.ended {
             return Ok(None);
         }
         self.record(folder)?;
         // While the upload cannot be removed: all bytes of a removed one seem to be there.
-        Ok(Some(self.entry.progress()))
+        Ok(Some(self.landing.entry().progress()))
     }
 
     fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> io::Result<()> {
         let end = at + bytes.len() as u64;
-        for gap in &self.gaps {
+        for gap in self.gaps.iter().flatten() {
             let piece = at.max(gap.start)..end.min(gap.end);
             if piece.is_empty() {
                 continue;
             }
             let bytes = &bytes[(piece.start - at) as usize..(piece.end - at) as usize];
-            let data = self.entry.data.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            let data = self.landing.entry().data.as_ref();
+            let data = data.ok_or(io::ErrorKind::NotFound)?;
             folder
                 .disk
                 .write_all_at("write-data", data, bytes, piece.start)?;
@@ -276,16 +314,15 @@ impl Writer {
 
     /// Makes what was written durable and says so in the journal.
     fn record(&self, folder: &Folder) -> Result<(), StoreError> {
+        let entry = self.landing.entry();
         if self.written.is_empty() {
             // Others' bytes were durable before they were known here.
-            return Ok(self.entry.commit_empty()?);
+            return Ok(entry.commit_empty()?);
         }
         let joined = joined(&self.written);
-        let events = joined
-            .iter()
-            .map(|(piece, crc)| self.entry.stored(piece, *crc));
-        self.entry.commit(events.collect(), self.failed_syncs)?;
-        if let (Durability::Process, Some(data)) = (folder.durability, &self.entry.data) {
+        let events = joined.iter().map(|(piece, crc)| entry.stored(piece, *crc));
+        entry.commit(events.collect(), self.failed_syncs)?;
+        if let (Durability::Process, Some(data)) = (folder.durability, &entry.data) {
             // Else all of it would be left to do when the file is finished.
             joined
                 .iter()

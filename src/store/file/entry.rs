@@ -554,6 +554,11 @@ impl Entry {
         matches!(self.state().phase, Phase::Removed)
     }
 
+    /// Whether it takes chunks, as far as this process knows.
+    pub(super) fn is_receiving(&self) -> bool {
+        matches!(self.state().phase, Phase::Receiving)
+    }
+
     /// Whether nothing was ever stored.
     pub(super) fn is_empty(&self) -> bool {
         let state = self.state();

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -12,7 +13,7 @@ use super::{
     Durability, Naming,
     blocks::Blocks,
     disk::{self, Disk, lock},
-    entry::{Claim, Entry, Landing, Phase, View},
+    entry::{Claim, Entry, Landing, Phase, TakeOff, View},
     journal::{self, Event},
 };
 use crate::store::{StoreError, Upload, UploadKey, random_id};
@@ -36,6 +37,23 @@ pub(super) struct Folder {
 impl Folder {
     fn open_entries(&self) -> MutexGuard<'_, HashMap<UploadKey, Arc<Entry>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the right to write a range of an upload that this process has open and that receives,
+    /// if it can be had at once. This does not block: it reads nothing of the disk.
+    pub(super) fn try_take_off_known(
+        &self,
+        key: &UploadKey,
+        range: &Range<u64>,
+    ) -> io::Result<Option<Landing>> {
+        let known = self.open_entries().get(key).cloned();
+        let Some(entry) = known.filter(|entry| entry.is_receiving()) else {
+            return Ok(None);
+        };
+        Ok(match entry.try_take_off(range.clone())? {
+            TakeOff::Clear(landing) => Some(landing),
+            TakeOff::Behind(_) => None,
+        })
     }
 
     fn journal_path(&self, key: &UploadKey) -> PathBuf {

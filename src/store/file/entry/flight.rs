@@ -134,6 +134,10 @@ pub(in crate::store::file) enum TakeOff {
 }
 
 impl Landing {
+    pub(in crate::store::file) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
     /// Ends when another request has taken over.
     pub(in crate::store::file) async fn superseded(&self) {
         self.flight.superseded.notified().await;
