@@ -393,6 +393,44 @@ async fn a_stalled_chunk_gives_way_to_another_request() {
     assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == chunk);
 }
 
+/// Those that wait for the one that writes must not hold what it needs to go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_long_duplicates_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody is rescued by it.
+    let store = FileStore::builder(dir.path())
+        .stall_timeout(Duration::from_secs(3600))
+        .open()
+        .unwrap();
+    let piece = Bytes::from(vec![7; 64 << 10]);
+    let pieces = 48;
+    let len = pieces * piece.len() as u64;
+    let upload = upload(len + 1);
+    put(&store, &upload, len, &[7]).await.unwrap();
+    let puts: Vec<_> = (0..32)
+        .map(|_| {
+            let (store, upload, piece) = (store.clone(), upload.clone(), piece.clone());
+            tokio::spawn(async move {
+                use futures_util::StreamExt as _;
+                let stream = futures_util::stream::iter(0..pieces).then(|_| async {
+                    tokio::task::yield_now().await;
+                    Ok(piece.clone())
+                });
+                let stream = pin!(stream);
+                let mut body = ChunkBody::new(stream, Some(len), 0);
+                store.put(&upload, 0, &mut body).await
+            })
+        })
+        .collect();
+    for put in puts {
+        let put = tokio::time::timeout(Duration::from_secs(60), put).await;
+        let progress = put.expect("a chunk hangs").unwrap().unwrap();
+        assert!(progress.complete);
+    }
+    let file = std::fs::read(deliver(&store, &upload).await).unwrap();
+    assert!(file == vec![7; len as usize + 1]);
+}
+
 #[tokio::test]
 async fn too_many_pieces_are_refused() {
     let dir = tempfile::tempdir().unwrap();
