@@ -8,7 +8,7 @@ use crate::{
     UploadError,
     body::ResponseBody,
     config::Config,
-    dialect::Chunk,
+    dialect::{Answers, Chunk, Numbering},
     store::{RangeSet, Record, Status},
 };
 
@@ -18,13 +18,13 @@ const ORIGINAL_STATUS: HeaderName = HeaderName::from_static("x-resumable-status"
 /// Most chunk numbers that a status answer lists.
 const LISTED_CHUNKS: u64 = 65_536;
 
-/// The status for an error. Resumable.js gives up only on 400, 404, 415, 500 and 501 and sends
-/// everything else again at once, up to a hundred times: so what is final is 400, even where HTTP
-/// has a better word, and what is not is 503.
-fn error_status(error: &UploadError) -> StatusCode {
+/// The status for an error. Clients give up on a few statuses only, each on others, and send
+/// everything else again at once (Resumable.js up to a hundred times): so what is final is what the
+/// dialect says, even where HTTP has a better word, and what is not is 503.
+fn error_status(error: &UploadError, answers: Answers) -> StatusCode {
     match error.is_transient() {
         true => StatusCode::SERVICE_UNAVAILABLE,
-        false => StatusCode::BAD_REQUEST,
+        false => answers.refusal,
     }
 }
 
@@ -36,8 +36,7 @@ pub(crate) fn outcome(status: StatusCode) -> Outcome {
         // 202 and 204 are sent again by Resumable.js; a redirect would be followed by the browser
         // with the chunk.
         100..400 => Outcome::Delivered(StatusCode::OK),
-        400 | 415 => Outcome::Rejected(status),
-        401..500 => Outcome::Rejected(StatusCode::BAD_REQUEST),
+        400..500 => Outcome::Rejected,
         _ => Outcome::Failed,
     }
 }
@@ -45,15 +44,19 @@ pub(crate) fn outcome(status: StatusCode) -> Outcome {
 pub(crate) enum Outcome {
     /// Taken; the client sees this status.
     Delivered(StatusCode),
-    /// Refused for good; the client sees this status.
-    Rejected(StatusCode),
+    /// Refused for good; the client sees what is final in its dialect.
+    Rejected,
     /// To be tried again.
     Failed,
 }
 
 /// An error as problem details (RFC 9457), the typed error in the extensions.
-pub(crate) fn error<R>(config: &Config, error: UploadError) -> Response<ResponseBody<R>> {
-    let status = error_status(&error);
+pub(crate) fn error<R>(
+    config: &Config,
+    answers: Answers,
+    error: UploadError,
+) -> Response<ResponseBody<R>> {
+    let status = error_status(&error, answers);
     let mut problem = json!({
         "type": "about:blank",
         "title": status.canonical_reason(),
@@ -61,6 +64,11 @@ pub(crate) fn error<R>(config: &Config, error: UploadError) -> Response<Response
         "code": error.code(),
         "detail": error.to_string(),
     });
+    if answers.says_success {
+        problem["success"] = false.into();
+        problem["error"] = error.to_string().into();
+        problem["preventRetry"] = (!error.is_transient()).into();
+    }
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -81,8 +89,21 @@ pub(crate) fn error<R>(config: &Config, error: UploadError) -> Response<Response
 }
 
 /// "Have it", or "I took it": 200 and how far the upload is.
-pub(crate) fn progress<R>(received: u64, total: u64) -> Response<ResponseBody<R>> {
-    ok(json!({ "state": "receiving", "received": received, "total": total }))
+pub(crate) fn progress<R>(
+    answers: Answers,
+    received: u64,
+    total: u64,
+) -> Response<ResponseBody<R>> {
+    let mut answer = json!({ "state": "receiving", "received": received, "total": total });
+    if answers.says_success {
+        answer["success"] = true.into();
+    }
+    ok(answer)
+}
+
+/// "Begin again": what the client believes to be here is not.
+pub(crate) fn reset<R>() -> Response<ResponseBody<R>> {
+    ok(json!({ "success": false, "reset": true }))
 }
 
 /// "Have it not": the one status that all clients read that way.
@@ -103,13 +124,16 @@ pub(crate) fn status<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody
             .iter()
             .map(|range| json!([range.start, range.end]))
             .collect();
-        json!({
+        let mut answer = json!({
             "state": state,
             "received": ranges.total(),
             "total": total,
             "ranges": pairs,
-            "chunks": chunk_numbers(chunk, ranges),
-        })
+        });
+        if let Some(numbering) = chunk.numbering {
+            answer["chunks"] = chunk_numbers(numbering, total, ranges).into();
+        }
+        answer
     };
     let mut all = RangeSet::default();
     all.insert(0, total);
@@ -122,21 +146,42 @@ pub(crate) fn status<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody
     })
 }
 
+/// The answer to a test that asks for all chunks: the numbers of those that are stored.
+pub(crate) fn list<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody<R>> {
+    let total = chunk.identity.total;
+    let mut stored = RangeSet::default();
+    match status {
+        Status::Receiving(ranges) => stored.clone_from(ranges),
+        Status::Settled(record) if record.delivered => stored.insert(0, total),
+        // To be sent again: see the probe of one chunk.
+        _ => {}
+    }
+    let numbering = chunk.numbering.filter(|_| total > 0);
+    let numbers = numbering.map(|numbering| chunk_numbers(numbering, total, &stored));
+    ok(json!({
+        "received": stored.total(),
+        "total": total,
+        "uploaded": numbers.unwrap_or_default(),
+    }))
+}
+
 /// The chunks that need not be sent. In the default layout the last one reaches beyond its number.
-fn chunk_numbers(chunk: &Chunk, ranges: &RangeSet) -> Vec<u64> {
-    let (size, total) = (chunk.chunk_size, chunk.identity.total);
+fn chunk_numbers(Numbering { first, size }: Numbering, total: u64, ranges: &RangeSet) -> Vec<u64> {
     (0..total.div_ceil(size))
         .filter(|index| {
             let offset = index * size;
             ranges.covers(offset, size.min(total - offset))
         })
-        .map(|index| index + 1)
+        .map(|index| index + first)
         .take(LISTED_CHUNKS as usize)
         .collect()
 }
 
 /// The remembered answer of the inner service.
-pub(crate) fn recorded<R>(record: Record) -> Response<ResponseBody<R>> {
+pub(crate) fn recorded<R>(answers: Answers, mut record: Record) -> Response<ResponseBody<R>> {
+    if answers.says_success {
+        say_success(&mut record);
+    }
     let mut response = match record.body {
         Some(body) => Response::new(ResponseBody::answer(body)),
         // It was too long: how far the upload is instead.
@@ -153,15 +198,41 @@ pub(crate) fn recorded<R>(record: Record) -> Response<ResponseBody<R>> {
         }
     }
     *response.status_mut() = StatusCode::from_u16(record.status).unwrap_or(StatusCode::OK);
-    translate(&mut response);
+    translate(answers, &mut response);
     response
 }
 
+/// Makes an object of an answer, which says whether it is a success.
+fn say_success(record: &mut Record) {
+    let text = record.body.take().unwrap_or_default();
+    let mut answer = match serde_json::from_slice(&text) {
+        Ok(serde_json::Value::Object(object)) => serde_json::Value::Object(object),
+        _ => json!({ "answer": String::from_utf8_lossy(&text) }),
+    };
+    answer["success"] = record.delivered.into();
+    if !record.delivered {
+        answer["preventRetry"] = true.into();
+    }
+    record.body = Some(answer.to_string().into());
+    let about_body = [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::ETAG];
+    record
+        .headers
+        .retain(|(name, _)| !about_body.iter().any(|known| known == name.as_str()));
+    let json = b"application/json".to_vec();
+    record
+        .headers
+        .push((header::CONTENT_TYPE.to_string(), json));
+}
+
 /// Gives an answer of the inner service the status that the client needs.
-pub(crate) fn translate<R>(response: &mut Response<ResponseBody<R>>) {
+pub(crate) fn translate<R>(answers: Answers, response: &mut Response<ResponseBody<R>>) {
     let original = response.status();
-    let (Outcome::Delivered(status) | Outcome::Rejected(status)) = outcome(original) else {
-        return;
+    let status = match outcome(original) {
+        Outcome::Delivered(status) => status,
+        // Final in all dialects.
+        Outcome::Rejected if original == StatusCode::UNSUPPORTED_MEDIA_TYPE => original,
+        Outcome::Rejected => answers.refusal,
+        Outcome::Failed => return,
     };
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(NO_STORE);
@@ -219,11 +290,10 @@ mod tests {
             (202, Some((true, 200))),
             (204, Some((true, 200))),
             (303, Some((true, 200))),
-            (400, Some((false, 400))),
-            (401, Some((false, 400))),
-            (409, Some((false, 400))),
-            (415, Some((false, 415))),
-            (422, Some((false, 400))),
+            (400, Some((false, 0))),
+            (401, Some((false, 0))),
+            (415, Some((false, 0))),
+            (499, Some((false, 0))),
             (408, None),
             (425, None),
             (429, None),
@@ -234,7 +304,7 @@ mod tests {
             let status = StatusCode::from_u16(inner).unwrap();
             let got = match outcome(status) {
                 Outcome::Delivered(status) => Some((true, status.as_u16())),
-                Outcome::Rejected(status) => Some((false, status.as_u16())),
+                Outcome::Rejected => Some((false, 0)),
                 Outcome::Failed => None,
             };
             assert_eq!(got, expected, "{inner}");
@@ -251,7 +321,8 @@ mod tests {
             (UploadError::StorageFull, 503),
             (UploadError::DeliveryFailed, 503),
         ] {
-            let response = super::error::<()>(&Config::default(), error.clone());
+            let config = Config::default();
+            let response = super::error::<()>(&config, Answers::default(), error.clone());
             assert_eq!(response.status(), status, "{error}");
             assert_eq!(
                 response.headers().contains_key(header::RETRY_AFTER),

@@ -5,8 +5,8 @@ use http::{Response, request::Parts};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    ResumableJs, UploadError,
-    dialect::{Chunk, Identity},
+    UploadError,
+    dialect::{Chunk, Dialects, Identity},
     store::{Upload, UploadKey},
 };
 
@@ -14,7 +14,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdentityRule {
-    /// Identifier, total size, and relative path (or file name where there is none).
+    /// Identifier, total size, and relative path (or file name where there is none). Of clients
+    /// whose identifiers are random (Dropzone, Fine Uploader), identifier and total size.
     ///
     /// The identifier that Resumable.js makes by itself is the size and what remains of the name
     /// without dots, slashes and anything but ASCII: different files share it easily.
@@ -34,7 +35,9 @@ pub(crate) struct Config {
     pub(crate) paths: Vec<String>,
     pub(crate) matcher: Option<Hook<bool>>,
     pub(crate) scope: Option<Hook<Result<String, UploadError>>>,
-    pub(crate) dialect: ResumableJs,
+    pub(crate) dialects: Dialects,
+    /// Whether a form without any dialect's fields is a file.
+    pub(crate) plain_uploads: bool,
     pub(crate) identity: IdentityRule,
     pub(crate) error_response: Option<ErrorResponse>,
     /// Bytes.
@@ -60,7 +63,8 @@ impl Default for Config {
             paths: vec!["/upload".into()],
             matcher: None,
             scope: None,
-            dialect: ResumableJs::default(),
+            dialects: Dialects::default(),
+            plain_uploads: true,
             identity: IdentityRule::default(),
             error_response: None,
             max_file_size: u64::MAX,
@@ -136,6 +140,7 @@ impl Config {
         if self.identity == IdentityRule::Full {
             add(&identity.total.to_be_bytes());
             match (&identity.relative_path, &identity.file_name) {
+                _ if identity.is_unique => {}
                 (Some(path), _) => add(path.as_bytes()),
                 (None, Some(name)) => add(name.as_bytes()),
                 (None, None) => {}
@@ -149,7 +154,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("paths", &self.paths)
-            .field("dialect", &self.dialect)
+            .field("dialects", &self.dialects)
             .field("identity", &self.identity)
             .field("max_file_size", &self.max_file_size)
             .field("max_chunk_size", &self.max_chunk_size)
@@ -167,6 +172,7 @@ mod tests {
             total,
             file_name: name.map(Into::into),
             relative_path: path.map(Into::into),
+            is_unique: false,
         }
     }
 

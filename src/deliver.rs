@@ -41,11 +41,18 @@ pub(crate) struct Deliveries {
 /// How a delivery ended: its record, or the error and the number of the attempt.
 type Ended = Result<Record, (UploadError, u32)>;
 
-pub(crate) enum Delivered<R> {
-    /// By this request; the inner service's own answer.
-    Now(Response<ResponseBody<R>>),
-    /// By another request.
-    Before(Record),
+pub(crate) struct Delivered<R> {
+    /// What is remembered of the inner service's answer.
+    pub(crate) record: Record,
+    /// That answer itself, if it is to this request and not to another one.
+    pub(crate) response: Option<Response<ResponseBody<R>>>,
+}
+
+impl<R> Delivered<R> {
+    fn before(record: Record) -> Self {
+        let response = None;
+        Self { record, response }
+    }
 }
 
 /// Hands `upload` to `inner`, unless another request does or did; waits for the answer.
@@ -71,7 +78,7 @@ where
             // Another request of this process is about to.
             Err(mut ended) => match timeout_at(deadline, ended.wait_for(Option::is_some)).await {
                 Ok(Ok(ended)) => match &*ended {
-                    Some(Ok(record)) => return Ok(Delivered::Before(record.clone())),
+                    Some(Ok(record)) => return Ok(Delivered::before(record.clone())),
                     Some(Err(error)) => return Err(error.clone()),
                     None => continue,
                 },
@@ -97,13 +104,13 @@ where
                 }
                 .spawn(listed, inner, request);
                 return match timeout_at(deadline, task).await {
-                    Ok(Ok(outcome)) => outcome.map(Delivered::Now),
+                    Ok(Ok(outcome)) => outcome,
                     // It panicked, or the runtime is going down.
                     Ok(Err(_)) => Err((UploadError::DeliveryFailed, 1)),
                     Err(_) => Err((UploadError::DeliveryPending, 0)),
                 };
             }
-            TryClaim::Settled(record) => return Ok(Delivered::Before(record)),
+            TryClaim::Settled(record) => return Ok(Delivered::before(record)),
             // It was removed meanwhile; sent again it is a new upload.
             TryClaim::Incomplete => return Err((UploadError::Superseded, 0)),
             // Another server has it.
@@ -169,7 +176,7 @@ struct Delivery {
     record_body: usize,
 }
 
-type Handed<R> = Result<Response<ResponseBody<R>>, (UploadError, u32)>;
+type Handed<R> = Result<Delivered<R>, (UploadError, u32)>;
 
 impl Delivery {
     fn spawn<S, B, R>(
@@ -188,9 +195,10 @@ impl Delivery {
         listed.has_claim = true;
         tokio::spawn(async move {
             match self.run(inner, request).await {
-                Ok((response, record)) => {
+                Ok(delivered) => {
+                    let record = delivered.record.clone();
                     listed.ended.send_replace(Some(Ok(record)));
-                    Ok(response)
+                    Ok(delivered)
                 }
                 Err(error) => {
                     listed.ended.send_replace(Some(Err(error.clone())));
@@ -200,11 +208,7 @@ impl Delivery {
         })
     }
 
-    async fn run<S, B, R>(
-        mut self,
-        inner: S,
-        mut request: Request<B>,
-    ) -> Result<(Response<ResponseBody<R>>, Record), (UploadError, u32)>
+    async fn run<S, B, R>(mut self, inner: S, mut request: Request<B>) -> Handed<R>
     where
         S: Service<Request<B>, Response = Response<R>>,
         R: Body<Data = Bytes>,
@@ -228,7 +232,7 @@ impl Delivery {
         let _ = fault::step("delivered");
         let delivered = match answer::outcome(response.status()) {
             Outcome::Delivered(_) => true,
-            Outcome::Rejected(_) => false,
+            Outcome::Rejected => false,
             Outcome::Failed => return self.release(attempt).await,
         };
         let (parts, body) = response.into_parts();
@@ -249,10 +253,10 @@ impl Delivery {
             false => Settlement::Rejected(record.clone()),
         };
         self.settle(&settlement).await;
-        Ok((
-            Response::from_parts(parts, ResponseBody::partly_read(read)),
+        Ok(Delivered {
             record,
-        ))
+            response: Some(Response::from_parts(parts, ResponseBody::partly_read(read))),
+        })
     }
 
     /// Until it is recorded, nobody else may deliver it: the inner service would see it twice. So

@@ -7,10 +7,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    IdentityRule, ResponseBody, Resumable, ResumableJs, Retention, Store, StoreError, UploadError,
+    Dialect, IdentityRule, ResponseBody, Resumable, Retention, Store, StoreError, UploadError,
     answer,
     config::Config,
     deliver::{self, Delivered, Deliveries},
+    dialect::{Answers, Dialects},
     store::{DynStore, Swept, Upload},
 };
 
@@ -79,9 +80,39 @@ impl ResumableLayer {
         self.with(|config| config.matcher = Some(Arc::new(matcher)))
     }
 
-    /// The names of the fields, where the client was told to use others than its defaults.
-    pub fn with_dialect(self, dialect: ResumableJs) -> Self {
-        self.with(|config| config.dialect = dialect)
+    /// Understands one more client, or a known one that was told to use other names than its
+    /// defaults: a dialect takes the place of the one with the same name.
+    ///
+    /// By itself the layer understands [Resumable.js](crate::ResumableJs),
+    /// [flow.js](Dialect::flow_js), [Dropzone](Dialect::dropzone) and
+    /// [Fine Uploader](Dialect::fine_uploader).
+    ///
+    /// ```
+    /// use tower_resumable::{Dialect, MemoryStore, ResumableJs, ResumableLayer};
+    ///
+    /// let layer = ResumableLayer::new(MemoryStore::default())
+    ///     .with_dialect(ResumableJs::new().with_namespace("up_"))
+    ///     .with_dialect(Dialect::simple_uploader());
+    /// # let _ = layer;
+    /// ```
+    pub fn with_dialect(self, dialect: impl Into<Dialect>) -> Self {
+        self.with(|config| config.dialects.add(dialect.into()))
+    }
+
+    /// Understands these clients and no others.
+    pub fn with_dialects(self, dialects: impl IntoIterator<Item = Dialect>) -> Self {
+        self.with(|config| config.dialects = Dialects::only(dialects))
+    }
+
+    /// Whether a form that has none of the clients' fields is a whole file, as from a page without
+    /// JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small; `true` by default.
+    ///
+    /// It is delivered like any other, and may have as many bytes as a
+    /// [chunk](Self::with_max_chunk_size). Each such request is an upload of its own. A form with a
+    /// field whose name contains `chunk` is refused: it is a part of a file, from a client that the
+    /// layer was not told of.
+    pub fn with_plain_uploads(self, accept: bool) -> Self {
+        self.with(|config| config.plain_uploads = accept)
     }
 
     /// Names the owner of each upload, from what an outer layer knows of the request.
@@ -233,8 +264,9 @@ impl ResumableLayer {
         R: Body<Data = Bytes> + Send + 'static,
     {
         match deliver::deliver(&self.shared, inner, request, upload).await {
-            Ok(Delivered::Now(response)) => Ok(response),
-            Ok(Delivered::Before(record)) => Ok(answer::recorded(record)),
+            Ok(Delivered { record, response }) => {
+                Ok(response.unwrap_or_else(|| answer::recorded(Answers::default(), record)))
+            }
             Err((error, _)) => Err(error),
         }
     }

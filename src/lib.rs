@@ -51,7 +51,7 @@ mod upload;
 
 pub use self::body::ResponseBody;
 pub use self::config::IdentityRule;
-pub use self::dialect::ResumableJs;
+pub use self::dialect::{Dialect, ResumableJs};
 pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
 pub use self::layer::ResumableLayer;

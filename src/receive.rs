@@ -13,11 +13,11 @@ use tower_service::Service;
 use crate::{
     BoxError, ResponseBody, UploadError, answer,
     deliver::{self, Delivered},
-    dialect::{Chunk, FieldRole, Identity, Intent, Params, Transport},
+    dialect::{self, Answers, Chunk, Dialect, Identity, Intent, Params, Transport},
     fault,
     layer::Shared,
     multipart::{self, Form, FormLimits, Fused, Item, Octets},
-    store::{ChunkBody, Progress, Status, StoreError, Upload},
+    store::{ChunkBody, Progress, Status, StoreError, Upload, random_id},
 };
 
 /// Answers a request that is not for the inner service as it is.
@@ -25,6 +25,7 @@ pub(crate) async fn handle<S, B, R>(
     shared: Arc<Shared>,
     inner: S,
     intent: Result<Intent, UploadError>,
+    mut answers: Answers,
     parts: Parts,
     body: B,
 ) -> Response<ResponseBody<R>>
@@ -39,16 +40,37 @@ where
 {
     let mut body = Fused::new(body);
     let outcome = match intent {
-        Ok(Intent::Probe(chunk)) => shared.probe(&parts, &chunk).await,
+        Ok(Intent::Probe(chunk)) => shared.probe(&parts, answers, &chunk).await,
+        Ok(Intent::BlindProbe) => Ok(answer::missing()),
         Ok(Intent::Status(chunk)) => shared.status(&parts, &chunk).await,
         Ok(Intent::Cancel(identity)) => shared.cancel(&parts, &identity).await,
-        Ok(Intent::Put(params, transport)) => {
-            match shared.put(&parts, &mut body, params, transport).await {
-                Ok((upload, progress)) if progress.complete => {
+        Ok(Intent::Finish) => match shared.finished(&parts, &mut body).await {
+            Ok(Some(upload)) => {
+                let request = drained(parts, body.into_inner());
+                return deliver(&shared, inner, request, upload, answers).await;
+            }
+            Ok(None) => Ok(answer::reset()),
+            Err(error) => Err(error),
+        },
+        Ok(Intent::Put(mut params, transport)) => {
+            let received = shared.put(&parts, &mut body, &mut params, transport).await;
+            // The form has told whose it is.
+            if let Some(dialect) = shared.config.dialects.of(&params) {
+                answers = dialect.answers();
+            }
+            match received {
+                Ok(Received::Chunk(upload, progress)) if progress.complete => {
                     let request = drained(parts, body.into_inner());
-                    return deliver(&shared, inner, request, upload).await;
+                    return deliver(&shared, inner, request, upload, answers).await;
                 }
-                Ok((upload, progress)) => Ok(answer::progress(progress.received, upload.total)),
+                Ok(Received::Chunk(upload, progress)) => {
+                    Ok(answer::progress(answers, progress.received, upload.total))
+                }
+                Ok(Received::Test(chunk)) => shared.probe(&parts, answers, &chunk).await,
+                Ok(Received::Lost) => {
+                    shared.drain(&mut body).await;
+                    Ok(answer::reset())
+                }
                 Err(error) => Err(error),
             }
         }
@@ -60,9 +82,18 @@ where
         Ok(response) => response,
         Err(error) => {
             shared.drain(&mut body).await;
-            shared.refuse(error, 0).await
+            shared.refuse(answers, error, 0).await
         }
     }
+}
+
+/// What a request that seemed to bring a chunk has brought.
+enum Received {
+    Chunk(Upload, Progress),
+    /// No file: a test.
+    Test(Chunk),
+    /// A part of what its client believes to be here, and is not.
+    Lost,
 }
 
 async fn deliver<S, B, R>(
@@ -70,6 +101,7 @@ async fn deliver<S, B, R>(
     inner: S,
     request: Request<B>,
     upload: Upload,
+    answers: Answers,
 ) -> Response<ResponseBody<R>>
 where
     S: Service<Request<B>, Response = Response<R>> + Send + 'static,
@@ -79,12 +111,15 @@ where
     R: Body<Data = Bytes> + Send + 'static,
 {
     match deliver::deliver(shared, inner, request, upload).await {
-        Ok(Delivered::Now(mut response)) => {
-            answer::translate(&mut response);
-            response
-        }
-        Ok(Delivered::Before(record)) => answer::recorded(record),
-        Err((error, attempt)) => shared.refuse(error, attempt).await,
+        Ok(Delivered { record, response }) => match response {
+            // Such a client reads a form of it that not all services give.
+            Some(mut response) if !answers.says_success => {
+                answer::translate(answers, &mut response);
+                response
+            }
+            _ => answer::recorded(answers, record),
+        },
+        Err((error, attempt)) => shared.refuse(answers, error, attempt).await,
     }
 }
 
@@ -104,17 +139,19 @@ impl Shared {
     async fn probe<R>(
         &self,
         parts: &Parts,
+        answers: Answers,
         chunk: &Chunk,
     ) -> Result<Response<ResponseBody<R>>, UploadError> {
         self.config.check(chunk)?;
         let key = self.config.key(&self.config.scope(parts)?, &chunk.identity);
         Ok(match self.store.status(&key).await.map_err(store_error)? {
+            status if answers.list_tests => answer::list(chunk, &status),
             Status::Receiving(ranges)
                 if ranges.covers(chunk.offset, chunk.len.unwrap_or(chunk.max_len)) =>
             {
-                answer::progress(ranges.total(), chunk.identity.total)
+                answer::progress(answers, ranges.total(), chunk.identity.total)
             }
-            Status::Settled(record) if record.delivered => answer::recorded(record),
+            Status::Settled(record) if record.delivered => answer::recorded(answers, record),
             // A client that is told "have it" everywhere never sends again. So a complete upload
             // that nobody has taken yet, or that was refused, is not here: what the client then
             // sends is answered with a new attempt, or with the refusal.
@@ -143,13 +180,39 @@ impl Shared {
         Ok(answer::missing())
     }
 
+    /// The upload that a client believes to be complete, if it is.
+    async fn finished<B>(&self, parts: &Parts, body: &mut B) -> Result<Option<Upload>, UploadError>
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let scope = self.config.scope(parts)?;
+        let mut form = Vec::new();
+        let stream = pin!(Octets::new(body));
+        let mut pieces = ChunkBody::new(stream, None, Params::MAX);
+        while let Some(piece) = pieces.next().await {
+            form.extend_from_slice(&piece.map_err(|error| match error {
+                UploadError::ChunkLength { .. } => UploadError::TooManyFields,
+                error => error,
+            })?);
+        }
+        let params = Params::from_form(&form)?;
+        let (chunk, fields) = self.config.dialects.finished(&params)?;
+        self.config.check(&chunk)?;
+        let upload = self.config.upload(scope, &chunk, fields);
+        let status = self.store.status(&upload.key).await.map_err(store_error)?;
+        let is_complete = matches!(status, Status::Complete | Status::Settled(_));
+        Ok(is_complete.then_some(upload))
+    }
+
     async fn put<B>(
         &self,
         parts: &Parts,
         body: &mut B,
-        mut params: Params,
+        params: &mut Params,
         transport: Transport,
-    ) -> Result<(Upload, Progress), UploadError>
+    ) -> Result<Received, UploadError>
     where
         B: Body + Send + Unpin,
         B::Data: Send,
@@ -159,80 +222,156 @@ impl Shared {
         let scope = self.config.scope(parts)?;
         match transport {
             Transport::Octets => {
-                let (chunk, upload) = self.admit(scope, &params)?;
+                let dialects = &self.config.dialects;
+                let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
+                let (chunk, upload) = self.admit(scope, dialect, params)?;
+                if self.is_lost(dialect, params, &upload).await? {
+                    return Ok(Received::Lost);
+                }
                 let stream = pin!(Octets::new(body));
                 let progress = self.store_chunk(&chunk, &upload, stream).await?;
-                Ok((upload, progress))
+                Ok(Received::Chunk(upload, progress))
             }
             Transport::Multipart { boundary } => {
                 let form = Form::new(&mut *body, boundary, FormLimits::default());
-                let (mut upload, progress) = self.put_form(scope, form, &mut params).await?;
-                // Those that came after the file too.
-                upload.fields = self.config.dialect.extra(&params);
-                Ok((upload, progress))
+                self.put_form(parts, scope, form, params).await
             }
         }
     }
 
     async fn put_form(
         &self,
+        parts: &Parts,
         scope: String,
         mut form: Form<'_>,
         params: &mut Params,
-    ) -> Result<(Upload, Progress), UploadError> {
-        let dialect = &self.config.dialect;
-        let is_file = |name: &str| dialect.role(name) == FieldRole::File;
+    ) -> Result<Received, UploadError> {
+        let dialects = &self.config.dialects;
         loop {
-            match form.next(&is_file).await? {
+            match form.next(&|part| dialects.is_file(params, part)).await? {
                 Item::Text { name, value } => params.push_body(name, value),
                 Item::File => break,
                 Item::End => {
+                    let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
+                    if let Some(chunk) = dialect.form_test(params)? {
+                        return Ok(Received::Test(chunk));
+                    }
                     // Name what is missing first: without the fields the file is no help either.
                     dialect.chunk(params)?;
                     return Err(UploadError::MissingFile {
-                        name: dialect.file_parameter(),
+                        name: dialect.file_field(),
                     });
                 }
             }
         }
-        if dialect.knows_where(params) {
-            let (chunk, upload) = self.admit(scope, params)?;
-            let mut on_late = |name: String, value: String| {
-                let ours = dialect.is_ours(&name);
-                params.push_body(name.clone(), value);
-                if ours && dialect.chunk(params)? != chunk {
-                    return Err(UploadError::ConflictingField { name });
-                }
-                Ok(())
-            };
-            let content = pin!(form.content(&is_file, &mut on_late));
-            let progress = self.store_chunk(&chunk, &upload, content).await?;
-            Ok((upload, progress))
-        } else {
-            let spool = {
-                let mut on_late = |name: String, value: String| {
-                    params.push_body(name, value);
-                    Ok(())
-                };
-                let content = pin!(form.content(&is_file, &mut on_late));
-                let mut body = ChunkBody::new(content, None, self.config.max_chunk_size);
-                self.store.spool(&mut body).await.map_err(store_error)?
-            };
-            let (chunk, upload) = self.admit(scope, params)?;
-            let progress = self
-                .store_chunk(&chunk, &upload, pin!(spool.into_stream()))
-                .await?;
-            Ok((upload, progress))
+        params.set_part(form.file_part().cloned().unwrap_or_default());
+        match dialects.of(params) {
+            Some(dialect) if dialect.knows_where(params) => {
+                self.put_file(scope, dialect, form, params).await
+            }
+            _ => self.put_spooled(parts, scope, form, params).await,
         }
     }
 
+    /// Stores the file of a form that has said where it belongs.
+    async fn put_file(
+        &self,
+        scope: String,
+        dialect: &Dialect,
+        mut form: Form<'_>,
+        params: &mut Params,
+    ) -> Result<Received, UploadError> {
+        let (chunk, mut upload) = self.admit(scope, dialect, params)?;
+        if self.is_lost(dialect, params, &upload).await? {
+            return Ok(Received::Lost);
+        }
+        let mut on_late = |name: String, value: String| {
+            let ours = dialect.is_ours(&name);
+            params.push_body(name.clone(), value);
+            if ours && dialect.chunk(params)? != chunk {
+                return Err(UploadError::ConflictingField { name });
+            }
+            Ok(())
+        };
+        let is_file = |part: &str| dialect.is_file(part);
+        let content = pin!(form.content(&is_file, &mut on_late));
+        let progress = self.store_chunk(&chunk, &upload, content).await?;
+        // Those that came after the file too.
+        upload.fields = dialect.extra(params);
+        Ok(Received::Chunk(upload, progress))
+    }
+
+    /// Keeps the file of a form until it is known where it belongs, or that it belongs nowhere: then
+    /// it is a file of its own.
+    async fn put_spooled(
+        &self,
+        parts: &Parts,
+        scope: String,
+        mut form: Form<'_>,
+        params: &mut Params,
+    ) -> Result<Received, UploadError> {
+        let dialects = &self.config.dialects;
+        let (spool, len) = {
+            let mut on_late = |name: String, value: String| {
+                params.push_body(name, value);
+                Ok(())
+            };
+            let is_file = |part: &str| dialects.can_be_file(part);
+            let content = pin!(form.content(&is_file, &mut on_late));
+            let mut body = ChunkBody::new(content, None, self.config.max_chunk_size);
+            let spool = self.store.spool(&mut body).await.map_err(store_error)?;
+            (spool, body.received())
+        };
+        let (chunk, upload) = match dialects.of(params) {
+            Some(dialect) => {
+                let (chunk, upload) = self.admit(scope, dialect, params)?;
+                if self.is_lost(dialect, params, &upload).await? {
+                    return Ok(Received::Lost);
+                }
+                (chunk, upload)
+            }
+            None if self.config.plain_uploads
+                && dialect::is_whole_file(params)
+                && !parts.headers.contains_key(header::CONTENT_RANGE) =>
+            {
+                let identifier = random_id().map_err(store_error)?;
+                let chunk = dialect::whole_file(params, identifier, len)?;
+                self.config.check(&chunk)?;
+                let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
+                (chunk, upload)
+            }
+            None => return Err(dialects.unknown()),
+        };
+        let stream = pin!(spool.into_stream());
+        let progress = self.store_chunk(&chunk, &upload, stream).await?;
+        Ok(Received::Chunk(upload, progress))
+    }
+
     /// What the fields say, if it is allowed.
-    fn admit(&self, scope: String, params: &Params) -> Result<(Chunk, Upload), UploadError> {
-        let chunk = self.config.dialect.chunk(params)?;
+    fn admit(
+        &self,
+        scope: String,
+        dialect: &Dialect,
+        params: &Params,
+    ) -> Result<(Chunk, Upload), UploadError> {
+        let chunk = dialect.chunk(params)?;
         self.config.check(&chunk)?;
-        let fields = self.config.dialect.extra(params);
-        let upload = self.config.upload(scope, &chunk, fields);
+        let upload = self.config.upload(scope, &chunk, dialect.extra(params));
         Ok((chunk, upload))
+    }
+
+    /// Whether the client goes on with an upload that is gone, without having asked.
+    async fn is_lost(
+        &self,
+        dialect: &Dialect,
+        params: &Params,
+        upload: &Upload,
+    ) -> Result<bool, UploadError> {
+        if !dialect.is_resumed(params) {
+            return Ok(false);
+        }
+        let status = self.store.status(&upload.key).await.map_err(store_error)?;
+        Ok(matches!(status, Status::Absent))
     }
 
     async fn store_chunk(
@@ -262,12 +401,17 @@ impl Shared {
 
     /// The answer to an error. The transient ones are held back, the longer the more often it was
     /// tried, because clients try again at once.
-    async fn refuse<R>(&self, error: UploadError, attempt: u32) -> Response<ResponseBody<R>> {
+    async fn refuse<R>(
+        &self,
+        answers: Answers,
+        error: UploadError,
+        attempt: u32,
+    ) -> Response<ResponseBody<R>> {
         if error.is_transient() {
             let delay = self.config.hold_back * (1 << attempt.saturating_sub(1).min(3));
             tokio::time::sleep(delay).await;
         }
-        answer::error(&self.config, error)
+        answer::error(&self.config, answers, error)
     }
 }
 

@@ -9,7 +9,12 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::{BoxError, ResponseBody, ResponseFuture, dialect::Intent, layer::Shared, receive};
+use crate::{
+    BoxError, ResponseBody, ResponseFuture,
+    dialect::{Answers, Intent},
+    layer::Shared,
+    receive,
+};
 
 /// Middleware that receives uploads in chunks and hands finished files to the service behind it.
 ///
@@ -50,9 +55,9 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let config = &self.shared.config;
-        let intent = match config.is_upload_path(&parts) {
-            true => config.dialect.intent(&parts, body.is_end_stream()),
-            false => Ok(Intent::Pass),
+        let (intent, answers) = match config.is_upload_path(&parts) {
+            true => config.dialects.intent(&parts, body.is_end_stream()),
+            false => (Ok(Intent::Pass), Answers::default()),
         };
         if let Ok(Intent::Pass) = intent {
             return ResponseFuture::inner(self.inner.call(Request::from_parts(parts, body)));
@@ -63,6 +68,6 @@ where
         let inner = self.inner.clone();
         self.inner = inner.clone();
         let shared = Arc::clone(&self.shared);
-        ResponseFuture::upload(receive::handle(shared, inner, intent, parts, body))
+        ResponseFuture::upload(receive::handle(shared, inner, intent, answers, parts, body))
     }
 }

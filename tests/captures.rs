@@ -9,7 +9,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tower_resumable::ResumableJs;
+use tower_resumable::{Dialect, ResumableJs};
 
 /// A capture, the statuses of its answers, and the files that must have arrived: name and content.
 type Row = (
@@ -24,6 +24,75 @@ const ZEROS_30: &str = "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0
 const ZEROS_35: &str = "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 const ROWS: &[Row] = &[
+    (
+        "dropzone-6.3.5-chunking",
+        &[200, 200, 200],
+        &[("x.txt", LETTERS)],
+    ),
+    (
+        "dropzone-6.3.5-forceChunking-zero",
+        &[200],
+        &[("x.txt", "abc")],
+    ),
+    (
+        "dropzone-6.3.5-retry503",
+        &[200, 200, 200, 200],
+        &[("x.txt", LETTERS)],
+    ),
+    (
+        "dropzone-6.3.5-small-notchunked",
+        &[200],
+        &[("x.txt", "abc")],
+    ),
+    (
+        "fine-uploader-5.16.2-chunk",
+        &[200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    // The last request goes to a path of the application's.
+    (
+        "fine-uploader-5.16.2-concurrent-success",
+        &[200, 200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    ("flow-2.14.1-cors", &[204, 200, 200], &[("x.txt", "abc")]),
+    (
+        "flow-2.14.1-default-204test",
+        &[204, 200, 204, 200],
+        &[("a.txt", LETTERS)],
+    ),
+    (
+        "flow-2.14.1-dropped-connection",
+        &[204, 200, 200, 204, 200],
+        &[("x.bin", ZEROS_25)],
+    ),
+    (
+        "flow-2.14.1-forceChunkSize",
+        &[204, 200, 204, 200, 204, 200],
+        &[("a.txt", LETTERS)],
+    ),
+    (
+        "flow-2.14.1-octet",
+        &[204, 200, 204, 200],
+        &[("a.txt", LETTERS)],
+    ),
+    (
+        "flow-2.14.1-octet-notype",
+        &[204, 200, 204, 200],
+        &[("b.unknownext", LETTERS)],
+    ),
+    (
+        "flow-2.14.1-parallel3",
+        &[204, 204, 204, 200, 200, 200, 204, 204, 204, 200, 200, 200],
+        &[],
+    ),
+    ("flow-2.14.1-testHEAD", &[204], &[]),
+    (
+        "flow-2.14.1-unicode-name",
+        &[204, 200],
+        &[("日本\"語\n.txt", "abcde")],
+    ),
+    ("flow-2.14.1-zero", &[204, 200], &[("z.bin", "")]),
     (
         "resumable-1.0.2-default-404test",
         &[204, 200, 204, 200],
@@ -134,6 +203,13 @@ const ROWS: &[Row] = &[
         &[204, 200, 204, 200],
         &[("a.txt", LETTERS)],
     ),
+    // The recording's server had the first and the third chunk.
+    ("simple-uploader-0.6.0-checkByResponse", &[200, 200], &[]),
+    (
+        "simple-uploader-0.6.0-default-204test",
+        &[204, 204, 200, 200, 204, 200],
+        &[("x.txt", "abcdefghijklmnopqrstuvwxyzabcdefghi")],
+    ),
 ];
 
 #[tokio::test]
@@ -143,6 +219,12 @@ async fn recorded_uploads_arrive() {
             "resumable-1.1.0-target-function" => layer.with_path("/fn"),
             "resumable-1.1.0-testChunks-false-params-off" => {
                 layer.with_dialect(ResumableJs::new().with_chunk_number_name("chunk"))
+            }
+            "simple-uploader-0.6.0-checkByResponse" => {
+                layer.with_dialect(Dialect::simple_uploader().with_list_tests())
+            }
+            "simple-uploader-0.6.0-default-204test" => {
+                layer.with_dialect(Dialect::simple_uploader())
             }
             _ => layer,
         })

@@ -1,12 +1,24 @@
 //! What a client says, made into what it wants. Pure: no IO, no async.
 
+mod boundary;
+mod clients;
+mod fields;
 mod params;
+mod plain;
 mod resumable;
+mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::params::Params;
-pub use self::resumable::ResumableJs;
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+
+use self::{boundary::boundary, fields::Fields};
+pub(crate) use self::{
+    params::{FilePart, Params},
+    plain::{is_whole_file, whole_file},
+};
+pub use self::{resumable::ResumableJs, table::Dialect};
+use crate::UploadError;
 
 /// What a request wants, as far as its head tells.
 #[derive(Debug)]
@@ -15,10 +27,14 @@ pub(crate) enum Intent {
     Pass,
     /// "Have you this chunk?"
     Probe(Chunk),
+    /// "Have you this chunk?", without a word of which one.
+    BlindProbe,
     /// "What have you of this upload?"
     Status(Chunk),
     /// "Forget this upload."
     Cancel(Identity),
+    /// "Has all come?", in a form that is still to be read.
+    Finish,
     /// A chunk. The query's fields are read; with a form more may come.
     Put(Params, Transport),
 }
@@ -39,6 +55,8 @@ pub(crate) struct Identity {
     pub(crate) total: u64,
     pub(crate) file_name: Option<String>,
     pub(crate) relative_path: Option<String>,
+    /// The identifier alone tells it from all others, as a random one does.
+    pub(crate) is_unique: bool,
 }
 
 /// One chunk, by the words of its client, checked for being possible at all.
@@ -46,8 +64,8 @@ pub(crate) struct Identity {
 pub(crate) struct Chunk {
     pub(crate) identity: Identity,
     pub(crate) content_type: Option<String>,
-    /// Bytes of a chunk as the client is set up; chunk numbers count in these.
-    pub(crate) chunk_size: u64,
+    /// How the client counts chunks, if it says so.
+    pub(crate) numbering: Option<Numbering>,
     /// Where the chunk begins in the file; at most the file's size.
     pub(crate) offset: u64,
     /// Declared bytes of this chunk, inside the file. `None` if the client does not say.
@@ -56,11 +74,183 @@ pub(crate) struct Chunk {
     pub(crate) max_len: u64,
 }
 
-/// What part a form field plays.
+/// How a client counts the chunks of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FieldRole {
-    /// It carries the chunk's bytes.
-    File,
-    /// It is a parameter, of ours or of the application.
-    Param,
+pub(crate) struct Numbering {
+    /// The number of the first one.
+    pub(crate) first: u64,
+    /// Bytes of each, but for the last.
+    pub(crate) size: u64,
+}
+
+/// What a client has to be told, so that it understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answers {
+    /// The status of what is final.
+    pub(crate) refusal: StatusCode,
+    /// Each answer is a JSON object that says whether it is a success.
+    pub(crate) says_success: bool,
+    /// A test is answered with all that is stored.
+    pub(crate) list_tests: bool,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            refusal: StatusCode::BAD_REQUEST,
+            says_success: false,
+            list_tests: false,
+        }
+    }
+}
+
+/// The dialects that a layer understands, told apart by the names of a request's fields.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialects(Vec<Dialect>);
+
+impl Default for Dialects {
+    fn default() -> Self {
+        Self(vec![
+            ResumableJs::default().into(),
+            Dialect::flow_js(),
+            Dialect::dropzone(),
+            Dialect::fine_uploader(),
+        ])
+    }
+}
+
+impl Dialects {
+    pub(crate) fn only(dialects: impl IntoIterator<Item = Dialect>) -> Self {
+        Self(dialects.into_iter().collect())
+    }
+
+    /// Adds a dialect, or puts it in the place of the one of that name.
+    pub(crate) fn add(&mut self, dialect: Dialect) {
+        match self.0.iter_mut().find(|known| known.name == dialect.name) {
+            Some(known) => *known = dialect,
+            None => self.0.push(dialect),
+        }
+    }
+
+    /// From the head of a request to what it wants, and how it is to be answered.
+    pub(crate) fn intent(
+        &self,
+        parts: &Parts,
+        body_is_empty: bool,
+    ) -> (Result<Intent, UploadError>, Answers) {
+        // A preflight carries the query of the request that it asks for.
+        if parts.method == Method::OPTIONS {
+            return (Ok(Intent::Pass), Answers::default());
+        }
+        let query = parts.uri.query();
+        let content_type = parts.headers.get(header::CONTENT_TYPE);
+        let is_upload = [Method::POST, Method::PUT, Method::PATCH].contains(&parts.method);
+        // Many clients have their fields only in the form, so every form on this path is one.
+        let form = content_type.filter(|_| is_upload).and_then(boundary);
+        // Comes before the caps: what is not ours may have a query of any size.
+        let is_ours = |name: &str| self.0.iter().any(|dialect| dialect.is_ours(name));
+        let has_ours = Params::query_has(query, is_ours);
+        if form.is_none() && !has_ours {
+            // flow.js with `testMethod: 'HEAD'` puts its fields into a body, and so nowhere.
+            let is_bare = query.is_none_or(str::is_empty);
+            let in_the_end = self.0.iter().find(|dialect| dialect.asks_in_the_end);
+            return match (&parts.method, in_the_end) {
+                (&Method::HEAD, _) if is_bare => (Ok(Intent::BlindProbe), Answers::default()),
+                (&Method::POST, Some(dialect)) if is_bare && is_url_encoded(content_type) => {
+                    (Ok(Intent::Finish), dialect.answers())
+                }
+                _ => (Ok(Intent::Pass), Answers::default()),
+            };
+        }
+        let params = match Params::from_query(query) {
+            Ok(params) => params,
+            Err(error) => return (Err(error), Answers::default()),
+        };
+        let dialect = self.of(&params);
+        let answers = dialect.map_or_else(Answers::default, Dialect::answers);
+        let intent = match (form, dialect) {
+            (Some(boundary), _) => {
+                boundary.map(|boundary| Intent::Put(params, Transport::Multipart { boundary }))
+            }
+            (None, Some(dialect)) => dialect.intent(parts, params, body_is_empty),
+            (None, None) => Ok(Intent::Pass),
+        };
+        (intent, answers)
+    }
+
+    /// The dialect of these fields: the one whose identifier is among them, else the first one of
+    /// which there is anything.
+    pub(crate) fn of(&self, params: &Params) -> Option<&Dialect> {
+        let has_identifier = |dialect: &&Dialect| params.contains(dialect.identifier_name());
+        let has_any = |dialect: &&Dialect| params.has(|name| dialect.is_ours(name));
+        let mut dialects = self.0.iter();
+        let found = dialects.clone().find(has_identifier);
+        found.or_else(|| dialects.find(has_any))
+    }
+
+    /// The upload of which a client says in the end that all has come, and the application's fields.
+    pub(crate) fn finished(
+        &self,
+        params: &Params,
+    ) -> Result<(Chunk, Vec<(String, String)>), UploadError> {
+        let dialect = self.of(params).ok_or_else(|| self.unknown())?;
+        Ok((dialect.whole(params)?, dialect.extra(params)))
+    }
+
+    /// Whether a part of a form carries the bytes, as far as the fields before it tell.
+    pub(crate) fn is_file(&self, params: &Params, part: &str) -> bool {
+        match self.of(params) {
+            Some(dialect) => dialect.is_file(part),
+            None => self.can_be_file(part),
+        }
+    }
+
+    /// Whether a part carries the bytes in any dialect.
+    pub(crate) fn can_be_file(&self, part: &str) -> bool {
+        self.0.iter().any(|dialect| dialect.is_file(part))
+    }
+
+    /// What is wrong with fields of which no dialect knows any.
+    pub(crate) fn unknown(&self) -> UploadError {
+        let name = self
+            .0
+            .first()
+            .map_or_else(String::new, |dialect| dialect.identifier_name().into());
+        UploadError::MissingField { name }
+    }
+}
+
+impl Dialect {
+    fn intent(
+        &self,
+        parts: &Parts,
+        mut params: Params,
+        body_is_empty: bool,
+    ) -> Result<Intent, UploadError> {
+        match parts.method {
+            Method::GET | Method::HEAD if self.asks_status(&params) => {
+                self.status(&params).map(Intent::Status)
+            }
+            Method::GET | Method::HEAD => self.probe(&params).map(Intent::Probe),
+            // Resumable.js with `testMethod: 'POST'`. An empty chunk has a content type.
+            Method::POST if body_is_empty && !parts.headers.contains_key(header::CONTENT_TYPE) => {
+                self.probe(&params).map(Intent::Probe)
+            }
+            Method::DELETE => self.identity(Fields::strict(&params)).map(Intent::Cancel),
+            Method::POST | Method::PUT | Method::PATCH => {
+                self.add_total(&mut params, parts.headers.get(header::CONTENT_LENGTH));
+                Ok(Intent::Put(params, Transport::Octets))
+            }
+            _ => Err(UploadError::MethodNotAllowed),
+        }
+    }
+}
+
+fn is_url_encoded(content_type: Option<&HeaderValue>) -> bool {
+    let media_type = content_type.and_then(|value| value.as_bytes().split(|&b| b == b';').next());
+    media_type.is_some_and(|media_type| {
+        media_type
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+    })
 }

@@ -15,9 +15,30 @@ pub(crate) struct Params {
     body: Vec<(String, String)>,
     /// Names of those in the query that were not UTF-8.
     garbled: Vec<String>,
+    part: FilePart,
+}
+
+/// What the head of the part says that carries the file of a form.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FilePart {
+    pub(crate) file_name: Option<String>,
+    pub(crate) content_type: Option<String>,
 }
 
 impl Params {
+    /// Most bytes of a query, or of a form without a file.
+    pub(crate) const MAX: u64 = QUERY as u64;
+
+    /// The fields of an `application/x-www-form-urlencoded` form.
+    pub(crate) fn from_form(form: &[u8]) -> Result<Self, UploadError> {
+        match std::str::from_utf8(form) {
+            Ok(form) => Self::from_query(Some(form)),
+            Err(_) => Err(UploadError::Multipart {
+                reason: "it is not UTF-8",
+            }),
+        }
+    }
+
     pub(super) fn from_query(query: Option<&str>) -> Result<Self, UploadError> {
         let query = query.unwrap_or_default();
         // Empty pairs count too: they cost as much to read.
@@ -48,12 +69,26 @@ impl Params {
         self.body.push((name, value));
     }
 
+    /// Notes what the form says of its file.
+    pub(crate) fn set_part(&mut self, part: FilePart) {
+        self.part = part;
+    }
+
+    pub(super) fn part(&self) -> &FilePart {
+        &self.part
+    }
+
+    /// Whether there is a field of such a name.
+    pub(crate) fn has(&self, name: impl Fn(&str) -> bool) -> bool {
+        self.query.iter().chain(&self.body).any(|(n, _)| name(n))
+    }
+
     pub(super) fn in_query(&self, name: &str) -> bool {
         self.query.iter().any(|(n, _)| n == name)
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.all(name).next().is_some()
+        self.has(|n| n == name)
     }
 
     /// The value of a field. It may come several times, as it does in query and form, but not with
@@ -80,7 +115,7 @@ impl Params {
 
     /// The fields that are not the layer's, as they were sent. Those of the form are the query's
     /// again, if both are there.
-    pub(super) fn extra(&self, is_ours: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    pub(crate) fn extra(&self, is_ours: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         let in_body = |name: &str| self.body.iter().any(|(n, _)| n == name);
         let query = self.query.iter().filter(|(name, _)| !in_body(name));
         query

@@ -4,13 +4,92 @@ use std::path::{Path, PathBuf};
 
 use http::{Request, request::Parts};
 
-use super::{Chunk, FieldRole, Identity, Intent, Params, ResumableJs, Transport};
+use super::{
+    Chunk, Dialect, Dialects, FilePart, Identity, Intent, Params, ResumableJs, Transport,
+    is_whole_file, whole_file,
+};
 use crate::UploadError;
 
 type Answer = Result<String, UploadError>;
 
 /// `(folder, uploads, requests)`: what Chromium has sent, and what is read in it.
 const CAPTURES: &[(&str, &str, &str)] = &[
+    (
+        "dropzone-6.3.5-chunking",
+        "42bb24ed-1fc4-49a9-92cc-5157b701c034 of 25, x.txt",
+        "form 0+10, form 10+10, form 20+5",
+    ),
+    (
+        "dropzone-6.3.5-forceChunking-zero",
+        "dfeb4174-17a7-44c9-a009-545a2ee60f3e of 3, x.txt",
+        "form 0+3",
+    ),
+    (
+        "dropzone-6.3.5-retry503",
+        "e2c716ce-b79e-4903-a874-a7c5b5a265e9 of 25, x.txt",
+        "form 0+10, form 10+10, form 10+10, form 20+5",
+    ),
+    (
+        "dropzone-6.3.5-small-notchunked",
+        "its own of 3, x.txt",
+        "whole 0+3",
+    ),
+    (
+        "fine-uploader-5.16.2-chunk",
+        "211ae548-6b81-4d24-ae47-dc297c16eb88 of 25, x é.txt",
+        "form 0+10, form 10+10, form 20+5",
+    ),
+    (
+        "fine-uploader-5.16.2-concurrent-success",
+        "ad8f3618-10fd-4c5d-9f3b-847b272cf4ba of 25, x é.txt",
+        "form 20+5, form 10+10, form 0+10, finish 0+25",
+    ),
+    (
+        "flow-2.14.1-cors",
+        "3-xtxt of 3, x.txt",
+        "probe 0+3, pass, form 0+3",
+    ),
+    (
+        "flow-2.14.1-default-204test",
+        "25-atxt of 25, a.txt",
+        "probe 0+10, form 0+10, probe 10+15, form 10+15",
+    ),
+    (
+        "flow-2.14.1-dropped-connection",
+        "25-xbin of 25, x.bin",
+        "probe 0+10, form 0+10, form 0+10, probe 10+15, form 10+15",
+    ),
+    (
+        "flow-2.14.1-forceChunkSize",
+        "25-atxt of 25, a.txt",
+        "probe 0+10, form 0+10, probe 10+10, form 10+10, probe 20+5, form 20+5",
+    ),
+    (
+        "flow-2.14.1-octet",
+        "25-atxt of 25, a.txt",
+        "probe 0+10, octets 0+10, probe 10+15, octets 10+15",
+    ),
+    (
+        "flow-2.14.1-octet-notype",
+        "25-bunknownext of 25, b.unknownext",
+        "probe 0+10, octets 0+10, probe 10+15, octets 10+15",
+    ),
+    (
+        "flow-2.14.1-parallel3",
+        "95-pbin of 95, p.bin",
+        "probe 0+10, probe 10+10, probe 20+10, form 0+10, form 10+10, form 20+10, probe 30+10, probe 40+10, probe 50+10, form 30+10, form 40+10, form 50+10",
+    ),
+    ("flow-2.14.1-testHEAD", "", "blind probe"),
+    (
+        "flow-2.14.1-unicode-name",
+        "5-dirtxt of 5, 日本\"語\n.txt",
+        "probe 0+5, form 0+5",
+    ),
+    (
+        "flow-2.14.1-zero",
+        "0-zbin of 0, z.bin",
+        "probe 0+0, form 0+0",
+    ),
     (
         "resumable-1.0.2-default-404test",
         "25-atxt of 25, a.txt",
@@ -131,6 +210,16 @@ const CAPTURES: &[(&str, &str, &str)] = &[
         "25-atxt of 25, a.txt",
         "probe 0+10, octets 0+10, probe 10+15, octets 10+15",
     ),
+    (
+        "simple-uploader-0.6.0-checkByResponse",
+        "35-xtxt of 35, x.txt",
+        "probe 0+10, form 10+10",
+    ),
+    (
+        "simple-uploader-0.6.0-default-204test",
+        "35-xtxt of 35, x.txt",
+        "probe 0+10, probe 10+10, form 0+10, form 10+10, probe 20+15, form 20+15",
+    ),
 ];
 
 #[test]
@@ -143,15 +232,20 @@ fn captures() {
         "every capture has its row"
     );
     for (capture, uploads, expected) in CAPTURES {
-        let dialect = match *capture {
-            "resumable-1.1.0-testChunks-false-params-off" => ResumableJs::new()
-                .with_chunk_number_name("chunk")
-                .with_relative_path_name(""),
-            _ => ResumableJs::new(),
-        };
+        let mut dialects = Dialects::default();
+        match *capture {
+            "resumable-1.1.0-testChunks-false-params-off" => dialects.add(
+                ResumableJs::new()
+                    .with_chunk_number_name("chunk")
+                    .with_relative_path_name("")
+                    .into(),
+            ),
+            _ if capture.starts_with("simple") => dialects.add(Dialect::simple_uploader()),
+            _ => {}
+        }
         let (mut uploads_read, mut read) = (Vec::new(), Vec::new());
         for request in requests(capture) {
-            let (upload, what) = read_capture(&dialect, &request);
+            let (upload, what) = read_capture(&dialects, &request);
             uploads_read.extend(upload);
             read.push(what);
         }
@@ -163,9 +257,9 @@ fn captures() {
 
 #[test]
 fn the_captured_names_are_read_alike_in_query_and_form() {
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     let requests = requests("resumable-1.1.0-unicode-name");
-    let Ok(Intent::Probe(probe)) = dialect.intent(&head(&requests[0]).0, true) else {
+    let Ok(Intent::Probe(probe)) = intent(&dialect, &head(&requests[0]).0, true) else {
         panic!("no probe");
     };
     let identity = &probe.identity;
@@ -221,6 +315,7 @@ fn intents() {
         ("GET", &ampersands, None, too_many()),
         ("HEAD", Q, None, ok(probe)),
         ("HEAD", "x=1", None, pass()),
+        ("HEAD", "", None, ok("blind probe")),
         ("GET", &status, None, ok(status_2)),
         ("HEAD", &status, None, ok(status_2)),
         (
@@ -290,7 +385,7 @@ fn intents() {
         ("GET", "", form, pass()),
         ("DELETE", "", form, pass()),
     ];
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     for (method, query, content_type, expected) in rows {
         let row = format!(
             "{method} {content_type:?} {}",
@@ -301,7 +396,7 @@ fn intents() {
             None => (method, true),
         };
         let parts = request(method, query, content_type);
-        let got = dialect.intent(&parts, empty).map(|intent| show(&intent));
+        let got = intent(&dialect, &parts, empty).map(|intent| show(&intent));
         assert_eq!(got, expected, "{row}");
     }
 }
@@ -354,9 +449,9 @@ fn boundaries() {
         ("multipart/form-data; boundary=é", None),
         ("multipart/form-data; xboundary=abc", None),
     ];
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     for (content_type, expected) in rows {
-        let intent = dialect.intent(&request("POST", "", Some(content_type)), false);
+        let intent = intent(&dialect, &request("POST", "", Some(content_type)), false);
         let got = match intent {
             Ok(Intent::Put(_, Transport::Multipart { boundary })) => Some(boundary),
             Err(UploadError::Multipart { .. }) => None,
@@ -447,7 +542,7 @@ fn values() {
         ("Type", &at_256, ""),
         ("Type", &at_257, BAD),
     ]);
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     for (name, value, expected) in rows {
         let name = format!("resumable{name}");
         let mut fields = good();
@@ -456,7 +551,7 @@ fn values() {
         let query = encode(&fields);
         let upload = dialect.chunk(&Params::from_query(Some(&query)).unwrap());
         let form = dialect.chunk(&with_body(Params::default(), &fields));
-        let probe = match dialect.intent(&request("GET", &query, None), true) {
+        let probe = match intent(&dialect, &request("GET", &query, None), true) {
             Ok(Intent::Probe(chunk)) => Ok(chunk),
             Ok(other) => panic!("{name}={value:?}: {other:?}"),
             Err(error) => Err(error),
@@ -480,7 +575,7 @@ fn values() {
 
 #[test]
 fn what_is_missing_is_named() {
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     for (name, needed) in [
         ("resumableChunkNumber", true),
         ("resumableChunkSize", true),
@@ -498,14 +593,14 @@ fn what_is_missing_is_named() {
         let query = encode(&fields);
         let upload = dialect.chunk(&Params::from_query(Some(&query)).unwrap());
         assert_eq!(upload.err(), expected, "{name}");
-        let probe = dialect.intent(&request("GET", &query, None), true);
+        let probe = intent(&dialect, &request("GET", &query, None), true);
         assert_eq!(probe.err(), expected, "{name}");
     }
 }
 
 #[test]
 fn text_that_is_not_utf8() {
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     let is_bad = |name: &str| {
         let reason = "is not UTF-8";
         let name = name.into();
@@ -618,14 +713,14 @@ fn fields_that_come_twice() {
             0,
         ),
     ];
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     for (query, form, upload, probe) in rows {
         let rest = "resumableIdentifier=i&resumableTotalSize=25&resumableChunkSize=10";
         let all = format!("{query}&{rest}");
         let params = with_body(Params::from_query(Some(&all)).unwrap(), form);
         let got = dialect.chunk(&params).map(|chunk| chunk.offset);
         assert_eq!(got, *upload, "upload {query} {form:?}");
-        let Ok(Intent::Probe(got)) = dialect.intent(&request("GET", &all, None), true) else {
+        let Ok(Intent::Probe(got)) = intent(&dialect, &request("GET", &all, None), true) else {
             panic!("probe {query}");
         };
         assert_eq!(got.offset, *probe, "probe {query}");
@@ -637,7 +732,7 @@ fn fields_that_come_twice() {
     assert_ne!(own, set);
     let test = request("GET", &format!("resumableFilename=mine&{own}"), None);
     let upload = Params::from_query(Some(&set)).unwrap();
-    match dialect.intent(&test, true) {
+    match intent(&dialect, &test, true) {
         Ok(Intent::Probe(probe)) => assert_eq!(dialect.chunk(&upload), Ok(probe)),
         other => panic!("{other:?}"),
     }
@@ -672,11 +767,11 @@ fn layouts() {
         (MAX, 1, MAX, &[1], 1),
         (MAX, HALF - 1, 3, &[1], 1),
     ];
-    let dialect = ResumableJs::new();
-    let unchecked = ResumableJs::new().with_length_check(false);
+    let dialect = resumable_js();
+    let unchecked = resumable_js().with_length_check(false);
     for &(total, size, number, lengths, most) in rows {
         let row = format!("{number} of {total} by {size}");
-        let read = |dialect: &ResumableJs, length: Option<u64>| {
+        let read = |dialect: &Dialect, length: Option<u64>| {
             let mut query = format!(
                 "resumableIdentifier=i&resumableTotalSize={total}\
                  &resumableChunkSize={size}&resumableChunkNumber={number}"
@@ -759,6 +854,7 @@ fn renamed_dropped_and_with_a_namespace() {
         renamed(ResumableJs::new()).with_namespace("up[x]"),
         renamed(ResumableJs::new().with_namespace("other_")).with_namespace("up[x]"),
     ] {
+        let dialect = Dialect::from(dialect);
         for query in [query, &query.replace('[', "%5B").replace(']', "%5d")] {
             let params = Params::from_query(Some(query)).unwrap();
             let chunk = dialect.chunk(&params).expect(query);
@@ -776,17 +872,16 @@ fn renamed_dropped_and_with_a_namespace() {
             ];
             assert_eq!(dialect.extra(&params), owned(&expected));
         }
-        assert_eq!(dialect.file_parameter(), "up[x]blob");
-        assert_eq!(dialect.role("up[x]blob"), FieldRole::File);
-        for name in ["blob", "file", "up[x]file", "up[x]n"] {
-            assert_eq!(dialect.role(name), FieldRole::Param, "{name}");
+        assert_eq!(dialect.file_field(), "up[x]blob");
+        for name in ["up[x]blob", "blob", "file", "up[x]file", "up[x]n"] {
+            assert_eq!(dialect.is_file(name), name == "up[x]blob", "{name}");
         }
         for query in ["n=1&resumableStatus=1", "=1", "up[x]=1"] {
-            let intent = dialect.intent(&request("GET", query, None), true);
+            let intent = intent(&dialect, &request("GET", query, None), true);
             assert!(matches!(intent, Ok(Intent::Pass)), "{query}");
         }
         let status = format!("{query}&up%5Bx%5DresumableStatus=1");
-        let intent = dialect.intent(&request("GET", &status, None), true);
+        let intent = intent(&dialect, &request("GET", &status, None), true);
         assert!(matches!(intent, Ok(Intent::Status(_))));
         // A path that the client never sends is not waited for.
         let all = ["id", "total", "n", "size", "name"].map(|n| (format!("up[x]{n}"), "1"));
@@ -801,7 +896,7 @@ fn renamed_dropped_and_with_a_namespace() {
 
 #[test]
 fn where_a_file_goes_is_known_early_or_late() {
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     let required = [
         ("resumableIdentifier", "i"),
         ("resumableTotalSize", "25"),
@@ -832,7 +927,7 @@ fn where_a_file_goes_is_known_early_or_late() {
 
 #[test]
 fn the_applications_fields_are_handed_on() {
-    let dialect = ResumableJs::new();
+    let dialect = resumable_js();
     let query = "a=1&resumableIdentifier=i&b=2&b=3&resumableStatus=1&c=x%0Dy&d=%FF";
     let params = Params::from_query(Some(query)).unwrap();
     let alone = [
@@ -916,6 +1011,8 @@ fn request(method: &str, query: &str, content_type: Option<&str>) -> Parts {
 fn show(intent: &Intent) -> String {
     match intent {
         Intent::Pass => "pass".into(),
+        Intent::BlindProbe => "blind probe".into(),
+        Intent::Finish => "finish".into(),
         Intent::Probe(chunk) => format!("probe {}", show_chunk(chunk)),
         Intent::Status(chunk) => format!("status {}", show_chunk(chunk)),
         Intent::Cancel(identity) => format!("cancel {} of {}", identity.identifier, identity.total),
@@ -961,20 +1058,42 @@ fn listing(folder: &Path) -> Vec<String> {
 }
 
 /// The upload that a request speaks of, and what it wants of it.
-fn read_capture(dialect: &ResumableJs, request: &[u8]) -> (Option<String>, String) {
+fn read_capture(dialects: &Dialects, request: &[u8]) -> (Option<String>, String) {
     let (parts, body) = head(request);
-    let (kind, chunk) = match dialect.intent(&parts, body.is_empty()).unwrap() {
+    let (kind, chunk) = match dialects.intent(&parts, body.is_empty()).0.unwrap() {
         Intent::Pass => return (None, "pass".into()),
+        Intent::BlindProbe => return (None, "blind probe".into()),
+        Intent::Finish => {
+            let (chunk, extra) = dialects
+                .finished(&Params::from_form(body).unwrap())
+                .unwrap();
+            assert_eq!(extra, []);
+            ("finish", chunk)
+        }
         Intent::Probe(chunk) => ("probe", chunk),
-        Intent::Put(params, Transport::Octets) => ("octets", dialect.chunk(&params).unwrap()),
+        Intent::Put(params, Transport::Octets) => (
+            "octets",
+            dialects.of(&params).unwrap().chunk(&params).unwrap(),
+        ),
         Intent::Put(params, Transport::Multipart { boundary }) => {
             let mut fields = split_form(body, &boundary);
             // The file is the last part: by then all is known.
-            assert_eq!(fields.pop().map(|(name, _)| name), Some("file".into()));
-            let params = with_body(params, &fields);
-            assert!(dialect.knows_where(&params));
-            assert_eq!(dialect.extra(&params), []);
-            ("form", dialect.chunk(&params).unwrap())
+            let (name, content) = fields.pop().unwrap();
+            let mut params = with_body(params, &fields);
+            params.set_part(file_part(body));
+            assert!(dialects.is_file(&params, &name));
+            match dialects.of(&params) {
+                Some(dialect) => {
+                    assert!(dialect.knows_where(&params));
+                    assert_eq!(dialect.extra(&params), []);
+                    ("form", dialect.chunk(&params).unwrap())
+                }
+                None => {
+                    assert!(is_whole_file(&params));
+                    let len = content.len() as u64;
+                    ("whole", whole_file(&params, "its own".into(), len).unwrap())
+                }
+            }
         }
         other => panic!("{other:?}"),
     };
@@ -988,8 +1107,29 @@ fn read_capture(dialect: &ResumableJs, request: &[u8]) -> (Option<String>, Strin
     (Some(upload), format!("{kind} {}", show_range(&chunk)))
 }
 
-fn form(dialect: &ResumableJs, parts: &Parts) -> (Params, String) {
-    match dialect.intent(parts, false) {
+/// What the head of the last part says.
+fn file_part(body: &[u8]) -> FilePart {
+    let body = String::from_utf8_lossy(body);
+    let head = body.rsplit_once("filename=\"").map(|(_, head)| head);
+    let file_name = head.and_then(|head| Some(head.split_once('"')?.0.into()));
+    let content_type = head.and_then(|head| Some(head.split("\r\n").nth(1)?.split_once(": ")?.1));
+    FilePart {
+        file_name,
+        content_type: content_type.map(Into::into),
+    }
+}
+
+fn resumable_js() -> Dialect {
+    ResumableJs::new().into()
+}
+
+/// What a layer with this dialect only reads in the head of a request.
+fn intent(dialect: &Dialect, parts: &Parts, empty: bool) -> Result<Intent, UploadError> {
+    Dialects::only([dialect.clone()]).intent(parts, empty).0
+}
+
+fn form(dialect: &Dialect, parts: &Parts) -> (Params, String) {
+    match intent(dialect, parts, false) {
         Ok(Intent::Put(params, Transport::Multipart { boundary })) => (params, boundary),
         other => panic!("{other:?}"),
     }

@@ -2,14 +2,14 @@
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) disposition: Disposition,
-    /// Whether they name a media type.
-    pub(super) typed: bool,
+    /// The media type that they name.
+    pub(super) content_type: Option<String>,
 }
 
 impl Head {
     /// `head` is the header lines, at most `max`, each with its line break.
     pub(super) fn parse(head: &[u8], max: usize) -> Result<Self, &'static str> {
-        let (mut disposition, mut typed) = (None, false);
+        let (mut disposition, mut content_type) = (None, None);
         for (nth, line) in head.split_inclusive(|&byte| byte == b'\n').enumerate() {
             if nth == max {
                 return Err("a part has too many headers");
@@ -20,7 +20,8 @@ impl Head {
             let colon = line.iter().position(|&byte| byte == b':');
             let (name, value) = line.split_at(colon.ok_or("a part has no headers")?);
             if name.eq_ignore_ascii_case(b"content-type") {
-                typed = true;
+                let value = String::from_utf8_lossy(&value[1..]);
+                content_type = Some(value.trim().to_owned());
             } else if name.eq_ignore_ascii_case(b"content-disposition")
                 && disposition.replace(&value[1..]).is_some()
             {
@@ -30,7 +31,10 @@ impl Head {
         let value = disposition.ok_or("a part has no content disposition")?;
         let disposition =
             Disposition::parse(value).ok_or("the content disposition of a part cannot be read")?;
-        Ok(Self { disposition, typed })
+        Ok(Self {
+            disposition,
+            content_type,
+        })
     }
 }
 
@@ -38,7 +42,7 @@ impl Head {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Disposition {
     pub(super) name: String,
-    pub(super) has_file_name: bool,
+    pub(super) file_name: Option<String>,
 }
 
 impl Disposition {
@@ -74,7 +78,7 @@ impl Disposition {
         let name = unescaped(&name?);
         (!name.is_empty()).then_some(Self {
             name,
-            has_file_name: file_name.is_some(),
+            file_name: file_name.as_deref().map(unescaped),
         })
     }
 }
@@ -116,30 +120,30 @@ mod tests {
     #[test]
     fn dispositions() {
         for (value, expected) in [
-            ("form-data; name=\"a\"", Some(("a", false))),
-            ("form-data; name=a", Some(("a", false))),
-            ("Form-Data;NAME=\"a\";FileName=\"b\"", Some(("a", true))),
-            ("form-data; name=\"a\";", Some(("a", false))),
+            ("form-data; name=\"a\"", Some(("a", None))),
+            ("form-data; name=a", Some(("a", None))),
+            (
+                "Form-Data;NAME=\"a\";FileName=\"b\"",
+                Some(("a", Some("b"))),
+            ),
+            ("form-data; name=\"a\";", Some(("a", None))),
             (
                 "form-data; name=\"up[x]file\"; filename=\"日本.txt\"",
-                Some(("up[x]file", true)),
+                Some(("up[x]file", Some("日本.txt"))),
             ),
             (
                 "form-data; name=\"a%22b%0D%0A\"; filename=\"\"",
-                Some(("a\"b\r\n", true)),
+                Some(("a\"b\r\n", Some(""))),
             ),
-            (
-                r#"form-data; name="a\"b\\c\d""#,
-                Some((r#"a"b\c\d"#, false)),
-            ),
+            (r#"form-data; name="a\"b\\c\d""#, Some((r#"a"b\c\d"#, None))),
             (
                 "form-data; filename=\"x; name=b\"; name=\"a\"",
-                Some(("a", true)),
+                Some(("a", Some("x; name=b"))),
             ),
-            ("form-data; xname=\"q\"; name=\"a\"", Some(("a", false))),
+            ("form-data; xname=\"q\"; name=\"a\"", Some(("a", None))),
             (
                 "form-data; name=\"a\"; filename*=UTF-8''b",
-                Some(("a", false)),
+                Some(("a", None)),
             ),
             ("form-data", None),
             ("form-data; filename=\"x; name=b\"", None),
@@ -153,9 +157,9 @@ mod tests {
             ("", None),
         ] {
             let parsed = Disposition::parse(value.as_bytes());
-            let expected = expected.map(|(name, has_file_name)| Disposition {
+            let expected = expected.map(|(name, file_name)| Disposition {
                 name: name.into(),
-                has_file_name,
+                file_name: file_name.map(Into::into),
             });
             assert_eq!(parsed, expected, "{value}");
         }

@@ -19,7 +19,7 @@ use self::{
     disposition::{Disposition, Head},
     paced::Feed,
 };
-use crate::{BoxError, UploadError};
+use crate::{BoxError, UploadError, dialect::FilePart};
 
 pub(crate) use self::paced::{Fused, Octets, drain};
 
@@ -70,7 +70,8 @@ pub(crate) struct Form<'a> {
     delimiter: String,
     stage: Stage<'a>,
     limits: FormLimits,
-    seen_file: bool,
+    /// The part that carries the file, once it has begun.
+    file: Option<FilePart>,
 }
 
 enum Stage<'a> {
@@ -105,7 +106,7 @@ impl<'a> Form<'a> {
             delimiter,
             stage: Stage::Between,
             limits,
-            seen_file: false,
+            file: None,
         }
     }
 
@@ -116,6 +117,11 @@ impl<'a> Form<'a> {
             self.stage = Stage::Failed(error.clone());
         }
         item
+    }
+
+    /// What the head of the file's part says, if it has begun.
+    pub(crate) fn file_part(&self) -> Option<&FilePart> {
+        self.file.as_ref()
     }
 
     /// The bytes of the file that [`next`](Self::next) has announced, decoded if they are base64.
@@ -193,12 +199,9 @@ impl<'a> Form<'a> {
         head: &[u8],
         is_file: IsFile<'_>,
     ) -> Result<(), UploadError> {
-        let Head { disposition, typed } =
-            Head::parse(head, self.limits.headers).map_err(multipart)?;
-        let Disposition {
-            name,
-            has_file_name,
-        } = disposition;
+        let head = Head::parse(head, self.limits.headers).map_err(multipart)?;
+        let content_type = head.content_type;
+        let Disposition { name, file_name } = head.disposition;
 
         self.limits.parts = self
             .limits
@@ -206,17 +209,20 @@ impl<'a> Form<'a> {
             .checked_sub(1)
             .ok_or(UploadError::TooManyFields)?;
         if is_file(&name) {
-            if self.seen_file {
+            if self.file.is_some() {
                 return Err(UploadError::UnexpectedFile);
             }
-            self.seen_file = true;
             // A text field instead of a file holds base64.
-            let encoded = !has_file_name && !typed;
+            let encoded = file_name.is_none() && content_type.is_none();
+            self.file = Some(FilePart {
+                file_name,
+                content_type,
+            });
             self.stage = Stage::File {
                 field,
                 decoder: encoded.then(Decoder::default),
             };
-        } else if has_file_name {
+        } else if file_name.is_some() {
             return Err(UploadError::UnexpectedFile);
         } else {
             self.limits.text = self

@@ -384,6 +384,11 @@ impl<'a> ChunkBody<'a> {
         self.max
     }
 
+    /// How many have come.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
     /// The next bytes, `None` at the end. Cancel safe. Not to be called again after an error or the end.
     pub async fn next(&mut self) -> Option<Result<Bytes, UploadError>> {
         let piece = std::future::poll_fn(|cx| self.stream.as_mut().poll_next(cx)).await;
@@ -493,7 +498,7 @@ impl Stream for SpoolStream {
 }
 
 /// 128 random bits as 32 hexadecimal digits.
-fn random_id() -> Result<String, StoreError> {
+pub(crate) fn random_id() -> Result<String, StoreError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| StoreError::new(error.to_string()))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

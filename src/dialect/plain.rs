@@ -1,0 +1,34 @@
+//! Forms of no chunk client: a whole file each.
+
+use super::{Chunk, Identity, Params, fields::Fields};
+use crate::UploadError;
+
+/// Whether a form that no dialect knows is a whole file. A name with `chunk` in it says that it is a
+/// piece of one, from a client that the layer was not told of: as a file of its own it would be a
+/// wrong one.
+pub(crate) fn is_whole_file(params: &Params) -> bool {
+    !params.has(|name| name.to_ascii_lowercase().contains("chunk"))
+}
+
+/// The file of such a form. It has no name but the one it gets here: each is an upload of its own.
+pub(crate) fn whole_file(
+    params: &Params,
+    identifier: String,
+    total: u64,
+) -> Result<Chunk, UploadError> {
+    let fields = Fields::strict(params);
+    Ok(Chunk {
+        identity: Identity {
+            identifier,
+            total,
+            file_name: fields.part_name()?,
+            relative_path: None,
+            is_unique: true,
+        },
+        content_type: fields.part_type()?,
+        numbering: None,
+        offset: 0,
+        len: Some(total),
+        max_len: total,
+    })
+}

@@ -1,0 +1,383 @@
+//! What the other chunk clients say and want to be told, beyond what `captures.rs` replays.
+
+mod common;
+
+use common::{Answer, BOUNDARY, FilePart, Server, form, multipart, uri};
+use http::{Request, StatusCode};
+use serde_json::json;
+use tower_resumable::Dialect;
+
+type Fields = Vec<(String, String)>;
+
+fn owned(fields: &[(&str, &str)]) -> Fields {
+    let own = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+    fields.iter().map(own).collect()
+}
+
+fn file_of(fields: &Fields, part: &str, name: &str, content: &str) -> Request<Vec<u8>> {
+    let part = FilePart::Named {
+        field: part,
+        file_name: name,
+    };
+    multipart("/upload", form(fields, part, content.as_bytes()))
+}
+
+async fn send(server: &Server, request: Request<Vec<u8>>) -> Answer {
+    server.client().await.send(request).await
+}
+
+/// The names and contents of what was delivered.
+fn delivered(server: &Server) -> Vec<(String, String)> {
+    let deliveries = server.deliveries();
+    let each = deliveries.iter().map(|delivery| {
+        let content = String::from_utf8(delivery.content.clone()).unwrap();
+        (
+            delivery.upload.file_name().unwrap_or_default().to_owned(),
+            content,
+        )
+    });
+    each.collect()
+}
+
+fn pair(name: &str, content: &str) -> (String, String) {
+    (name.into(), content.into())
+}
+
+fn flow(number: u64, len: u64, total: u64) -> Fields {
+    owned(&[
+        ("flowChunkNumber", &number.to_string()),
+        ("flowChunkSize", "5"),
+        ("flowCurrentChunkSize", &len.to_string()),
+        ("flowTotalSize", &total.to_string()),
+        ("flowIdentifier", "id"),
+        ("flowFilename", "a.txt"),
+        ("flowRelativePath", "box/a.txt"),
+        ("flowTotalChunks", "2"),
+    ])
+}
+
+#[tokio::test]
+async fn flow_js_tests_in_a_form_or_not_at_all() {
+    let server = Server::start().await;
+    let test = |number| multipart("/upload", form(&flow(number, 5, 10), FilePart::None, b""));
+    let head = Request::head("/upload").body(Vec::new()).unwrap();
+    assert_eq!(send(&server, head).await.status, 204);
+    assert_eq!(send(&server, test(1)).await.status, 204);
+    let chunk = |number, content| file_of(&flow(number, 5, 10), "file", "a.txt", content);
+    assert_eq!(send(&server, chunk(1, "hello")).await.status, 200);
+    assert_eq!(send(&server, test(1)).await.status, 200);
+    assert_eq!(send(&server, test(2)).await.status, 204);
+    assert_eq!(send(&server, chunk(2, "world")).await.body, "delivery 1");
+    assert_eq!(send(&server, test(2)).await.body, "delivery 1");
+    let deliveries = server.deliveries();
+    assert_eq!(deliveries[0].upload.relative_path(), Some("box/a.txt"));
+    assert_eq!(
+        deliveries[0].upload.content_type(),
+        Some("application/octet-stream")
+    );
+    assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
+}
+
+/// The statuses that are final in each dialect, for what the layer refuses and what the service does.
+#[tokio::test]
+async fn refusals_are_final() {
+    let refusing = |dialect: Option<Dialect>| {
+        Server::answering(
+            move |layer| match dialect {
+                Some(dialect) => layer.with_dialect(dialect),
+                None => layer,
+            },
+            |_| (StatusCode::CONFLICT, "no".into()),
+        )
+    };
+    let server = refusing(None).await;
+    for (fields, part, status) in [
+        (flow(1, 5, 5), "file", 415),
+        (flow(3, 5, 5), "file", 415),
+        (dropzone(0, 5), "file", 400),
+        (dropzone(7, 5), "file", 400),
+        (fine(0, 5, 5), "qqfile", 400),
+        (fine(7, 5, 5), "qqfile", 400),
+    ] {
+        let answer = send(&server, file_of(&fields, part, "a.txt", "hello")).await;
+        assert_eq!(answer.status, status, "{fields:?}");
+    }
+    let server = refusing(Some(Dialect::simple_uploader())).await;
+    let answer = send(&server, file_of(&simple(1, 5), "file", "a.txt", "hello")).await;
+    assert_eq!(answer.status, 415);
+    let own = Dialect::new("own")
+        .with_identifier("id")
+        .with_total_size("of")
+        .with_offset("at")
+        .with_refusal(StatusCode::GONE);
+    let server = refusing(Some(own)).await;
+    let fields = owned(&[("id", "1"), ("of", "5"), ("at", "0")]);
+    let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
+    assert_eq!(answer.status, 410);
+    assert_eq!(answer.headers["x-resumable-status"], "409");
+}
+
+fn dropzone(offset: u64, total: u64) -> Fields {
+    owned(&[
+        ("dzuuid", "42bb24ed"),
+        ("dzchunkindex", &(offset / 5).to_string()),
+        ("dztotalfilesize", &total.to_string()),
+        ("dzchunksize", "5"),
+        ("dztotalchunkcount", &total.div_ceil(5).to_string()),
+        ("dzchunkbyteoffset", &offset.to_string()),
+    ])
+}
+
+#[tokio::test]
+async fn dropzone_names_the_file_in_its_part_and_leaves_the_rest_to_the_last_chunk() {
+    let server = Server::start().await;
+    let chunk = |offset, content| file_of(&dropzone(offset, 12), "file", "a b.txt", content);
+    assert_eq!(send(&server, chunk(10, "!")).await.status, 400);
+    assert_eq!(send(&server, chunk(5, "world!!")).await.status, 400);
+    assert_eq!(send(&server, chunk(10, "!!")).await.status, 200);
+    assert_eq!(send(&server, chunk(0, "hello")).await.status, 200);
+    let status = format!("{}&dzstatus", uri(&dropzone(0, 12)));
+    let status = server.client().await.get(&status).await.json();
+    assert_eq!(status["ranges"], json!([[0, 5], [10, 12]]));
+    assert_eq!(status["chunks"], json!([0, 2]));
+    assert_eq!(send(&server, chunk(5, "world")).await.body, "delivery 1");
+    assert_eq!(delivered(&server), [pair("a b.txt", "helloworld!!")]);
+}
+
+#[tokio::test]
+async fn a_form_without_a_clients_fields_is_a_whole_file() {
+    let server = Server::start().await;
+    let fields = owned(&[("comment", "hi"), ("token", "t")]);
+    for (nth, content) in ["", "hello", "hello"].into_iter().enumerate() {
+        let answer = send(&server, file_of(&fields, "file", "é \"1\".txt", content)).await;
+        // Each is one of its own, even if it is the same again.
+        assert_eq!(
+            (answer.status, answer.body),
+            (200, format!("delivery {}", nth + 1))
+        );
+    }
+    let expected = ["", "hello", "hello"].map(|content| pair("é \"1\".txt", content));
+    assert_eq!(delivered(&server), expected);
+    let last = server.deliveries().pop().unwrap().upload;
+    assert_eq!(last.fields(), fields);
+    assert_eq!(last.content_type(), Some("application/octet-stream"));
+    assert_eq!(last.identifier().len(), 32);
+    // What may be a piece of a file is not taken for one.
+    for field in ["up_ChunkNumber", "chunks", "fileChunkIndex"] {
+        let fields = owned(&[(field, "1")]);
+        let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
+        assert_eq!(answer.json()["code"], "missing_field", "{field}");
+        assert_eq!(answer.status, 400);
+    }
+    let mut ranged = file_of(&fields, "file", "a.txt", "hello");
+    let range = "bytes 0-4/10".parse().unwrap();
+    ranged.headers_mut().insert("content-range", range);
+    assert_eq!(send(&server, ranged).await.status, 400);
+    // Nor is a form that breaks off, or has two files.
+    let mut broken = file_of(&fields, "file", "a.txt", "hello");
+    let end = broken.body().len() - BOUNDARY.len() - 8;
+    broken.body_mut().truncate(end);
+    assert_eq!(send(&server, broken).await.status, 400);
+    let part = |name| common::file_part(FilePart::named(name), b"x");
+    let two = form(&fields, FilePart::named("1"), b"1");
+    let two = [part("2"), two].concat();
+    assert_eq!(send(&server, multipart("/upload", two)).await.status, 400);
+    assert_eq!(server.deliveries().len(), 3);
+    assert_eq!(
+        server
+            .files()
+            .iter()
+            .filter(|f| f.ends_with("a.txt"))
+            .count(),
+        0
+    );
+
+    let server = Server::with(|layer| layer.with_plain_uploads(false)).await;
+    let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
+    assert_eq!((answer.status, server.deliveries().len()), (400, 0));
+    let server = Server::with(|layer| layer.with_max_chunk_size(4)).await;
+    let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
+    assert_eq!((answer.status, server.deliveries().len()), (400, 0));
+}
+
+fn fine(offset: u64, len: u64, total: u64) -> Fields {
+    owned(&[
+        ("qqpartindex", &(offset / 5).to_string()),
+        ("qqpartbyteoffset", &offset.to_string()),
+        ("qqchunksize", &len.to_string()),
+        ("qqtotalparts", "2"),
+        ("qqtotalfilesize", &total.to_string()),
+        ("qqfilename", "a.txt"),
+        ("qquuid", "ad8f3618"),
+    ])
+}
+
+#[tokio::test]
+async fn fine_uploader_is_told_of_success() {
+    for (answer, told) in [
+        ("thanks", json!({ "success": true, "answer": "thanks" })),
+        ("", json!({ "success": true, "answer": "" })),
+        ("[1]", json!({ "success": true, "answer": "[1]" })),
+        (r#"{"id":7}"#, json!({ "success": true, "id": 7 })),
+        (r#"{"success":false}"#, json!({ "success": true })),
+    ] {
+        let server =
+            Server::answering(|layer| layer, move |_| (StatusCode::CREATED, answer.into()));
+        let server = server.await;
+        let chunk = |offset, content| file_of(&fine(offset, 5, 10), "qqfile", "blob", content);
+        let first = send(&server, chunk(0, "hello")).await;
+        assert_eq!(first.json()["success"], true);
+        // The second time it is the remembered answer.
+        for _ in 0..2 {
+            let last = send(&server, chunk(5, "world")).await;
+            assert_eq!((last.status, last.json()), (201, told.clone()));
+            assert_eq!(last.headers["content-type"], "application/json");
+        }
+        assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
+    }
+}
+
+#[tokio::test]
+async fn fine_uploader_is_told_of_failure() {
+    let server = Server::answering(
+        |layer| layer,
+        |n| match n {
+            1 => (StatusCode::INTERNAL_SERVER_ERROR, "later".into()),
+            _ => (StatusCode::UNPROCESSABLE_ENTITY, "never".into()),
+        },
+    );
+    let server = server.await;
+    let chunk = |offset, len| file_of(&fine(offset, len, 5), "qqfile", "blob", "hello");
+    for (request, status, prevent_retry) in [
+        (chunk(0, 4), 400, true),
+        (chunk(9, 5), 400, true),
+        (chunk(0, 5), 503, false),
+        (chunk(0, 5), 400, true),
+    ] {
+        let answer = send(&server, request).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        let json = answer.json();
+        assert_eq!(json["success"], false);
+        assert_eq!(json["preventRetry"], prevent_retry);
+    }
+}
+
+#[tokio::test]
+async fn fine_uploader_asks_in_the_end_and_is_told_to_begin_again() {
+    let server = Server::start().await;
+    let end = |total: &str| {
+        let form =
+            format!("qquuid=ad8f3618&qqfilename=a.txt&qqtotalfilesize={total}&qqtotalparts=2&x=1");
+        Request::post("/upload")
+            .header(
+                "content-type",
+                "application/x-www-form-urlencoded; charset=UTF-8",
+            )
+            .body(form.into_bytes())
+            .unwrap()
+    };
+    let reset = json!({ "success": false, "reset": true });
+    let chunk = |offset, content, resumes: bool| {
+        let mut fields = fine(offset, 5, 10);
+        fields.extend(resumes.then(|| ("qqresume".into(), "true".into())));
+        file_of(&fields, "qqfile", "blob", content)
+    };
+    assert_eq!(send(&server, end("10")).await.json(), reset);
+    // It was swept, and the client does not know.
+    assert_eq!(send(&server, chunk(5, "world", true)).await.json(), reset);
+    assert_eq!(send(&server, chunk(0, "hello", false)).await.status, 200);
+    assert_eq!(send(&server, end("10")).await.json(), reset);
+    let told = json!({ "success": true, "answer": "delivery 1" });
+    assert_eq!(send(&server, chunk(5, "world", true)).await.json(), told);
+    assert_eq!(send(&server, end("10")).await.json(), told);
+    assert_eq!(send(&server, end("x")).await.status, 400);
+    assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
+    // Without this client such a form is the application's.
+    let server = Server::with(|layer| layer.with_dialects([Dialect::flow_js()])).await;
+    assert_eq!(
+        send(&server, end("10")).await.body,
+        "passed POST /upload 70"
+    );
+}
+
+#[tokio::test]
+async fn fine_uploader_sends_whole_files_too() {
+    let server = Server::start().await;
+    let fields = owned(&[
+        ("qquuid", "1"),
+        ("qqfilename", "a.txt"),
+        ("qqtotalfilesize", "5"),
+    ]);
+    let answer = send(&server, file_of(&fields, "qqfile", "a.txt", "hello")).await;
+    assert_eq!(answer.json()["success"], true);
+    let fields = owned(&[
+        ("qquuid", "2"),
+        ("qqfilename", "a.txt"),
+        ("qqtotalfilesize", "5"),
+    ]);
+    let answer = send(&server, file_of(&fields, "qqfile", "a.txt", "hell")).await;
+    assert_eq!(answer.json()["code"], "chunk_length");
+    // As the body itself, without a word of its size.
+    let query = uri(&owned(&[
+        ("qquuid", "3"),
+        ("qqfilename", "b.txt"),
+        ("qqfile", "b.txt"),
+    ]));
+    let octets = Request::post(query).header("content-type", "application/octet-stream");
+    let answer = send(&server, octets.body(b"world".to_vec()).unwrap()).await;
+    assert_eq!(answer.json()["success"], true);
+    assert_eq!(
+        delivered(&server),
+        [pair("a.txt", "hello"), pair("b.txt", "world")]
+    );
+}
+
+fn simple(number: u64, total: u64) -> Fields {
+    owned(&[
+        ("chunkNumber", &number.to_string()),
+        ("chunkSize", "5"),
+        ("currentChunkSize", "5"),
+        ("totalSize", &total.to_string()),
+        ("identifier", "md5"),
+        ("filename", "a.txt"),
+        ("relativePath", "a.txt"),
+        ("totalChunks", &(total / 5).to_string()),
+    ])
+}
+
+#[tokio::test]
+async fn simple_uploader_asks_once_for_all_chunks() {
+    let server =
+        Server::with(|layer| layer.with_dialect(Dialect::simple_uploader().with_list_tests()))
+            .await;
+    let stored = async || {
+        let answer = server.client().await.get(&uri(&simple(1, 15))).await;
+        assert_eq!(answer.status, 200);
+        answer.json()["uploaded"].clone()
+    };
+    let chunk = |number, content| file_of(&simple(number, 15), "file", "a.txt", content);
+    assert_eq!(stored().await, json!([]));
+    assert_eq!(send(&server, chunk(3, "three")).await.status, 200);
+    assert_eq!(send(&server, chunk(1, "one__")).await.status, 200);
+    assert_eq!(stored().await, json!([1, 3]));
+    assert_eq!(send(&server, chunk(2, "two__")).await.body, "delivery 1");
+    assert_eq!(stored().await, json!([1, 2, 3]));
+    assert_eq!(delivered(&server), [pair("a.txt", "one__two__three")]);
+    // Another client on the same layer is not answered that way.
+    let test = uri(&flow(1, 5, 10));
+    assert_eq!(server.client().await.get(&test).await.status, 204);
+}
+
+/// Fields of two clients in one request: the one whose identifier is there has sent it.
+#[tokio::test]
+async fn an_applications_field_can_have_another_clients_name() {
+    let server = Server::with(|layer| layer.with_dialect(Dialect::simple_uploader())).await;
+    let mut fields = owned(&[("filename", "mine"), ("resumableType", "t")]);
+    fields.extend(flow(1, 5, 5));
+    let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
+    assert_eq!(answer.body, "delivery 1");
+    let deliveries = server.deliveries();
+    assert_eq!(deliveries[0].upload.field("filename"), Some("mine"));
+    assert_eq!(deliveries[0].upload.field("resumableType"), Some("t"));
+    assert_eq!(deliveries[0].upload.file_name(), Some("a.txt"));
+}
