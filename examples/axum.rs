@@ -26,7 +26,8 @@ type Files = Arc<Mutex<Vec<Value>>>;
 #[tokio::main]
 async fn main() -> Result<(), common::Error> {
     let args = common::Args::parse()?;
-    let layer = ResumableLayer::new(args.store()?);
+    // Resumable.js, flow.js, Dropzone and Fine Uploader are understood by themselves.
+    let layer = ResumableLayer::new(args.store()?).with_dialect(args.simple_uploader());
     let app = Router::new()
         // `any`: the request that completes an upload has the client's method, POST unless it was
         // told otherwise.

@@ -21,7 +21,7 @@ use tower_resumable::{CompletedUpload, ResumableLayer};
 async fn main() -> Result<(), common::Error> {
     let args = common::Args::parse()?;
     let service = ServiceBuilder::new()
-        .layer(ResumableLayer::new(args.store()?))
+        .layer(ResumableLayer::new(args.store()?).with_dialect(args.simple_uploader()))
         .service(service_fn(handle));
     let mut server = auto::Builder::new(TokioExecutor::new());
     // Smaller read buffers save memory and cost nothing; HTTP/2's default frames and windows are

@@ -4,15 +4,17 @@ use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use serde_json::json;
 use tokio::net::TcpListener;
-use tower_resumable::{CompletedUpload, FileStore, StoreError, store::Durability};
+use tower_resumable::{CompletedUpload, Dialect, FileStore, StoreError, store::Durability};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// `--listen ADDR` (port 0 picks one), `--dir DIR` and `--durability power` or `process`.
+/// `--listen ADDR` (port 0 picks one), `--dir DIR`, `--durability power` or `process`, and
+/// `--list-tests` for simple-uploader with `checkChunkUploadedByResponse`.
 pub struct Args {
     listen: SocketAddr,
     dir: PathBuf,
     durability: Durability,
+    list_tests: bool,
 }
 
 impl Args {
@@ -21,6 +23,7 @@ impl Args {
             listen: ([127, 0, 0, 1], 3000).into(),
             dir: "uploads".into(),
             durability: Durability::Power,
+            list_tests: false,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -28,6 +31,7 @@ impl Args {
             match word.as_str() {
                 "--listen" => args.listen = value()?.parse()?,
                 "--dir" => args.dir = value()?.into(),
+                "--list-tests" => args.list_tests = true,
                 "--durability" => {
                     args.durability = match value()?.as_str() {
                         "power" => Durability::Power,
@@ -37,7 +41,7 @@ impl Args {
                 }
                 _ => {
                     return Err(format!(
-                        "unknown argument {word}; there are --listen, --dir and --durability"
+                        "unknown argument {word}; there are --listen, --dir, --durability and --list-tests"
                     )
                     .into());
                 }
@@ -51,6 +55,14 @@ impl Args {
         FileStore::builder(&self.dir)
             .durability(self.durability)
             .open()
+    }
+
+    /// A client that the layer does not understand by itself.
+    pub fn simple_uploader(&self) -> Dialect {
+        match self.list_tests {
+            true => Dialect::simple_uploader().with_list_tests(),
+            false => Dialect::simple_uploader(),
+        }
     }
 
     /// Binds the address, and says which it is.

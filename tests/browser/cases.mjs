@@ -3,22 +3,13 @@ import assert from 'node:assert/strict';
 import { readFile, mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { dice, fill, hash, hashFile, writeLarge } from './lib.mjs';
+import { dice, fill, hashFile, writeLarge } from './lib.mjs';
+import { C, KIB, MIB, delivered, made, succeeded, together, verify } from './steps.mjs';
 
-const KIB = 1024;
-const MIB = 1024 * KIB;
-const C = 64 * KIB;
 const CLIENTS = ['1.0.2', '1.1.0'];
 
 export const cases = [];
 const add = (mode, run, { clients = CLIENTS, seconds } = {}) => clients.forEach(client => cases.push({ client, mode, run, seconds }));
-
-let seeds = 1;
-/** A file to be made in the page. */
-function made(name, size, type = '') {
-  const seed = 7919 * seeds++;
-  return { name, seed, size, type, hash: hash(fill(seed, size)) };
-}
 
 const begin = (page, options, files) =>
   page.evaluate(([options, files]) => window.start(options, files), [{ target: '/upload', chunkSize: C, ...options }, files]);
@@ -29,62 +20,6 @@ async function upload(bench, options, files, page = bench.page) {
   await bench.open(page);
   await begin(page, options, { made: files });
   await ended(page);
-}
-
-/**
- * Every file succeeded once, was delivered once, and is the source byte for byte.
- * `answers` is how many chunks there are: each was answered "have it" exactly once, by a probe or by its upload.
- */
-async function verify(bench, files, options) {
-  await succeeded(bench, files, options);
-  await delivered(bench, files);
-}
-
-async function succeeded(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
-  for (const page of pages) {
-    await page.traffic.idle();
-    const events = await page.evaluate(() => window.events);
-    assert.deepEqual(events.filter(e => e.kind === 'error'), [], 'a file failed');
-    assert.deepEqual(events.map(e => e.name).sort(), files.map(f => f.name).sort(), 'fileSuccess once for each file');
-    const list = page.traffic.list.slice(since);
-    for (const entry of list) {
-      if (entry.failure) assert.match(entry.failure, failures);
-      else assert.ok(statuses.includes(entry.status), `${entry.method} was answered ${entry.status}`);
-    }
-    if (answers !== undefined) assert.equal(list.filter(e => e.status === 200).length, answers, 'answers "have it"');
-  }
-}
-
-async function delivered(bench, files) {
-  const { server } = bench;
-  await server.until(`${files.length} deliveries`, () => server.deliveries.length >= files.length);
-  // All requests are answered, so after its end nothing more can be delivered.
-  await server.kill();
-  assert.equal(server.deliveries.length, files.length, `deliveries: ${JSON.stringify(server.deliveries)}`);
-  const left = [...server.deliveries];
-  for (const file of files) {
-    let found = -1;
-    for (const [i, one] of left.entries()) {
-      if (one.file_name === file.name && one.size === file.size && (await hashFile(one.path)) === file.hash) found = i;
-    }
-    assert.notEqual(found, -1, `no delivery has the name, size and bytes of ${file.name}: ${JSON.stringify(left)}`);
-    assert.equal(left[found].attempt, 1);
-    left.splice(found, 1);
-  }
-}
-
-/** Holds uploads back until `count` of them wait, then lets everything go. */
-async function together(target, count) {
-  let release;
-  let waiting = 0;
-  const open = new Promise(resolve => { release = resolve; });
-  await target.route(url => url.pathname === '/upload', async route => {
-    if (route.request().method() === 'POST') {
-      if (++waiting === count) release();
-      await open;
-    }
-    await route.continue();
-  });
 }
 
 // ---- the wire formats ------------------------------------------------------------------------

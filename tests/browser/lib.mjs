@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { createReadStream } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { mkdir, open, rm } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 
 // Also runs in the page. Every word depends on its position, so a chunk at the wrong place changes the hash.
@@ -69,8 +69,9 @@ export class Server extends Changing {
   deliveries = [];
   log = '';
 
-  static async start(program, dir) {
+  static async start(program, dir, args = []) {
     const server = new Server();
+    server.args = args;
     server.program = program;
     server.dir = dir;
     await server.spawn(0);
@@ -78,7 +79,7 @@ export class Server extends Changing {
   }
 
   async spawn(port) {
-    const child = spawn(this.program, ['--listen', `127.0.0.1:${port}`, '--dir', this.dir], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(this.program, ['--listen', `127.0.0.1:${port}`, '--dir', this.dir, ...this.args], { stdio: ['ignore', 'pipe', 'pipe'] });
     this.child = child;
     this.closed = new Promise(resolve => child.once('close', resolve));
     createInterface({ input: child.stdout }).on('line', line => {
@@ -104,6 +105,14 @@ export class Server extends Changing {
   async kill() {
     this.child.kill('SIGKILL');
     await this.closed;
+  }
+
+  /** As if all that it has were too old: it starts again with nothing. */
+  async forget() {
+    await this.kill();
+    await rm(this.dir, { recursive: true });
+    await mkdir(this.dir);
+    await this.restart();
   }
 
   restart() {

@@ -4,12 +4,23 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
-import { cases } from './cases.mjs';
+import { cases as resumable } from './cases.mjs';
 import { Server, Traffic, fill } from './lib.mjs';
+import { cases as others } from './others.mjs';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 const only = process.env.ONLY && new RegExp(process.env.ONLY);
 const program = process.env.SERVER;
+
+/** The release under test, and what drives it. */
+const SCRIPTS = {
+  '1.0.2': ['node_modules/resumablejs-1.0.2/resumable.js', 'driver.js'],
+  '1.1.0': ['node_modules/resumablejs/resumable.js', 'driver.js'],
+  'flow.js': ['node_modules/@flowjs/flow.js/dist/flow.js', 'clients.js'],
+  'simple-uploader': ['node_modules/simple-uploader.js/dist/uploader.js', 'clients.js'],
+  Dropzone: ['node_modules/dropzone/dist/dropzone-min.js', 'clients.js'],
+  'Fine Uploader': ['node_modules/fine-uploader/fine-uploader/fine-uploader.core.js', 'clients.js'],
+};
 if (!program) throw new Error('SERVER must name the example program; ./run sets it');
 if (process.env.SCREENSHOTS) await mkdir(process.env.SCREENSHOTS, { recursive: true });
 
@@ -25,12 +36,12 @@ class Bench {
   /** Printed below the case's line. */
   notes = [];
 
-  async setUp(client) {
+  async setUp(client, args) {
     this.client = client;
     this.dir = await mkdtemp(join(tmpdir(), 'browser-suite-'));
     await mkdir(join(this.dir, 'server'));
     await mkdir(join(this.dir, 'source'));
-    this.server = await Server.start(program, join(this.dir, 'server'));
+    this.server = await Server.start(program, join(this.dir, 'server'), args);
     this.context = await browser.newContext();
     // Empty, but of the server's origin: nothing of the example page is near the release under test.
     await this.context.route('**/blank.html', route =>
@@ -50,10 +61,10 @@ class Bench {
   /** Loads the blank page with the release under test. */
   async open(page = this.page) {
     await page.goto(`${this.server.origin}/blank.html`);
-    const folder = this.client === '1.1.0' ? 'resumablejs' : `resumablejs-${this.client}`;
-    await page.addScriptTag({ path: join(here, 'node_modules', folder, 'resumable.js') });
+    const [client, driver] = SCRIPTS[this.client];
+    await page.addScriptTag({ path: join(here, client) });
     await page.addScriptTag({ content: fill.toString() });
-    await page.addScriptTag({ path: join(here, 'driver.js') });
+    await page.addScriptTag({ path: join(here, driver) });
   }
 
   /** Makes "in mid-upload" a state that lasts: bodies trickle over the wire. */
@@ -84,10 +95,10 @@ class Bench {
   }
 }
 
-async function runOne(bench, { client, seconds = 30, run }) {
+async function runOne(bench, { client, seconds = 30, run, args }) {
   let timer;
   try {
-    await bench.setUp(client);
+    await bench.setUp(client, args);
     const work = run(bench);
     // The loser of the race still rejects, when its page is closed.
     work.catch(() => {});
@@ -101,9 +112,9 @@ async function runOne(bench, { client, seconds = 30, run }) {
   }
 }
 
-const chosen = cases.filter(c => !only || only.test(`${c.client} | ${c.mode}`));
+const chosen = [...resumable, ...others].filter(c => !only || only.test(`${c.client} | ${c.mode}`));
 const width = Math.max(...chosen.map(c => c.mode.length), 4);
-const line = (client, mode, result, ms) => console.log(`${client.padEnd(8)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
+const line = (client, mode, result, ms) => console.log(`${client.padEnd(15)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
 
 line('client', 'mode', 'result', 'ms');
 let passed = 0;
