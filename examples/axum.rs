@@ -18,7 +18,7 @@ use axum::{
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, ResumableLayer, Retention};
+use tower_resumable::{CompletedUpload, Retention};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -26,8 +26,7 @@ type Files = Arc<Mutex<Vec<Value>>>;
 #[tokio::main]
 async fn main() -> Result<(), common::Error> {
     let args = common::Args::parse()?;
-    // Resumable.js, flow.js, Dropzone and Fine Uploader are understood by themselves.
-    let layer = ResumableLayer::new(args.store()?).with_dialect(args.simple_uploader());
+    let layer = args.layer()?;
     let app = Router::new()
         // `any`: the request that completes an upload has the client's method, POST unless it was
         // told otherwise.

@@ -15,13 +15,13 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, ResumableLayer};
+use tower_resumable::CompletedUpload;
 
 #[tokio::main]
 async fn main() -> Result<(), common::Error> {
     let args = common::Args::parse()?;
     let service = ServiceBuilder::new()
-        .layer(ResumableLayer::new(args.store()?).with_dialect(args.simple_uploader()))
+        .layer(args.layer()?)
         .service(service_fn(handle));
     let mut server = auto::Builder::new(TokioExecutor::new());
     // Smaller read buffers save memory and cost nothing; HTTP/2's default frames and windows are

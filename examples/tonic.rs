@@ -8,7 +8,7 @@ mod common;
 use axum::{Router, routing::any};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{service::Routes, transport::Server};
-use tower_resumable::{CompletedUpload, ResumableLayer};
+use tower_resumable::CompletedUpload;
 
 #[tokio::main]
 async fn main() -> Result<(), common::Error> {
@@ -24,7 +24,7 @@ async fn main() -> Result<(), common::Error> {
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
         .max_frame_size(1024 * 1024)
-        .layer(ResumableLayer::new(args.store()?).with_dialect(args.simple_uploader()))
+        .layer(args.layer()?)
         .add_routes(routes)
         .serve_with_incoming(TcpListenerStream::new(args.bind().await?))
         .await?;

@@ -8,7 +8,7 @@ use crate::{
     UploadError,
     body::ResponseBody,
     config::Config,
-    dialect::{Answers, Chunk, Numbering},
+    dialect::{Answers, Chunk, InOrder, Numbering},
     store::{RangeSet, Record, Status},
 };
 
@@ -95,10 +95,60 @@ pub(crate) fn progress<R>(
     total: u64,
 ) -> Response<ResponseBody<R>> {
     let mut answer = json!({ "state": "receiving", "received": received, "total": total });
-    if answers.says_success {
-        answer["success"] = true.into();
-    }
+    shape(answers, &mut answer, true);
     ok(answer)
+}
+
+/// Adds what the client looks for in each answer.
+fn shape(answers: Answers, answer: &mut serde_json::Value, is_success: bool) {
+    if answers.says_success {
+        answer["success"] = is_success.into();
+        if !is_success {
+            answer["preventRetry"] = true.into();
+        }
+    }
+    if let Some((name, number)) = answers.echo {
+        answer[name] = number.into();
+    }
+}
+
+/// The name that an upload got.
+pub(crate) fn created<R>(identifier: String) -> Response<ResponseBody<R>> {
+    let mut response = Response::new(ResponseBody::answer(identifier.into()));
+    *response.status_mut() = StatusCode::CREATED;
+    own_headers(response.headers_mut(), "text/plain");
+    response
+}
+
+/// How many bytes are stored without a gap from the first one.
+pub(crate) fn prefix(status: &Status, total: u64) -> u64 {
+    match status {
+        Status::Absent => 0,
+        Status::Receiving(ranges) => {
+            let first = ranges.iter().next().filter(|range| range.start == 0);
+            first.map_or(0, |range| range.end)
+        }
+        Status::Complete | Status::Settled(_) => total,
+    }
+}
+
+/// Says how far a client is that sends from the first byte to the last: it goes on behind that.
+pub(crate) fn say_range<R>(response: &mut Response<R>, prefix: u64) {
+    let Some(last) = prefix.checked_sub(1) else {
+        return;
+    };
+    if let Ok(range) = HeaderValue::try_from(format!("0-{last}")) {
+        response.headers_mut().insert(header::RANGE, range);
+    }
+}
+
+/// The same as the answer to a request of its own.
+pub(crate) fn upload_offset<R>(status: &Status, total: u64) -> Response<ResponseBody<R>> {
+    let mut response = Response::new(ResponseBody::default());
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    headers.insert("upload-offset", prefix(status, total).into());
+    response
 }
 
 /// "Begin again": what the client believes to be here is not.
@@ -147,7 +197,11 @@ pub(crate) fn status<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody
 }
 
 /// The answer to a test that asks for all chunks: the numbers of those that are stored.
-pub(crate) fn list<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody<R>> {
+pub(crate) fn list<R>(
+    answers: Answers,
+    chunk: &Chunk,
+    status: &Status,
+) -> Response<ResponseBody<R>> {
     let total = chunk.identity.total;
     let mut stored = RangeSet::default();
     match status {
@@ -158,11 +212,9 @@ pub(crate) fn list<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody<R
     }
     let numbering = chunk.numbering.filter(|_| total > 0);
     let numbers = numbering.map(|numbering| chunk_numbers(numbering, total, &stored));
-    ok(json!({
-        "received": stored.total(),
-        "total": total,
-        "uploaded": numbers.unwrap_or_default(),
-    }))
+    let mut answer = json!({ "received": stored.total(), "total": total });
+    answer[answers.list.unwrap_or("chunks")] = numbers.unwrap_or_default().into();
+    ok(answer)
 }
 
 /// The chunks that need not be sent. In the default layout the last one reaches beyond its number.
@@ -179,8 +231,8 @@ fn chunk_numbers(Numbering { first, size }: Numbering, total: u64, ranges: &Rang
 
 /// The remembered answer of the inner service.
 pub(crate) fn recorded<R>(answers: Answers, mut record: Record) -> Response<ResponseBody<R>> {
-    if answers.says_success {
-        say_success(&mut record);
+    if answers.shapes_results() {
+        shape_result(answers, &mut record);
     }
     let mut response = match record.body {
         Some(body) => Response::new(ResponseBody::answer(body)),
@@ -198,21 +250,18 @@ pub(crate) fn recorded<R>(answers: Answers, mut record: Record) -> Response<Resp
         }
     }
     *response.status_mut() = StatusCode::from_u16(record.status).unwrap_or(StatusCode::OK);
-    translate(answers, &mut response);
+    translate(answers, &mut response, record.size);
     response
 }
 
-/// Makes an object of an answer, which says whether it is a success.
-fn say_success(record: &mut Record) {
+/// Makes an object of an answer, with what the client looks for.
+fn shape_result(answers: Answers, record: &mut Record) {
     let text = record.body.take().unwrap_or_default();
     let mut answer = match serde_json::from_slice(&text) {
         Ok(serde_json::Value::Object(object)) => serde_json::Value::Object(object),
         _ => json!({ "answer": String::from_utf8_lossy(&text) }),
     };
-    answer["success"] = record.delivered.into();
-    if !record.delivered {
-        answer["preventRetry"] = true.into();
-    }
+    shape(answers, &mut answer, record.delivered);
     record.body = Some(answer.to_string().into());
     let about_body = [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::ETAG];
     record
@@ -224,8 +273,8 @@ fn say_success(record: &mut Record) {
         .push((header::CONTENT_TYPE.to_string(), json));
 }
 
-/// Gives an answer of the inner service the status that the client needs.
-pub(crate) fn translate<R>(answers: Answers, response: &mut Response<ResponseBody<R>>) {
+/// Gives an answer of the inner service to a file of so many bytes the status that the client needs.
+pub(crate) fn translate<R>(answers: Answers, response: &mut Response<ResponseBody<R>>, size: u64) {
     let original = response.status();
     let status = match outcome(original) {
         Outcome::Delivered(status) => status,
@@ -234,6 +283,9 @@ pub(crate) fn translate<R>(answers: Answers, response: &mut Response<ResponseBod
         Outcome::Rejected => answers.refusal,
         Outcome::Failed => return,
     };
+    if answers.in_order == Some(InOrder::Range) {
+        say_range(response, size);
+    }
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(NO_STORE);
     if status != original {

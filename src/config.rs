@@ -95,17 +95,22 @@ impl Config {
 
     /// Checks a chunk's declared sizes against the limits.
     pub(crate) fn check(&self, chunk: &Chunk) -> Result<(), UploadError> {
-        if chunk.identity.total > self.max_file_size {
-            return Err(UploadError::FileTooLarge {
-                limit: self.max_file_size,
-            });
-        }
+        self.check_total(chunk.identity.total)?;
         if chunk.len.is_some_and(|len| len > self.max_chunk_size) {
             return Err(UploadError::ChunkTooLarge {
                 limit: self.max_chunk_size,
             });
         }
         Ok(())
+    }
+
+    pub(crate) fn check_total(&self, total: u64) -> Result<(), UploadError> {
+        match total > self.max_file_size {
+            true => Err(UploadError::FileTooLarge {
+                limit: self.max_file_size,
+            }),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn upload(

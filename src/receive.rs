@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::{
     BoxError, ResponseBody, UploadError, answer,
     deliver::{self, Delivered},
-    dialect::{self, Answers, Chunk, Dialect, Identity, Intent, Params, Transport},
+    dialect::{self, Answers, Chunk, Dialect, Identity, InOrder, Intent, Params, Transport},
     fault,
     layer::Shared,
     multipart::{self, Form, FormLimits, Fused, Item, Octets},
@@ -42,7 +42,8 @@ where
     let outcome = match intent {
         Ok(Intent::Probe(chunk)) => shared.probe(&parts, answers, &chunk).await,
         Ok(Intent::BlindProbe) => Ok(answer::missing()),
-        Ok(Intent::Status(chunk)) => shared.status(&parts, &chunk).await,
+        Ok(Intent::Create(total)) => shared.create(&parts, &mut body, total).await,
+        Ok(Intent::Status(chunk)) => shared.status(&parts, answers, &chunk).await,
         Ok(Intent::Cancel(identity)) => shared.cancel(&parts, &identity).await,
         Ok(Intent::Finish) => match shared.finished(&parts, &mut body).await {
             Ok(Some(upload)) => {
@@ -56,7 +57,7 @@ where
             let received = shared.put(&parts, &mut body, &mut params, transport).await;
             // The form has told whose it is.
             if let Some(dialect) = shared.config.dialects.of(&params) {
-                answers = dialect.answers();
+                answers = dialect.answers(&params);
             }
             match received {
                 Ok(Received::Chunk(upload, progress)) if progress.complete => {
@@ -64,7 +65,7 @@ where
                     return deliver(&shared, inner, request, upload, answers).await;
                 }
                 Ok(Received::Chunk(upload, progress)) => {
-                    Ok(answer::progress(answers, progress.received, upload.total))
+                    shared.progress(answers, &upload, progress).await
                 }
                 Ok(Received::Test(chunk)) => shared.probe(&parts, answers, &chunk).await,
                 Ok(Received::Lost) => {
@@ -113,8 +114,8 @@ where
     match deliver::deliver(shared, inner, request, upload).await {
         Ok(Delivered { record, response }) => match response {
             // Such a client reads a form of it that not all services give.
-            Some(mut response) if !answers.says_success => {
-                answer::translate(answers, &mut response);
+            Some(mut response) if !answers.shapes_results() => {
+                answer::translate(answers, &mut response, record.size);
                 response
             }
             _ => answer::recorded(answers, record),
@@ -145,7 +146,7 @@ impl Shared {
         self.config.check(chunk)?;
         let key = self.config.key(&self.config.scope(parts)?, &chunk.identity);
         Ok(match self.store.status(&key).await.map_err(store_error)? {
-            status if answers.list_tests => answer::list(chunk, &status),
+            status if answers.list.is_some() => answer::list(answers, chunk, &status),
             Status::Receiving(ranges)
                 if ranges.covers(chunk.offset, chunk.len.unwrap_or(chunk.max_len)) =>
             {
@@ -159,14 +160,50 @@ impl Shared {
         })
     }
 
+    async fn progress<R>(
+        &self,
+        answers: Answers,
+        upload: &Upload,
+        progress: Progress,
+    ) -> Result<Response<ResponseBody<R>>, UploadError> {
+        let mut response = answer::progress(answers, progress.received, upload.total);
+        if answers.in_order == Some(InOrder::Range) {
+            let status = self.store.status(&upload.key).await.map_err(store_error)?;
+            answer::say_range(&mut response, answer::prefix(&status, upload.total));
+        }
+        Ok(response)
+    }
+
     async fn status<R>(
         &self,
         parts: &Parts,
+        answers: Answers,
         chunk: &Chunk,
     ) -> Result<Response<ResponseBody<R>>, UploadError> {
         let key = self.config.key(&self.config.scope(parts)?, &chunk.identity);
         let status = self.store.status(&key).await.map_err(store_error)?;
-        Ok(answer::status(chunk, &status))
+        Ok(match answers.in_order {
+            Some(InOrder::UploadOffset) => answer::upload_offset(&status, chunk.identity.total),
+            _ => answer::status(chunk, &status),
+        })
+    }
+
+    /// A name for an upload whose client wants one first. Nothing is stored before its first byte.
+    async fn create<B, R>(
+        &self,
+        parts: &Parts,
+        body: &mut B,
+        total: u64,
+    ) -> Result<Response<ResponseBody<R>>, UploadError>
+    where
+        B: Body + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        self.config.scope(parts)?;
+        self.config.check_total(total)?;
+        self.drain(body).await;
+        let random = random_id().map_err(store_error)?;
+        Ok(answer::created(dialect::created_identifier(&random, total)))
     }
 
     async fn cancel<R>(
@@ -248,7 +285,10 @@ impl Shared {
     ) -> Result<Received, UploadError> {
         let dialects = &self.config.dialects;
         loop {
-            match form.next(&|part| dialects.is_file(params, part)).await? {
+            match form
+                .next(&|part, is_text| dialects.is_file(params, part, is_text))
+                .await?
+            {
                 Item::Text { name, value } => params.push_body(name, value),
                 Item::File => break,
                 Item::End => {
@@ -293,7 +333,7 @@ impl Shared {
             }
             Ok(())
         };
-        let is_file = |part: &str| dialect.is_file(part);
+        let is_file = |part: &str, is_text| dialect.is_file(part, is_text);
         let content = pin!(form.content(&is_file, &mut on_late));
         let progress = self.store_chunk(&chunk, &upload, content).await?;
         // Those that came after the file too.
@@ -316,7 +356,7 @@ impl Shared {
                 params.push_body(name, value);
                 Ok(())
             };
-            let is_file = |part: &str| dialects.can_be_file(part);
+            let is_file = |part: &str, is_text| dialects.can_be_file(part, is_text);
             let content = pin!(form.content(&is_file, &mut on_late));
             let mut body = ChunkBody::new(content, None, self.config.max_chunk_size);
             let spool = self.store.spool(&mut body).await.map_err(store_error)?;
@@ -324,6 +364,7 @@ impl Shared {
         };
         let (chunk, upload) = match dialects.of(params) {
             Some(dialect) => {
+                dialect.add_total(params, len);
                 let (chunk, upload) = self.admit(scope, dialect, params)?;
                 if self.is_lost(dialect, params, &upload).await? {
                     return Ok(Received::Lost);

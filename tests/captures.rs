@@ -25,6 +25,37 @@ const ZEROS_35: &str = "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0
 
 const ROWS: &[Row] = &[
     (
+        "blueimp-10.32.0-binary",
+        &[200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    (
+        "blueimp-10.32.0-chunk",
+        &[200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    (
+        "filepond-4.32.12-chunk",
+        &[201, 200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    // The last one is empty.
+    (
+        "filepond-4.32.12-exact-multiple",
+        &[201, 200, 200, 200],
+        &[("x é.txt", "abcdefghijklmnopqrst")],
+    ),
+    (
+        "webuploader-0.1.8-binary",
+        &[200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    (
+        "webuploader-0.1.8-chunk",
+        &[200, 200, 200],
+        &[("x é.txt", LETTERS)],
+    ),
+    (
         "dropzone-6.3.5-chunking",
         &[200, 200, 200],
         &[("x.txt", LETTERS)],
@@ -225,6 +256,11 @@ async fn recorded_uploads_arrive() {
             }
             "simple-uploader-0.6.0-default-204test" => {
                 layer.with_dialect(Dialect::simple_uploader())
+            }
+            _ if capture.starts_with("blueimp") => layer.with_dialect(Dialect::blueimp()),
+            _ if capture.starts_with("filepond") => layer.with_dialect(Dialect::filepond()),
+            _ if capture.starts_with("webuploader") => {
+                layer.with_dialect(Dialect::web_uploader(10))
             }
             _ => layer,
         })

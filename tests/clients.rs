@@ -381,3 +381,279 @@ async fn an_applications_field_can_have_another_clients_name() {
     assert_eq!(deliveries[0].upload.field("resumableType"), Some("t"));
     assert_eq!(deliveries[0].upload.file_name(), Some("a.txt"));
 }
+
+/// A request whose fields are headers.
+fn with_headers(
+    mut request: Request<Vec<u8>>,
+    headers: &[(&'static str, &str)],
+) -> Request<Vec<u8>> {
+    for (name, value) in headers {
+        let value = http::HeaderValue::from_bytes(value.as_bytes()).unwrap();
+        request.headers_mut().insert(*name, value);
+    }
+    request
+}
+
+#[tokio::test]
+async fn blueimp_goes_on_behind_what_is_stored() {
+    let server = Server::with(|layer| layer.with_dialect(Dialect::blueimp())).await;
+    let name = ("content-disposition", "attachment; filename=\"a%20b.txt\"");
+    let chunk = |range: &str, content: &str| {
+        let file = file_of(&Vec::new(), "files[]", "a b.txt", content);
+        with_headers(file, &[name, ("content-range", range)])
+    };
+    let range = |answer: &Answer| {
+        answer
+            .headers
+            .get("range")
+            .map(|range| range.to_str().unwrap().to_owned())
+    };
+    let second = send(&server, chunk("bytes 5-9/15", "world")).await;
+    assert_eq!((second.status, range(&second)), (200, None));
+    let first = send(&server, chunk("bytes 0-4/15", "hello")).await;
+    assert_eq!(range(&first).as_deref(), Some("0-9"));
+    let last = send(&server, chunk("bytes 10-14/15", "!!!!!")).await;
+    assert_eq!(
+        (last.body.as_str(), range(&last).as_deref()),
+        ("delivery 1", Some("0-14"))
+    );
+    for wrong in [
+        "bytes 0-4",
+        "bytes 4-0/15",
+        "bytes 0-3/15",
+        "bytes 15-19/15",
+        "bytes 0-4/99999999999999999999",
+    ] {
+        let answer = send(&server, chunk(wrong, "hello")).await;
+        assert_eq!(answer.status, 400, "{wrong}: {answer:?}");
+    }
+    // Raw bodies, in pieces and as a whole, and a form that is not in pieces.
+    let raw = |content: &str| {
+        Request::post("/upload")
+            .body(content.as_bytes().to_vec())
+            .unwrap()
+    };
+    let name = ("content-disposition", "attachment; filename=\"raw.txt\"");
+    for (range, content) in [("bytes 0-4/10", "hello"), ("bytes 5-9/10", "world")] {
+        let answer = send(
+            &server,
+            with_headers(raw(content), &[name, ("content-range", range)]),
+        )
+        .await;
+        assert_eq!(answer.status, 200);
+    }
+    let whole = ("content-disposition", "attachment; filename=\"whole.txt\"");
+    assert_eq!(
+        send(&server, with_headers(raw("hi"), &[whole])).await.body,
+        "delivery 3"
+    );
+    let form = file_of(&Vec::new(), "files[]", "form.txt", "ho");
+    assert_eq!(send(&server, form).await.body, "delivery 4");
+    let expected = [
+        ("a b.txt", "helloworld!!!!!"),
+        ("raw.txt", "helloworld"),
+        ("whole.txt", "hi"),
+        ("form.txt", "ho"),
+    ];
+    assert_eq!(
+        delivered(&server),
+        expected.map(|(name, content)| pair(name, content))
+    );
+}
+
+#[tokio::test]
+async fn filepond_is_given_a_name_and_told_where_to_go_on() {
+    let server = Server::with(|layer| {
+        layer
+            .with_dialect(Dialect::filepond())
+            .with_max_file_size(100)
+    })
+    .await;
+    let create = |len: &str| {
+        let form = form(&owned(&[("filepond", "{}")]), FilePart::None, b"");
+        with_headers(multipart("/upload", form), &[("upload-length", len)])
+    };
+    assert_eq!(send(&server, create("101")).await.status, 400);
+    assert_eq!(send(&server, create("x")).await.status, 400);
+    let created = send(&server, create("10")).await;
+    assert_eq!(created.status, 201);
+    let url = format!("/upload?patch={}", created.body);
+    let offset = async || {
+        let answer = send(&server, Request::head(&url).body(Vec::new()).unwrap()).await;
+        assert_eq!(answer.status, 200);
+        answer.headers["upload-offset"].to_str().unwrap().to_owned()
+    };
+    let patch = |offset: &str, len: &str, content: &str| {
+        let request = Request::patch(&url)
+            .body(content.as_bytes().to_vec())
+            .unwrap();
+        let name = ("upload-name", "é \"1\".txt");
+        let type_ = ("content-type", "application/offset+octet-stream");
+        with_headers(
+            request,
+            &[
+                name,
+                type_,
+                ("upload-length", len),
+                ("upload-offset", offset),
+            ],
+        )
+    };
+    assert_eq!(offset().await, "0");
+    assert_eq!(send(&server, patch("0", "10", "hello")).await.status, 200);
+    assert_eq!(offset().await, "5");
+    assert_eq!(send(&server, patch("5", "11", "world")).await.status, 400);
+    assert_eq!(send(&server, patch("5", "10", "world!")).await.status, 400);
+    assert_eq!(send(&server, patch("11", "10", "")).await.status, 400);
+    assert_eq!(offset().await, "5");
+    assert_eq!(
+        send(&server, patch("5", "10", "world")).await.body,
+        "delivery 1"
+    );
+    // If the chunks fit without rest an empty one follows.
+    assert_eq!(
+        send(&server, patch("10", "10", "")).await.body,
+        "delivery 1"
+    );
+    assert_eq!(offset().await, "10");
+    let upload = server.deliveries()[0].upload.clone();
+    assert_eq!(upload.identifier(), created.body);
+    // Small files come as they are.
+    let small = file_of(&owned(&[("filepond", "{}")]), "filepond", "small.txt", "hi");
+    assert_eq!(send(&server, small).await.body, "delivery 2");
+    let expected = [pair("é \"1\".txt", "helloworld"), pair("small.txt", "hi")];
+    assert_eq!(delivered(&server), expected);
+}
+
+#[tokio::test]
+async fn clients_that_do_not_say_how_large_their_chunks_are() {
+    let server = Server::with(|layer| {
+        layer
+            .with_dialect(Dialect::web_uploader(5))
+            .with_dialect(Dialect::huge_uploader(5))
+    })
+    .await;
+    let web = |chunk: &str, content: &str| {
+        let fields = owned(&[
+            ("id", "WU_FILE_0"),
+            ("name", "a.txt"),
+            ("type", "text/plain"),
+            ("lastModifiedDate", "Mon Nov 23 2026"),
+            ("size", "12"),
+            ("chunks", "3"),
+            ("chunk", chunk),
+        ]);
+        file_of(&fields, "file", "a.txt", content)
+    };
+    assert_eq!(send(&server, web("2", "!!")).await.status, 200);
+    // The client was told another chunk size than the layer.
+    assert_eq!(
+        send(&server, web("0", "hell")).await.json()["code"],
+        "chunk_length"
+    );
+    assert_eq!(send(&server, web("0", "hello")).await.status, 200);
+    assert_eq!(send(&server, web("1", "world")).await.body, "delivery 1");
+    let huge = |chunk: &str, content: &str| {
+        let file = file_of(&Vec::new(), "file", "blob", content);
+        let total = ("uploader-chunks-total", "2");
+        let size = ("uploader-file-size", "10");
+        let name = ("uploader-file-name", "b.txt");
+        let id = ("uploader-file-id", "1795522325338");
+        with_headers(
+            file,
+            &[total, size, name, id, ("uploader-chunk-number", chunk)],
+        )
+    };
+    assert_eq!(send(&server, huge("1", "WORLD")).await.status, 200);
+    assert_eq!(send(&server, huge("0", "HELLO")).await.body, "delivery 2");
+    // Without its size a file has no end.
+    let mut sizeless = huge("0", "hello");
+    sizeless.headers_mut().remove("uploader-file-size");
+    let answer = send(&server, sizeless).await;
+    assert!(
+        answer
+            .body
+            .contains("`header:uploader-file-size` is missing"),
+        "{answer:?}"
+    );
+    let expected = [pair("a.txt", "helloworld!!"), pair("b.txt", "HELLOWORLD")];
+    assert_eq!(delivered(&server), expected);
+}
+
+#[tokio::test]
+async fn plupload_says_where_and_how_much() {
+    let server = Server::with(|layer| layer.with_dialect(Dialect::plupload())).await;
+    let chunk = |offset: &str, content: &str| {
+        let fields = owned(&[("name", "p1.txt"), ("offset", offset), ("total", "8")]);
+        file_of(&fields, "file", "blob", content)
+    };
+    assert_eq!(send(&server, chunk("0", "hello")).await.status, 200);
+    assert_eq!(send(&server, chunk("5", "you!")).await.status, 400);
+    assert_eq!(send(&server, chunk("5", "you")).await.body, "delivery 1");
+    // Told to send numbers instead, it cannot be understood.
+    let fields = owned(&[("name", "p2.txt"), ("chunk", "0"), ("chunks", "3")]);
+    assert_eq!(
+        send(&server, file_of(&fields, "file", "blob", "hello"))
+            .await
+            .status,
+        400
+    );
+    // Without chunks.
+    let fields = owned(&[("name", "p3.txt")]);
+    assert_eq!(
+        send(&server, file_of(&fields, "file", "real.txt", "hi"))
+            .await
+            .body,
+        "delivery 2"
+    );
+    assert_eq!(
+        delivered(&server),
+        [pair("p1.txt", "helloyou"), pair("p3.txt", "hi")]
+    );
+}
+
+#[tokio::test]
+async fn bootstrap_fileinput_is_told_which_chunk_it_was() {
+    let server = Server::with(|layer| layer.with_dialect(Dialect::bootstrap_fileinput())).await;
+    let about = owned(&[
+        ("fileId", "12_a.txt"),
+        ("fileName", "a.txt"),
+        ("fileSize", "12"),
+        ("fileRelativePath", ""),
+        ("chunkSize", "5"),
+        ("chunkCount", "3"),
+    ]);
+    let chunk = |index: usize, content: &str| {
+        let mut fields = about.clone();
+        fields.extend(owned(&[
+            ("chunkIndex", &index.to_string()),
+            ("chunkSizeStart", &(5 * index).to_string()),
+            ("retryCount", "0"),
+        ]));
+        file_of(&fields, "fileBlob", "a.txt", content)
+    };
+    let test = || multipart("/upload", form(&about, FilePart::None, b""));
+    assert_eq!(
+        send(&server, test()).await.json()["chunksUploaded"],
+        json!([])
+    );
+    assert_eq!(send(&server, chunk(2, "!!")).await.json()["chunkIndex"], 2);
+    assert_eq!(
+        send(&server, chunk(0, "hello")).await.json()["chunkIndex"],
+        0
+    );
+    assert_eq!(
+        send(&server, test()).await.json()["chunksUploaded"],
+        json!([0, 2])
+    );
+    let last = send(&server, chunk(1, "world")).await;
+    assert_eq!(
+        last.json(),
+        json!({ "chunkIndex": 1, "answer": "delivery 1" })
+    );
+    assert_eq!(
+        send(&server, test()).await.json()["chunksUploaded"],
+        json!([0, 1, 2])
+    );
+    assert_eq!(delivered(&server), [pair("a.txt", "helloworld!!")]);
+}

@@ -4,17 +4,19 @@ use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use serde_json::json;
 use tokio::net::TcpListener;
-use tower_resumable::{CompletedUpload, Dialect, FileStore, StoreError, store::Durability};
+use tower_resumable::{
+    CompletedUpload, Dialect, FileStore, ResumableLayer, StoreError, store::Durability,
+};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// `--listen ADDR` (port 0 picks one), `--dir DIR`, `--durability power` or `process`, and
-/// `--list-tests` for simple-uploader with `checkChunkUploadedByResponse`.
+/// `--client NAME` for a client that has to be told of.
 pub struct Args {
     listen: SocketAddr,
     dir: PathBuf,
     durability: Durability,
-    list_tests: bool,
+    clients: Vec<Dialect>,
 }
 
 impl Args {
@@ -23,7 +25,7 @@ impl Args {
             listen: ([127, 0, 0, 1], 3000).into(),
             dir: "uploads".into(),
             durability: Durability::Power,
-            list_tests: false,
+            clients: Vec::new(),
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -31,7 +33,7 @@ impl Args {
             match word.as_str() {
                 "--listen" => args.listen = value()?.parse()?,
                 "--dir" => args.dir = value()?.into(),
-                "--list-tests" => args.list_tests = true,
+                "--client" => args.clients.push(client(&value()?)?),
                 "--durability" => {
                     args.durability = match value()?.as_str() {
                         "power" => Durability::Power,
@@ -41,7 +43,7 @@ impl Args {
                 }
                 _ => {
                     return Err(format!(
-                        "unknown argument {word}; there are --listen, --dir, --durability and --list-tests"
+                        "unknown argument {word}; there are --listen, --dir, --durability and --client"
                     )
                     .into());
                 }
@@ -50,19 +52,14 @@ impl Args {
         Ok(args)
     }
 
-    /// The store that they ask for.
-    pub fn store(&self) -> Result<FileStore, StoreError> {
-        FileStore::builder(&self.dir)
+    /// The layer that they ask for. Resumable.js, flow.js, Dropzone and Fine Uploader need not be
+    /// told of.
+    pub fn layer(&self) -> Result<ResumableLayer, StoreError> {
+        let store = FileStore::builder(&self.dir)
             .durability(self.durability)
-            .open()
-    }
-
-    /// A client that the layer does not understand by itself.
-    pub fn simple_uploader(&self) -> Dialect {
-        match self.list_tests {
-            true => Dialect::simple_uploader().with_list_tests(),
-            false => Dialect::simple_uploader(),
-        }
+            .open()?;
+        let clients = self.clients.iter().cloned();
+        Ok(clients.fold(ResumableLayer::new(store), ResumableLayer::with_dialect))
     }
 
     /// Binds the address, and says which it is.
@@ -71,6 +68,22 @@ impl Args {
         eprintln!("listening on http://{}", listener.local_addr()?);
         Ok(listener)
     }
+}
+
+/// `NAME`, or `NAME=BYTES` for one that does not say how large its chunks are.
+fn client(name: &str) -> Result<Dialect, Error> {
+    let (name, chunk_size) = name.split_once('=').unwrap_or((name, "5242880"));
+    Ok(match name {
+        "simple-uploader" => Dialect::simple_uploader(),
+        "simple-uploader-list" => Dialect::simple_uploader().with_list_tests(),
+        "plupload" => Dialect::plupload(),
+        "webuploader" => Dialect::web_uploader(chunk_size.parse()?),
+        "blueimp" => Dialect::blueimp(),
+        "filepond" => Dialect::filepond(),
+        "huge-uploader" => Dialect::huge_uploader(chunk_size.parse()?),
+        "bootstrap-fileinput" => Dialect::bootstrap_fileinput(),
+        _ => return Err(format!("no client {name}").into()),
+    })
 }
 
 /// One line of JSON to standard output.

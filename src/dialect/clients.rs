@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 
-use super::{Dialect, table::LastChunk};
+use super::{Dialect, InOrder, heads, table::LastChunk};
 
 impl Dialect {
     /// [flow.js] and its wrappers (ng-flow, ngx-flow, …), as it is: it has no options for its names.
@@ -63,7 +63,7 @@ impl Dialect {
     ///   JSON.parse(message).uploaded.includes(chunk.offset + 1)
     /// ```
     pub fn with_list_tests(mut self) -> Self {
-        self.answers.list_tests = true;
+        self.answers.list = Some("uploaded");
         self
     }
 
@@ -115,5 +115,139 @@ impl Dialect {
         fine.asks_in_the_end = true;
         fine.answers.says_success = true;
         fine
+    }
+
+    /// [Plupload] with `send_chunk_number: false`, without which it does not say how long the file is.
+    ///
+    /// To be added with [`with_dialect`](crate::ResumableLayer::with_dialect). It has no identifier but
+    /// the file's name: with `unique_names: true` files of the same name stay apart, or take a
+    /// parameter of one's own (`multipart_params`) for [`with_identifier`](Self::with_identifier).
+    ///
+    /// [Plupload]: https://www.plupload.com/docs
+    pub fn plupload() -> Self {
+        let mut plupload = Self::new("Plupload")
+            .with_identifier("name")
+            .with_total_size("total")
+            .with_offset("offset")
+            .with_file_name("name");
+        plupload.whole_files = true;
+        plupload
+    }
+
+    /// [WebUploader] with `chunked: true` and this `chunkSize` (bytes), which it does not say itself.
+    ///
+    /// To be added with [`with_dialect`](crate::ResumableLayer::with_dialect). Its `id` is not
+    /// unique: a file is told from others by its name, size and date, or by a parameter of one's own
+    /// (`formData`) if that is set as [identifier](Self::with_identifier).
+    ///
+    /// [WebUploader]: https://github.com/fex-team/webuploader
+    pub fn web_uploader(chunk_size: u64) -> Self {
+        let mut web_uploader = Self::new("WebUploader")
+            .with_identifier("lastModifiedDate")
+            .with_total_size("size")
+            .with_chunk_number("chunk", 0)
+            .with_file_name("name")
+            .with_content_type("type")
+            .with_unused("id")
+            .with_unused("chunks");
+        web_uploader.chunk_size = Some(chunk_size);
+        web_uploader.last_chunk = LastChunk::Rest;
+        web_uploader.whole_files = true;
+        web_uploader
+    }
+
+    /// [blueimp's jQuery File Upload] with `maxChunkSize`, and whatever else sends `Content-Range` and
+    /// a file name in `Content-Disposition`.
+    ///
+    /// To be added with [`with_dialect`](crate::ResumableLayer::with_dialect). It has no identifier but
+    /// the file's name; a parameter of one's own (`formData`) can be set as
+    /// [identifier](Self::with_identifier). After each chunk the answer says how far the file is
+    /// stored (`Range`), so a client that begins again goes on behind that.
+    ///
+    /// [blueimp's jQuery File Upload]: https://github.com/blueimp/jQuery-File-Upload
+    pub fn blueimp() -> Self {
+        let mut blueimp = Self::new("blueimp")
+            .with_identifier(heads::FILE_NAME)
+            .with_total_size(heads::RANGE_TOTAL)
+            .with_offset(heads::RANGE_FIRST)
+            .with_chunk_length(heads::RANGE_LENGTH)
+            .with_file_name(heads::FILE_NAME)
+            .with_file_field("files[]");
+        blueimp.whole_files = true;
+        blueimp.answers.in_order = Some(InOrder::Range);
+        blueimp
+    }
+
+    /// [FilePond] with `chunkUploads: true`: it asks for a name first, and goes on where `HEAD` says.
+    ///
+    /// To be added with [`with_dialect`](crate::ResumableLayer::with_dialect). A finished file is
+    /// delivered with a `PATCH`, a file that is sent as a whole with a `POST`. What FilePond then has
+    /// as `serverId` is [`identifier()`](crate::CompletedUpload::identifier), or, of a whole file, the
+    /// answer of the service behind the layer.
+    ///
+    /// [FilePond]: https://pqina.nl/filepond/docs/api/server/#process-chunks
+    pub fn filepond() -> Self {
+        let mut filepond = Self::new("FilePond")
+            .with_identifier("patch")
+            .with_total_size("header:upload-length")
+            .with_offset("header:upload-offset")
+            .with_file_name("header:upload-name")
+            .with_file_field("filepond");
+        filepond.unique_identifiers = true;
+        filepond.names_are_ours = true;
+        filepond.answers.in_order = Some(InOrder::UploadOffset);
+        filepond
+    }
+
+    /// [huge-uploader] with this `chunkSize` (in bytes; the client counts in 1,000,000 of them).
+    ///
+    /// To be added with [`with_dialect`](crate::ResumableLayer::with_dialect). It does not say by
+    /// itself how long the file is, nor what it is called:
+    ///
+    /// ```js
+    /// new HugeUploader({ endpoint: '/upload', file, headers: {
+    ///   'uploader-file-size': file.size,
+    ///   'uploader-file-name': file.name, // where that is ASCII
+    /// } })
+    /// ```
+    ///
+    /// [huge-uploader]: https://github.com/Buzut/huge-uploader
+    pub fn huge_uploader(chunk_size: u64) -> Self {
+        let mut huge = Self::new("huge-uploader")
+            .with_identifier("header:uploader-file-id")
+            .with_total_size("header:uploader-file-size")
+            .with_chunk_number("header:uploader-chunk-number", 0)
+            .with_file_name("header:uploader-file-name")
+            .with_unused("header:uploader-chunks-total");
+        huge.chunk_size = Some(chunk_size);
+        huge.last_chunk = LastChunk::Rest;
+        huge
+    }
+
+    /// [bootstrap-fileinput] with `enableResumableUpload: true`, its `testUrl` included.
+    ///
+    /// To be added with [`with_dialect`](crate::ResumableLayer::with_dialect), because its names
+    /// (`fileId`, `fileName`, …) could be the application's. It needs `chunkIndex` in every answer, so
+    /// the answer of the service behind the layer gets that: an object one more member, and of
+    /// anything else an object is made, with the text in `answer`.
+    ///
+    /// [bootstrap-fileinput]: https://plugins.krajee.com/file-resumable-upload-demo
+    pub fn bootstrap_fileinput() -> Self {
+        let mut fileinput = Self::new("bootstrap-fileinput")
+            .with_identifier("fileId")
+            .with_total_size("fileSize")
+            .with_offset("chunkSizeStart")
+            .with_chunk_number("chunkIndex", 0)
+            .with_chunk_size("chunkSize")
+            .with_file_name("fileName")
+            .with_relative_path("fileRelativePath")
+            .with_unused("chunkCount")
+            .with_unused("retryCount")
+            .with_file_field("fileBlob");
+        fileinput.last_chunk = LastChunk::Rest;
+        fileinput.form_tests = true;
+        fileinput.echo = Some("chunkIndex");
+        fileinput.answers.list = Some("chunksUploaded");
+        fileinput
     }
 }

@@ -3,6 +3,7 @@
 mod boundary;
 mod clients;
 mod fields;
+mod heads;
 mod params;
 mod plain;
 mod resumable;
@@ -10,12 +11,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 
 use self::{boundary::boundary, fields::Fields};
 pub(crate) use self::{
     params::{FilePart, Params},
     plain::{is_whole_file, whole_file},
+    table::created_identifier,
 };
 pub use self::{resumable::ResumableJs, table::Dialect};
 use crate::UploadError;
@@ -31,6 +33,8 @@ pub(crate) enum Intent {
     BlindProbe,
     /// "What have you of this upload?"
     Status(Chunk),
+    /// "Give me a name for an upload of so many bytes."
+    Create(u64),
     /// "Forget this upload."
     Cancel(Identity),
     /// "Has all come?", in a form that is still to be read.
@@ -90,8 +94,27 @@ pub(crate) struct Answers {
     pub(crate) refusal: StatusCode,
     /// Each answer is a JSON object that says whether it is a success.
     pub(crate) says_success: bool,
-    /// A test is answered with all that is stored.
-    pub(crate) list_tests: bool,
+    /// Each answer is a JSON object that has this member: the chunk's number.
+    pub(crate) echo: Option<(&'static str, u64)>,
+    /// A test is answered with the numbers of all chunks that are stored, in this member.
+    pub(crate) list: Option<&'static str>,
+    pub(crate) in_order: Option<InOrder>,
+}
+
+impl Answers {
+    /// Whether the answer of the inner service has to have a shape that not all services give it.
+    pub(crate) fn shapes_results(&self) -> bool {
+        self.says_success || self.echo.is_some()
+    }
+}
+
+/// How a client that sends from the first byte to the last is told where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InOrder {
+    /// By `Range` in the answer to each chunk.
+    Range,
+    /// By `Upload-Offset` in the answer to a request of its own.
+    UploadOffset,
 }
 
 impl Default for Answers {
@@ -99,7 +122,9 @@ impl Default for Answers {
         Self {
             refusal: StatusCode::BAD_REQUEST,
             says_success: false,
-            list_tests: false,
+            echo: None,
+            list: None,
+            in_order: None,
         }
     }
 }
@@ -149,7 +174,7 @@ impl Dialects {
         let form = content_type.filter(|_| is_upload).and_then(boundary);
         // Comes before the caps: what is not ours may have a query of any size.
         let is_ours = |name: &str| self.0.iter().any(|dialect| dialect.is_ours(name));
-        let has_ours = Params::query_has(query, is_ours);
+        let has_ours = Params::query_has(query, is_ours) || self.has_heads(&parts.headers);
         if form.is_none() && !has_ours {
             // flow.js with `testMethod: 'HEAD'` puts its fields into a body, and so nowhere.
             let is_bare = query.is_none_or(str::is_empty);
@@ -157,18 +182,22 @@ impl Dialects {
             return match (&parts.method, in_the_end) {
                 (&Method::HEAD, _) if is_bare => (Ok(Intent::BlindProbe), Answers::default()),
                 (&Method::POST, Some(dialect)) if is_bare && is_url_encoded(content_type) => {
-                    (Ok(Intent::Finish), dialect.answers())
+                    (Ok(Intent::Finish), dialect.answers(&Params::default()))
                 }
                 _ => (Ok(Intent::Pass), Answers::default()),
             };
         }
-        let params = match Params::from_query(query) {
+        let mut params = match Params::from_query(query) {
             Ok(params) => params,
             Err(error) => return (Err(error), Answers::default()),
         };
+        self.add_heads(&mut params, &parts.headers);
         let dialect = self.of(&params);
-        let answers = dialect.map_or_else(Answers::default, Dialect::answers);
+        let answers = dialect.map_or_else(Answers::default, |dialect| dialect.answers(&params));
         let intent = match (form, dialect) {
+            (_, Some(dialect)) if parts.method == Method::POST && dialect.is_creation(&params) => {
+                dialect.creation(&params).map(Intent::Create)
+            }
             (Some(boundary), _) => {
                 boundary.map(|boundary| Intent::Put(params, Transport::Multipart { boundary }))
             }
@@ -198,16 +227,30 @@ impl Dialects {
     }
 
     /// Whether a part of a form carries the bytes, as far as the fields before it tell.
-    pub(crate) fn is_file(&self, params: &Params, part: &str) -> bool {
+    pub(crate) fn is_file(&self, params: &Params, part: &str, is_text: bool) -> bool {
         match self.of(params) {
-            Some(dialect) => dialect.is_file(part),
-            None => self.can_be_file(part),
+            Some(dialect) => dialect.is_file(part, is_text),
+            None => self.can_be_file(part, is_text),
         }
     }
 
     /// Whether a part carries the bytes in any dialect.
-    pub(crate) fn can_be_file(&self, part: &str) -> bool {
-        self.0.iter().any(|dialect| dialect.is_file(part))
+    pub(crate) fn can_be_file(&self, part: &str, is_text: bool) -> bool {
+        self.0.iter().any(|dialect| dialect.is_file(part, is_text))
+    }
+
+    fn has_heads(&self, headers: &HeaderMap) -> bool {
+        let mut names = self.0.iter().flat_map(Dialect::header_names);
+        names.any(|name| heads::has(headers, name))
+    }
+
+    fn add_heads(&self, params: &mut Params, headers: &HeaderMap) {
+        for name in self.0.iter().flat_map(Dialect::header_names) {
+            // Several dialects can have the same one.
+            if !params.contains(name) {
+                heads::add(params, headers, name);
+            }
+        }
     }
 
     /// What is wrong with fields of which no dialect knows any.
@@ -228,7 +271,7 @@ impl Dialect {
         body_is_empty: bool,
     ) -> Result<Intent, UploadError> {
         match parts.method {
-            Method::GET | Method::HEAD if self.asks_status(&params) => {
+            Method::GET | Method::HEAD if self.asks_status(&params, &parts.method) => {
                 self.status(&params).map(Intent::Status)
             }
             Method::GET | Method::HEAD => self.probe(&params).map(Intent::Probe),
@@ -238,12 +281,23 @@ impl Dialect {
             }
             Method::DELETE => self.identity(Fields::strict(&params)).map(Intent::Cancel),
             Method::POST | Method::PUT | Method::PATCH => {
-                self.add_total(&mut params, parts.headers.get(header::CONTENT_LENGTH));
+                if let Some(len) = content_length(&parts.headers) {
+                    self.add_total(&mut params, len);
+                }
                 Ok(Intent::Put(params, Transport::Octets))
             }
             _ => Err(UploadError::MethodNotAllowed),
         }
     }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 fn is_url_encoded(content_type: Option<&HeaderValue>) -> bool {

@@ -13,7 +13,9 @@ const PAIRS: usize = 64;
 pub(crate) struct Params {
     query: Vec<(String, String)>,
     body: Vec<(String, String)>,
-    /// Names of those in the query that were not UTF-8.
+    /// Those that are headers of the request.
+    heads: Vec<(String, String)>,
+    /// Names of those in query and headers that were not UTF-8.
     garbled: Vec<String>,
     part: FilePart,
 }
@@ -69,6 +71,15 @@ impl Params {
         self.body.push((name, value));
     }
 
+    /// Adds a header, or `None` if its value is not UTF-8.
+    pub(super) fn push_head(&mut self, name: &str, value: Option<String>) {
+        if value.is_none() {
+            self.garbled.push(name.to_owned());
+        }
+        self.heads
+            .push((name.to_owned(), value.unwrap_or_default()));
+    }
+
     /// Notes what the form says of its file.
     pub(crate) fn set_part(&mut self, part: FilePart) {
         self.part = part;
@@ -80,11 +91,13 @@ impl Params {
 
     /// Whether there is a field of such a name.
     pub(crate) fn has(&self, name: impl Fn(&str) -> bool) -> bool {
-        self.query.iter().chain(&self.body).any(|(n, _)| name(n))
+        let fields = self.query.iter().chain(&self.body).chain(&self.heads);
+        fields.into_iter().any(|(n, _)| name(n))
     }
 
-    pub(super) fn in_query(&self, name: &str) -> bool {
-        self.query.iter().any(|(n, _)| n == name)
+    /// Whether it is known before the body.
+    pub(super) fn in_head(&self, name: &str) -> bool {
+        self.query.iter().chain(&self.heads).any(|(n, _)| n == name)
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
@@ -130,6 +143,7 @@ impl Params {
         self.query
             .iter()
             .chain(&self.body)
+            .chain(&self.heads)
             .filter_map(named)
             .map(|value| line_feeds(value))
     }

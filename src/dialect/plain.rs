@@ -3,11 +3,16 @@
 use super::{Chunk, Identity, Params, fields::Fields};
 use crate::UploadError;
 
-/// Whether a form that no dialect knows is a whole file. A name with `chunk` in it says that it is a
-/// piece of one, from a client that the layer was not told of: as a file of its own it would be a
-/// wrong one.
+/// Whether a form that says nothing of a position is a whole file. A name with `chunk` in it that is
+/// not `known` says that it is a piece of one, from a client that the layer was not told of, or not
+/// enough: as a file of its own it would be a wrong one.
+pub(super) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
+    !params.has(|name| !known(name) && name.to_ascii_lowercase().contains("chunk"))
+}
+
+/// Whether a form that no dialect knows is a whole file.
 pub(crate) fn is_whole_file(params: &Params) -> bool {
-    !params.has(|name| name.to_ascii_lowercase().contains("chunk"))
+    may_be_whole(params, |_| false)
 }
 
 /// The file of such a form. It has no name but the one it gets here: each is an upload of its own.

@@ -50,7 +50,8 @@ impl Default for ResumableJs {
                 .with_content_type("resumableType")
                 // The most used release sends wrong ones.
                 .with_unused("resumableTotalChunks")
-                .with_status("resumableStatus"),
+                .with_status("resumableStatus")
+                .with_base64(true),
         }
     }
 }

@@ -1,10 +1,12 @@
 use std::borrow::Cow;
 
-use http::{HeaderValue, StatusCode};
+use http::{Method, StatusCode};
 
 use super::{
-    Answers, Chunk, Identity, Numbering, Params,
+    Answers, Chunk, Identity, InOrder, Numbering, Params,
     fields::{Fields, invalid, missing},
+    heads,
+    plain::may_be_whole,
 };
 use crate::UploadError;
 
@@ -51,6 +53,8 @@ pub struct Dialect {
     pub(super) name: Cow<'static, str>,
     pub(super) names: Names,
     pub(super) first_number: u64,
+    /// Bytes of a chunk, if the client does not say.
+    pub(super) chunk_size: Option<u64>,
     pub(super) last_chunk: LastChunk,
     /// No two uploads have the same one.
     pub(super) unique_identifiers: bool,
@@ -60,6 +64,12 @@ pub struct Dialect {
     pub(super) name_of_part: bool,
     /// The file's media type is that of the form's part.
     pub(super) type_of_part: bool,
+    /// It wants a name for the upload first; the name has the total size in it.
+    pub(super) names_are_ours: bool,
+    /// The file in a form can be text: base64.
+    pub(super) base64: bool,
+    /// The member of each answer that is the number of the chunk.
+    pub(super) echo: Option<&'static str>,
     /// It asks in the end, in a form of its own, whether all has come.
     pub(super) asks_in_the_end: bool,
     /// Its test can be the form of a chunk without the file.
@@ -115,11 +125,15 @@ impl Dialect {
             name: name.into(),
             names,
             first_number: 1,
+            chunk_size: None,
             last_chunk: LastChunk::RestOrMore,
             unique_identifiers: false,
             whole_files: false,
             name_of_part: false,
             type_of_part: false,
+            names_are_ours: false,
+            base64: false,
+            echo: None,
             asks_in_the_end: false,
             form_tests: false,
             length_check: true,
@@ -134,6 +148,8 @@ impl Dialect {
     }
 
     /// The field that names the file: text, the same in all its chunks.
+    ///
+    /// This and all other names of fields can also be those of headers: `header:x-clip`.
     pub fn with_identifier(mut self, field: impl Into<String>) -> Self {
         self.names.identifier = field.into();
         self
@@ -214,6 +230,12 @@ impl Dialect {
         self
     }
 
+    /// Whether the file in a form can be text, which is base64 or a data URL; `false` by default.
+    pub fn with_base64(mut self, accept: bool) -> Self {
+        self.base64 = accept;
+        self
+    }
+
     /// The status of a refusal that is final; 400 by default. What is worth another try is 503.
     pub fn with_refusal(mut self, status: StatusCode) -> Self {
         self.answers.refusal = status;
@@ -232,12 +254,26 @@ impl Dialect {
         params.extra(|name| self.is_ours(name))
     }
 
-    pub(crate) fn answers(&self) -> Answers {
-        self.answers
+    /// How a request with these fields is to be answered.
+    pub(crate) fn answers(&self, params: &Params) -> Answers {
+        let number = || {
+            let fields = Fields::first(params);
+            fields.number(&self.names.chunk_number, 0).ok().flatten()
+        };
+        Answers {
+            echo: self.echo.and_then(|name| Some((name, number()?))),
+            ..self.answers
+        }
     }
 
-    pub(crate) fn is_file(&self, field: &str) -> bool {
-        self.names.file == field
+    pub(crate) fn is_file(&self, field: &str, is_text: bool) -> bool {
+        self.names.file == field && (self.base64 || !is_text)
+    }
+
+    /// The names of headers that are fields.
+    pub(super) fn header_names(&self) -> impl Iterator<Item = &str> {
+        let names = self.names.all();
+        names.filter(|name| name.starts_with(heads::PREFIX))
     }
 
     pub(crate) fn file_field(&self) -> String {
@@ -246,9 +282,10 @@ impl Dialect {
 
     /// What a form without a file asks, if that is a test.
     pub(crate) fn form_test(&self, params: &Params) -> Result<Option<Chunk>, UploadError> {
-        match self.form_tests {
-            true => self.chunk(params).map(Some),
-            false => Ok(None),
+        match (self.form_tests, self.answers.list) {
+            (false, _) => Ok(None),
+            (true, None) => self.chunk(params).map(Some),
+            (true, Some(_)) => self.status(params).map(Some),
         }
     }
 
@@ -256,8 +293,22 @@ impl Dialect {
         &self.names.identifier
     }
 
-    pub(super) fn asks_status(&self, params: &Params) -> bool {
-        params.contains(&self.names.status)
+    pub(super) fn asks_status(&self, params: &Params, method: &Method) -> bool {
+        let by_head = self.answers.in_order == Some(InOrder::UploadOffset);
+        params.contains(&self.names.status) || by_head && method == Method::HEAD
+    }
+
+    /// Whether it wants a name for an upload.
+    pub(super) fn is_creation(&self, params: &Params) -> bool {
+        let names = &self.names;
+        self.names_are_ours
+            && params.contains(&names.total_size)
+            && !params.contains(&names.identifier)
+    }
+
+    /// The bytes of the file of which the upload is to be named.
+    pub(super) fn creation(&self, params: &Params) -> Result<u64, UploadError> {
+        Fields::strict(params).required_number(&self.names.total_size, 0)
     }
 
     /// Whether the client relies on what it has sent before, without having asked.
@@ -272,6 +323,7 @@ impl Dialect {
         let position = match (self.whole_files, names.offset.is_empty()) {
             (true, _) => &[][..],
             (false, false) => &[&names.offset][..],
+            (false, true) if self.chunk_size.is_some() => &[&names.chunk_number][..],
             (false, true) => &[&names.chunk_number, &names.chunk_size][..],
         };
         let required = || {
@@ -280,8 +332,8 @@ impl Dialect {
                 .chain(position.iter().copied())
         };
         let mut named = [&names.file_name, &names.relative_path].into_iter();
-        // Who uses the query puts all fields there.
-        required().all(|name| params.in_query(name))
+        // Who uses the query or headers puts all fields there.
+        required().all(|name| params.in_head(name))
             || required().all(|name| params.contains(name))
                 && named.all(|name| name.is_empty() || params.contains(name))
     }
@@ -303,9 +355,14 @@ impl Dialect {
     pub(super) fn identity(&self, fields: Fields<'_>) -> Result<Identity, UploadError> {
         let names = &self.names;
         let identifier = fields.full_text(&names.identifier, 1024)?;
+        let identifier = identifier.ok_or_else(|| missing(&names.identifier))?;
+        let total = match self.names_are_ours {
+            true => self.total_of_named(fields, &identifier)?,
+            false => fields.required_number(&names.total_size, 0)?,
+        };
         let mut identity = Identity {
-            identifier: identifier.ok_or_else(|| missing(&names.identifier))?,
-            total: fields.required_number(&names.total_size, 0)?,
+            identifier,
+            total,
             file_name: fields.full_text(&names.file_name, 1024)?,
             relative_path: fields.text(&names.relative_path, 4096)?,
             is_unique: self.unique_identifiers,
@@ -321,13 +378,28 @@ impl Dialect {
         self.read(Fields::strict(params), Asked::Upload)
     }
 
-    /// A file that comes as the body itself is as long as that, if the client does not say.
-    pub(super) fn add_total(&self, params: &mut Params, body_len: Option<&HeaderValue>) {
+    /// A file that comes as a whole is as long as what comes, if the client does not say.
+    pub(crate) fn add_total(&self, params: &mut Params, len: u64) {
         let names = &self.names;
-        let is_whole = self.whole_files && !params.contains(&names.offset);
-        let len = body_len.and_then(|len| len.to_str().ok());
-        if let (true, Some(len)) = (is_whole && !params.contains(&names.total_size), len) {
-            params.push_body(names.total_size.clone(), len.into());
+        let position = [&names.offset, &names.chunk_number, &names.total_size];
+        if self.whole_files
+            && !position.iter().any(|name| params.contains(name))
+            && may_be_whole(params, |name| self.is_ours(name))
+        {
+            params.push_body(names.total_size.clone(), len.to_string());
+        }
+    }
+
+    /// The total size of an upload that has got its name here, or one of the application's.
+    fn total_of_named(&self, fields: Fields<'_>, identifier: &str) -> Result<u64, UploadError> {
+        let name = &self.names.total_size;
+        let declared = fields.number(name, 0)?;
+        match (total_of_created(identifier), declared) {
+            (Some(total), Some(declared)) if declared != total => {
+                Err(invalid(name, "is not what the upload was made for"))
+            }
+            (Some(total), _) | (None, Some(total)) => Ok(total),
+            (None, None) => Err(missing(name)),
         }
     }
 
@@ -346,6 +418,7 @@ impl Dialect {
             return Err(missing(&names.chunk_number));
         }
         let chunk_size = match by_number {
+            _ if self.chunk_size.is_some() => self.chunk_size,
             true => Some(fields.required_number(&names.chunk_size, 1)?),
             false => fields.number(&names.chunk_size, 1)?,
         };
@@ -361,8 +434,9 @@ impl Dialect {
             None if is_whole || asked == Asked::Upload => 0,
             None => return Err(missing(&names.offset)),
         };
-        // An empty file has one empty chunk.
-        if offset >= total && (total, offset) != (0, 0) {
+        // An empty file has one empty chunk; and FilePond sends one behind the last full one.
+        let may_be_empty = total == 0 || self.names_are_ours;
+        if offset > total || (offset == total && !may_be_empty) {
             return Err(UploadError::OutOfBounds);
         }
         let rest = total - offset;
@@ -453,4 +527,16 @@ impl Names {
         .chain(&mut self.unused)
         .filter(|name| !name.is_empty())
     }
+}
+
+/// A name for an upload of so many bytes.
+pub(crate) fn created_identifier(random: &str, total: u64) -> String {
+    format!("{random}-{total}")
+}
+
+/// The bytes of such a name.
+fn total_of_created(identifier: &str) -> Option<u64> {
+    let (random, total) = identifier.split_once('-')?;
+    let is_random = random.len() == 32 && random.bytes().all(|b| b.is_ascii_hexdigit());
+    total.parse().ok().filter(|_| is_random)
 }

@@ -15,6 +15,36 @@ type Answer = Result<String, UploadError>;
 /// `(folder, uploads, requests)`: what Chromium has sent, and what is read in it.
 const CAPTURES: &[(&str, &str, &str)] = &[
     (
+        "blueimp-10.32.0-binary",
+        "x é.txt of 25, x é.txt",
+        "octets 0+10, octets 10+10, octets 20+5",
+    ),
+    (
+        "blueimp-10.32.0-chunk",
+        "x é.txt of 25, x é.txt",
+        "form 0+10, form 10+10, form 20+5",
+    ),
+    (
+        "filepond-4.32.12-chunk",
+        "id42 of 25, x é.txt",
+        "create 25, octets 0+? (<=25), octets 10+? (<=15), octets 20+? (<=5)",
+    ),
+    (
+        "filepond-4.32.12-exact-multiple",
+        "id42 of 20, x é.txt",
+        "create 20, octets 0+? (<=20), octets 10+? (<=10), octets 20+? (<=0)",
+    ),
+    (
+        "webuploader-0.1.8-binary",
+        "Mon Nov 23 2026 13:08:57 GMT+0000 (Coordinated Universal Time) of 25, x é.txt",
+        "octets 0+10, octets 10+10, octets 20+5",
+    ),
+    (
+        "webuploader-0.1.8-chunk",
+        "Mon Nov 23 2026 13:08:57 GMT+0000 (Coordinated Universal Time) of 25, x é.txt",
+        "form 0+10, form 10+10, form 20+5",
+    ),
+    (
         "dropzone-6.3.5-chunking",
         "42bb24ed-1fc4-49a9-92cc-5157b701c034 of 25, x.txt",
         "form 0+10, form 10+10, form 20+5",
@@ -240,8 +270,16 @@ fn captures() {
                     .with_relative_path_name("")
                     .into(),
             ),
-            _ if capture.starts_with("simple") => dialects.add(Dialect::simple_uploader()),
-            _ => {}
+            _ => [
+                ("simple", Dialect::simple_uploader()),
+                ("plupload", Dialect::plupload()),
+                ("webuploader", Dialect::web_uploader(10)),
+                ("blueimp", Dialect::blueimp()),
+                ("filepond", Dialect::filepond()),
+            ]
+            .into_iter()
+            .filter(|(client, _)| capture.starts_with(client))
+            .for_each(|(_, dialect)| dialects.add(dialect)),
         }
         let (mut uploads_read, mut read) = (Vec::new(), Vec::new());
         for request in requests(capture) {
@@ -874,7 +912,7 @@ fn renamed_dropped_and_with_a_namespace() {
         }
         assert_eq!(dialect.file_field(), "up[x]blob");
         for name in ["up[x]blob", "blob", "file", "up[x]file", "up[x]n"] {
-            assert_eq!(dialect.is_file(name), name == "up[x]blob", "{name}");
+            assert_eq!(dialect.is_file(name, false), name == "up[x]blob", "{name}");
         }
         for query in ["n=1&resumableStatus=1", "=1", "up[x]=1"] {
             let intent = intent(&dialect, &request("GET", query, None), true);
@@ -1013,6 +1051,7 @@ fn show(intent: &Intent) -> String {
         Intent::Pass => "pass".into(),
         Intent::BlindProbe => "blind probe".into(),
         Intent::Finish => "finish".into(),
+        Intent::Create(total) => format!("create {total}"),
         Intent::Probe(chunk) => format!("probe {}", show_chunk(chunk)),
         Intent::Status(chunk) => format!("status {}", show_chunk(chunk)),
         Intent::Cancel(identity) => format!("cancel {} of {}", identity.identifier, identity.total),
@@ -1063,6 +1102,7 @@ fn read_capture(dialects: &Dialects, request: &[u8]) -> (Option<String>, String)
     let (kind, chunk) = match dialects.intent(&parts, body.is_empty()).0.unwrap() {
         Intent::Pass => return (None, "pass".into()),
         Intent::BlindProbe => return (None, "blind probe".into()),
+        Intent::Create(total) => return (None, format!("create {total}")),
         Intent::Finish => {
             let (chunk, extra) = dialects
                 .finished(&Params::from_form(body).unwrap())
@@ -1081,7 +1121,7 @@ fn read_capture(dialects: &Dialects, request: &[u8]) -> (Option<String>, String)
             let (name, content) = fields.pop().unwrap();
             let mut params = with_body(params, &fields);
             params.set_part(file_part(body));
-            assert!(dialects.is_file(&params, &name));
+            assert!(dialects.is_file(&params, &name, false));
             match dialects.of(&params) {
                 Some(dialect) => {
                     assert!(dialect.knows_where(&params));

@@ -59,8 +59,8 @@ pub(crate) enum Item {
     End,
 }
 
-/// Tells by its name whether a field carries the file.
-pub(crate) type IsFile<'f> = &'f (dyn Fn(&str) -> bool + Sync);
+/// Tells whether a field carries the file, by its name and by whether it looks like text.
+pub(crate) type IsFile<'f> = &'f (dyn Fn(&str, bool) -> bool + Sync);
 
 /// A multipart form while it arrives.
 pub(crate) struct Form<'a> {
@@ -208,19 +208,19 @@ impl<'a> Form<'a> {
             .parts
             .checked_sub(1)
             .ok_or(UploadError::TooManyFields)?;
-        if is_file(&name) {
+        let is_text = file_name.is_none() && content_type.is_none();
+        if is_file(&name, is_text) {
             if self.file.is_some() {
                 return Err(UploadError::UnexpectedFile);
             }
-            // A text field instead of a file holds base64.
-            let encoded = file_name.is_none() && content_type.is_none();
             self.file = Some(FilePart {
                 file_name,
                 content_type,
             });
             self.stage = Stage::File {
                 field,
-                decoder: encoded.then(Decoder::default),
+                // A text field instead of a file holds base64.
+                decoder: is_text.then(Decoder::default),
             };
         } else if file_name.is_some() {
             return Err(UploadError::UnexpectedFile);
@@ -313,7 +313,7 @@ mod tests {
         )
     }
 
-    fn is_file(name: &str) -> bool {
+    fn is_file(name: &str, _: bool) -> bool {
         name == "file"
     }
 

@@ -1,0 +1,122 @@
+//! Fields that are headers of the request: a name `header:x` is that of the header `x`.
+
+use http::{HeaderMap, header};
+
+use super::Params;
+
+/// What the name of such a field begins with.
+pub(super) const PREFIX: &str = "header:";
+
+/// The parts of `Content-Range: bytes 0-9/25` (RFC 9110 §14.4).
+pub(super) const RANGE_FIRST: &str = "header:content-range.first";
+pub(super) const RANGE_LENGTH: &str = "header:content-range.length";
+pub(super) const RANGE_TOTAL: &str = "header:content-range.total";
+
+/// The name in `Content-Disposition: attachment; filename="a%20b.txt"` (RFC 6266).
+pub(super) const FILE_NAME: &str = "header:content-disposition.filename";
+
+/// Whether the request has the header of a field.
+pub(super) fn has(headers: &HeaderMap, name: &str) -> bool {
+    match name {
+        RANGE_FIRST | RANGE_LENGTH | RANGE_TOTAL => headers.contains_key(header::CONTENT_RANGE),
+        FILE_NAME => headers.contains_key(header::CONTENT_DISPOSITION),
+        _ => headers.contains_key(&name[PREFIX.len()..]),
+    }
+}
+
+/// Adds a field, if the request has its header.
+pub(super) fn add(params: &mut Params, headers: &HeaderMap, name: &str) {
+    match name {
+        RANGE_FIRST | RANGE_LENGTH | RANGE_TOTAL => {
+            for value in headers.get_all(header::CONTENT_RANGE) {
+                // What cannot be read is no number either.
+                let range = value.to_str().ok().and_then(content_range);
+                let text = range.map_or_else(
+                    || "?".into(),
+                    |(first, length, total)| match name {
+                        RANGE_FIRST => first.to_string(),
+                        RANGE_LENGTH => length.to_string(),
+                        _ => total.to_string(),
+                    },
+                );
+                params.push_head(name, Some(text));
+            }
+        }
+        FILE_NAME => {
+            for value in headers.get_all(header::CONTENT_DISPOSITION) {
+                let value = std::str::from_utf8(value.as_bytes()).ok();
+                if let Some(file_name) = value.and_then(file_name) {
+                    params.push_head(name, Some(file_name));
+                }
+            }
+        }
+        _ => {
+            for value in headers.get_all(&name[PREFIX.len()..]) {
+                let value = String::from_utf8(value.as_bytes().to_vec());
+                params.push_head(name, value.ok());
+            }
+        }
+    }
+}
+
+/// First byte, bytes, and bytes of the whole file.
+fn content_range(value: &str) -> Option<(u64, u64, u64)> {
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let number = |digits: &str| {
+        let plain = digits.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| digits.parse::<u64>().ok()).flatten()
+    };
+    let (first, last, total) = (number(first)?, number(last)?, number(total)?);
+    let length = last.checked_sub(first)?.checked_add(1)?;
+    Some((first, length, total))
+}
+
+fn file_name(value: &str) -> Option<String> {
+    let (_, name) = value.split_once("filename=\"")?;
+    let (name, _) = name.split_once('"')?;
+    // Percent-encoded, where a plus is one.
+    let pair = format!("={}", name.replace('+', "%2B").replace('&', "%26"));
+    let (_, name) = form_urlencoded::parse(pair.as_bytes()).next()?;
+    Some(name.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        for (value, expected) in [
+            ("bytes 0-9/25", Some((0, 10, 25))),
+            ("bytes 20-24/25", Some((20, 5, 25))),
+            ("bytes 0-0/1", Some((0, 1, 1))),
+            ("bytes 5-4/25", None),
+            ("bytes 0-18446744073709551615/25", None),
+            ("bytes 0-9/*", None),
+            ("bytes */25", None),
+            ("bytes +0-9/25", None),
+            ("0-9/25", None),
+            ("items 0-9/25", None),
+            ("", None),
+        ] {
+            assert_eq!(content_range(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn file_names() {
+        for (value, expected) in [
+            ("attachment; filename=\"x%20%C3%A9.txt\"", Some("x é.txt")),
+            (
+                "attachment; filename=\"a+b&c=d.txt\"; x=y",
+                Some("a+b&c=d.txt"),
+            ),
+            ("attachment; filename=\"\"", Some("")),
+            ("attachment; filename=a", None),
+            ("attachment", None),
+        ] {
+            assert_eq!(file_name(value).as_deref(), expected, "{value}");
+        }
+    }
+}
