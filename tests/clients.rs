@@ -557,7 +557,7 @@ async fn clients_that_do_not_say_how_large_their_chunks_are() {
         let file = file_of(&Vec::new(), "file", "blob", content);
         let total = ("uploader-chunks-total", "2");
         let size = ("uploader-file-size", "10");
-        let name = ("uploader-file-name", "b.txt");
+        let name = ("uploader-file-name", "b%20%E8%AA%9E+.txt");
         let id = ("uploader-file-id", "1795522325338");
         with_headers(
             file,
@@ -576,7 +576,10 @@ async fn clients_that_do_not_say_how_large_their_chunks_are() {
             .contains("`header:uploader-file-size` is missing"),
         "{answer:?}"
     );
-    let expected = [pair("a.txt", "helloworld!!"), pair("b.txt", "HELLOWORLD")];
+    let expected = [
+        pair("a.txt", "helloworld!!"),
+        pair("b 語+.txt", "HELLOWORLD"),
+    ];
     assert_eq!(delivered(&server), expected);
 }
 

@@ -207,7 +207,7 @@ impl Dialect {
     /// ```js
     /// new HugeUploader({ endpoint: '/upload', file, headers: {
     ///   'uploader-file-size': file.size,
-    ///   'uploader-file-name': file.name, // where that is ASCII
+    ///   'uploader-file-name': encodeURIComponent(file.name),
     /// } })
     /// ```
     ///
@@ -217,7 +217,7 @@ impl Dialect {
             .with_identifier("header:uploader-file-id")
             .with_total_size("header:uploader-file-size")
             .with_chunk_number("header:uploader-chunk-number", 0)
-            .with_file_name("header:uploader-file-name")
+            .with_file_name(heads::ENCODED_NAME)
             .with_unused("header:uploader-chunks-total");
         huge.chunk_size = Some(chunk_size);
         huge.last_chunk = LastChunk::Rest;

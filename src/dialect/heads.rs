@@ -15,6 +15,9 @@ pub(super) const RANGE_TOTAL: &str = "header:content-range.total";
 /// The name in `Content-Disposition: attachment; filename="a%20b.txt"` (RFC 6266).
 pub(super) const FILE_NAME: &str = "header:content-disposition.filename";
 
+/// A name that is percent-encoded, because scripts cannot put all letters into headers.
+pub(super) const ENCODED_NAME: &str = "header:uploader-file-name";
+
 /// Whether the request has the header of a field.
 pub(super) fn has(headers: &HeaderMap, name: &str) -> bool {
     match name {
@@ -53,7 +56,14 @@ pub(super) fn add(params: &mut Params, headers: &HeaderMap, name: &str) {
         _ => {
             for value in headers.get_all(&name[PREFIX.len()..]) {
                 let value = String::from_utf8(value.as_bytes().to_vec());
-                params.push_head(name, value.ok());
+                let value = value.ok();
+                params.push_head(
+                    name,
+                    match name {
+                        ENCODED_NAME => value.as_deref().map(percent_decoded),
+                        _ => value,
+                    },
+                );
             }
         }
     }
@@ -75,10 +85,14 @@ fn content_range(value: &str) -> Option<(u64, u64, u64)> {
 fn file_name(value: &str) -> Option<String> {
     let (_, name) = value.split_once("filename=\"")?;
     let (name, _) = name.split_once('"')?;
-    // Percent-encoded, where a plus is one.
-    let pair = format!("={}", name.replace('+', "%2B").replace('&', "%26"));
-    let (_, name) = form_urlencoded::parse(pair.as_bytes()).next()?;
-    Some(name.into_owned())
+    Some(percent_decoded(name))
+}
+
+fn percent_decoded(text: &str) -> String {
+    // Here a plus is one, and an ampersand is no end.
+    let pair = format!("={}", text.replace('+', "%2B").replace('&', "%26"));
+    let decoded = form_urlencoded::parse(pair.as_bytes()).next();
+    decoded.map_or_else(String::new, |(_, text)| text.into_owned())
 }
 
 #[cfg(test)]

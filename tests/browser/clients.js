@@ -30,6 +30,66 @@ const clients = {
     });
     return files => fine.addFiles(files);
   },
+  Plupload(options, end) {
+    const button = document.body.appendChild(document.createElement('button'));
+    const plupload = new window.plupload.Uploader({ browse_button: button, url: '/upload', send_chunk_number: false, ...options });
+    plupload.bind('FileUploaded', (_, file, { response }) => end('success', file.name, response));
+    plupload.bind('Error', (_, { file, response }) => end('error', file.name, response));
+    plupload.bind('QueueChanged', () => setTimeout(() => plupload.start()));
+    return files => { plupload.bind('PostInit', () => plupload.addFile(files)); plupload.init(); };
+  },
+  WebUploader(options, end) {
+    const uploader = window.WebUploader.create({ server: '/upload', chunked: true, auto: true, ...options });
+    uploader.on('uploadSuccess', (file, answer) => end('success', file.name, answer._raw));
+    uploader.on('uploadError', (file, reason) => end('error', file.name, reason));
+    const { File, Lib, guid } = window.WebUploader;
+    return files => uploader.addFiles(files.map(file => new File(new Lib.File(guid('rt_'), file))));
+  },
+  blueimp(options, end) {
+    const input = window.$('<input type="file" multiple>').appendTo('body');
+    input.fileupload({
+      url: '/upload',
+      dataType: 'text',
+      ...options,
+      done: (_, { files, result }) => end('success', files[0].name, result),
+      fail: (_, { files, jqXHR }) => end('error', files[0].name, jqXHR.responseText),
+    });
+    return files => input.fileupload('add', { files });
+  },
+  FilePond(options, end) {
+    const area = document.body.appendChild(document.createElement('div'));
+    const pond = window.FilePond.create(area, { server: '/upload', allowMultiple: true, chunkUploads: true, credits: false, ...options });
+    pond.on('processfile', (error, item) => end(error ? 'error' : 'success', item.filename, error ? error.body : item.serverId));
+    return files => pond.addFiles(files);
+  },
+  'huge-uploader'(options, end) {
+    return files => files.forEach(file => {
+      // What it does not send by itself.
+      const headers = { 'uploader-file-size': file.size, 'uploader-file-name': encodeURIComponent(file.name) };
+      const uploader = new HugeUploader({ endpoint: '/upload', file, headers, ...options });
+      uploader.on('finish', ({ detail }) => end('success', file.name, detail));
+      uploader.on('error', ({ detail }) => end('error', file.name, String(detail)));
+    });
+  },
+  'bootstrap-fileinput'({ resumableUploadOptions, ...options }, end) {
+    const input = window.$('<input type="file" multiple>').appendTo('body');
+    input.fileinput({
+      uploadUrl: '/upload',
+      enableResumableUpload: true,
+      resumableUploadOptions: { testUrl: '/upload', ...resumableUploadOptions },
+      showPreview: true,
+      ...options,
+    });
+    // It hands on ids that begin with the file's size, and names nothing else.
+    let chosen;
+    const name = id => chosen.find(file => String(id).startsWith(`${file.size}_`))?.name;
+    const answers = {};
+    input.on('filechunksuccess', (_, id, index, retry, files, resumable, { response }) => { answers[id] = response; });
+    input.on('fileuploaded', (_, previewId, index, id) => end('success', name(id), JSON.stringify(answers[id])));
+    input.on('fileuploaderror', (_, { fileId }, message) => end('error', name(fileId), message));
+    input.on('filebatchselected', () => input.fileinput('upload'));
+    return files => { chosen = files; input.fileinput('readFiles', files); };
+  },
 };
 
 window.start = (client, options, made) => {

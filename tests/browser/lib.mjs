@@ -147,6 +147,13 @@ export class Traffic extends Changing {
       entry.status = response.status();
       entry.headers = response.headers();
     });
+    // Nobody may read the body of an answer to `fetch`, and then the browser does not report its end.
+    page.on('response', response => {
+      const entry = known.get(response.request());
+      if (!entry || response.request().resourceType() !== 'fetch') return;
+      Object.assign(entry, { status: response.status(), headers: response.headers(), open: false });
+      this.changed();
+    });
     closes('requestfailed', (entry, request) => {
       entry.failure = request.failure()?.errorText || 'failed';
     });
@@ -156,7 +163,7 @@ export class Traffic extends Changing {
     return this.list.filter(e => e.method === 'GET' || e.method === 'HEAD');
   }
   chunks() {
-    return this.list.filter(e => e.method === 'POST' || e.method === 'PUT');
+    return this.list.filter(e => ['POST', 'PUT', 'PATCH'].includes(e.method));
   }
   stored() {
     return this.chunks().filter(e => e.status === 200);

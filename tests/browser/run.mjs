@@ -13,12 +13,19 @@ const only = process.env.ONLY && new RegExp(process.env.ONLY);
 const program = process.env.SERVER;
 
 /** The release under test, and what drives it. */
+const JQUERY = 'node_modules/jquery/dist/jquery.js';
 const SCRIPTS = {
   '1.0.2': ['node_modules/resumablejs-1.0.2/resumable.js', 'driver.js'],
   '1.1.0': ['node_modules/resumablejs/resumable.js', 'driver.js'],
   'flow.js': ['node_modules/@flowjs/flow.js/dist/flow.js', 'clients.js'],
   'simple-uploader': ['node_modules/simple-uploader.js/dist/uploader.js', 'clients.js'],
   Dropzone: ['node_modules/dropzone/dist/dropzone-min.js', 'clients.js'],
+  Plupload: ['node_modules/plupload/js/plupload.full.min.js', 'clients.js'],
+  WebUploader: [JQUERY, 'node_modules/webuploader/dist/webuploader.html5only.js', 'clients.js'],
+  blueimp: [JQUERY, 'node_modules/blueimp-file-upload/js/vendor/jquery.ui.widget.js', 'node_modules/blueimp-file-upload/js/jquery.fileupload.js', 'clients.js'],
+  FilePond: ['node_modules/filepond/dist/filepond.js', 'clients.js'],
+  'huge-uploader': ['node_modules/huge-uploader/lib/index.js', 'clients.js'],
+  'bootstrap-fileinput': [JQUERY, 'node_modules/bootstrap-fileinput/js/fileinput.js', 'clients.js'],
   'Fine Uploader': ['node_modules/fine-uploader/fine-uploader/fine-uploader.core.js', 'clients.js'],
 };
 if (!program) throw new Error('SERVER must name the example program; ./run sets it');
@@ -61,10 +68,10 @@ class Bench {
   /** Loads the blank page with the release under test. */
   async open(page = this.page) {
     await page.goto(`${this.server.origin}/blank.html`);
-    const [client, driver] = SCRIPTS[this.client];
-    await page.addScriptTag({ path: join(here, client) });
+    // This one is made for bundlers.
+    if (this.client === 'huge-uploader') await page.addScriptTag({ content: 'window.module = {};' });
     await page.addScriptTag({ content: fill.toString() });
-    await page.addScriptTag({ path: join(here, driver) });
+    for (const script of SCRIPTS[this.client]) await page.addScriptTag({ path: join(here, script) });
   }
 
   /** Makes "in mid-upload" a state that lasts: bodies trickle over the wire. */
@@ -114,7 +121,7 @@ async function runOne(bench, { client, seconds = 30, run, args }) {
 
 const chosen = [...resumable, ...others].filter(c => !only || only.test(`${c.client} | ${c.mode}`));
 const width = Math.max(...chosen.map(c => c.mode.length), 4);
-const line = (client, mode, result, ms) => console.log(`${client.padEnd(15)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
+const line = (client, mode, result, ms) => console.log(`${client.padEnd(19)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
 
 line('client', 'mode', 'result', 'ms');
 let passed = 0;
