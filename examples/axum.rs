@@ -12,13 +12,13 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::State,
+    extract::{Path, State},
     http::{Request, StatusCode, header},
     response::{Html, IntoResponse},
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, Retention};
+use tower_resumable::{CompletedUpload, ResumableLayer, Retention};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -27,11 +27,16 @@ type Files = Arc<Mutex<Vec<Value>>>;
 async fn main() -> Result<(), common::Error> {
     let args = common::Args::parse()?;
     let layer = args.layer()?;
+    let shown = layer.clone();
     let app = Router::new()
         // `any`: the request that completes an upload has the client's method, POST unless it was
         // told otherwise.
         .route("/upload", any(finished))
         .route("/files", get(files))
+        .route(
+            "/options/{client}",
+            get(async move |client| options(&shown, client)),
+        )
         .route("/", get(|| async { Html(include_str!("page/index.html")) }))
         .route("/resumable.js", get(client))
         .with_state(Files::default());
@@ -73,6 +78,16 @@ async fn finished(State(files): State<Files>, upload: CompletedUpload) -> Json<V
 
 async fn files(State(files): State<Files>) -> Json<Vec<Value>> {
     Json(files.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// What the page gives to its client, so that it fits the layer.
+fn options(layer: &ResumableLayer, Path(client): Path<String>) -> impl IntoResponse + use<> {
+    let options = match client.as_str() {
+        "flow" => layer.flow_js_options(1 << 20),
+        "dropzone" => layer.dropzone_options(1 << 20),
+        _ => layer.resumable_js_options(1 << 20),
+    };
+    ([(header::CONTENT_TYPE, "application/json")], options)
 }
 
 /// The real client, if the browser tests have installed it; else the page takes it from a public

@@ -40,7 +40,7 @@ pub(crate) struct Shared {
 #[derive(Clone)]
 #[must_use]
 pub struct ResumableLayer {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl ResumableLayer {

@@ -1,9 +1,9 @@
 //! Tower middleware for resumable, chunked uploads.
 //!
-//! [`ResumableLayer`] answers the requests that [Resumable.js] sends to one path of a service: it
-//! reads their fields from the query or the multipart form, keeps each chunk in a [`Store`], and
-//! hands the finished file to the service behind it as **one ordinary request**, with a
-//! [`CompletedUpload`] in its extensions. Everything else passes through untouched.
+//! [`ResumableLayer`] answers the requests that [Resumable.js] and [other clients](Dialect) send to one
+//! path of a service: it reads their fields from the query, the headers or the multipart form, keeps
+//! each chunk in a [`Store`], and hands the finished file to the service behind it as **one ordinary
+//! request**, with a [`CompletedUpload`] in its extensions. Everything else passes through untouched.
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -35,6 +35,7 @@
 
 mod answer;
 mod body;
+mod client_options;
 mod config;
 mod deliver;
 mod dialect;

@@ -149,6 +149,11 @@ impl Dialects {
         Self(dialects.into_iter().collect())
     }
 
+    /// The dialect of a name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Dialect> {
+        self.0.iter().find(|dialect| dialect.name == name)
+    }
+
     /// Adds a dialect, or puts it in the place of the one of that name.
     pub(crate) fn add(&mut self, dialect: Dialect) {
         match self.0.iter_mut().find(|known| known.name == dialect.name) {

@@ -39,7 +39,7 @@ impl Default for ResumableJs {
     fn default() -> Self {
         Self {
             namespace: String::new(),
-            table: Dialect::new("Resumable.js")
+            table: Dialect::new(Self::NAME)
                 .with_identifier("resumableIdentifier")
                 .with_total_size("resumableTotalSize")
                 .with_chunk_number("resumableChunkNumber", 1)
@@ -56,6 +56,28 @@ impl Default for ResumableJs {
     }
 }
 
+impl Dialect {
+    /// The names of the fields, by what Resumable.js' options for them begin with.
+    pub(crate) fn client_names(&self) -> [(&'static str, &str); 10] {
+        let names = &self.names;
+        [
+            ("chunkNumber", &names.chunk_number),
+            ("chunkSize", &names.chunk_size),
+            ("currentChunkSize", &names.chunk_length),
+            ("totalSize", &names.total_size),
+            ("type", &names.content_type),
+            ("identifier", &names.identifier),
+            ("fileName", &names.file_name),
+            ("relativePath", &names.relative_path),
+            (
+                "totalChunks",
+                names.unused.first().map_or("", String::as_str),
+            ),
+            ("file", &names.file),
+        ]
+    }
+}
+
 impl From<ResumableJs> for Dialect {
     fn from(client: ResumableJs) -> Self {
         client.table
@@ -64,6 +86,8 @@ impl From<ResumableJs> for Dialect {
 
 /// The setters.
 impl ResumableJs {
+    pub(crate) const NAME: &str = "Resumable.js";
+
     /// The client's defaults.
     pub fn new() -> Self {
         Self::default()

@@ -274,3 +274,13 @@ onlyFor('Fine Uploader', 'resumed, but swept', async bench => {
   // The first one is told to begin again, and all nine come.
   assert.equal(traffic.list.length - before, 10);
 });
+
+for (const [client, path] of [['flow.js', 'flow'], ['Dropzone', 'dropzone']]) {
+  onlyFor(client, 'the options that the server gives', async bench => {
+    const options = await (await fetch(`${bench.server.origin}/options/${path}`)).json();
+    const files = [made('a.bin', 3 * MIB + 5), made('empty.txt', 0)];
+    await upload(bench, options, files);
+    await verify(bench, files);
+    assert.equal(bench.page.traffic.chunks().length, client === 'Dropzone' ? 5 : 4);
+  });
+}
