@@ -5,7 +5,7 @@ use http::{Response, request::Parts};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    UploadError,
+    DigestAlgorithm, UploadError,
     dialect::{Chunk, Dialects, Identity},
     store::{Upload, UploadKey},
 };
@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) plain_uploads: bool,
     pub(crate) identity: IdentityRule,
     pub(crate) error_response: Option<ErrorResponse>,
+    /// The field with the digest of a chunk.
+    pub(crate) chunk_digest: Option<(String, DigestAlgorithm)>,
     /// Bytes.
     pub(crate) max_file_size: u64,
     /// Bytes.
@@ -67,6 +69,7 @@ impl Default for Config {
             plain_uploads: true,
             identity: IdentityRule::default(),
             error_response: None,
+            chunk_digest: None,
             max_file_size: u64::MAX,
             max_chunk_size: 256 << 20,
             delivery_timeout: Duration::from_secs(60),
@@ -102,6 +105,11 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    pub(crate) fn is_chunk_digest(&self, field: &str) -> bool {
+        let digest = self.chunk_digest.as_ref();
+        digest.is_some_and(|(name, _)| name == field)
     }
 
     pub(crate) fn check_total(&self, total: u64) -> Result<(), UploadError> {

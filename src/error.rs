@@ -76,6 +76,11 @@ pub enum UploadError {
     TooManyRanges,
     /// The method is not one an upload uses.
     MethodNotAllowed,
+    /// The bytes are not those that the client's digest is of.
+    DigestMismatch {
+        /// Where the digest was: a field's name, or a header's.
+        name: String,
+    },
     /// The request ended before its body was complete.
     Interrupted,
     /// Another request took over this chunk, because this one had stalled.
@@ -116,6 +121,7 @@ impl UploadError {
             Self::Base64 => "base64",
             Self::TooManyRanges => "too_many_ranges",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::DigestMismatch { .. } => "digest_mismatch",
             Self::Interrupted => "interrupted",
             Self::Superseded => "superseded",
             Self::Storage => "storage",
@@ -131,7 +137,8 @@ impl UploadError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Interrupted
+            Self::DigestMismatch { .. }
+                | Self::Interrupted
                 | Self::Superseded
                 | Self::Storage
                 | Self::StorageFull
@@ -167,6 +174,9 @@ impl fmt::Display for UploadError {
             }
             Self::TooManyRanges => f.write_str("the upload is in too many pieces"),
             Self::MethodNotAllowed => f.write_str("this method is not used by uploads"),
+            Self::DigestMismatch { name } => {
+                write!(f, "the bytes are not those of the digest in `{name}`")
+            }
             Self::Interrupted => f.write_str("the request ended before its body was complete"),
             Self::Superseded => f.write_str("another request has taken over this chunk"),
             Self::Storage => f.write_str("the chunk could not be stored"),

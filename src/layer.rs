@@ -7,8 +7,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Dialect, IdentityRule, ResponseBody, Resumable, Retention, Store, StoreError, UploadError,
-    answer,
+    Dialect, DigestAlgorithm, IdentityRule, ResponseBody, Resumable, Retention, Store, StoreError,
+    UploadError, answer,
     config::Config,
     deliver::{self, Delivered, Deliveries},
     dialect::{Answers, Dialects},
@@ -147,6 +147,41 @@ impl ResumableLayer {
     /// What makes two chunks belong to the same upload; [`IdentityRule::Full`] by default.
     pub fn with_identity(self, rule: IdentityRule) -> Self {
         self.with(|config| config.identity = rule)
+    }
+
+    /// Checks each chunk against the digest that its client puts into this field, in the query or in
+    /// the form before the file: hexadecimal or base64. A chunk without it is not checked.
+    ///
+    /// A chunk that is not what was sent is not stored, and the client is told to send it again. A
+    /// `Content-Digest` header with SHA-256 or SHA-512 ([RFC 9530]) is always checked: it is about the
+    /// whole body, a form with its fields included.
+    ///
+    /// ```
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{DigestAlgorithm, MemoryStore, ResumableLayer, UploadError};
+    /// # use http::{Request, Response};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new(String::new()))
+    /// # });
+    /// let layer = ResumableLayer::new(MemoryStore::default())
+    ///     .with_chunk_digest("crc", DigestAlgorithm::Crc32);
+    /// let chunk = "/upload?resumableIdentifier=9-a&resumableTotalSize=9\
+    ///              &resumableChunkNumber=1&resumableChunkSize=9&crc=cbf43926";
+    /// let broken = Request::post(chunk).body("987654321".to_owned())?;
+    /// let answer = layer.layer(inner).oneshot(broken).await?;
+    /// assert_eq!(answer.status(), 503);
+    /// let error = answer.extensions().get::<UploadError>();
+    /// assert_eq!(error.map(UploadError::code), Some("digest_mismatch"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [RFC 9530]: https://www.rfc-editor.org/rfc/rfc9530
+    pub fn with_chunk_digest(self, field: impl Into<String>, algorithm: DigestAlgorithm) -> Self {
+        self.with(|config| config.chunk_digest = Some((field.into(), algorithm)))
     }
 
     /// Refuses files of more bytes than this. No limit by default.

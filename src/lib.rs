@@ -27,6 +27,7 @@
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
+//! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
 
@@ -39,6 +40,7 @@ mod client_options;
 mod config;
 mod deliver;
 mod dialect;
+mod digest;
 mod error;
 mod fault;
 mod future;
@@ -53,6 +55,7 @@ mod upload;
 pub use self::body::ResponseBody;
 pub use self::config::IdentityRule;
 pub use self::dialect::{Dialect, ResumableJs};
+pub use self::digest::DigestAlgorithm;
 pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
 pub use self::layer::ResumableLayer;

@@ -14,6 +14,7 @@ use crate::{
     BoxError, ResponseBody, UploadError, answer,
     deliver::{self, Delivered},
     dialect::{self, Answers, Chunk, Dialect, Identity, InOrder, Intent, Params, Transport},
+    digest::Expected,
     fault,
     layer::Shared,
     multipart::{self, Form, FormLimits, Fused, Item, Octets},
@@ -226,7 +227,8 @@ impl Shared {
     {
         let scope = self.config.scope(parts)?;
         let mut form = Vec::new();
-        let stream = pin!(Octets::new(body));
+        let digest = Expected::of_content(&parts.headers)?;
+        let stream = pin!(Octets::new(body, digest));
         let mut pieces = ChunkBody::new(stream, None, Params::MAX);
         while let Some(piece) = pieces.next().await {
             form.extend_from_slice(&piece.map_err(|error| match error {
@@ -257,6 +259,7 @@ impl Shared {
     {
         // The scope is known before a byte of the body is read.
         let scope = self.config.scope(parts)?;
+        let digest = Expected::of_content(&parts.headers)?;
         match transport {
             Transport::Octets => {
                 let dialects = &self.config.dialects;
@@ -265,12 +268,13 @@ impl Shared {
                 if self.is_lost(dialect, params, &upload).await? {
                     return Ok(Received::Lost);
                 }
-                let stream = pin!(Octets::new(body));
-                let progress = self.store_chunk(&chunk, &upload, stream).await?;
+                let stream = pin!(Octets::new(body, digest));
+                let digest = self.chunk_digest(params)?;
+                let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
                 Ok(Received::Chunk(upload, progress))
             }
             Transport::Multipart { boundary } => {
-                let form = Form::new(&mut *body, boundary, FormLimits::default());
+                let form = Form::new(&mut *body, boundary, digest, FormLimits::default());
                 self.put_form(parts, scope, form, params).await
             }
         }
@@ -325,7 +329,12 @@ impl Shared {
         if self.is_lost(dialect, params, &upload).await? {
             return Ok(Received::Lost);
         }
+        let digest = self.chunk_digest(params)?;
         let mut on_late = |name: String, value: String| {
+            if self.config.is_chunk_digest(&name) {
+                let reason = "comes after the file";
+                return Err(UploadError::InvalidField { name, reason });
+            }
             let ours = dialect.is_ours(&name);
             params.push_body(name.clone(), value);
             if ours && dialect.chunk(params)? != chunk {
@@ -335,7 +344,7 @@ impl Shared {
         };
         let is_file = |part: &str, is_text| dialect.is_file(part, is_text);
         let content = pin!(form.content(&is_file, &mut on_late));
-        let progress = self.store_chunk(&chunk, &upload, content).await?;
+        let progress = self.store_chunk(&chunk, &upload, content, digest).await?;
         // Those that came after the file too.
         upload.fields = dialect.extra(params);
         Ok(Received::Chunk(upload, progress))
@@ -384,7 +393,8 @@ impl Shared {
             None => return Err(dialects.unknown()),
         };
         let stream = pin!(spool.into_stream());
-        let progress = self.store_chunk(&chunk, &upload, stream).await?;
+        let digest = self.chunk_digest(params)?;
+        let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
         Ok(Received::Chunk(upload, progress))
     }
 
@@ -415,14 +425,25 @@ impl Shared {
         Ok(matches!(status, Status::Absent))
     }
 
+    /// What the client says that the bytes of this chunk are.
+    fn chunk_digest(&self, params: &Params) -> Result<Option<Expected>, UploadError> {
+        let Some((name, algorithm)) = &self.config.chunk_digest else {
+            return Ok(None);
+        };
+        let value = params.one(name)?;
+        let digest = value.map(|value| Expected::of_field(name, *algorithm, &value));
+        digest.transpose()
+    }
+
     async fn store_chunk(
         &self,
         chunk: &Chunk,
         upload: &Upload,
         stream: Pin<&mut (dyn futures_core::Stream<Item = Result<Bytes, UploadError>> + Send)>,
+        digest: Option<Expected>,
     ) -> Result<Progress, UploadError> {
         let max = chunk.max_len.min(self.config.max_chunk_size);
-        let mut body = ChunkBody::new(stream, chunk.len, max);
+        let mut body = ChunkBody::new(stream, chunk.len, max).expecting(digest);
         self.store
             .put(upload, chunk.offset, &mut body)
             .await

@@ -106,7 +106,7 @@ impl Params {
 
     /// The value of a field. It may come several times, as it does in query and form, but not with
     /// different values.
-    pub(super) fn one<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
+    pub(crate) fn one<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
         let value = self.first(name)?;
         match self.all(name).all(|other| Some(&other) == value.as_ref()) {
             true => Ok(value),

@@ -19,7 +19,7 @@ use self::{
     disposition::{Disposition, Head},
     paced::Feed,
 };
-use crate::{BoxError, UploadError, dialect::FilePart};
+use crate::{BoxError, UploadError, dialect::FilePart, digest::Expected};
 
 pub(crate) use self::paced::{Fused, Octets, drain};
 
@@ -92,14 +92,20 @@ enum Stage<'a> {
 }
 
 impl<'a> Form<'a> {
-    pub(crate) fn new<B>(body: &'a mut B, boundary: String, limits: FormLimits) -> Self
+    /// `digest` is of the whole body.
+    pub(crate) fn new<B>(
+        body: &'a mut B,
+        boundary: String,
+        digest: Option<Expected>,
+        limits: FormLimits,
+    ) -> Self
     where
         B: Body + Send + Unpin,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
         let delimiter = format!("--{boundary}");
-        let (feed, stream) = Feed::new(body);
+        let (feed, stream) = Feed::new(body, digest);
         Self {
             multipart: multer::Multipart::new(stream, boundary),
             feed,
@@ -328,7 +334,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut form = Form::new(body, "X".into(), FormLimits::default());
+            let mut form = Form::new(body, "X".into(), None, FormLimits::default());
             let (mut before, mut file, mut after) = (vec![], vec![], vec![]);
             loop {
                 match form.next(&is_file).await {
@@ -564,7 +570,7 @@ mod tests {
         body += &"x".repeat(1 << 20);
         let frame = 16 << 10;
         let mut body = script(body.as_bytes().chunks(frame).map(<[u8]>::to_vec), false);
-        let mut form = Form::new(&mut body, "X".into(), FormLimits::default());
+        let mut form = Form::new(&mut body, "X".into(), None, FormLimits::default());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         while form.poll_item(&mut cx, &is_file) != Poll::Ready(Ok(Item::File)) {}
         drop(form);

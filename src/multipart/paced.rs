@@ -9,7 +9,7 @@ use futures_core::Stream;
 use http_body::{Body, Frame};
 
 use super::multipart;
-use crate::{BoxError, UploadError};
+use crate::{BoxError, UploadError, digest::Expected};
 
 /// Largest piece that multer gets; a slice of `Bytes` is no copy.
 const PIECE: usize = 16 << 10;
@@ -55,7 +55,7 @@ enum Gate {
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new<B>(body: &'a mut B) -> (Self, PacedBody<'a>)
+    pub(super) fn new<B>(body: &'a mut B, digest: Option<Expected>) -> (Self, PacedBody<'a>)
     where
         B: Body + Send + Unpin,
         B::Data: Send,
@@ -65,7 +65,7 @@ impl<'a> Feed<'a> {
             gate: Gate::Shut,
             unread: Unread::default(),
             first: true,
-            data: Pieces::new(body),
+            data: Pieces::new(body, digest),
         }));
         let feed = Self {
             state: Arc::clone(&state),
@@ -262,9 +262,9 @@ pub(crate) struct Octets<'a, B: Body> {
 }
 
 impl<'a, B: Body> Octets<'a, B> {
-    pub(crate) fn new(body: &'a mut B) -> Self {
+    pub(crate) fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
         Self {
-            pieces: Pieces::new(body),
+            pieces: Pieces::new(body, digest),
         }
     }
 }
@@ -320,7 +320,7 @@ where
     B: Body + Unpin,
     B::Error: Into<BoxError>,
 {
-    let mut pieces = Pieces::new(body);
+    let mut pieces = Pieces::new(body, None);
     let mut left = max;
     while let Some(piece) = std::future::poll_fn(|cx| pieces.poll_piece(cx, usize::MAX)).await {
         match piece
@@ -346,15 +346,18 @@ trait Data {
 struct Pieces<'a, B: Body> {
     body: &'a mut B,
     frame: Option<B::Data>,
+    /// What all of it has to be.
+    digest: Option<Expected>,
     /// How it ended: a body that broke off never ends well, however often it is asked.
     end: Option<Result<(), UploadError>>,
 }
 
 impl<'a, B: Body> Pieces<'a, B> {
-    fn new(body: &'a mut B) -> Self {
+    fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
         Self {
             body,
             frame: None,
+            digest,
             end: None,
         }
     }
@@ -381,6 +384,9 @@ where
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                if let Some(digest) = &mut self.digest {
+                    digest.update(&piece);
+                }
                 return Poll::Ready(Some(Ok(piece)));
             }
             if let Some(end) = &self.end {
@@ -389,7 +395,7 @@ where
             match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => self.frame = frame.into_data().ok(),
                 Some(Err(_)) => self.end = Some(Err(UploadError::Interrupted)),
-                None => self.end = Some(Ok(())),
+                None => self.end = Some(self.digest.take().map_or(Ok(()), Expected::finish)),
             }
         }
     }
@@ -465,7 +471,7 @@ pub(super) mod tests {
             Step::Trailers,
         ];
         let mut body = Script::new(steps);
-        let mut octets = Octets::new(&mut body);
+        let mut octets = Octets::new(&mut body, None);
         let mut next =
             async || std::future::poll_fn(|cx| Pin::new(&mut octets).poll_next(cx)).await;
         assert_eq!(next().await, Some(Ok("a".into())));
@@ -477,7 +483,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn a_body_that_broke_off_never_ends_well() {
         let mut body = Script::new([data("a"), Step::Fail]);
-        let mut octets = Octets::new(&mut body);
+        let mut octets = Octets::new(&mut body, None);
         let mut next =
             async || std::future::poll_fn(|cx| Pin::new(&mut octets).poll_next(cx)).await;
         assert_eq!(next().await, Some(Ok("a".into())));
@@ -491,7 +497,7 @@ pub(super) mod tests {
         let mut body = Script::new((0..100).map(|_| data("")));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(
-            Pin::new(&mut Octets::new(&mut body))
+            Pin::new(&mut Octets::new(&mut body, None))
                 .poll_next(&mut cx)
                 .is_pending()
         );
@@ -504,7 +510,7 @@ pub(super) mod tests {
         let at = frame.as_ptr();
         let mut body = Script::new([Step::Data(frame)]);
         let mut cx = Context::from_waker(Waker::noop());
-        match Pin::new(&mut Octets::new(&mut body)).poll_next(&mut cx) {
+        match Pin::new(&mut Octets::new(&mut body, None)).poll_next(&mut cx) {
             Poll::Ready(Some(Ok(piece))) => {
                 assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20))
             }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 
-use crate::{BoxError, UploadError};
+use crate::{BoxError, UploadError, digest::Expected};
 
 pub mod conformance;
 mod file;
@@ -357,6 +357,7 @@ pub struct ChunkBody<'a> {
     exact: Option<u64>,
     max: u64,
     received: u64,
+    digest: Option<Expected>,
 }
 
 impl<'a> ChunkBody<'a> {
@@ -371,7 +372,14 @@ impl<'a> ChunkBody<'a> {
             exact,
             max: exact.unwrap_or(max),
             received: 0,
+            digest: None,
         }
+    }
+
+    /// It ends well only if these were its bytes.
+    pub(crate) fn expecting(mut self, digest: Option<Expected>) -> Self {
+        self.digest = digest;
+        self
     }
 
     /// How many bytes it has, if that is known before they came.
@@ -398,13 +406,16 @@ impl<'a> ChunkBody<'a> {
                 if self.received > self.max {
                     return Some(Err(self.wrong_length()));
                 }
+                if let Some(digest) = &mut self.digest {
+                    digest.update(&piece);
+                }
                 Some(Ok(piece))
             }
             Some(Err(error)) => Some(Err(error)),
             None if self.exact.is_some_and(|exact| exact != self.received) => {
                 Some(Err(self.wrong_length()))
             }
-            None => None,
+            None => self.digest.take()?.finish().err().map(Err),
         }
     }
 

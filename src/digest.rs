@@ -1,0 +1,269 @@
+//! Digests that a client declares, checked while the bytes arrive.
+
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use http::HeaderMap;
+use sha2::digest::DynDigest;
+
+use crate::UploadError;
+
+/// The digest of a whole message, as the client sends it (RFC 9530 §2).
+const CONTENT_DIGEST: &str = "content-digest";
+
+/// How a digest is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DigestAlgorithm {
+    /// SHA-256.
+    Sha256,
+    /// SHA-512.
+    Sha512,
+    /// CRC-32, as in zlib and PNG: finds accidents, not attacks.
+    Crc32,
+    /// MD5, which many clients have: finds accidents, not attacks.
+    #[cfg(feature = "digests")]
+    Md5,
+    /// SHA-1: finds accidents, not attacks.
+    #[cfg(feature = "digests")]
+    Sha1,
+    /// CRC-32C (Castagnoli): finds accidents, not attacks.
+    #[cfg(feature = "digests")]
+    Crc32c,
+}
+
+/// What bytes that are still to come have to be.
+pub(crate) struct Expected {
+    /// Where the client has said it.
+    name: String,
+    each: Vec<(Hasher, Vec<u8>)>,
+}
+
+enum Hasher {
+    Dyn(Box<dyn DynDigest + Send + Sync>),
+    Crc32(crc32fast::Hasher),
+    #[cfg(feature = "digests")]
+    Crc32c(u32),
+}
+
+impl Expected {
+    /// What the `Content-Digest` of a request says; `None` if it says nothing that can be checked.
+    pub(crate) fn of_content(headers: &HeaderMap) -> Result<Option<Self>, UploadError> {
+        let mut each = Vec::new();
+        for value in headers.get_all(CONTENT_DIGEST) {
+            let members = value.to_str().map_err(|_| invalid(CONTENT_DIGEST))?;
+            for member in members.split(',') {
+                let member = member.split(';').next().unwrap_or_default();
+                let (name, digest) = member.split_once('=').ok_or(invalid(CONTENT_DIGEST))?;
+                let algorithm = match name.trim() {
+                    "sha-256" => DigestAlgorithm::Sha256,
+                    "sha-512" => DigestAlgorithm::Sha512,
+                    // Others may be sent beside, and have to be ignored.
+                    _ => continue,
+                };
+                let digest = digest.trim().strip_prefix(':');
+                let digest = digest.and_then(|digest| digest.strip_suffix(':'));
+                let digest = digest.and_then(decode_base64);
+                let digest = digest.filter(|digest| digest.len() == algorithm.len());
+                each.push((
+                    Hasher::new(algorithm),
+                    digest.ok_or(invalid(CONTENT_DIGEST))?,
+                ));
+            }
+        }
+        let name = CONTENT_DIGEST.to_owned();
+        Ok((!each.is_empty()).then_some(Self { name, each }))
+    }
+
+    /// What a field says: hexadecimal or base64.
+    pub(crate) fn of_field(
+        name: &str,
+        algorithm: DigestAlgorithm,
+        value: &str,
+    ) -> Result<Self, UploadError> {
+        let value = value.trim();
+        let digest = decode_hex(value).filter(|digest| digest.len() == algorithm.len());
+        let digest = digest.or_else(|| decode_base64(value));
+        let digest = digest.filter(|digest| digest.len() == algorithm.len());
+        Ok(Self {
+            name: name.to_owned(),
+            each: vec![(Hasher::new(algorithm), digest.ok_or(invalid(name))?)],
+        })
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.each
+            .iter_mut()
+            .for_each(|(hasher, _)| hasher.update(bytes));
+    }
+
+    /// Whether these were the bytes.
+    pub(crate) fn finish(self) -> Result<(), UploadError> {
+        let Self { name, each } = self;
+        let mut each = each.into_iter();
+        match each.all(|(hasher, digest)| hasher.finish() == digest) {
+            true => Ok(()),
+            false => Err(UploadError::DigestMismatch { name }),
+        }
+    }
+}
+
+impl DigestAlgorithm {
+    /// Bytes of a digest.
+    fn len(self) -> usize {
+        match self {
+            Self::Sha256 => 32,
+            Self::Sha512 => 64,
+            Self::Crc32 => 4,
+            #[cfg(feature = "digests")]
+            Self::Md5 => 16,
+            #[cfg(feature = "digests")]
+            Self::Sha1 => 20,
+            #[cfg(feature = "digests")]
+            Self::Crc32c => 4,
+        }
+    }
+}
+
+impl Hasher {
+    fn new(algorithm: DigestAlgorithm) -> Self {
+        match algorithm {
+            DigestAlgorithm::Sha256 => Self::Dyn(Box::new(sha2::Sha256::default())),
+            DigestAlgorithm::Sha512 => Self::Dyn(Box::new(sha2::Sha512::default())),
+            DigestAlgorithm::Crc32 => Self::Crc32(crc32fast::Hasher::new()),
+            #[cfg(feature = "digests")]
+            DigestAlgorithm::Md5 => Self::Dyn(Box::new(md5::Md5::default())),
+            #[cfg(feature = "digests")]
+            DigestAlgorithm::Sha1 => Self::Dyn(Box::new(sha1::Sha1::default())),
+            #[cfg(feature = "digests")]
+            DigestAlgorithm::Crc32c => Self::Crc32c(0),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Dyn(hasher) => hasher.update(bytes),
+            Self::Crc32(hasher) => hasher.update(bytes),
+            #[cfg(feature = "digests")]
+            Self::Crc32c(crc) => *crc = crc32c::crc32c_append(*crc, bytes),
+        }
+    }
+
+    fn finish(self) -> Vec<u8> {
+        match self {
+            Self::Dyn(hasher) => hasher.finalize().into_vec(),
+            Self::Crc32(hasher) => hasher.finalize().to_be_bytes().to_vec(),
+            #[cfg(feature = "digests")]
+            Self::Crc32c(crc) => crc.to_be_bytes().to_vec(),
+        }
+    }
+}
+
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    const LENIENT: GeneralPurpose = GeneralPurpose::new(
+        &STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    LENIENT.decode(text).ok()
+}
+
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs
+        .map(|pair| {
+            let pair = std::str::from_utf8(pair)
+                .ok()
+                .filter(|pair| pair.len() == 2)?;
+            let plain = pair.bytes().all(|b| b.is_ascii_hexdigit());
+            u8::from_str_radix(pair, 16).ok().filter(|_| plain)
+        })
+        .collect()
+}
+
+fn invalid(name: &str) -> UploadError {
+    UploadError::InvalidField {
+        name: name.into(),
+        reason: "is not a digest of its kind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(expected: Result<Expected, UploadError>) -> Result<(), &'static str> {
+        let checked = expected.and_then(|mut expected| {
+            // The check value of CRCs is that of these bytes.
+            expected.update(b"1234");
+            expected.update(b"56789");
+            expected.finish()
+        });
+        checked.map_err(|error| error.code())
+    }
+
+    #[test]
+    fn content_digests() {
+        const SHA_256: &str = "sha-256=:FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=:";
+        const OTHER: &str = "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:";
+        let sha_512 = "sha-512=:2eZ2LdHI6vbWGzxhkvxAjU1tXxF20MKRabwk5xw/J0rSf81YEbMT1oH35V7ALXPUmclUVba1u1A6z1dPuo/+hQ==:";
+        let both = format!("md5=:x:, {SHA_256} , {sha_512};q=1");
+        let one_wrong = format!("{OTHER},{sha_512}");
+        for (values, expected) in [
+            (&[SHA_256][..], Some(Ok(()))),
+            (&[sha_512], Some(Ok(()))),
+            (&[&both], Some(Ok(()))),
+            (&[SHA_256, sha_512], Some(Ok(()))),
+            (&[OTHER], Some(Err("digest_mismatch"))),
+            (&[&one_wrong], Some(Err("digest_mismatch"))),
+            (&[SHA_256, OTHER], Some(Err("digest_mismatch"))),
+            (&["sha-256=:AAAA:"], Some(Err("invalid_field"))),
+            (
+                &["sha-256=FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="],
+                Some(Err("invalid_field")),
+            ),
+            (&["sha-256"], Some(Err("invalid_field"))),
+            (&["md5=:x:"], None),
+            (&[], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(CONTENT_DIGEST, value.parse().unwrap());
+            }
+            let got = Expected::of_content(&headers).transpose().map(check);
+            assert_eq!(got, expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn fields() {
+        use DigestAlgorithm::*;
+        let rows = vec![
+            (Crc32, "cbf43926", Ok(())),
+            (Crc32, "CBF43926", Ok(())),
+            (Crc32, "y/Q5Jg==", Ok(())),
+            (Crc32, " y/Q5Jg", Ok(())),
+            (Crc32, "00000000", Err("digest_mismatch")),
+            (Crc32, "+bf43926", Err("invalid_field")),
+            (Crc32, "cbf4392", Err("invalid_field")),
+            (Crc32, "", Err("invalid_field")),
+            (
+                Sha256,
+                "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225",
+                Ok(()),
+            ),
+            (Sha512, "cbf43926", Err("invalid_field")),
+            #[cfg(feature = "digests")]
+            (Md5, "25f9e794323b453885f5181f1b624d0b", Ok(())),
+            #[cfg(feature = "digests")]
+            (Sha1, "f7c3bc1d808e04732adf679965ccc34ca7ae3441", Ok(())),
+            #[cfg(feature = "digests")]
+            (Crc32c, "e3069283", Ok(())),
+        ];
+        for (algorithm, value, expected) in rows {
+            let got = check(Expected::of_field("digest", algorithm, value));
+            assert_eq!(got, expected, "{algorithm:?} {value}");
+        }
+    }
+}
