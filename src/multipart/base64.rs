@@ -10,6 +10,9 @@ const PREFIX: usize = 256;
 /// does not end a body that has nothing else.
 const BLANKS: usize = 256;
 
+/// Bytes that are taken together if there are digits only.
+const BLOCK: usize = 256;
+
 /// Decodes base64 while it arrives, with or without the head of a data URL (RFC 2397).
 ///
 /// White space is skipped, since some encoders break lines; padding may be missing.
@@ -35,6 +38,23 @@ enum State {
 
 impl Decoder {
     pub(super) fn push(&mut self, input: &[u8]) -> Result<Bytes, UploadError> {
+        for block in input.chunks(BLOCK) {
+            match self.state {
+                State::Digits if self.padding == 0 && !has_others(block) => {
+                    self.blanks = self.blanks.saturating_sub(block.len());
+                    self.digits.extend_from_slice(block);
+                }
+                _ => self.push_each(block)?,
+            }
+        }
+        // While it may be a data URL these are no digits yet.
+        let State::Digits = self.state else {
+            return Ok(Bytes::new());
+        };
+        self.decode(self.digits.len() / 4 * 4)
+    }
+
+    fn push_each(&mut self, input: &[u8]) -> Result<(), UploadError> {
         for &byte in input {
             match &mut self.state {
                 State::Digits => self.digit(byte)?,
@@ -66,11 +86,7 @@ impl Decoder {
                 }
             }
         }
-        // While it may be a data URL these are no digits yet.
-        let State::Digits = self.state else {
-            return Ok(Bytes::new());
-        };
-        self.decode(self.digits.len() / 4 * 4)
+        Ok(())
     }
 
     pub(super) fn finish(&mut self) -> Result<Bytes, UploadError> {
@@ -120,6 +136,15 @@ impl Decoder {
         self.digits.drain(..len);
         Ok(bytes.into())
     }
+}
+
+/// Whether there is anything that is not to be decoded. It looks at all of them, which is faster than
+/// to stop at the first.
+fn has_others(block: &[u8]) -> bool {
+    let others = block
+        .iter()
+        .filter(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b'='));
+    others.count() > 0
 }
 
 #[cfg(test)]
