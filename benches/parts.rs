@@ -64,6 +64,10 @@ impl Store for Sink {
         Ok(Vec::new())
     }
 
+    async fn unfinished(&self, _: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        Ok(Vec::new())
+    }
+
     async fn sweep(&self, _: Expiry) -> Result<Swept, StoreError> {
         Ok(Swept::default())
     }

@@ -9,7 +9,7 @@ use crate::{
     body::ResponseBody,
     config::Config,
     dialect::{Answers, Chunk, InOrder, Numbering},
-    store::{RangeSet, Record, Status},
+    store::{Progress, RangeSet, Record, Status, Upload},
 };
 
 /// The status that the inner service, or a hook, gave, where the client is told another one.
@@ -194,6 +194,25 @@ pub(crate) fn status<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody
         Status::Settled(record) if record.delivered => answer("delivered", &all),
         Status::Settled(_) => answer("rejected", &all),
     })
+}
+
+/// What an owner has not finished, by name.
+pub(crate) fn uploads<R>(mut uploads: Vec<(Upload, Progress)>) -> Response<ResponseBody<R>> {
+    uploads.sort_unstable_by(|(a, _), (b, _)| {
+        (&a.file_name, &a.identifier).cmp(&(&b.file_name, &b.identifier))
+    });
+    let each = uploads.iter().map(|(upload, progress)| {
+        json!({
+            "identifier": upload.identifier,
+            "file_name": upload.file_name,
+            "relative_path": upload.relative_path,
+            "content_type": upload.content_type,
+            "state": if progress.complete { "complete" } else { "receiving" },
+            "received": progress.received,
+            "total": upload.total,
+        })
+    });
+    ok(json!({ "uploads": each.collect::<Vec<_>>() }))
 }
 
 /// The answer to a test that asks for all chunks: the numbers of those that are stored.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     DigestAlgorithm, UploadError,
-    dialect::{Chunk, Dialects, Identity},
+    dialect::{Answers, Chunk, Dialects, Identity, Intent, asks_for},
     store::{Upload, UploadKey},
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) plain_uploads: bool,
     pub(crate) identity: IdentityRule,
     pub(crate) error_response: Option<ErrorResponse>,
+    /// The parameter that asks for the list of the uploads of the request's scope.
+    pub(crate) list_parameter: Option<String>,
     /// The field with the digest of a chunk.
     pub(crate) chunk_digest: Option<(String, DigestAlgorithm)>,
     /// Bytes.
@@ -69,6 +71,7 @@ impl Default for Config {
             plain_uploads: true,
             identity: IdentityRule::default(),
             error_response: None,
+            list_parameter: None,
             chunk_digest: None,
             max_file_size: u64::MAX,
             max_chunk_size: 256 << 20,
@@ -82,10 +85,25 @@ impl Default for Config {
 }
 
 impl Config {
-    pub(crate) fn is_upload_path(&self, parts: &Parts) -> bool {
+    fn is_upload_path(&self, parts: &Parts) -> bool {
         match &self.matcher {
             Some(matcher) => matcher(parts),
             None => self.paths.iter().any(|path| path == parts.uri.path()),
+        }
+    }
+
+    /// What a request wants, and how it is to be answered.
+    pub(crate) fn intent(
+        &self,
+        parts: &Parts,
+        body_is_empty: bool,
+    ) -> (Result<Intent, UploadError>, Answers) {
+        if !self.is_upload_path(parts) {
+            return (Ok(Intent::Pass), Answers::default());
+        }
+        match &self.list_parameter {
+            Some(name) if asks_for(parts, name) => (Ok(Intent::List), Answers::default()),
+            _ => self.dialects.intent(parts, body_is_empty),
         }
     }
 

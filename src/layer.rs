@@ -149,6 +149,42 @@ impl ResumableLayer {
         self.with(|config| config.identity = rule)
     }
 
+    /// Answers a `GET` on an upload path that has this parameter in its query with the list of what
+    /// the request's [scope](Self::with_scope) has not finished yet: names, sizes, and how many bytes
+    /// are stored. Not answered by default: without scopes it is everybody's.
+    ///
+    /// The store looks at all its uploads for it.
+    ///
+    /// ```
+    /// use http_body_util::BodyExt;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    /// # use http::{Request, Response};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new(String::new()))
+    /// # });
+    /// let layer = ResumableLayer::new(MemoryStore::default()).with_list_parameter("unfinished");
+    /// let service = layer.layer(inner);
+    /// let chunk = "/upload?resumableIdentifier=9-a&resumableTotalSize=9\
+    ///              &resumableChunkNumber=1&resumableChunkSize=5";
+    /// let chunk = Request::post(chunk).body("hello".to_owned())?;
+    /// service.clone().oneshot(chunk).await?;
+    ///
+    /// let list = Request::get("/upload?unfinished").body(String::new())?;
+    /// let list = service.oneshot(list).await?.into_body().collect().await?.to_bytes();
+    /// let list: serde_json::Value = serde_json::from_slice(&list)?;
+    /// assert_eq!(list["uploads"][0]["identifier"], "9-a");
+    /// assert_eq!(list["uploads"][0]["received"], 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_list_parameter(self, name: impl Into<String>) -> Self {
+        self.with(|config| config.list_parameter = Some(name.into()))
+    }
+
     /// Checks each chunk against the digest that its client puts into this field, in the query or in
     /// the form before the file: hexadecimal or base64. A chunk without it is not checked.
     ///

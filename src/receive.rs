@@ -43,6 +43,7 @@ where
     let outcome = match intent {
         Ok(Intent::Probe(chunk)) => shared.probe(&parts, answers, &chunk).await,
         Ok(Intent::BlindProbe) => Ok(answer::missing()),
+        Ok(Intent::List) => shared.list(&parts).await,
         Ok(Intent::Create(total)) => shared.create(&parts, &mut body, total).await,
         Ok(Intent::Status(chunk)) => shared.status(&parts, answers, &chunk).await,
         Ok(Intent::Cancel(identity)) => shared.cancel(&parts, &identity).await,
@@ -187,6 +188,13 @@ impl Shared {
             Some(InOrder::UploadOffset) => answer::upload_offset(&status, chunk.identity.total),
             _ => answer::status(chunk, &status),
         })
+    }
+
+    /// What the owner of this request has not finished.
+    async fn list<R>(&self, parts: &Parts) -> Result<Response<ResponseBody<R>>, UploadError> {
+        let scope = self.config.scope(parts)?;
+        let uploads = self.store.unfinished(&scope).await.map_err(store_error)?;
+        Ok(answer::uploads(uploads))
     }
 
     /// A name for an upload whose client wants one first. Nothing is stored before its first byte.

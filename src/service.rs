@@ -9,12 +9,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::{
-    BoxError, ResponseBody, ResponseFuture,
-    dialect::{Answers, Intent},
-    layer::Shared,
-    receive,
-};
+use crate::{BoxError, ResponseBody, ResponseFuture, dialect::Intent, layer::Shared, receive};
 
 /// Middleware that receives uploads in chunks and hands finished files to the service behind it.
 ///
@@ -55,10 +50,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let config = &self.shared.config;
-        let (intent, answers) = match config.is_upload_path(&parts) {
-            true => config.dialects.intent(&parts, body.is_end_stream()),
-            false => (Ok(Intent::Pass), Answers::default()),
-        };
+        let (intent, answers) = config.intent(&parts, body.is_end_stream());
         if let Ok(Intent::Pass) = intent {
             return ResponseFuture::inner(self.inner.call(Request::from_parts(parts, body)));
         }

@@ -5,7 +5,7 @@ mod common;
 use common::{Answer, BOUNDARY, FilePart, Server, form, multipart, uri};
 use http::{Request, StatusCode};
 use serde_json::json;
-use tower_resumable::Dialect;
+use tower_resumable::{Dialect, UploadError};
 
 type Fields = Vec<(String, String)>;
 
@@ -659,4 +659,61 @@ async fn bootstrap_fileinput_is_told_which_chunk_it_was() {
         json!([0, 1, 2])
     );
     assert_eq!(delivered(&server), [pair("a.txt", "helloworld!!")]);
+}
+
+#[tokio::test]
+async fn an_owner_is_told_what_is_not_finished() {
+    let server = Server::with(|layer| {
+        layer.with_list_parameter("unfinished").with_scope(|parts| {
+            let user = parts
+                .headers
+                .get("user")
+                .and_then(|user| user.to_str().ok());
+            user.map(str::to_owned).ok_or(UploadError::Refused {
+                status: StatusCode::UNAUTHORIZED,
+                reason: "sign in first".into(),
+            })
+        })
+    })
+    .await;
+    let list = async |user: &'static str| {
+        let request = Request::get("/upload?x=1&unfinished")
+            .body(Vec::new())
+            .unwrap();
+        let answer = send(&server, with_headers(request, &[("user", user)])).await;
+        assert_eq!(answer.status, 200);
+        answer.json()["uploads"].clone()
+    };
+    let chunk = |user: &'static str, number: u64, content: &str| {
+        let file = file_of(&flow(number, 5, 10), "file", "a.txt", content);
+        with_headers(file, &[("user", user)])
+    };
+    assert_eq!(list("ann").await, json!([]));
+    assert_eq!(send(&server, chunk("ann", 2, "world")).await.status, 200);
+    let listed = json!([{
+        "identifier": "id",
+        "file_name": "a.txt",
+        "relative_path": "box/a.txt",
+        "content_type": "application/octet-stream",
+        "state": "receiving",
+        "received": 5,
+        "total": 10,
+    }]);
+    assert_eq!(list("ann").await, listed);
+    assert_eq!(list("bob").await, json!([]));
+    let nobody = server.client().await.get("/upload?unfinished").await;
+    assert_eq!(nobody.json()["code"], "refused");
+    assert_eq!(
+        send(&server, chunk("ann", 1, "hello")).await.body,
+        "delivery 1"
+    );
+    assert_eq!(list("ann").await, json!([]));
+    // It is asked for by `GET` only.
+    let post = Request::post("/upload?unfinished")
+        .body(Vec::new())
+        .unwrap();
+    assert_eq!(
+        send(&server, post).await.body,
+        "passed POST /upload?unfinished 0"
+    );
 }

@@ -35,6 +35,8 @@ pub(crate) enum Intent {
     Status(Chunk),
     /// "Give me a name for an upload of so many bytes."
     Create(u64),
+    /// "What have I not finished?"
+    List,
     /// "Forget this upload."
     Cancel(Identity),
     /// "Has all come?", in a form that is still to be read.
@@ -294,6 +296,12 @@ impl Dialect {
             _ => Err(UploadError::MethodNotAllowed),
         }
     }
+}
+
+/// Whether a request asks for what this parameter stands for.
+pub(crate) fn asks_for(parts: &Parts, parameter: &str) -> bool {
+    let is_question = [Method::GET, Method::HEAD].contains(&parts.method);
+    is_question && Params::query_has(parts.uri.query(), |name| name == parameter)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

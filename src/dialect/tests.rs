@@ -1050,6 +1050,7 @@ fn show(intent: &Intent) -> String {
     match intent {
         Intent::Pass => "pass".into(),
         Intent::BlindProbe => "blind probe".into(),
+        Intent::List => "list".into(),
         Intent::Finish => "finish".into(),
         Intent::Create(total) => format!("create {total}"),
         Intent::Probe(chunk) => format!("probe {}", show_chunk(chunk)),

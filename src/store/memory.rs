@@ -37,6 +37,13 @@ impl Entry {
     fn is_complete(&self) -> bool {
         self.ranges.covers(0, self.upload.total)
     }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            received: self.ranges.total(),
+            complete: self.is_complete(),
+        }
+    }
 }
 
 /// The right to deliver one upload of a [`MemoryStore`].
@@ -225,6 +232,24 @@ impl Store for MemoryStore {
             None => &entry.upload,
         });
         Ok(known.cloned().collect())
+    }
+
+    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        let uploads = self.lock();
+        let unsettled = uploads.values().filter(|entry| entry.record.is_none());
+        let all = unsettled.map(|entry| {
+            let upload = match &entry.sealed {
+                Some(sealed) => &sealed.upload,
+                None => &entry.upload,
+            };
+            (upload, entry.progress())
+        });
+        let all = all.filter(|(upload, progress)| {
+            upload.scope == scope && (progress.complete || progress.received > 0)
+        });
+        Ok(all
+            .map(|(upload, progress)| (upload.clone(), progress))
+            .collect())
     }
 
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {

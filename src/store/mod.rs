@@ -86,6 +86,13 @@ pub trait Store: Send + Sync + 'static {
     /// of those that are sealed, what the first one said of the others.
     fn undelivered(&self) -> impl Future<Output = Result<Vec<Upload>, StoreError>> + Send;
 
+    /// The uploads of a scope that no inner service has taken or refused yet, with how far they are,
+    /// as the first request of each (or, once sealed, the completing one) described them.
+    fn unfinished(
+        &self,
+        scope: &str,
+    ) -> impl Future<Output = Result<Vec<(Upload, Progress)>, StoreError>> + Send;
+
     /// Removes what has expired; see [`Expiry`]. Never what a request or a claim is busy with, and
     /// never a file that was handed over.
     fn sweep(&self, expiry: Expiry) -> impl Future<Output = Result<Swept, StoreError>> + Send;
@@ -564,6 +571,10 @@ pub(crate) trait DynStore: Send + Sync {
     ) -> BoxFuture<'a, Result<(), StoreError>>;
     fn remove<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<bool, StoreError>>;
     fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>>;
+    fn unfinished<'a>(
+        &'a self,
+        scope: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>>;
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>)
     -> BoxFuture<'a, Result<Spool, StoreError>>;
@@ -629,6 +640,13 @@ impl<T: Store> DynStore for T {
 
     fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>> {
         Box::pin(Store::undelivered(self))
+    }
+
+    fn unfinished<'a>(
+        &'a self,
+        scope: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>> {
+        Box::pin(Store::unfinished(self, scope))
     }
 
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>> {

@@ -9,7 +9,7 @@ use super::{
     body::{Source, Then},
     delivered, described_as, later, put, record, upload,
 };
-use crate::store::{Location, Progress, Record, Settlement, Store, TryClaim};
+use crate::store::{Location, Progress, Record, Settlement, Store, TryClaim, Upload};
 
 impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
     /// A claim is to be had when all bytes are there, by one request at a time.
@@ -228,7 +228,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
     }
 
     /// A late chunk of a settled upload is taken, and stores nothing.
-    async fn assert_late_chunk_is_dropped(&self, upload: &crate::store::Upload) {
+    async fn assert_late_chunk_is_dropped(&self, upload: &Upload) {
         for (offset, bytes) in [(0, &b"xyz"[..]), (2, b"z")] {
             let progress = self.put(upload, offset, bytes).await;
             let expected = Progress {
@@ -373,6 +373,8 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             others.is_empty(),
             "`undelivered` lists what is incomplete, settled or gone: {others:?}"
         );
+        self.unfinished_uploads_are_listed(&receiving, &expected, &all)
+            .await;
         drop((live_claim, live_seal));
         for upload in [&receiving, &waiting, &claimed, &sealed, &released, &empty] {
             assert!(
@@ -382,5 +384,46 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         }
         let found = self.undelivered(&all).await;
         assert_eq!(found, [], "`undelivered` lists removed uploads");
+    }
+
+    /// `unfinished` lists what its scope has that is not settled, and how far it is.
+    async fn unfinished_uploads_are_listed(
+        &self,
+        receiving: &Upload,
+        complete: &[Upload],
+        all: &[&Upload],
+    ) {
+        let unfinished = async |scope: &str| {
+            let listed = self
+                .store
+                .unfinished(scope)
+                .await
+                .expect("`unfinished` fails");
+            let ours = |(upload, _): &(Upload, _)| all.iter().any(|known| known.key == upload.key);
+            listed.into_iter().filter(ours).collect::<Vec<_>>()
+        };
+        let listed = unfinished(&receiving.scope).await;
+        let progress =
+            |upload: &Upload, received, complete| (upload.clone(), Progress { received, complete });
+        let mut expected = vec![progress(receiving, 2, false)];
+        expected.extend(
+            complete
+                .iter()
+                .map(|upload| progress(upload, upload.total, true)),
+        );
+        for upload in &expected {
+            let copies = listed.iter().filter(|listed| *listed == upload).count();
+            assert_eq!(
+                copies, 1,
+                "`unfinished` does not list an upload as it is: {upload:?}"
+            );
+        }
+        assert_eq!(
+            listed.len(),
+            expected.len(),
+            "`unfinished` lists what is settled: {listed:?}"
+        );
+        let others = unfinished("another scope").await;
+        assert_eq!(others, [], "`unfinished` lists another scope's upload");
     }
 }

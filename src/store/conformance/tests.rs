@@ -62,6 +62,8 @@ enum Fault {
     ListsSealedOnly,
     ListsTwice,
     ListsReceiving,
+    ListsAnyScope,
+    ListsNoComplete,
     RemovesClaimed,
     // Expiry.
     KeepsExpiredRecord,
@@ -553,6 +555,19 @@ impl Store for Broken {
         Ok(uploads)
     }
 
+    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        self.pause_if_slow().await;
+        let scope = match self.fault {
+            Fault::ListsAnyScope => "conformance",
+            _ => scope,
+        };
+        let mut uploads = self.inner.unfinished(scope).await?;
+        if self.is(Fault::ListsNoComplete) {
+            uploads.retain(|(_, progress)| !progress.complete);
+        }
+        Ok(uploads)
+    }
+
     async fn sweep(&self, mut expiry: Expiry) -> Result<Swept, StoreError> {
         self.pause_if_slow().await;
         let mut more = 0;
@@ -717,6 +732,11 @@ fn faults_of_delivery_are_found() {
         (ListsSealedOnly, "`undelivered` does not list"),
         (ListsTwice, "`undelivered` does not list an empty file"),
         (ListsReceiving, "`undelivered` lists what is incomplete"),
+        (ListsAnyScope, "`unfinished` lists another scope's upload"),
+        (
+            ListsNoComplete,
+            "`unfinished` does not list an upload as it is",
+        ),
         (RemovesClaimed, "`remove` removes a claimed upload"),
     ]);
 }

@@ -359,6 +359,27 @@ impl Store for FileStore {
         .await
     }
 
+    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        let scope = scope.to_owned();
+        self.blocking(move |folder| {
+            let mut uploads = Vec::new();
+            folder.each(|_, entry, view| {
+                let upload = match view.phase {
+                    Phase::Sealed(seal) => seal.upload,
+                    Phase::Receiving => entry.created.clone(),
+                    _ => return Ok(()),
+                };
+                let progress = entry.progress();
+                if upload.scope == scope && (progress.complete || progress.received > 0) {
+                    uploads.push((upload, progress));
+                }
+                Ok(())
+            })?;
+            Ok(uploads)
+        })
+        .await
+    }
+
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
         self.blocking(move |folder| {
             let mut swept = Swept::default();
