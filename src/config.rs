@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     DigestAlgorithm, UploadError,
-    dialect::{Answers, Chunk, Dialects, Identity, Intent, asks_for},
+    dialect::{Answers, Chunk, Dialects, Identity, Intent, asks_for, raw_file},
     store::{Upload, UploadKey},
 };
 
@@ -103,7 +103,10 @@ impl Config {
         }
         match &self.list_parameter {
             Some(name) if asks_for(parts, name) => (Ok(Intent::List), Answers::default()),
-            _ => self.dialects.intent(parts, body_is_empty),
+            _ => match self.dialects.intent(parts, body_is_empty) {
+                (Ok(Intent::Pass), answers) if self.plain_uploads => (raw_file(parts), answers),
+                asked => asked,
+            },
         }
     }
 

@@ -105,7 +105,8 @@ impl ResumableLayer {
     }
 
     /// Whether a form that has none of the clients' fields is a whole file, as from a page without
-    /// JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small; `true` by default.
+    /// JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small; and a `POST` or `PUT`
+    /// of `application/octet-stream`, whose name can be in `Content-Disposition`. `true` by default.
     ///
     /// It is delivered like any other, and may have as many bytes as a
     /// [chunk](Self::with_max_chunk_size). Each such request is an upload of its own. A form with a

@@ -281,6 +281,19 @@ impl Shared {
                 let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
                 Ok(Received::Chunk(upload, progress))
             }
+            Transport::Whole => {
+                let total = match body.is_end_stream() {
+                    true => Some(0),
+                    false => dialect::content_length(&parts.headers),
+                };
+                let total = total.ok_or_else(|| UploadError::MissingField {
+                    name: header::CONTENT_LENGTH.to_string(),
+                })?;
+                let (chunk, upload) = self.admit_whole(scope, params, total)?;
+                let stream = pin!(Octets::new(body, digest));
+                let progress = self.store_chunk(&chunk, &upload, stream, None).await?;
+                Ok(Received::Chunk(upload, progress))
+            }
             Transport::Multipart { boundary } => {
                 let form = Form::new(&mut *body, boundary, digest, FormLimits::default());
                 self.put_form(parts, scope, form, params).await
@@ -392,11 +405,7 @@ impl Shared {
                 && dialect::is_whole_file(params)
                 && !parts.headers.contains_key(header::CONTENT_RANGE) =>
             {
-                let identifier = random_id().map_err(store_error)?;
-                let chunk = dialect::whole_file(params, identifier, len)?;
-                self.config.check(&chunk)?;
-                let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
-                (chunk, upload)
+                self.admit_whole(scope, params, len)?
             }
             None => return Err(dialects.unknown()),
         };
@@ -416,6 +425,20 @@ impl Shared {
         let chunk = dialect.chunk(params)?;
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, dialect.extra(params));
+        Ok((chunk, upload))
+    }
+
+    /// A file of no chunk client, if it is allowed.
+    fn admit_whole(
+        &self,
+        scope: String,
+        params: &Params,
+        len: u64,
+    ) -> Result<(Chunk, Upload), UploadError> {
+        let identifier = random_id().map_err(store_error)?;
+        let chunk = dialect::whole_file(params, identifier, len)?;
+        self.config.check(&chunk)?;
+        let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
         Ok((chunk, upload))
     }
 

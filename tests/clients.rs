@@ -662,6 +662,40 @@ async fn bootstrap_fileinput_is_told_which_chunk_it_was() {
 }
 
 #[tokio::test]
+async fn a_raw_body_is_a_whole_file() {
+    let server = Server::start().await;
+    let raw = |query: &str, content: &str, headers: &[(&'static str, &str)]| {
+        let request = Request::post(format!("/upload{query}"));
+        let request = request.body(content.as_bytes().to_vec()).unwrap();
+        let octets = [("content-type", "application/octet-stream")];
+        with_headers(request, &[&octets, headers].concat())
+    };
+    let name = ("content-disposition", "attachment; filename=\"a%20b.txt\"");
+    assert_eq!(
+        send(&server, raw("?x=1", "hello", &[name])).await.body,
+        "delivery 1"
+    );
+    assert_eq!(send(&server, raw("", "", &[])).await.body, "delivery 2");
+    assert_eq!(server.deliveries()[0].upload.field("x"), Some("1"));
+    assert_eq!(delivered(&server), [pair("a b.txt", "hello"), pair("", "")]);
+    // What says that it is a piece of something, or something else, is the application's.
+    for (query, headers) in [
+        ("", &[("content-range", "bytes 0-4/10")][..]),
+        ("", &[("content-encoding", "gzip")]),
+        ("", &[("content-type", "application/json")]),
+        ("?chunk=1", &[]),
+    ] {
+        let answer = send(&server, raw(query, "hello", headers)).await;
+        assert_eq!(answer.body, format!("passed POST /upload{query} 5"));
+    }
+    let server = Server::with(|layer| layer.with_plain_uploads(false)).await;
+    assert_eq!(
+        send(&server, raw("", "hello", &[])).await.body,
+        "passed POST /upload 5"
+    );
+}
+
+#[tokio::test]
 async fn an_owner_is_told_what_is_not_finished() {
     let server = Server::with(|layer| {
         layer.with_list_parameter("unfinished").with_scope(|parts| {

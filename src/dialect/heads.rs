@@ -46,11 +46,8 @@ pub(super) fn add(params: &mut Params, headers: &HeaderMap, name: &str) {
             }
         }
         FILE_NAME => {
-            for value in headers.get_all(header::CONTENT_DISPOSITION) {
-                let value = std::str::from_utf8(value.as_bytes()).ok();
-                if let Some(file_name) = value.and_then(file_name) {
-                    params.push_head(name, Some(file_name));
-                }
+            if let Some(file_name) = file_name(headers) {
+                params.push_head(name, Some(file_name));
             }
         }
         _ => {
@@ -82,7 +79,13 @@ fn content_range(value: &str) -> Option<(u64, u64, u64)> {
     Some((first, length, total))
 }
 
-fn file_name(value: &str) -> Option<String> {
+/// The name that `Content-Disposition` has for the body.
+pub(super) fn file_name(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_DISPOSITION)?;
+    attached_name(std::str::from_utf8(value.as_bytes()).ok()?)
+}
+
+fn attached_name(value: &str) -> Option<String> {
     let (_, name) = value.split_once("filename=\"")?;
     let (name, _) = name.split_once('"')?;
     Some(percent_decoded(name))
@@ -130,7 +133,7 @@ mod tests {
             ("attachment; filename=a", None),
             ("attachment", None),
         ] {
-            assert_eq!(file_name(value).as_deref(), expected, "{value}");
+            assert_eq!(attached_name(value).as_deref(), expected, "{value}");
         }
     }
 }

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use self::{boundary::boundary, fields::Fields};
 pub(crate) use self::{
     params::{FilePart, Params},
-    plain::{is_whole_file, whole_file},
+    plain::{is_whole_file, raw_file, whole_file},
     table::created_identifier,
 };
 pub use self::{resumable::ResumableJs, table::Dialect};
@@ -52,6 +52,8 @@ pub(crate) enum Transport {
     Multipart { boundary: String },
     /// As the body itself.
     Octets,
+    /// As the body itself, which is a whole file of no chunk client.
+    Whole,
 }
 
 /// Which upload, by the words of its client.
@@ -304,7 +306,7 @@ pub(crate) fn asks_for(parts: &Parts, parameter: &str) -> bool {
     is_question && Params::query_has(parts.uri.query(), |name| name == parameter)
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)?
         .to_str()

@@ -1,6 +1,8 @@
-//! Forms of no chunk client: a whole file each.
+//! Forms and bodies of no chunk client: a whole file each.
 
-use super::{Chunk, Identity, Params, fields::Fields};
+use http::{Method, header, request::Parts};
+
+use super::{Chunk, FilePart, Identity, Intent, Params, Transport, fields::Fields, heads};
 use crate::UploadError;
 
 /// Whether a form that says nothing of a position is a whole file. A name with `chunk` in it that is
@@ -36,4 +38,29 @@ pub(crate) fn whole_file(
         len: Some(total),
         max_len: total,
     })
+}
+
+/// What a request wants that is not a dialect's: its body can be a file, if it says that it is nothing
+/// more special.
+pub(crate) fn raw_file(parts: &Parts) -> Result<Intent, UploadError> {
+    let headers = &parts.headers;
+    let media_type = headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| value.as_bytes());
+    let is_file = [Method::POST, Method::PUT].contains(&parts.method)
+        && media_type == Some(b"application/octet-stream")
+        && !headers.contains_key(header::CONTENT_RANGE)
+        && !headers.contains_key(header::CONTENT_ENCODING);
+    if !is_file {
+        return Ok(Intent::Pass);
+    }
+    let mut params = Params::from_query(parts.uri.query())?;
+    if !is_whole_file(&params) {
+        return Ok(Intent::Pass);
+    }
+    params.set_part(FilePart {
+        file_name: heads::file_name(headers),
+        content_type: None,
+    });
+    Ok(Intent::Put(params, Transport::Whole))
 }

@@ -1058,6 +1058,7 @@ fn show(intent: &Intent) -> String {
         Intent::Cancel(identity) => format!("cancel {} of {}", identity.identifier, identity.total),
         Intent::Put(_, Transport::Multipart { boundary }) => format!("form {boundary}"),
         Intent::Put(_, Transport::Octets) => "octets".into(),
+        Intent::Put(_, Transport::Whole) => "whole".into(),
     }
 }
 

@@ -312,6 +312,10 @@ impl<B: Body + Unpin> Body for Fused<B> {
         self.ended = !matches!(frame, Some(Ok(_)));
         Poll::Ready(frame)
     }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
 }
 
 /// Reads and drops what is left of a body; `false` if it is more than `max` bytes or breaks off.
