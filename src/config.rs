@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) list_parameter: Option<String>,
     /// The field with the digest of a chunk.
     pub(crate) chunk_digest: Option<(String, DigestAlgorithm)>,
+    /// The field with the digest of the whole file.
+    pub(crate) file_digest: Option<(String, DigestAlgorithm)>,
     /// Bytes.
     pub(crate) max_file_size: u64,
     /// Bytes.
@@ -73,6 +75,7 @@ impl Default for Config {
             error_response: None,
             list_parameter: None,
             chunk_digest: None,
+            file_digest: None,
             max_file_size: u64::MAX,
             max_chunk_size: 256 << 20,
             delivery_timeout: Duration::from_secs(60),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -16,13 +17,16 @@ use tokio::{
 use tower_service::Service;
 
 use crate::{
-    CompletedUpload, ResponseBody, UploadError,
+    CompletedUpload, DigestAlgorithm, ResponseBody, UploadError,
     answer::{self, Outcome},
     body::read_up_to,
+    digest::Expected,
     fault,
     layer::Shared,
     receive::store_error,
-    store::{AnyClaim, DynStore, Record, Settlement, StoreError, TryClaim, Upload, UploadKey},
+    store::{
+        AnyClaim, DynStore, Record, Sealed, Settlement, StoreError, TryClaim, Upload, UploadKey,
+    },
 };
 
 /// How often to look whether another server has finished a delivery.
@@ -101,6 +105,7 @@ where
                     upload,
                     record_lifetime: shared.config.record_lifetime,
                     record_body: shared.config.record_body,
+                    file_digest: shared.config.file_digest.clone(),
                 }
                 .spawn(listed, inner, request);
                 return match timeout_at(deadline, task).await {
@@ -174,6 +179,7 @@ struct Delivery {
     upload: Upload,
     record_lifetime: Duration,
     record_body: usize,
+    file_digest: Option<(String, DigestAlgorithm)>,
 }
 
 type Handed<R> = Result<Delivered<R>, (UploadError, u32)>;
@@ -219,6 +225,11 @@ impl Delivery {
             .await
             .map_err(|error| (store_error(error), 0))?;
         let (attempt, size) = (sealed.attempt, sealed.upload.total);
+        match self.check_digest(&sealed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return self.reject(error, &sealed).await,
+            Err(_) => return self.release(attempt).await,
+        }
         request
             .extensions_mut()
             .insert(CompletedUpload::new(sealed));
@@ -257,6 +268,42 @@ impl Delivery {
             record,
             response: Some(Response::from_parts(parts, ResponseBody::partly_read(read))),
         })
+    }
+
+    /// Whether the file is what its client has declared.
+    async fn check_digest(&self, sealed: &Sealed) -> io::Result<Result<(), UploadError>> {
+        let Some((name, algorithm)) = &self.file_digest else {
+            return Ok(Ok(()));
+        };
+        let mut fields = sealed.upload.fields.iter();
+        let Some((_, value)) = fields.find(|(field, _)| field == name) else {
+            return Ok(Ok(()));
+        };
+        let expected = match Expected::of_field(name, *algorithm, value) {
+            Ok(expected) => expected,
+            Err(error) => return Ok(Err(error)),
+        };
+        let sealed = sealed.clone();
+        let check = tokio::task::spawn_blocking(move || expected.check_file(&sealed));
+        check.await.map_err(io::Error::other)?
+    }
+
+    /// Removes a file that nobody shall have. Its record ends at once, so that it can be sent again.
+    async fn reject<T>(
+        mut self,
+        error: UploadError,
+        sealed: &Sealed,
+    ) -> Result<T, (UploadError, u32)> {
+        let record = Record {
+            delivered: false,
+            status: 400,
+            headers: Vec::new(),
+            body: None,
+            size: sealed.upload.total,
+            expires: SystemTime::now(),
+        };
+        self.settle(&Settlement::Rejected(record)).await;
+        Err((error, sealed.attempt))
     }
 
     /// Until it is recorded, nobody else may deliver it: the inner service would see it twice. So

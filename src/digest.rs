@@ -1,5 +1,10 @@
 //! Digests that a client declares, checked while the bytes arrive.
 
+use std::{
+    fs::File,
+    io::{self, Read as _},
+};
+
 use base64::{
     Engine as _,
     alphabet::STANDARD,
@@ -8,7 +13,10 @@ use base64::{
 use http::HeaderMap;
 use sha2::digest::DynDigest;
 
-use crate::UploadError;
+use crate::{
+    UploadError,
+    store::{Location, Sealed},
+};
 
 /// The digest of a whole message, as the client sends it (RFC 9530 §2).
 const CONTENT_DIGEST: &str = "content-digest";
@@ -91,6 +99,34 @@ impl Expected {
             name: name.to_owned(),
             each: vec![(Hasher::new(algorithm), digest.ok_or(invalid(name))?)],
         })
+    }
+
+    /// Whether a finished file has these bytes. It is read once, unless it is known without. This
+    /// blocks.
+    pub(crate) fn check_file(mut self, sealed: &Sealed) -> io::Result<Result<(), UploadError>> {
+        match (&self.each[..], sealed.crc32) {
+            ([(Hasher::Crc32(_), expected)], Some(crc)) if *expected == crc.to_be_bytes() => {
+                return Ok(Ok(()));
+            }
+            ([(Hasher::Crc32(_), _)], Some(_)) => {}
+            _ => match &sealed.location {
+                Location::Memory(bytes) => self.update(bytes),
+                Location::File(path) => {
+                    let mut file = File::open(path)?;
+                    let mut buffer = vec![0; 256 << 10];
+                    loop {
+                        match file.read(&mut buffer)? {
+                            0 => break,
+                            read => self.update(&buffer[..read]),
+                        }
+                    }
+                }
+            },
+        }
+        Ok(self.finish().map_err(|error| match error {
+            UploadError::DigestMismatch { name } => UploadError::FileDigestMismatch { name },
+            error => error,
+        }))
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {

@@ -81,6 +81,12 @@ pub enum UploadError {
         /// Where the digest was: a field's name, or a header's.
         name: String,
     },
+    /// The finished file is not what its digest is of. It is removed, and can be sent again from the
+    /// beginning.
+    FileDigestMismatch {
+        /// The field of the digest.
+        name: String,
+    },
     /// The request ended before its body was complete.
     Interrupted,
     /// Another request took over this chunk, because this one had stalled.
@@ -122,6 +128,7 @@ impl UploadError {
             Self::TooManyRanges => "too_many_ranges",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::DigestMismatch { .. } => "digest_mismatch",
+            Self::FileDigestMismatch { .. } => "file_digest_mismatch",
             Self::Interrupted => "interrupted",
             Self::Superseded => "superseded",
             Self::Storage => "storage",
@@ -176,6 +183,9 @@ impl fmt::Display for UploadError {
             Self::MethodNotAllowed => f.write_str("this method is not used by uploads"),
             Self::DigestMismatch { name } => {
                 write!(f, "the bytes are not those of the digest in `{name}`")
+            }
+            Self::FileDigestMismatch { name } => {
+                write!(f, "the file is not that of the digest in `{name}`")
             }
             Self::Interrupted => f.write_str("the request ended before its body was complete"),
             Self::Superseded => f.write_str("another request has taken over this chunk"),

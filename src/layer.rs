@@ -221,6 +221,26 @@ impl ResumableLayer {
         self.with(|config| config.chunk_digest = Some((field.into(), algorithm)))
     }
 
+    /// Checks each finished file against the digest that its client puts into this field of the request
+    /// that completes it: hexadecimal or base64. A file without it is not checked.
+    ///
+    /// With [`DigestAlgorithm::Crc32`] that costs nothing, because [`FileStore`](crate::FileStore)
+    /// knows it. For all others the file is read once more, before it is handed over. A file that is
+    /// not what was declared is removed and never handed over; the client is refused, and can send it
+    /// again from the beginning.
+    ///
+    /// ```
+    /// use tower_resumable::{DigestAlgorithm, MemoryStore, ResumableLayer};
+    ///
+    /// // new Resumable({ query: file => ({ sha256: file.sha256 }), … })
+    /// let layer = ResumableLayer::new(MemoryStore::default())
+    ///     .with_file_digest("sha256", DigestAlgorithm::Sha256);
+    /// # let _ = layer;
+    /// ```
+    pub fn with_file_digest(self, field: impl Into<String>, algorithm: DigestAlgorithm) -> Self {
+        self.with(|config| config.file_digest = Some((field.into(), algorithm)))
+    }
+
     /// Refuses files of more bytes than this. No limit by default.
     pub fn with_max_file_size(self, bytes: u64) -> Self {
         self.with(|config| config.max_file_size = bytes)

@@ -99,3 +99,51 @@ async fn the_digest_in_a_field_is_checked() {
     }
     assert_eq!(server.deliveries()[0].content, file.content);
 }
+
+#[tokio::test]
+async fn the_digest_of_a_file_is_checked_before_it_is_handed_over() {
+    let file = File::new("a.bin", 25);
+    let crc = |content: &[u8]| format!("{:08x}", crc32fast::hash(content));
+    let sha = |content: &[u8]| -> String {
+        let digest = sha2::Sha256::digest(content);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    for algorithm in [DigestAlgorithm::Crc32, DigestAlgorithm::Sha256] {
+        let digest = |content| match algorithm {
+            DigestAlgorithm::Crc32 => crc(content),
+            _ => sha(content),
+        };
+        let server = Server::with(|layer| layer.with_file_digest("of_all", algorithm)).await;
+        let mut client = server.client().await;
+        let says = |value: String| File {
+            extra: vec![("of_all".into(), value)],
+            ..file.clone()
+        };
+        for (value, code) in [
+            (digest(b"something else"), "file_digest_mismatch"),
+            ("x".into(), "invalid_field"),
+        ] {
+            let wrong = says(value);
+            assert_eq!(client.send(wrong.multipart(2)).await.status, 200);
+            let answer = client.send(wrong.multipart(1)).await;
+            assert_eq!(
+                (answer.status, answer.json()["code"].as_str()),
+                (400, Some(code))
+            );
+            // All of it is to be sent again.
+            for number in 1..=2 {
+                assert_eq!(client.send(wrong.probe(number)).await.status, 204);
+            }
+        }
+        assert_eq!(server.deliveries().len(), 0);
+        let finished = server.files().into_iter();
+        assert_eq!(finished.filter(|path| path.ends_with("a.bin")).count(), 0);
+        let right = says(digest(&file.content));
+        assert_eq!(client.send(right.multipart(1)).await.status, 200);
+        assert_eq!(client.send(right.multipart(2)).await.body, "delivery 1");
+        assert_eq!(server.deliveries()[0].content, file.content);
+        // Who says nothing is not checked.
+        let other = File::new("b.bin", 9);
+        assert_eq!(client.send(other.octets(1)).await.body, "delivery 2");
+    }
+}
