@@ -290,6 +290,11 @@ impl Dialect {
             }
             Method::DELETE => self.identity(Fields::strict(&params)).map(Intent::Cancel),
             Method::POST | Method::PUT | Method::PATCH => {
+                // Of a client that says nothing else it is that of the file.
+                params.set_part(FilePart {
+                    file_name: None,
+                    content_type: content_type(&parts.headers),
+                });
                 if let Some(len) = content_length(&parts.headers) {
                     self.add_total(&mut params, len);
                 }
@@ -313,6 +318,11 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
         .ok()?
         .parse()
         .ok()
+}
+
+fn content_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?;
+    Some(value.to_str().ok()?.to_owned())
 }
 
 fn is_url_encoded(content_type: Option<&HeaderValue>) -> bool {

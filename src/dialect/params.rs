@@ -100,8 +100,10 @@ impl Params {
         self.query.iter().chain(&self.heads).any(|(n, _)| n == name)
     }
 
+    /// Whether there is this field. One without a name is none: it stands for those that a dialect
+    /// does not have.
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.has(|n| n == name)
+        !name.is_empty() && self.has(|n| n == name)
     }
 
     /// The value of a field. It may come several times, as it does in query and form, but not with
