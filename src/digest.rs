@@ -10,7 +10,7 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::HeaderMap;
+use http::{HeaderMap, Method, header, request::Parts};
 use sha2::digest::DynDigest;
 
 use crate::{
@@ -18,8 +18,10 @@ use crate::{
     store::{Location, Sealed},
 };
 
-/// The digest of a whole message, as the client sends it (RFC 9530 §2).
+/// The digest of a whole message, as the client sends it (RFC 9530 §2), and that of what it stands for
+/// (§3). Without content codings, which uploads do not have, they are the same.
 const CONTENT_DIGEST: &str = "content-digest";
+const REPR_DIGEST: &str = "repr-digest";
 
 /// How a digest is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +59,36 @@ enum Hasher {
 }
 
 impl Expected {
-    /// What the `Content-Digest` of a request says; `None` if it says nothing that can be checked.
-    pub(crate) fn of_content(headers: &HeaderMap) -> Result<Option<Self>, UploadError> {
+    /// What a request says of its body; `None` if it says nothing that can be checked.
+    pub(crate) fn of_content(parts: &Parts) -> Result<Option<Self>, UploadError> {
+        // Of a part of something it is the digest of all.
+        let is_part = parts.method == Method::PATCH;
+        let is_part = is_part || parts.headers.contains_key(header::CONTENT_RANGE);
+        let names = match is_part {
+            true => &[CONTENT_DIGEST][..],
+            false => &[CONTENT_DIGEST, REPR_DIGEST],
+        };
+        let mut found = None;
+        for name in names {
+            let each = Self::of_header(&parts.headers, name)?;
+            if !each.is_empty() {
+                let expected = found.get_or_insert(Self {
+                    name: (*name).to_owned(),
+                    each: Vec::new(),
+                });
+                expected.each.extend(each);
+            }
+        }
+        Ok(found)
+    }
+
+    fn of_header(headers: &HeaderMap, header: &str) -> Result<Vec<(Hasher, Vec<u8>)>, UploadError> {
         let mut each = Vec::new();
-        for value in headers.get_all(CONTENT_DIGEST) {
-            let members = value.to_str().map_err(|_| invalid(CONTENT_DIGEST))?;
+        for value in headers.get_all(header) {
+            let members = value.to_str().map_err(|_| invalid(header))?;
             for member in members.split(',') {
                 let member = member.split(';').next().unwrap_or_default();
-                let (name, digest) = member.split_once('=').ok_or(invalid(CONTENT_DIGEST))?;
+                let (name, digest) = member.split_once('=').ok_or(invalid(header))?;
                 let algorithm = match name.trim() {
                     "sha-256" => DigestAlgorithm::Sha256,
                     "sha-512" => DigestAlgorithm::Sha512,
@@ -75,14 +99,10 @@ impl Expected {
                 let digest = digest.and_then(|digest| digest.strip_suffix(':'));
                 let digest = digest.and_then(decode_base64);
                 let digest = digest.filter(|digest| digest.len() == algorithm.len());
-                each.push((
-                    Hasher::new(algorithm),
-                    digest.ok_or(invalid(CONTENT_DIGEST))?,
-                ));
+                each.push((Hasher::new(algorithm), digest.ok_or(invalid(header))?));
             }
         }
-        let name = CONTENT_DIGEST.to_owned();
-        Ok((!each.is_empty()).then_some(Self { name, each }))
+        Ok(each)
     }
 
     /// What a field says: hexadecimal or base64.
@@ -263,12 +283,18 @@ mod tests {
             (&["md5=:x:"], None),
             (&[], None),
         ] {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(CONTENT_DIGEST, value.parse().unwrap());
-            }
-            let got = Expected::of_content(&headers).transpose().map(check);
-            assert_eq!(got, expected, "{values:?}");
+            let read = |method: Method, header: &str| {
+                let mut request = http::Request::builder().method(method);
+                for value in values {
+                    request = request.header(header, *value);
+                }
+                let parts = request.body(()).unwrap().into_parts().0;
+                Expected::of_content(&parts).transpose().map(check)
+            };
+            assert_eq!(read(Method::PATCH, CONTENT_DIGEST), expected, "{values:?}");
+            assert_eq!(read(Method::POST, CONTENT_DIGEST), expected, "{values:?}");
+            assert_eq!(read(Method::POST, REPR_DIGEST), expected, "{values:?}");
+            assert_eq!(read(Method::PATCH, REPR_DIGEST), None, "{values:?}");
         }
     }
 

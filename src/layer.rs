@@ -190,8 +190,8 @@ impl ResumableLayer {
     /// the form before the file: hexadecimal or base64. A chunk without it is not checked.
     ///
     /// A chunk that is not what was sent is not stored, and the client is told to send it again. A
-    /// `Content-Digest` header with SHA-256 or SHA-512 ([RFC 9530]) is always checked: it is about the
-    /// whole body, a form with its fields included.
+    /// `Content-Digest` or `Repr-Digest` header with SHA-256 or SHA-512 ([RFC 9530]) is always checked:
+    /// it is about the whole body, a form with its fields included.
     ///
     /// ```
     /// use tower::{Layer, ServiceExt, service_fn};

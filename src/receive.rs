@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header, request::Parts};
+use http::{Method, Request, Response, header, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
@@ -185,7 +185,9 @@ impl Shared {
         let key = self.config.key(&self.config.scope(parts)?, &chunk.identity);
         let status = self.store.status(&key).await.map_err(store_error)?;
         Ok(match answers.in_order {
-            Some(InOrder::UploadOffset) => answer::upload_offset(&status, chunk.identity.total),
+            Some(InOrder::UploadOffset) if parts.method == Method::HEAD => {
+                answer::upload_offset(&status, chunk.identity.total)
+            }
             _ => answer::status(chunk, &status),
         })
     }
@@ -235,7 +237,7 @@ impl Shared {
     {
         let scope = self.config.scope(parts)?;
         let mut form = Vec::new();
-        let digest = Expected::of_content(&parts.headers)?;
+        let digest = Expected::of_content(parts)?;
         let stream = pin!(Octets::new(body, digest));
         let mut pieces = ChunkBody::new(stream, None, Params::MAX);
         while let Some(piece) = pieces.next().await {
@@ -267,7 +269,7 @@ impl Shared {
     {
         // The scope is known before a byte of the body is read.
         let scope = self.config.scope(parts)?;
-        let digest = Expected::of_content(&parts.headers)?;
+        let digest = Expected::of_content(parts)?;
         match transport {
             Transport::Octets => {
                 let dialects = &self.config.dialects;

@@ -507,6 +507,12 @@ async fn filepond_is_given_a_name_and_told_where_to_go_on() {
     assert_eq!(offset().await, "0");
     assert_eq!(send(&server, patch("0", "10", "hello")).await.status, 200);
     assert_eq!(offset().await, "5");
+    let status = server
+        .client()
+        .await
+        .get(&format!("{url}&uploadStatus"))
+        .await;
+    assert_eq!(status.json()["ranges"], json!([[0, 5]]));
     assert_eq!(send(&server, patch("5", "11", "world")).await.status, 400);
     assert_eq!(send(&server, patch("5", "10", "world!")).await.status, 400);
     assert_eq!(send(&server, patch("11", "10", "")).await.status, 400);

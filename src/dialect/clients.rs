@@ -5,6 +5,9 @@ use http::StatusCode;
 
 use super::{Dialect, InOrder, heads, table::LastChunk};
 
+/// The parameter that makes a status request, of clients whose names have nothing in common.
+const STATUS: &str = "uploadStatus";
+
 impl Dialect {
     /// [flow.js] and its wrappers (ng-flow, ngx-flow, …), as it is: it has no options for its names.
     ///
@@ -46,7 +49,7 @@ impl Dialect {
             .with_file_name("filename")
             .with_relative_path("relativePath")
             .with_unused("totalChunks")
-            .with_status("uploadStatus")
+            .with_status(STATUS)
             // It sends again what is answered with 400.
             .with_refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         simple.type_of_part = true;
@@ -127,6 +130,7 @@ impl Dialect {
     pub fn plupload() -> Self {
         let mut plupload = Self::new("Plupload")
             .with_identifier("name")
+            .with_status(STATUS)
             .with_total_size("total")
             .with_offset("offset")
             .with_file_name("name");
@@ -144,6 +148,7 @@ impl Dialect {
     pub fn web_uploader(chunk_size: u64) -> Self {
         let mut web_uploader = Self::new("WebUploader")
             .with_identifier("lastModifiedDate")
+            .with_status(STATUS)
             .with_total_size("size")
             .with_chunk_number("chunk", 0)
             .with_file_name("name")
@@ -168,6 +173,7 @@ impl Dialect {
     pub fn blueimp() -> Self {
         let mut blueimp = Self::new("blueimp")
             .with_identifier(heads::FILE_NAME)
+            .with_status(STATUS)
             .with_total_size(heads::RANGE_TOTAL)
             .with_offset(heads::RANGE_FIRST)
             .with_chunk_length(heads::RANGE_LENGTH)
@@ -189,6 +195,7 @@ impl Dialect {
     pub fn filepond() -> Self {
         let mut filepond = Self::new("FilePond")
             .with_identifier("patch")
+            .with_status(STATUS)
             .with_total_size("header:upload-length")
             .with_offset("header:upload-offset")
             .with_file_name("header:upload-name")
@@ -215,6 +222,7 @@ impl Dialect {
     pub fn huge_uploader(chunk_size: u64) -> Self {
         let mut huge = Self::new("huge-uploader")
             .with_identifier("header:uploader-file-id")
+            .with_status(STATUS)
             .with_total_size("header:uploader-file-size")
             .with_chunk_number("header:uploader-chunk-number", 0)
             .with_file_name(heads::ENCODED_NAME)
@@ -235,6 +243,7 @@ impl Dialect {
     pub fn bootstrap_fileinput() -> Self {
         let mut fileinput = Self::new("bootstrap-fileinput")
             .with_identifier("fileId")
+            .with_status(STATUS)
             .with_total_size("fileSize")
             .with_offset("chunkSizeStart")
             .with_chunk_number("chunkIndex", 0)
