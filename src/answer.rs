@@ -16,7 +16,7 @@ use crate::{
 const ORIGINAL_STATUS: HeaderName = HeaderName::from_static("x-resumable-status");
 
 /// Most chunk numbers that a status answer lists.
-const LISTED_CHUNKS: u64 = 65_536;
+const LISTED_CHUNKS: usize = 65_536;
 
 /// The status for an error. Clients give up on a few statuses only, each on others, and send
 /// everything else again at once (Resumable.js up to a hundred times): so what is final is what the
@@ -166,7 +166,7 @@ pub(crate) fn missing<R>() -> Response<ResponseBody<R>> {
     response
 }
 
-/// What is stored of an upload, as byte ranges (end exclusive) and 1-based chunk numbers.
+/// What is stored of an upload, as byte ranges (end exclusive) and as chunk numbers of its client.
 pub(crate) fn status<R>(chunk: &Chunk, status: &Status) -> Response<ResponseBody<R>> {
     let total = chunk.identity.total;
     let answer = |state: &str, ranges: &RangeSet| {
@@ -238,14 +238,16 @@ pub(crate) fn list<R>(
 
 /// The chunks that need not be sent. In the default layout the last one reaches beyond its number.
 fn chunk_numbers(Numbering { first, size }: Numbering, total: u64, ranges: &RangeSet) -> Vec<u64> {
-    (0..total.div_ceil(size))
-        .filter(|index| {
-            let offset = index * size;
-            ranges.covers(offset, size.min(total - offset))
-        })
-        .map(|index| index + first)
-        .take(LISTED_CHUNKS as usize)
-        .collect()
+    // By ranges: a client can declare more chunks than anybody can look at.
+    let whole_chunks = ranges.iter().flat_map(|range| {
+        let end = match range.end == total {
+            true => total.div_ceil(size),
+            false => range.end / size,
+        };
+        range.start.div_ceil(size)..end
+    });
+    let numbers = whole_chunks.map(|index| index.saturating_add(first));
+    numbers.take(LISTED_CHUNKS).collect()
 }
 
 /// The remembered answer of the inner service.
@@ -380,6 +382,29 @@ mod tests {
             };
             assert_eq!(got, expected, "{inner}");
         }
+    }
+
+    #[test]
+    fn chunks_that_are_stored() {
+        let numbers = |size, total, stored: &[(u64, u64)]| -> Vec<u64> {
+            let mut ranges = RangeSet::default();
+            stored.iter().for_each(|&(at, len)| ranges.insert(at, len));
+            chunk_numbers(Numbering { first: 1, size }, total, &ranges)
+        };
+        assert!(numbers(10, 25, &[]).is_empty());
+        assert_eq!(numbers(10, 25, &[(0, 25)]), [1, 2, 3]);
+        assert_eq!(numbers(10, 25, &[(0, 10), (20, 5)]), [1, 3]);
+        assert!(numbers(10, 25, &[(0, 9), (11, 13)]).is_empty());
+        assert_eq!(numbers(10, 30, &[(5, 25)]), [2, 3]);
+        assert_eq!(numbers(10, 3, &[(0, 3)]), [1]);
+        assert_eq!(numbers(u64::MAX, 3, &[(0, 3)]), [1]);
+        // More chunks than there is time for.
+        assert!(numbers(1, u64::MAX, &[]).is_empty());
+        assert_eq!(
+            numbers(1, u64::MAX, &[(7, 1), (u64::MAX - 1, 1)]),
+            [8, u64::MAX]
+        );
+        assert_eq!(numbers(1, u64::MAX, &[(0, u64::MAX)]).len(), LISTED_CHUNKS);
     }
 
     #[test]

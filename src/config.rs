@@ -107,7 +107,7 @@ impl Config {
         match &self.list_parameter {
             Some(name) if asks_for(parts, name) => (Ok(Intent::List), Answers::default()),
             _ => match self.dialects.intent(parts, body_is_empty) {
-                (Ok(Intent::Pass), answers) if self.plain_uploads => (raw_file(parts), answers),
+                (Ok(Intent::Pass), answers) if self.plain_uploads => (Ok(raw_file(parts)), answers),
                 asked => asked,
             },
         }

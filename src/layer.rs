@@ -109,9 +109,10 @@ impl ResumableLayer {
     /// of `application/octet-stream`, whose name can be in `Content-Disposition`. `true` by default.
     ///
     /// It is delivered like any other, and may have as many bytes as a
-    /// [chunk](Self::with_max_chunk_size). Each such request is an upload of its own. A form with a
-    /// field whose name contains `chunk` is refused: it is a part of a file, from a client that the
-    /// layer was not told of.
+    /// [chunk](Self::with_max_chunk_size). Each such request is an upload of its own. What has
+    /// a field or a header whose name contains `chunk` or is `offset`, `Content-Range` or `Upload-…` is
+    /// a part of a file, from a client that the layer was not told of: a form of that kind is refused,
+    /// a raw body passes.
     pub fn with_plain_uploads(self, accept: bool) -> Self {
         self.with(|config| config.plain_uploads = accept)
     }

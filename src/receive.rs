@@ -274,10 +274,10 @@ impl Shared {
             Transport::Octets => {
                 let dialects = &self.config.dialects;
                 let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
-                let (chunk, upload) = self.admit(scope, dialect, params)?;
-                if self.is_lost(dialect, params, &upload).await? {
+                let admitted = self.admit(scope, dialect, params).await?;
+                let Some((chunk, upload)) = admitted else {
                     return Ok(Received::Lost);
-                }
+                };
                 let stream = pin!(Octets::new(body, digest));
                 let digest = self.chunk_digest(params)?;
                 let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
@@ -293,7 +293,8 @@ impl Shared {
                 })?;
                 let (chunk, upload) = self.admit_whole(scope, params, total)?;
                 let stream = pin!(Octets::new(body, digest));
-                let progress = self.store_chunk(&chunk, &upload, stream, None).await?;
+                let digest = self.chunk_digest(params)?;
+                let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
                 Ok(Received::Chunk(upload, progress))
             }
             Transport::Multipart { boundary } => {
@@ -348,10 +349,10 @@ impl Shared {
         mut form: Form<'_>,
         params: &mut Params,
     ) -> Result<Received, UploadError> {
-        let (chunk, mut upload) = self.admit(scope, dialect, params)?;
-        if self.is_lost(dialect, params, &upload).await? {
+        let admitted = self.admit(scope, dialect, params).await?;
+        let Some((chunk, mut upload)) = admitted else {
             return Ok(Received::Lost);
-        }
+        };
         let digest = self.chunk_digest(params)?;
         let mut on_late = |name: String, value: String| {
             if self.config.is_chunk_digest(&name) {
@@ -397,16 +398,12 @@ impl Shared {
         let (chunk, upload) = match dialects.of(params) {
             Some(dialect) => {
                 dialect.add_total(params, len);
-                let (chunk, upload) = self.admit(scope, dialect, params)?;
-                if self.is_lost(dialect, params, &upload).await? {
-                    return Ok(Received::Lost);
+                match self.admit(scope, dialect, params).await? {
+                    Some(admitted) => admitted,
+                    None => return Ok(Received::Lost),
                 }
-                (chunk, upload)
             }
-            None if self.config.plain_uploads
-                && dialect::is_whole_file(params)
-                && !parts.headers.contains_key(header::CONTENT_RANGE) =>
-            {
+            None if self.config.plain_uploads && dialect::is_whole_file(parts, params) => {
                 self.admit_whole(scope, params, len)?
             }
             None => return Err(dialects.unknown()),
@@ -417,17 +414,24 @@ impl Shared {
         Ok(Received::Chunk(upload, progress))
     }
 
-    /// What the fields say, if it is allowed.
-    fn admit(
+    /// What the fields say, if it is allowed; `None` if the client goes on, without having asked, with
+    /// an upload that is gone.
+    async fn admit(
         &self,
         scope: String,
         dialect: &Dialect,
         params: &Params,
-    ) -> Result<(Chunk, Upload), UploadError> {
+    ) -> Result<Option<(Chunk, Upload)>, UploadError> {
         let chunk = dialect.chunk(params)?;
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, dialect.extra(params));
-        Ok((chunk, upload))
+        if dialect.is_resumed(params) {
+            let status = self.store.status(&upload.key).await.map_err(store_error)?;
+            if let Status::Absent = status {
+                return Ok(None);
+            }
+        }
+        Ok(Some((chunk, upload)))
     }
 
     /// A file of no chunk client, if it is allowed.
@@ -442,20 +446,6 @@ impl Shared {
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
         Ok((chunk, upload))
-    }
-
-    /// Whether the client goes on with an upload that is gone, without having asked.
-    async fn is_lost(
-        &self,
-        dialect: &Dialect,
-        params: &Params,
-        upload: &Upload,
-    ) -> Result<bool, UploadError> {
-        if !dialect.is_resumed(params) {
-            return Ok(false);
-        }
-        let status = self.store.status(&upload.key).await.map_err(store_error)?;
-        Ok(matches!(status, Status::Absent))
     }
 
     /// What the client says that the bytes of this chunk are.

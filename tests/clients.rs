@@ -152,7 +152,7 @@ async fn dropzone_names_the_file_in_its_part_and_leaves_the_rest_to_the_last_chu
 #[tokio::test]
 async fn a_form_without_a_clients_fields_is_a_whole_file() {
     let server = Server::start().await;
-    let fields = owned(&[("comment", "hi"), ("token", "t")]);
+    let fields = owned(&[("comment", "hi"), ("tz_offset", "60")]);
     for (nth, content) in ["", "hello", "hello"].into_iter().enumerate() {
         let answer = send(&server, file_of(&fields, "file", "é \"1\".txt", content)).await;
         // Each is one of its own, even if it is the same again.
@@ -168,11 +168,16 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     assert_eq!(last.content_type(), Some("application/octet-stream"));
     assert_eq!(last.identifier().len(), 32);
     // What may be a piece of a file is not taken for one.
-    for field in ["up_ChunkNumber", "chunks", "fileChunkIndex"] {
+    for field in ["up_ChunkNumber", "chunks", "fileChunkIndex", "offset"] {
         let fields = owned(&[(field, "1")]);
         let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
         assert_eq!(answer.json()["code"], "missing_field", "{field}");
         assert_eq!(answer.status, 400);
+    }
+    for header in ["uploader-chunk-number", "upload-complete"] {
+        let piece = file_of(&fields, "file", "a.txt", "hello");
+        let answer = send(&server, with_headers(piece, &[(header, "1")])).await;
+        assert_eq!(answer.status, 400, "{header}");
     }
     let mut ranged = file_of(&fields, "file", "a.txt", "hello");
     let range = "bytes 0-4/10".parse().unwrap();
@@ -693,6 +698,9 @@ async fn a_raw_body_is_a_whole_file() {
     for (query, headers) in [
         ("", &[("content-range", "bytes 0-4/10")][..]),
         ("", &[("content-encoding", "gzip")]),
+        ("", &[("upload-complete", "?0")]),
+        ("?offset=5", &[]),
+        (&format!("?x={}", "y".repeat(20 << 10)), &[]),
         ("", &[("content-type", "application/json")]),
         ("?chunk=1", &[]),
     ] {

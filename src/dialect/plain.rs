@@ -5,16 +5,27 @@ use http::{Method, header, request::Parts};
 use super::{Chunk, FilePart, Identity, Intent, Params, Transport, fields::Fields, heads};
 use crate::UploadError;
 
-/// Whether a form that says nothing of a position is a whole file. A name with `chunk` in it that is
-/// not `known` says that it is a piece of one, from a client that the layer was not told of, or not
-/// enough: as a file of its own it would be a wrong one.
+/// Whether fields that say nothing of a position can be those of a whole file. One that is not `known`
+/// and speaks of a chunk, or is an offset, says that it is a piece of one, from a client that the layer
+/// was not told of, or not enough: as a file of its own it would be a wrong one.
 pub(super) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
-    !params.has(|name| !known(name) && name.to_ascii_lowercase().contains("chunk"))
+    !params.has(|name| !known(name) && is_of_pieces(name))
 }
 
-/// Whether a form that no dialect knows is a whole file.
-pub(crate) fn is_whole_file(params: &Params) -> bool {
-    may_be_whole(params, |_| false)
+/// Whether a request that no dialect knows brings a whole file.
+pub(crate) fn is_whole_file(parts: &Parts, params: &Params) -> bool {
+    let mut headers = parts.headers.keys().map(|name| name.as_str());
+    // `Upload-…` is the resumable uploads' of others: tus, FilePond, the IETF draft.
+    let of_pieces = |name: &str| {
+        is_of_pieces(name) || name.starts_with("upload-") || name == header::CONTENT_RANGE
+    };
+    !headers.any(of_pieces) && may_be_whole(params, |_| false)
+}
+
+fn is_of_pieces(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    // Not all offsets: that of a time zone is the application's.
+    name.contains("chunk") || name == "offset"
 }
 
 /// The file of such a form. It has no name but the one it gets here: each is an upload of its own.
@@ -42,25 +53,23 @@ pub(crate) fn whole_file(
 
 /// What a request wants that is not a dialect's: its body can be a file, if it says that it is nothing
 /// more special.
-pub(crate) fn raw_file(parts: &Parts) -> Result<Intent, UploadError> {
+pub(crate) fn raw_file(parts: &Parts) -> Intent {
     let headers = &parts.headers;
     let media_type = headers
         .get(header::CONTENT_TYPE)
         .map(|value| value.as_bytes());
     let is_file = [Method::POST, Method::PUT].contains(&parts.method)
         && media_type == Some(b"application/octet-stream")
-        && !headers.contains_key(header::CONTENT_RANGE)
         && !headers.contains_key(header::CONTENT_ENCODING);
-    if !is_file {
-        return Ok(Intent::Pass);
+    // A query that is too long is the application's too.
+    match Params::from_query(parts.uri.query()) {
+        Ok(mut params) if is_file && is_whole_file(parts, &params) => {
+            params.set_part(FilePart {
+                file_name: heads::file_name(headers),
+                content_type: None,
+            });
+            Intent::Put(params, Transport::Whole)
+        }
+        _ => Intent::Pass,
     }
-    let mut params = Params::from_query(parts.uri.query())?;
-    if !is_whole_file(&params) {
-        return Ok(Intent::Pass);
-    }
-    params.set_part(FilePart {
-        file_name: heads::file_name(headers),
-        content_type: None,
-    });
-    Ok(Intent::Put(params, Transport::Whole))
 }

@@ -1131,7 +1131,7 @@ fn read_capture(dialects: &Dialects, request: &[u8]) -> (Option<String>, String)
                     ("form", dialect.chunk(&params).unwrap())
                 }
                 None => {
-                    assert!(is_whole_file(&params));
+                    assert!(is_whole_file(&parts, &params));
                     let len = content.len() as u64;
                     ("whole", whole_file(&params, "its own".into(), len).unwrap())
                 }
