@@ -244,7 +244,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Looks at every upload.
+    /// Looks at every upload that this version can read.
     pub(super) fn each(
         &self,
         mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
@@ -254,9 +254,14 @@ impl Folder {
                 .extension()
                 .is_some_and(|extension| extension == "journal");
             let name = path.file_stem().and_then(|name| name.to_str());
-            let key = name.filter(|_| is_journal).and_then(UploadKey::from_hex);
-            if let Some((entry, view)) = key.map(|key| self.look(&key)).transpose()?.flatten() {
-                see(self, &entry, view)?;
+            let Some(key) = name.filter(|_| is_journal).and_then(UploadKey::from_hex) else {
+                continue;
+            };
+            match self.look(&key) {
+                Ok(Some((entry, view))) => see(self, &entry, view)?,
+                Ok(None) => {}
+                Err(error) if is_of_another_version(&error) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -278,7 +283,10 @@ impl Folder {
             let Some(key) = key.filter(|_| touched.is_ok_and(|touched| touched < before)) else {
                 continue;
             };
-            let owner = self.look(&key)?;
+            let owner = match self.look(&key) {
+                Err(error) if is_of_another_version(&error) => continue,
+                owner => owner?,
+            };
             if owner.is_none_or(|(entry, _)| entry.id != id) {
                 self.disk.remove_if_there(&path)?;
             }
@@ -290,6 +298,16 @@ impl Folder {
     pub(super) fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
         files_below(&self.partial)
     }
+}
+
+/// Whether an upload cannot be read because another version of this crate has written it, which sees to
+/// it itself.
+fn is_of_another_version(error: &StoreError) -> bool {
+    let StoreError::Failed(error) = error else {
+        return false;
+    };
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::Unsupported)
 }
 
 /// The files in the folders of a folder.
