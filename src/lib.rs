@@ -34,6 +34,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod admission;
 mod answer;
 mod body;
 mod client_options;
@@ -45,13 +46,17 @@ mod error;
 mod fault;
 mod future;
 mod layer;
+mod ledger;
+mod limits;
 mod multipart;
 mod receive;
 mod retention;
 mod service;
+mod sniff;
 pub mod store;
 mod upload;
 
+pub use self::admission::{Admission, Purpose, Refusal, Scope};
 pub use self::body::ResponseBody;
 pub use self::config::IdentityRule;
 pub use self::dialect::{Dialect, ResumableJs};
@@ -59,6 +64,7 @@ pub use self::digest::DigestAlgorithm;
 pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
 pub use self::layer::ResumableLayer;
+pub use self::limits::Limits;
 pub use self::retention::Retention;
 pub use self::service::Resumable;
 pub use self::store::{FileStore, MemoryStore, Store, StoreError};

@@ -4,9 +4,9 @@ mod common;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use common::{BOUNDARY, File, FilePart, Server, file_part, form, multipart, uri};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use serde_json::json;
-use tower_resumable::{IdentityRule, ResumableJs, UploadError};
+use tower_resumable::{IdentityRule, Refusal, ResumableJs};
 
 type Send = fn(&File, usize) -> Request<Vec<u8>>;
 
@@ -138,7 +138,7 @@ async fn every_transport_in_both_layouts() {
 #[tokio::test]
 async fn what_the_application_gets() {
     let server = Server::with(|layer| {
-        layer.with_scope(|parts| Ok(parts.headers["x-user"].to_str().unwrap().to_owned()))
+        layer.with_scope(|parts| Ok(parts.headers["x-user"].to_str().unwrap().into()))
     })
     .await;
     let file = File {
@@ -465,11 +465,8 @@ async fn identifiers_can_stand_for_all() {
 async fn scopes_stay_apart() {
     let server = Server::with(|layer| {
         layer.with_scope(|parts| match parts.headers.get("x-user") {
-            Some(user) => Ok(user.to_str().unwrap().to_owned()),
-            None => Err(UploadError::Refused {
-                status: http::StatusCode::UNAUTHORIZED,
-                reason: "sign in first".into(),
-            }),
+            Some(user) => Ok(user.to_str().unwrap().into()),
+            None => Err(Refusal::new(StatusCode::UNAUTHORIZED, "sign in first")),
         })
     })
     .await;

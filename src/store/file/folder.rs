@@ -249,17 +249,48 @@ impl Folder {
         &self,
         mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        for path in self.partial_files()? {
-            let is_journal = path
-                .extension()
-                .is_some_and(|extension| extension == "journal");
-            let name = path.file_stem().and_then(|name| name.to_str());
-            let key = name.filter(|_| is_journal).and_then(UploadKey::from_hex);
-            if let Some((entry, view)) = key.map(|key| self.look(&key)).transpose()?.flatten() {
+        for (key, _) in self.journals()? {
+            if let Some((entry, view)) = self.look(&key)? {
                 see(self, &entry, view)?;
             }
         }
         Ok(())
+    }
+
+    /// Looks at every upload without a promise that what is seen is durable: that would cost syncs.
+    pub(super) fn each_as_it_seems(
+        &self,
+        mut see: impl FnMut(&Entry, View),
+    ) -> Result<(), StoreError> {
+        for (key, path) in self.journals()? {
+            let known = self.open_entries().get(&key).cloned();
+            if let Some(entry) = known {
+                see(&entry, entry.view()?);
+                continue;
+            }
+            let journal = match disk::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                journal => journal?,
+            };
+            if let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? {
+                let view = entry.view()?;
+                // A crash of the system has lost the bytes, if they were not to be synced.
+                if entry.data.is_some() || !matches!(view.phase, Phase::Receiving) {
+                    see(&entry, view);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn journals(&self) -> Result<Vec<(UploadKey, PathBuf)>, StoreError> {
+        let mut journals = self.partial_files()?;
+        journals.retain(|path| path.extension().is_some_and(|e| e == "journal"));
+        let keyed = journals.into_iter().filter_map(|path| {
+            let key = UploadKey::from_hex(path.file_stem()?.to_str()?)?;
+            Some((key, path))
+        });
+        Ok(keyed.collect())
     }
 
     /// Removes what a process has left that died while it created or removed an upload.

@@ -359,21 +359,21 @@ impl Store for FileStore {
         .await
     }
 
-    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        let scope = scope.to_owned();
+    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        let scope = scope.map(str::to_owned);
         self.blocking(move |folder| {
             let mut uploads = Vec::new();
-            folder.each(|_, entry, view| {
+            folder.each_as_it_seems(|entry, view| {
                 let upload = match view.phase {
                     Phase::Sealed(seal) => seal.upload,
                     Phase::Receiving => entry.created.clone(),
-                    _ => return Ok(()),
+                    _ => return,
                 };
                 let progress = entry.progress();
-                if upload.scope == scope && (progress.complete || progress.received > 0) {
+                let wanted = scope.as_ref().is_none_or(|scope| upload.scope == *scope);
+                if wanted && (progress.complete || progress.received > 0) {
                     uploads.push((upload, progress));
                 }
-                Ok(())
             })?;
             Ok(uploads)
         })
