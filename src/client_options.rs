@@ -62,7 +62,7 @@ impl ResumableLayer {
     /// [`resumable_js_options`](Self::resumable_js_options).
     ///
     /// ```
-    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default())
     ///     .with_limits(Limits::default().chunk_size(1 << 20));
@@ -85,7 +85,7 @@ impl ResumableLayer {
     /// [`resumable_js_options`](Self::resumable_js_options).
     ///
     /// ```
-    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default())
     ///     .with_limits(Limits::default().file_size(5 << 30));
