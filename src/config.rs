@@ -157,6 +157,7 @@ impl Config {
             scope,
             identifier: identity.identifier.clone(),
             total: identity.total,
+            chunk_size: chunk.numbering.map(|numbering| numbering.size),
             file_name: identity.file_name.clone(),
             relative_path: identity.relative_path.clone(),
             content_type: chunk.content_type.clone(),

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::{
+    runtime::Handle,
     sync::watch,
+    task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
 };
 use tower_service::Service;
@@ -284,7 +286,9 @@ impl Delivery {
             Err(error) => return Ok(Err(error)),
         };
         let sealed = sealed.clone();
-        let check = tokio::task::spawn_blocking(move || expected.check_file(&sealed));
+        // On a thread for blocking work, which may wait for what it reads.
+        let runtime = Handle::current();
+        let check = spawn_blocking(move || runtime.block_on(expected.check_file(&sealed)));
         check.await.map_err(io::Error::other)?
     }
 

@@ -95,6 +95,8 @@ pub enum UploadError {
     Storage,
     /// The store has no room left; the chunk is not stored.
     StorageFull,
+    /// The server has too much to do at the moment; the chunk is not stored.
+    Busy,
     /// The service behind the layer failed to take the finished upload. It is kept, and the next
     /// request for any of its chunks tries again.
     DeliveryFailed,
@@ -133,6 +135,7 @@ impl UploadError {
             Self::Superseded => "superseded",
             Self::Storage => "storage",
             Self::StorageFull => "storage_full",
+            Self::Busy => "busy",
             Self::DeliveryFailed => "delivery_failed",
             Self::DeliveryPending => "delivery_pending",
             Self::Refused { .. } => "refused",
@@ -149,6 +152,7 @@ impl UploadError {
                 | Self::Superseded
                 | Self::Storage
                 | Self::StorageFull
+                | Self::Busy
                 | Self::DeliveryFailed
                 | Self::DeliveryPending
         )
@@ -191,6 +195,7 @@ impl fmt::Display for UploadError {
             Self::Superseded => f.write_str("another request has taken over this chunk"),
             Self::Storage => f.write_str("the chunk could not be stored"),
             Self::StorageFull => f.write_str("there is no room for the chunk"),
+            Self::Busy => f.write_str("the server is busy; try again"),
             Self::DeliveryFailed => f.write_str("the finished upload could not be handed over yet"),
             Self::DeliveryPending => f.write_str("the finished upload is still being handed over"),
             Self::Refused { reason, .. } => f.write_str(reason),
