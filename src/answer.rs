@@ -424,6 +424,7 @@ mod tests {
             (UploadError::MethodNotAllowed, 400),
             (UploadError::Storage, 503),
             (UploadError::StorageFull, 503),
+            (UploadError::Busy, 503),
             (UploadError::DeliveryFailed, 503),
         ] {
             let config = Config::default();

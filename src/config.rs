@@ -135,9 +135,9 @@ impl Config {
         chunk: &Chunk,
         fields: Vec<(String, String)>,
     ) -> Upload {
-        let content_type = chunk.content_type.clone();
         Upload {
-            content_type,
+            chunk_size: chunk.numbering.map(|numbering| numbering.size),
+            content_type: chunk.content_type.clone(),
             fields,
             ..self.named(scope, &chunk.identity)
         }
@@ -150,6 +150,7 @@ impl Config {
             scope,
             identifier: identity.identifier.clone(),
             total: identity.total,
+            chunk_size: None,
             file_name: identity.file_name.clone(),
             relative_path: identity.relative_path.clone(),
             content_type: None,

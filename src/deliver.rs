@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    io::{self, Read as _},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -11,7 +11,9 @@ use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Body;
 use tokio::{
+    runtime::Handle,
     sync::watch,
+    task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
 };
 use tower_service::Service;
@@ -20,6 +22,7 @@ use crate::{
     CompletedUpload, DigestAlgorithm, Purpose, Refusal, ResponseBody, UploadError,
     admission::Hooks,
     answer::{self, Outcome},
+    content::Content,
     body::read_up_to,
     digest::Expected,
     fault,
@@ -27,7 +30,7 @@ use crate::{
     receive::store_error,
     sniff::head_len,
     store::{
-        AnyClaim, DynStore, Location, Record, Sealed, Settlement, StoreError, TryClaim, Upload,
+        AnyClaim, DynStore, Record, Sealed, Settlement, StoreError, TryClaim, Upload,
         UploadKey,
     },
 };
@@ -340,9 +343,7 @@ impl Delivery {
             let head = head(sealed)
                 .await
                 .map_err(|_| UploadError::DeliveryFailed)?;
-            if let Some(head) = head {
-                sniff(&head, &sealed.upload)?;
-            }
+            sniff(&head, &sealed.upload)?;
         }
         let checked = self.check_digest(sealed).await;
         checked.map_err(|_| UploadError::DeliveryFailed)?
@@ -362,7 +363,9 @@ impl Delivery {
             Err(error) => return Ok(Err(error)),
         };
         let sealed = sealed.clone();
-        let check = tokio::task::spawn_blocking(move || expected.check_file(&sealed));
+        // On a thread for blocking work, which may wait for what it reads.
+        let runtime = Handle::current();
+        let check = spawn_blocking(move || runtime.block_on(expected.check_file(&sealed)));
         check.await.map_err(io::Error::other)?
     }
 
@@ -415,21 +418,16 @@ impl Delivery {
 }
 
 /// The first bytes of a file.
-async fn head(sealed: &Sealed) -> io::Result<Option<Vec<u8>>> {
+async fn head(sealed: &Sealed) -> io::Result<Vec<u8>> {
     let len = head_len(sealed.upload.total);
-    Ok(match &sealed.location {
-        Location::Memory(bytes) => Some(bytes[..len.min(bytes.len())].to_vec()),
-        Location::File(path) => {
-            let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                let mut head = Vec::with_capacity(len);
-                let file = std::fs::File::open(path)?;
-                file.take(len as u64).read_to_end(&mut head)?;
-                Ok::<_, io::Error>(head)
-            });
-            Some(read.await.map_err(io::Error::other)??)
-        }
-    })
+    let (mut head, mut content) = (Vec::with_capacity(len), Content::new(sealed));
+    while head.len() < len {
+        let Some(piece) = content.next().await.transpose()? else {
+            break;
+        };
+        head.extend_from_slice(&piece[..piece.len().min(len - head.len())]);
+    }
+    Ok(head)
 }
 
 async fn call<S, Q>(mut inner: S, request: Q) -> Result<S::Response, S::Error>

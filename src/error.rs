@@ -95,7 +95,8 @@ pub enum UploadError {
     Superseded,
     /// The body came too slowly: see [`Limits`](crate::Limits). Nothing of it is stored.
     TooSlow,
-    /// There are as many requests under way as the layer allows: see [`Limits`](crate::Limits).
+    /// There are as many requests under way as the layer, or the store, allows: see
+    /// [`Limits`](crate::Limits). The chunk is not stored.
     Busy,
     /// There are as many unfinished uploads as the layer allows: see [`Limits`](crate::Limits).
     TooManyUploads,

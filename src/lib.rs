@@ -27,6 +27,8 @@
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
+//! * `object-store`: `ObjectStore` keeps uploads in an object store (Amazon S3 and what is compatible,
+//!   Azure, Google Cloud) that many servers share.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
@@ -39,6 +41,7 @@ mod answer;
 mod body;
 mod client_options;
 mod config;
+mod content;
 mod deliver;
 mod dialect;
 mod digest;
@@ -59,6 +62,7 @@ mod upload;
 pub use self::admission::{Admission, Purpose, Refusal, Scope};
 pub use self::body::ResponseBody;
 pub use self::config::IdentityRule;
+pub use self::content::Content;
 pub use self::dialect::{Dialect, ResumableJs};
 pub use self::digest::DigestAlgorithm;
 pub use self::error::{BoxError, UploadError};
@@ -67,6 +71,8 @@ pub use self::layer::ResumableLayer;
 pub use self::limits::Limits;
 pub use self::retention::Retention;
 pub use self::service::Resumable;
+#[cfg(feature = "object-store")]
+pub use self::store::ObjectStore;
 pub use self::store::{FileStore, MemoryStore, Store, StoreError};
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;

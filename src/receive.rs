@@ -603,6 +603,8 @@ pub(crate) fn store_error(error: StoreError) -> UploadError {
         StoreError::Superseded => UploadError::Superseded,
         StoreError::TooManyRanges => UploadError::TooManyRanges,
         StoreError::Full(_) => UploadError::StorageFull,
+        StoreError::TooLarge { limit } => UploadError::FileTooLarge { limit },
+        StoreError::Busy => UploadError::Busy,
         StoreError::Failed(_) => UploadError::Storage,
     }
 }

@@ -1,6 +1,9 @@
 use std::{io, path::Path, sync::Arc};
 
-use crate::store::{Location, Sealed, UploadKey};
+use crate::{
+    Content, content,
+    store::{Location, Sealed, UploadKey},
+};
 
 /// A finished upload, in the extensions of the request that the inner service gets.
 ///
@@ -71,7 +74,8 @@ impl CompletedUpload {
 
     /// Where the finished file is; `None` if its store does not keep it in a file.
     ///
-    /// It is complete, on disk, and never written again by the layer.
+    /// It is complete, on disk, and never written again by the layer. A handler that shall work with
+    /// all stores takes [`content`](Self::content), or [`copy_to`](Self::copy_to) if it needs a path.
     pub fn path(&self) -> Option<&Path> {
         match &self.sealed.location {
             Location::File(path) => Some(path),
@@ -133,22 +137,51 @@ impl CompletedUpload {
             .map(|(_, value)| value.as_str())
     }
 
+    /// Reads the finished file, from whatever store.
+    ///
+    /// ```
+    /// # async fn handler(upload: tower_resumable::CompletedUpload) -> std::io::Result<()> {
+    /// let mut content = upload.content();
+    /// let mut bytes = 0;
+    /// while let Some(piece) = content.next().await {
+    ///     bytes += piece?.len() as u64;
+    /// }
+    /// assert_eq!(bytes, upload.size());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn content(&self) -> Content {
+        Content::new(&self.sealed)
+    }
+
+    /// Copies the finished file to `to`, from whatever store: durably, and never over an existing
+    /// file. Parent directories are not created.
+    ///
+    /// For handlers that need a path. In a later [`attempt`](Self::attempt) it is no error if an
+    /// earlier one has copied the file to `to`. If it fails or is dropped there is nothing at `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`;
+    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved; whatever
+    /// the file system or the object store says.
+    pub async fn copy_to(&self, to: impl AsRef<Path>) -> io::Result<()> {
+        content::copy(&self.sealed, to.as_ref()).await
+    }
+
     /// Moves the finished file to `to`, durably, and never over an existing one.
     ///
-    /// Within one file system that is a rename. Parent directories are not created. In a later
+    /// Within one file system that is a rename; from an object store the file is fetched and, when it
+    /// is safely here, deleted there. Parent directories are not created. In a later
     /// [`attempt`](Self::attempt) it is no error if an earlier one has moved the file to `to`.
     ///
     /// # Errors
     ///
     /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`;
     /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved elsewhere;
-    /// whatever the file system says.
+    /// whatever the file system or the object store says.
     pub async fn persist(&self, to: impl AsRef<Path>) -> io::Result<()> {
-        let to = to.as_ref().to_owned();
-        let sealed = Arc::clone(&self.sealed);
-        tokio::task::spawn_blocking(move || crate::store::persist(&sealed, &to))
-            .await
-            .map_err(io::Error::other)?
+        content::persist(&self.sealed, to.as_ref()).await
     }
 }
 

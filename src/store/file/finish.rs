@@ -188,10 +188,6 @@ fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
 /// Moves the finished file to `to`: see [`CompletedUpload::persist`](crate::CompletedUpload::persist).
 pub(in crate::store) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
     let disk = Disk::default();
-    let parent = match to.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
     let moved = match &sealed.location {
         Location::File(from) => disk
             .rename_new(from, to)
@@ -199,15 +195,15 @@ pub(in crate::store) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
                 io::ErrorKind::CrossesDevices => copy_new(&disk, &sealed.location, to),
                 _ => Err(error),
             }),
-        Location::Memory(_) => copy_new(&disk, &sealed.location, to),
+        _ => copy_new(&disk, &sealed.location, to),
     };
     if let Err(error) = moved {
         // An earlier attempt has moved it, if its process died before that was recorded.
-        if sealed.attempt < 2 || !is_content(sealed, to).unwrap_or(false) {
+        if !is_done(sealed, to) {
             return Err(error);
         }
     }
-    disk.sync_dir(parent)?;
+    disk.sync_dir(folder_of(to))?;
     let Location::File(from) = &sealed.location else {
         return Ok(());
     };
@@ -219,22 +215,97 @@ pub(in crate::store) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
     }
 }
 
-/// A copy that is whole before it has its name.
-fn copy_new(disk: &Disk, location: &Location, to: &Path) -> io::Result<()> {
-    let id = random_id().map_err(io::Error::other)?;
-    let temporary = to.with_file_name(format!(".{id}.tmp"));
-    let copied = disk.create(&temporary).and_then(|mut copy| {
-        match location {
-            Location::File(from) => drop(io::copy(&mut File::open(from)?, &mut copy)?),
-            Location::Memory(bytes) => copy.write_all(bytes)?,
+/// Copies the finished file to `to`: see [`CompletedUpload::copy_to`](crate::CompletedUpload::copy_to).
+pub(in crate::store) fn copy(sealed: &Sealed, to: &Path) -> io::Result<()> {
+    let disk = Disk::default();
+    if let Err(error) = copy_new(&disk, &sealed.location, to) {
+        if !is_done(sealed, to) {
+            return Err(error);
         }
-        disk.sync("sync-copy", &copy)?;
-        disk.rename_new(&temporary, to)
-    });
-    if copied.is_err() {
-        disk.remove_if_there(&temporary)?;
     }
-    copied
+    disk.sync_dir(folder_of(to))
+}
+
+/// Where the name of a file is.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+fn copy_new(disk: &Disk, location: &Location, to: &Path) -> io::Result<()> {
+    let copy = NewFile::create(disk.clone(), to)?;
+    match location {
+        Location::File(from) => drop(io::copy(&mut File::open(from)?, &mut &copy.file)?),
+        Location::Memory(bytes) => (&copy.file).write_all(bytes)?,
+        #[cfg(feature = "object-store")]
+        Location::Object(_) => return Err(io::ErrorKind::Unsupported.into()),
+    }
+    copy.rename(to)
+}
+
+/// A file that is whole before it has its name. Dropped before that, it leaves nothing.
+pub(crate) struct NewFile {
+    disk: Disk,
+    temporary: PathBuf,
+    file: File,
+}
+
+impl NewFile {
+    fn create(disk: Disk, to: &Path) -> io::Result<Self> {
+        let id = random_id().map_err(io::Error::other)?;
+        let temporary = to.with_file_name(format!(".{id}.tmp"));
+        let file = disk.create(&temporary)?;
+        Ok(Self {
+            disk,
+            temporary,
+            file,
+        })
+    }
+
+    /// A file that shall have the name `to`; `None` if an earlier attempt has made it.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn begin(sealed: &Sealed, to: &Path) -> io::Result<Option<Self>> {
+        let disk = Disk::default();
+        if to.symlink_metadata().is_err() {
+            return Self::create(disk, to).map(Some);
+        }
+        match is_done(sealed, to) {
+            true => disk.sync_dir(folder_of(to)).map(|()| None),
+            false => Err(io::ErrorKind::AlreadyExists.into()),
+        }
+    }
+
+    #[cfg(feature = "object-store")]
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Gives it its name, unless there is something of that name, and makes both durable.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn publish(self, to: &Path) -> io::Result<()> {
+        let disk = self.disk.clone();
+        self.rename(to)?;
+        disk.sync_dir(folder_of(to))
+    }
+
+    fn rename(self, to: &Path) -> io::Result<()> {
+        self.disk.sync("sync-copy", &self.file)?;
+        self.disk.rename_new(&self.temporary, to)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // Not there any more if all went well.
+        let _ = self.disk.remove_if_there(&self.temporary);
+    }
+}
+
+/// Whether an earlier attempt has left the file there, if its process died before that was recorded.
+fn is_done(sealed: &Sealed, path: &Path) -> bool {
+    sealed.attempt > 1 && is_content(sealed, path).unwrap_or(false)
 }
 
 /// Whether the file has the bytes of the upload.

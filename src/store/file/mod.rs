@@ -14,7 +14,9 @@ mod scheduled;
 #[cfg(all(test, target_os = "linux"))]
 mod simulated;
 
-pub(super) use self::finish::persist;
+#[cfg(feature = "object-store")]
+pub(crate) use self::finish::NewFile;
+pub(super) use self::finish::{copy, persist};
 
 use std::{
     fmt,
