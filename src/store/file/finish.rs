@@ -16,8 +16,8 @@ use super::{
     journal::Event,
 };
 use crate::{
+    names::safe_file_name,
     store::{Location, Sealed, StoreError, Upload, random_id},
-    upload::safe_file_name,
 };
 
 impl Folder {
