@@ -22,16 +22,15 @@ use crate::{
     CompletedUpload, DigestAlgorithm, Purpose, Refusal, ResponseBody, UploadError,
     admission::Hooks,
     answer::{self, Outcome},
-    content::Content,
     body::read_up_to,
+    content::Content,
     digest::Expected,
     fault,
     layer::Shared,
     receive::store_error,
     sniff::head_len,
     store::{
-        AnyClaim, DynStore, Record, Sealed, Settlement, StoreError, TryClaim, Upload,
-        UploadKey,
+        AnyClaim, DynStore, Record, Sealed, Settlement, StoreError, TryClaim, Upload, UploadKey,
     },
 };
 

@@ -52,6 +52,7 @@ mod layer;
 mod ledger;
 mod limits;
 mod multipart;
+mod names;
 mod receive;
 mod retention;
 mod service;
@@ -69,11 +70,12 @@ pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
 pub use self::layer::ResumableLayer;
 pub use self::limits::Limits;
+pub use self::names::{safe_file_name, safe_relative_path};
 pub use self::retention::Retention;
 pub use self::service::Resumable;
 #[cfg(feature = "object-store")]
 pub use self::store::ObjectStore;
 pub use self::store::{FileStore, MemoryStore, Store, StoreError};
+pub use self::upload::CompletedUpload;
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;
-pub use self::upload::{CompletedUpload, safe_file_name};

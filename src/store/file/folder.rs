@@ -15,6 +15,7 @@ use super::{
     disk::{self, Disk, lock},
     entry::{Claim, Entry, Landing, Phase, TakeOff, View},
     journal::{self, Event},
+    room::Room,
 };
 use crate::store::{StoreError, Upload, UploadKey, random_id};
 
@@ -29,6 +30,7 @@ pub(super) struct Folder {
     pub(super) durability: Durability,
     pub(super) naming: Option<Naming>,
     pub(super) max_ranges: usize,
+    pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadKey, Arc<Entry>>>,
     pub(super) blocks: Blocks,
@@ -114,9 +116,11 @@ impl Folder {
                         None => self.disk.pause(),
                     }
                 }
-                // A crash of the system has lost the bytes, if they were not to be synced.
-                Phase::Receiving if entry.data.is_none() => {
-                    if !self.try_discard(&entry, |_| true)? {
+                // A crash of the system has lost the bytes, if they were not to be synced; or somebody
+                // has removed the file.
+                Phase::Receiving if !entry.has_data()? => {
+                    // Unless another process has just finished it.
+                    if !self.try_discard(&entry, Entry::is_receiving)? {
                         self.disk.pause();
                     }
                 }
@@ -127,6 +131,9 @@ impl Folder {
 
     fn open(&self, key: &UploadKey) -> Result<Option<Arc<Entry>>, StoreError> {
         let journal_path = self.journal_path(key);
+        if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
+            return Ok(None);
+        }
         let journal = match disk::open(&journal_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             journal => journal?,
@@ -171,6 +178,8 @@ impl Folder {
 
     /// Creates the upload, unless another request is faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
+        // Before anything of it is there.
+        self.room.for_upload(&self.partial, upload.total)?;
         let journal_path = self.journal_path(&upload.key);
         self.disk
             .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
@@ -323,14 +332,17 @@ impl Folder {
     }
 }
 
-/// The files in the folders of a folder.
+/// The files in the folders of a folder. No links, and nothing behind them.
 pub(super) fn files_below(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut files = Vec::new();
     for dir in std::fs::read_dir(dir)? {
-        let dir = dir?.path();
-        if dir.is_dir() {
-            for file in std::fs::read_dir(dir)? {
-                files.push(file?.path());
+        let dir = dir?;
+        if dir.file_type()?.is_dir() {
+            for file in std::fs::read_dir(dir.path())? {
+                let file = file?;
+                if file.file_type()?.is_file() {
+                    files.push(file.path());
+                }
             }
         }
     }
