@@ -68,6 +68,7 @@ fn upload(total: u64) -> Upload {
         scope: String::new(),
         identifier: "i".into(),
         total,
+        chunk_size: None,
         file_name: Some("../a.txt".into()),
         relative_path: None,
         content_type: None,
