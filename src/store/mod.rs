@@ -27,9 +27,9 @@ pub use self::file::{Durability, FileClaim, FileStore, FileStoreBuilder};
 pub use self::memory::{MemoryClaim, MemoryStore};
 #[cfg(feature = "object-store")]
 pub use self::object::{ObjectClaim, ObjectStore, ObjectStoreBuilder, StoredObject};
+pub use self::range_set::RangeSet;
 #[cfg(feature = "object-store")]
 pub(crate) use self::{file::NewFile, object::ObjectStream};
-pub use self::range_set::RangeSet;
 
 /// Where chunks go: the bytes, the marks that say what is there, and the right to deliver.
 ///
