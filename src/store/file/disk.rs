@@ -338,6 +338,7 @@ pub(super) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
 
 /// What a file system has, in all and for us.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(super) struct Free {
     pub(super) bytes: u64,
     pub(super) total_bytes: u64,
