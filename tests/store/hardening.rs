@@ -631,7 +631,7 @@ mod gone {
         let claim = store.try_claim(&complete.key).await;
         assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
         assert_fails(store.undelivered().await);
-        assert_fails(store.unfinished("").await);
+        assert_fails(store.unfinished(Some("")).await);
         assert_fails(store.sweep(everything()).await);
         // It may be a disk that is not mounted: nothing is written in its place.
         assert!(!root.exists());
