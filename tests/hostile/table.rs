@@ -1,6 +1,6 @@
 //! Runs the rows and prints the table.
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Instant};
 
 use tokio::{sync::Semaphore, task::JoinHandle};
 
@@ -19,8 +19,8 @@ pub async fn print(only: Option<&str>) -> bool {
         only.is_none_or(|only| name.contains(only))
     };
     println!(
-        "{:72}{:>9}  {:20}{:>7}{:>9}{:>8}",
-        "case", "requests", "status", "stored", "outside", "harmed"
+        "{:72}{:>9}  {:20}{:>7}{:>9}{:>8}{:>7}",
+        "case", "requests", "status", "stored", "outside", "harmed", "s"
     );
     let cases: Vec<_> = rows::all().filter(wanted).collect();
     let permits = Arc::new(Semaphore::new(AT_ONCE));
@@ -61,13 +61,14 @@ fn line(case: &Case, report: &Report) -> bool {
         status => status.to_string(),
     });
     println!(
-        "{:72}{:>9}  {:20}{:>7}{:>9}{:>8}  {}",
+        "{:72}{:>9}  {:20}{:>7}{:>9}{:>8}{:>7.1}  {}",
         format!("{:>3} {}", case.id, case.name),
         report.requests,
         statuses.collect::<Vec<_>>().join(" "),
         report.left,
         report.outside,
         report.harmed,
+        report.took.as_secs_f64(),
         if good { "ok" } else { "WRONG" }
     );
     report.wrong.iter().for_each(|what| println!("    {what}"));
@@ -75,10 +76,11 @@ fn line(case: &Case, report: &Report) -> bool {
 }
 
 async fn run(case: &'static Case) -> Report {
-    let mut report = Report::default();
+    let (mut report, start) = (Report::default(), Instant::now());
     for kind in case.kinds {
         run_on(case, *kind, &mut report).await;
     }
+    report.took = start.elapsed();
     report
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
     CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, safe_file_name,
-    store::Location,
+    store::{Durability, Location},
 };
 
 use crate::{
@@ -152,14 +152,13 @@ pub struct Report {
     pub outside: usize,
     pub harmed: usize,
     pub wrong: Vec<String>,
+    pub took: Duration,
 }
 
 /// All that a refused request must leave as it is.
 #[derive(Debug, PartialEq)]
 pub struct State {
-    uploads: Value,
     ranges: Value,
-    files: BTreeSet<PathBuf>,
     deliveries: usize,
     passed: usize,
 }
@@ -188,7 +187,14 @@ impl World {
             std::fs::write(path, canary).unwrap();
         }
         let layer = match kind {
-            Kind::Files => ResumableLayer::new(FileStore::open(&root).unwrap()),
+            // What survives a power cut is no matter here.
+            Kind::Files => ResumableLayer::new(
+                FileStore::builder(&root)
+                    .durability(Durability::Process)
+                    .stall_timeout(Duration::from_millis(200))
+                    .open()
+                    .unwrap(),
+            ),
             Kind::Memory => ResumableLayer::new(MemoryStore::default()),
         };
         let layer = layer
@@ -353,7 +359,7 @@ impl World {
     /// same upload is stored; then the upload is finished.
     pub async fn refused(&self, file: &File, code: &str, attacks: Vec<(String, Chunk)>) {
         self.begin(file).await;
-        let before = self.state(file).await;
+        let (before, all) = (self.state(file).await, self.all_of(&file.user).await);
         for (label, attack) in attacks {
             let answer = self.attack(&attack).await;
             let (client, way) = (file.client, file.way);
@@ -364,13 +370,15 @@ impl World {
             );
             self.unchanged(file, &before, &label).await;
         }
+        assert_eq!(self.all_of(&file.user).await, all);
         self.finish(file).await;
     }
 
     /// That all is as it was before this.
     pub async fn unchanged(&self, file: &File, before: &State, what: &str) {
         let now = self.state(file).await;
-        let left = bytes_of(&now.uploads).saturating_sub(bytes_of(&before.uploads));
+        let stored = |state: &State| state.ranges["received"].as_u64().unwrap_or_default();
+        let left = stored(&now).saturating_sub(stored(before));
         self.seen().left += left;
         assert_eq!(now, *before, "after {what}");
     }
@@ -379,12 +387,15 @@ impl World {
         let ranges = exchange(self.addr, file.status()).await;
         assert_eq!(ranges.status, 200, "{ranges:?}");
         State {
-            uploads: self.unfinished(&file.user).await,
             ranges: ranges.json(),
-            files: self.partial_files(),
             deliveries: self.deliveries().len(),
             passed: self.passed().len(),
         }
+    }
+
+    /// What takes longer to look at: all uploads of a user, and the files of all users.
+    pub async fn all_of(&self, user: &str) -> (Value, BTreeSet<PathBuf>) {
+        (self.unfinished(user).await, self.partial_files())
     }
 
     /// The list of what this user has not finished.

@@ -326,9 +326,8 @@ async fn cut(world: &World) {
         let whole = file.chunk(2);
         let all = [whole.file.clone(), whole.end.clone()].concat();
         // The line end behind the last boundary is not needed, all else is.
-        let attacks = (0..all.len() - 2)
-            .rev()
-            .step_by(if client == Client::Flow { 7 } else { 1 });
+        let step = if way == Way::Both { 1 } else { 7 };
+        let attacks = (0..all.len() - 2).rev().step_by(step);
         let attacks = attacks.map(|len| {
             let mut chunk = file.chunk(2);
             chunk.file = all[..len].to_vec();
@@ -466,7 +465,11 @@ fn framed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
 
 async fn frames(world: &World) {
     for (client, way) in ALL {
-        for step in [1, 2, 3, 17, usize::MAX] {
+        let steps = match way {
+            Way::Both => &[1, 2, 3, 17, usize::MAX][..],
+            _ => &[1, usize::MAX],
+        };
+        for &step in steps {
             let file = world.file(client, way);
             let before = world.deliveries().len();
             for number in 1..=file.chunks() {
