@@ -289,7 +289,10 @@ impl Store for ObjectStore {
         self.inner.undelivered().await
     }
 
-    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+    async fn unfinished(
+        &self,
+        scope: Option<&str>,
+    ) -> Result<Vec<(Upload, Progress)>, StoreError> {
         self.inner.unfinished(scope).await
     }
 

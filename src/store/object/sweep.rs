@@ -69,7 +69,7 @@ impl Inner {
 
     pub(super) async fn unfinished(
         self: &Arc<Self>,
-        scope: &str,
+        scope: Option<&str>,
     ) -> Result<Vec<(Upload, Progress)>, StoreError> {
         let keys = self.keys().await?;
         let found = stream::iter(keys).map(async |key| {
@@ -81,7 +81,7 @@ impl Inner {
                 Phase::Receiving => &info.upload,
                 Phase::Settled(_) => return Ok(None),
             };
-            if upload.scope != scope {
+            if scope.is_some_and(|scope| upload.scope != scope) {
                 return Ok(None);
             }
             if !info.is_receiving() {
