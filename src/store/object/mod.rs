@@ -13,6 +13,8 @@ mod layout;
 mod put;
 mod stored;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashSet,
@@ -289,10 +291,7 @@ impl Store for ObjectStore {
         self.inner.undelivered().await
     }
 
-    async fn unfinished(
-        &self,
-        scope: Option<&str>,
-    ) -> Result<Vec<(Upload, Progress)>, StoreError> {
+    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         self.inner.unfinished(scope).await
     }
 
