@@ -1,9 +1,6 @@
 //! Digests that a client declares, checked while the bytes arrive.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-};
+use std::io;
 
 use base64::{
     Engine as _,
@@ -13,10 +10,7 @@ use base64::{
 use http::{HeaderMap, Method, header, request::Parts};
 use sha2::digest::DynDigest;
 
-use crate::{
-    UploadError,
-    store::{Location, Sealed},
-};
+use crate::{Content, UploadError, store::Sealed};
 
 /// The digest of a whole message, as the client sends it (RFC 9530 §2), and that of what it stands for
 /// (§3). Without content codings, which uploads do not have, they are the same.
@@ -121,27 +115,23 @@ impl Expected {
         })
     }
 
-    /// Whether a finished file has these bytes. It is read once, unless it is known without. This
-    /// blocks.
-    pub(crate) fn check_file(mut self, sealed: &Sealed) -> io::Result<Result<(), UploadError>> {
+    /// Whether a finished file has these bytes. It is read once, unless it is known without. Not for
+    /// the async threads: this computes for long.
+    pub(crate) async fn check_file(
+        mut self,
+        sealed: &Sealed,
+    ) -> io::Result<Result<(), UploadError>> {
         match (&self.each[..], sealed.crc32) {
             ([(Hasher::Crc32(_), expected)], Some(crc)) if *expected == crc.to_be_bytes() => {
                 return Ok(Ok(()));
             }
             ([(Hasher::Crc32(_), _)], Some(_)) => {}
-            _ => match &sealed.location {
-                Location::Memory(bytes) => self.update(bytes),
-                Location::File(path) => {
-                    let mut file = File::open(path)?;
-                    let mut buffer = vec![0; 256 << 10];
-                    loop {
-                        match file.read(&mut buffer)? {
-                            0 => break,
-                            read => self.update(&buffer[..read]),
-                        }
-                    }
+            _ => {
+                let mut content = Content::new(sealed);
+                while let Some(piece) = content.next().await {
+                    self.update(&piece?);
                 }
-            },
+            }
         }
         Ok(self.finish().map_err(|error| match error {
             UploadError::DigestMismatch { name } => UploadError::FileDigestMismatch { name },

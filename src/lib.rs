@@ -27,6 +27,8 @@
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
+//! * `object-store`: `ObjectStore` keeps uploads in an object store (Amazon S3 and what is compatible,
+//!   Azure, Google Cloud) that many servers share.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
@@ -34,10 +36,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod admission;
 mod answer;
 mod body;
 mod client_options;
 mod config;
+mod content;
 mod deliver;
 mod dialect;
 mod digest;
@@ -45,23 +49,33 @@ mod error;
 mod fault;
 mod future;
 mod layer;
+mod ledger;
+mod limits;
 mod multipart;
+mod names;
 mod receive;
 mod retention;
 mod service;
+mod sniff;
 pub mod store;
 mod upload;
 
+pub use self::admission::{Admission, Purpose, Refusal, Scope};
 pub use self::body::ResponseBody;
 pub use self::config::IdentityRule;
+pub use self::content::Content;
 pub use self::dialect::{Dialect, ResumableJs};
 pub use self::digest::DigestAlgorithm;
 pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
 pub use self::layer::ResumableLayer;
+pub use self::limits::Limits;
+pub use self::names::{safe_file_name, safe_relative_path};
 pub use self::retention::Retention;
 pub use self::service::Resumable;
+#[cfg(feature = "object-store")]
+pub use self::store::ObjectStore;
 pub use self::store::{FileStore, MemoryStore, Store, StoreError};
+pub use self::upload::CompletedUpload;
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;
-pub use self::upload::{CompletedUpload, safe_file_name};

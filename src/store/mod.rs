@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -13,16 +13,23 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 
-use crate::{BoxError, UploadError, digest::Expected};
+use crate::{BoxError, UploadError, content::FileStream, digest::Expected};
 
 pub mod conformance;
 mod file;
+mod json;
 mod memory;
+#[cfg(feature = "object-store")]
+mod object;
 mod range_set;
 
 pub use self::file::{Durability, FileClaim, FileStore, FileStoreBuilder};
 pub use self::memory::{MemoryClaim, MemoryStore};
+#[cfg(feature = "object-store")]
+pub use self::object::{ObjectClaim, ObjectStore, ObjectStoreBuilder, StoredObject};
 pub use self::range_set::RangeSet;
+#[cfg(feature = "object-store")]
+pub(crate) use self::{file::NewFile, object::ObjectStream};
 
 /// Where chunks go: the bytes, the marks that say what is there, and the right to deliver.
 ///
@@ -86,11 +93,11 @@ pub trait Store: Send + Sync + 'static {
     /// of those that are sealed, what the first one said of the others.
     fn undelivered(&self) -> impl Future<Output = Result<Vec<Upload>, StoreError>> + Send;
 
-    /// The uploads of a scope that no inner service has taken or refused yet, with how far they are,
-    /// as the first request of each (or, once sealed, the completing one) described them.
+    /// The uploads of a scope, or of all, that no inner service has taken or refused yet, with how far
+    /// they are, as the first request of each (or, once sealed, the completing one) described them.
     fn unfinished(
         &self,
-        scope: &str,
+        scope: Option<&str>,
     ) -> impl Future<Output = Result<Vec<(Upload, Progress)>, StoreError>> + Send;
 
     /// Removes what has expired; see [`Expiry`]. Never what a request or a claim is busy with, and
@@ -173,6 +180,9 @@ pub struct Upload {
     pub identifier: String,
     /// Bytes of the whole file.
     pub total: u64,
+    /// Bytes of each chunk but the last, if the client has said so. A store may choose its layout by
+    /// it; no chunk has to keep to it.
+    pub chunk_size: Option<u64>,
     /// The file's name.
     pub file_name: Option<String>,
     /// The file's path inside the folder that was chosen.
@@ -242,6 +252,9 @@ pub enum Location {
     File(PathBuf),
     /// The memory of this process.
     Memory(Bytes),
+    /// An object in an object store.
+    #[cfg(feature = "object-store")]
+    Object(StoredObject),
 }
 
 /// How a delivery ended.
@@ -306,6 +319,13 @@ pub enum StoreError {
     TooManyRanges,
     /// There is no room left.
     Full(BoxError),
+    /// The upload can never fit: said of its first chunk.
+    TooLarge {
+        /// Most bytes of a file.
+        limit: u64,
+    },
+    /// The store has too much to do at the moment. Nothing is stored; it can be tried again.
+    Busy,
     /// Anything else.
     Failed(BoxError),
 }
@@ -340,6 +360,8 @@ impl fmt::Display for StoreError {
             Self::Superseded => "another request has taken over the range",
             Self::TooManyRanges => "the upload is in too many pieces",
             Self::Full(_) => "the store is full",
+            Self::TooLarge { .. } => "the upload is larger than the store can keep",
+            Self::Busy => "the store is busy",
             Self::Failed(_) => "the store failed",
         })
     }
@@ -350,7 +372,7 @@ impl std::error::Error for StoreError {
         match self {
             Self::Body(error) => Some(error),
             Self::Full(error) | Self::Failed(error) => Some(error.as_ref()),
-            Self::Superseded | Self::TooManyRanges => None,
+            Self::Superseded | Self::TooManyRanges | Self::TooLarge { .. } | Self::Busy => None,
         }
     }
 }
@@ -468,7 +490,7 @@ impl Spool {
     pub(crate) fn into_stream(self) -> SpoolStream {
         match self.0 {
             Spooled::Pieces(pieces) => SpoolStream::Pieces(pieces.into_iter()),
-            Spooled::File(file) => SpoolStream::Idle(Some(file)),
+            Spooled::File(file) => SpoolStream::File(FileStream::Open(file)),
         }
     }
 }
@@ -476,40 +498,18 @@ impl Spool {
 /// What was spooled, read again.
 pub(crate) enum SpoolStream {
     Pieces(std::vec::IntoIter<Bytes>),
-    Idle(Option<std::fs::File>),
-    Reading(tokio::task::JoinHandle<io::Result<(std::fs::File, Vec<u8>)>>),
+    File(FileStream),
 }
 
 impl Stream for SpoolStream {
     type Item = Result<Bytes, UploadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            match &mut *self {
-                Self::Pieces(pieces) => return Poll::Ready(pieces.next().map(Ok)),
-                Self::Idle(file) => {
-                    let Some(mut file) = file.take() else {
-                        return Poll::Ready(None);
-                    };
-                    let task = tokio::task::spawn_blocking(move || {
-                        let mut bytes = vec![0; 256 << 10];
-                        let read = file.read(&mut bytes)?;
-                        bytes.truncate(read);
-                        Ok((file, bytes))
-                    });
-                    *self = Self::Reading(task);
-                }
-                Self::Reading(task) => {
-                    let Ok(Ok((file, bytes))) = ready!(Pin::new(task).poll(cx)) else {
-                        *self = Self::Idle(None);
-                        return Poll::Ready(Some(Err(UploadError::Storage)));
-                    };
-                    let end = bytes.is_empty();
-                    *self = Self::Idle((!end).then_some(file));
-                    if !end {
-                        return Poll::Ready(Some(Ok(bytes.into())));
-                    }
-                }
+        match &mut *self {
+            Self::Pieces(pieces) => Poll::Ready(pieces.next().map(Ok)),
+            Self::File(file) => {
+                let piece = ready!(Pin::new(file).poll_next(cx));
+                Poll::Ready(piece.map(|piece| piece.map_err(|_| UploadError::Storage)))
             }
         }
     }
@@ -539,6 +539,11 @@ fn from_unix_ms(since: Duration) -> SystemTime {
 /// See [`CompletedUpload::persist`](crate::CompletedUpload::persist).
 pub(crate) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
     file::persist(sealed, to)
+}
+
+/// See [`CompletedUpload::copy_to`](crate::CompletedUpload::copy_to).
+pub(crate) fn copy(sealed: &Sealed, to: &Path) -> io::Result<()> {
+    file::copy(sealed, to)
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -573,7 +578,7 @@ pub(crate) trait DynStore: Send + Sync {
     fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>>;
     fn unfinished<'a>(
         &'a self,
-        scope: &'a str,
+        scope: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>>;
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>)
@@ -644,7 +649,7 @@ impl<T: Store> DynStore for T {
 
     fn unfinished<'a>(
         &'a self,
-        scope: &'a str,
+        scope: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>> {
         Box::pin(Store::unfinished(self, scope))
     }

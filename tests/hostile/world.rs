@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, safe_file_name,
+    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, Scope, safe_file_name,
     store::{Durability, Location},
 };
 
@@ -200,12 +200,7 @@ impl World {
         let layer = layer
             .with_list_parameter("unfinished")
             .with_hold_back(Duration::from_millis(20))
-            .with_scope(|parts| {
-                let user = parts.headers.get("x-user");
-                Ok(user.map_or_else(String::new, |user| {
-                    String::from_utf8_lossy(user.as_bytes()).into_owned()
-                }))
-            });
+            .with_scope(|parts| Ok(Scope::new(user(parts))));
         let layer = (case.set_up)(layer);
         let inner = Arc::<Inner>::default();
         let addr = serve(layer.clone(), Arc::clone(&inner)).await;
@@ -487,6 +482,12 @@ impl World {
         }
         assert!(left.is_empty(), "left after the sweep: {left:?}");
     }
+}
+
+/// Who a request is of: an outer layer would know.
+pub fn user(parts: &http::request::Parts) -> String {
+    let user = parts.headers.get("x-user").map(|user| user.as_bytes());
+    String::from_utf8_lossy(user.unwrap_or_default()).into_owned()
 }
 
 async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {

@@ -157,6 +157,7 @@ fn upload(total: u64) -> Upload {
         scope: "conformance".into(),
         identifier: id,
         total,
+        chunk_size: None,
         file_name: Some("a.bin".into()),
         relative_path: None,
         content_type: None,

@@ -93,6 +93,7 @@ fn upload(name: char) -> Upload {
         scope: String::new(),
         identifier: name.to_string(),
         total: content(name).len() as u64,
+        chunk_size: None,
         file_name: Some(format!("{name}.bin")),
         relative_path: None,
         content_type: None,
@@ -269,6 +270,7 @@ fn open(
     let mut builder = FileStore::builder(dir).durability(durability);
     builder.disk = Disk {
         simulated: Some(Arc::clone(disk)),
+        ..Disk::default()
     };
     builder.open()
 }

@@ -6,13 +6,15 @@
 //! disk. Reading stops at the first record that is not right: what a crash has torn is as if it had
 //! never been written.
 
-use std::{fs::File, io, time::Duration};
+use std::{fs::File, io};
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::disk;
-use crate::store::{Record, Upload, UploadKey, from_unix_ms, unix_ms};
+use crate::store::{
+    Record, Upload,
+    json::{record_from_json, record_to_json, upload_from_json, upload_to_json},
+};
 
 pub(super) const SLOT: u64 = 64;
 
@@ -275,75 +277,14 @@ fn decode(
     Ok(event.map(|event| (Entry { event, time }, len)))
 }
 
-fn upload_to_json(upload: &Upload) -> Value {
-    json!({
-        "key": upload.key.to_string(),
-        "scope": upload.scope,
-        "identifier": upload.identifier,
-        "total": upload.total,
-        "file_name": upload.file_name,
-        "relative_path": upload.relative_path,
-        "content_type": upload.content_type,
-        "fields": upload.fields,
-    })
-}
-
-fn upload_from_json(value: &Value) -> Option<Upload> {
-    let text = |name: &str| value[name].as_str().map(ToOwned::to_owned);
-    let field = |pair: &Value| Some((pair[0].as_str()?.to_owned(), pair[1].as_str()?.to_owned()));
-    Some(Upload {
-        key: UploadKey::from_hex(value["key"].as_str()?)?,
-        scope: text("scope")?,
-        identifier: text("identifier")?,
-        total: value["total"].as_u64()?,
-        file_name: text("file_name"),
-        relative_path: text("relative_path"),
-        content_type: text("content_type"),
-        fields: value["fields"]
-            .as_array()?
-            .iter()
-            .map(field)
-            .collect::<Option<_>>()?,
-    })
-}
-
-fn record_to_json(record: &Record) -> Value {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-    let headers = record.headers.iter();
-    json!({
-        "delivered": record.delivered,
-        "status": record.status,
-        "headers": headers.map(|(n, v)| json!([n, BASE64_STANDARD.encode(v)])).collect::<Vec<_>>(),
-        "body": record.body.as_ref().map(|body| BASE64_STANDARD.encode(body)),
-        "size": record.size,
-        "expires": unix_ms(record.expires),
-    })
-}
-
-fn record_from_json(value: &Value) -> Option<Record> {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-    let bytes = |value: &Value| BASE64_STANDARD.decode(value.as_str()?).ok();
-    let header = |pair: &Value| Some((pair[0].as_str()?.to_owned(), bytes(&pair[1])?));
-    Some(Record {
-        delivered: value["delivered"].as_bool()?,
-        status: u16::try_from(value["status"].as_u64()?).ok()?,
-        headers: value["headers"]
-            .as_array()?
-            .iter()
-            .map(header)
-            .collect::<Option<_>>()?,
-        body: match &value["body"] {
-            Value::Null => None,
-            body => Some(Bytes::from(bytes(body)?)),
-        },
-        size: value["size"].as_u64()?,
-        expires: from_unix_ms(Duration::from_millis(value["expires"].as_u64()?)),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::store::{UploadKey, from_unix_ms};
 
     fn upload() -> Upload {
         Upload {
@@ -351,6 +292,7 @@ mod tests {
             scope: "s".into(),
             identifier: "i\n\"".into(),
             total: u64::MAX,
+            chunk_size: None,
             file_name: Some("日本".into()),
             relative_path: None,
             content_type: Some("a/b".into()),

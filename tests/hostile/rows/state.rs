@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
+use http::StatusCode;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tower_resumable::{ResumableLayer, Retention, UploadError};
+use tower_resumable::{Refusal, ResumableLayer, Retention};
 
 use super::case;
 use crate::{
@@ -474,31 +475,22 @@ async fn passes(world: &World) {
     assert!(world.deliveries().is_empty());
 }
 
-/// What a layer outside, or a hook, does about other sites: `multipart/form-data` needs no preflight.
+/// What a layer outside, or this hook, does about other sites: a form needs no preflight.
 fn guarded(layer: ResumableLayer) -> ResumableLayer {
-    layer.with_scope(|parts| {
-        let header = |name| {
-            parts
-                .headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
-        match header("sec-fetch-site") {
-            Some("cross-site" | "same-site") => Err(UploadError::Refused {
-                status: http::StatusCode::FORBIDDEN,
-                reason: "not from here".into(),
-            }),
-            _ => Ok(header("x-user").unwrap_or_default().to_owned()),
+    layer.with_admission(|admission| {
+        let site = admission.parts().headers.get("sec-fetch-site");
+        let foreign = site.is_some_and(|site| site != "same-origin" && site != "none");
+        async move {
+            match foreign {
+                true => Err(Refusal::new(StatusCode::FORBIDDEN, "not from here")),
+                false => Ok(()),
+            }
         }
     })
 }
 
 async fn cross_site(world: &World) {
-    // Before a form is read nobody knows which client has sent it.
-    for (client, way) in ALL
-        .into_iter()
-        .filter(|both| *both != (Client::Flow, Way::Form))
-    {
+    for (client, way) in ALL {
         let file = world.file(client, way);
         let attacks = ["cross-site", "same-site"].map(|site| {
             let mut chunk = file.chunk(2);
