@@ -16,9 +16,10 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, safe_file_name,
+    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, Scope, safe_file_name,
     store::{Durability, Location},
 };
 
@@ -93,8 +94,8 @@ impl Case {
 pub enum Reply {
     Status(u16),
     Panic,
-    /// Not for so many milliseconds.
-    Late(u64),
+    /// Not before [`World::let_go`].
+    Held,
 }
 
 /// A request that the service behind the layer got as it was.
@@ -117,6 +118,7 @@ struct Inner {
     deliveries: Mutex<Vec<Delivery>>,
     passed: Mutex<Vec<Passed>>,
     script: Mutex<VecDeque<Reply>>,
+    let_go: Notify,
 }
 
 #[derive(Default)]
@@ -200,12 +202,7 @@ impl World {
         let layer = layer
             .with_list_parameter("unfinished")
             .with_hold_back(Duration::from_millis(20))
-            .with_scope(|parts| {
-                let user = parts.headers.get("x-user");
-                Ok(user.map_or_else(String::new, |user| {
-                    String::from_utf8_lossy(user.as_bytes()).into_owned()
-                }))
-            });
+            .with_scope(|parts| Ok(Scope::new(user(parts))));
         let layer = (case.set_up)(layer);
         let inner = Arc::<Inner>::default();
         let addr = serve(layer.clone(), Arc::clone(&inner)).await;
@@ -421,6 +418,11 @@ impl World {
         lock(&self.inner.script).extend(replies);
     }
 
+    /// Lets the call go on that is held.
+    pub fn let_go(&self) {
+        self.inner.let_go.notify_one();
+    }
+
     /// The files of uploads that are on their way, by name.
     pub fn partial_files(&self) -> BTreeSet<PathBuf> {
         let files = snapshot(&self.root.join("partial"), Path::new(""));
@@ -489,6 +491,12 @@ impl World {
     }
 }
 
+/// Who a request is of: an outer layer would know.
+pub fn user(parts: &http::request::Parts) -> String {
+    let user = parts.headers.get("x-user").map(|user| user.as_bytes());
+    String::from_utf8_lossy(user.unwrap_or_default()).into_owned()
+}
+
 async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {
     let service = service_fn(move |request: Request<Incoming>| {
         let inner = Arc::clone(&inner);
@@ -511,8 +519,8 @@ async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {
             let status = match reply.unwrap_or(Reply::Status(200)) {
                 Reply::Status(status) => status,
                 Reply::Panic => panic!("{AS_TOLD}"),
-                Reply::Late(ms) => {
-                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                Reply::Held => {
+                    inner.let_go.notified().await;
                     200
                 }
             };

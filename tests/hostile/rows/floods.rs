@@ -8,6 +8,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use tower_resumable::{Limits, ResumableLayer};
+
 use super::case;
 use crate::{
     client::{ALL, Chunk, Client, File, Way, raw_part, text_part},
@@ -47,6 +49,7 @@ pub const CASES: &[Case] = &[
         "1,000 slow bodies while another upload finishes",
         slow
     )
+    .with(many)
     .alone(),
     case!(
         "56",
@@ -374,6 +377,16 @@ impl Slow {
 }
 
 const MANY: usize = 1000;
+
+/// As many of one scope as all may have: others are not to be kept out by a limit.
+fn many(layer: ResumableLayer) -> ResumableLayer {
+    let many = 2 * MANY as u64;
+    layer.with_limits(
+        Limits::default()
+            .bodies_per_scope(many)
+            .uploads_per_scope(many),
+    )
+}
 
 async fn slow(world: &World) {
     let mut all = Vec::new();

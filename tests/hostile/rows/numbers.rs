@@ -2,6 +2,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use tower_resumable::Limits;
+
 use super::case;
 use crate::{
     client::{ALL, Chunk, Client, File, Role, Way},
@@ -30,9 +32,9 @@ pub const CASES: &[Case] = &[
     )
     .with(small),
     case!("24", "a file at the limit, one byte above it", limit)
-        .with(|layer| layer.with_max_file_size(4096)),
+        .with(|layer| layer.with_limits(Limits::default().file_size(4096))),
     case!("24", "a chunk at the limit, one byte above it", chunk_limit)
-        .with(|layer| layer.with_max_chunk_size(64)),
+        .with(|layer| layer.with_limits(Limits::default().chunk_size(64))),
     case!("25", "an empty file", empty),
     case!(
         "26",
@@ -63,7 +65,7 @@ pub const CASES: &[Case] = &[
 ];
 
 fn small(layer: tower_resumable::ResumableLayer) -> tower_resumable::ResumableLayer {
-    layer.with_max_file_size(LARGEST)
+    layer.with_limits(Limits::default().file_size(LARGEST))
 }
 
 fn sha256(bytes: &[u8]) -> String {
