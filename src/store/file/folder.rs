@@ -274,8 +274,12 @@ impl Folder {
         for (key, path) in self.journals()? {
             let known = self.open_entries().get(&key).cloned();
             if let Some(entry) = known {
-                see(&entry, entry.view()?);
-                continue;
+                let view = entry.view()?;
+                // Another process may have removed it, and the name may be another upload's by now.
+                if !matches!(view.phase, Phase::Removed) {
+                    see(&entry, view);
+                    continue;
+                }
             }
             let journal = match disk::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

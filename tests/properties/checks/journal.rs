@@ -128,7 +128,7 @@ async fn prepare(root: &Path, stage: Stage) -> Vec<Range<u64>> {
     }
     let last = server.send(chunk("a", 10)).await;
     assert_eq!(last.status == 200, answer == 200);
-    vec![0..TOTAL]
+    std::iter::once(0..TOTAL).collect()
 }
 
 fn server(root: &Path) -> Server {

@@ -1,8 +1,10 @@
 //! Safe names of files.
 
-use tower_resumable::safe_file_name;
+use std::path::{Component, Path};
 
-/// The text of a name, cut off before what is not UTF-8.
+use tower_resumable::{safe_file_name, safe_relative_path};
+
+/// A safe name stays as it is, is one name on any system, and a safe path never leads out.
 pub fn names(data: &[u8]) {
     let raw = String::from_utf8_lossy(data);
     let safe = safe_file_name(&raw);
@@ -20,9 +22,15 @@ pub fn names(data: &[u8]) {
             .any(|device| stem.eq_ignore_ascii_case(device)),
         "{safe:?} of {raw:?}"
     );
-    let mut parts = std::path::Path::new(&safe).components();
-    assert!(
-        matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none(),
-        "{safe:?} of {raw:?}"
-    );
+    let path = safe_relative_path(&raw);
+    let text = path.to_str().unwrap();
+    assert_eq!(safe_relative_path(text), path, "made of {raw:?}");
+    assert!(text.len() <= 768, "{path:?} of {raw:?}");
+    assert!(path.components().count() <= 32, "{path:?} of {raw:?}");
+    for part in path.components() {
+        assert!(matches!(part, Component::Normal(_)), "{path:?} of {raw:?}");
+        let part = part.as_os_str().to_str().unwrap();
+        assert_eq!(safe_file_name(part), part, "made of {raw:?}");
+    }
+    assert_eq!(Path::new(&safe).components().count(), 1);
 }
