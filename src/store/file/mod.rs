@@ -189,6 +189,7 @@ impl FileStoreBuilder {
     /// #     scope: "alice".into(),
     /// #     identifier: "1".into(),
     /// #     total: 1,
+    /// #     chunk_size: None,
     /// #     file_name: Some("a.jpg".into()),
     /// #     relative_path: Some("../photos/2024/a.jpg".into()),
     /// #     content_type: None,
