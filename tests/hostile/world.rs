@@ -305,14 +305,16 @@ impl World {
 
     /// Sends all chunks but the first, and looks at what was delivered.
     pub async fn finish(&self, file: &File) {
-        let before = self.deliveries().len();
+        let before = self.deliveries_of(file).len();
         for number in 2..=file.chunks() {
             let answer = self.quiet(&file.chunk(number)).await;
             assert_eq!(answer.status, 200, "chunk {number} of {file:?}: {answer:?}");
             let last = number == file.chunks();
             assert_eq!(answer.text() == DELIVERED, last, "{answer:?}");
         }
-        self.delivered(before, file);
+        let deliveries = self.deliveries_of(file);
+        assert_eq!(deliveries.len(), before + 1, "deliveries of {file:?}");
+        self.is_file(&deliveries[before], file);
     }
 
     /// That this file was delivered, and nothing else, since there were so many deliveries.
@@ -357,6 +359,7 @@ impl World {
     pub async fn refused(&self, file: &File, code: &str, attacks: Vec<(String, Chunk)>) {
         self.begin(file).await;
         let (before, all) = (self.state(file).await, self.all_of(&file.user).await);
+        let deliveries = self.deliveries().len();
         for (label, attack) in attacks {
             let answer = self.attack(&attack).await;
             let (client, way) = (file.client, file.way);
@@ -368,6 +371,7 @@ impl World {
             self.unchanged(file, &before, &label).await;
         }
         assert_eq!(self.all_of(&file.user).await, all);
+        assert_eq!(self.deliveries().len(), deliveries);
         self.finish(file).await;
     }
 
@@ -385,7 +389,7 @@ impl World {
         assert_eq!(ranges.status, 200, "{ranges:?}");
         State {
             ranges: ranges.json(),
-            deliveries: self.deliveries().len(),
+            deliveries: self.deliveries_of(file).len(),
             passed: self.passed().len(),
         }
     }
@@ -406,6 +410,15 @@ impl World {
 
     pub fn deliveries(&self) -> Vec<Delivery> {
         lock(&self.inner.deliveries).clone()
+    }
+
+    fn deliveries_of(&self, file: &File) -> Vec<Delivery> {
+        let mut all = self.deliveries();
+        all.retain(|delivery| {
+            let upload = &delivery.upload;
+            (upload.scope(), upload.identifier()) == (&file.user, &file.identifier)
+        });
+        all
     }
 
     /// Requests that went past the layer.
