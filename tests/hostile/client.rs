@@ -42,10 +42,10 @@ use Role::*;
 pub const ALL: [(Client, Way); 6] = [
     (Client::Resumable, Way::Both),
     (Client::Resumable, Way::Form),
-    (Client::Resumable, Way::Octets),
-    (Client::Flow, Way::Form),
     (Client::Flow, Way::Octets),
+    (Client::Flow, Way::Form),
     (Client::Dropzone, Way::Form),
+    (Client::Resumable, Way::Octets),
 ];
 
 impl Client {

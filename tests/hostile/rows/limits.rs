@@ -12,7 +12,7 @@ use tower_resumable::{Limits, Purpose, Refusal, ResumableLayer};
 
 use super::case;
 use crate::{
-    client::{ALL, Chunk, Client, File, Role, Way},
+    client::{Chunk, Client, File, Role, Way},
     wire::{Answer, read_answer},
     world::{ATTACKER, Case, DELIVERED, Reply, World},
 };
@@ -91,7 +91,8 @@ async fn declared(world: &World) {
         world.finish(&file).await;
     };
     join_all(
-        ALL.into_iter()
+        world
+            .clients()
             .filter(|(_, way)| *way == Way::Octets)
             .map(|(c, w)| one(c, w)),
     )
@@ -154,7 +155,7 @@ async fn too_slow(world: &World, file: &File, attacks: Vec<(usize, usize)>) {
 }
 
 async fn trickles(world: &World) {
-    let all = ALL.map(|(client, way)| async move {
+    let all = world.clients().map(|(client, way)| async move {
         let file = world.file(client, way).sized(4000, 2000);
         too_slow(world, &file, vec![(0, 1), (10, 1), (1500, 1)]).await;
     });
@@ -170,7 +171,7 @@ async fn long(world: &World) {
 }
 
 async fn stalls(world: &World) {
-    let all = ALL.map(|(client, way)| async move {
+    let all = world.clients().map(|(client, way)| async move {
         let file = world.file(client, way);
         let len = file.chunk(2).body().len();
         // With no byte, in the first boundary, in a field, in the file, before the last byte.
@@ -269,7 +270,7 @@ async fn kept_out(world: &World, file: &File, code: &str) {
 }
 
 async fn quota(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let two = [40, 60].map(|len| world.file(client, way).sized(len, 20));
         for file in &two {
             world.begin(file).await;
@@ -303,7 +304,7 @@ async fn quota(world: &World) {
 }
 
 async fn above_quota(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(100, 20);
         let above = file.clone().sized(101, 20);
         let attacks = vec![("101 bytes".to_owned(), above.chunk(1))];
@@ -312,7 +313,7 @@ async fn above_quota(world: &World) {
 }
 
 async fn uploads(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = || world.file(client, way);
         let [first, second, third, fourth] = [file(), file(), file(), file()];
         for file in [&first, &second, &third] {
@@ -367,7 +368,7 @@ async fn uploads_in_all(world: &World) {
 }
 
 async fn no_place(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for _ in 0..5 {
             let file = world.file(client, way);
             let chunk = file.chunk(1);
@@ -411,7 +412,7 @@ fn members(layer: ResumableLayer) -> ResumableLayer {
 }
 
 async fn revoked(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let attacks = (1..=2).map(|number| {
             let mut chunk = file.chunk(number);
@@ -444,7 +445,7 @@ fn no_programs(layer: ResumableLayer) -> ResumableLayer {
 }
 
 async fn sniffed(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for (chunk_size, backwards) in [(1, false), (1, true), (3, true), (10, false), (25, false)]
         {
             let mut file = world.file(client, way).sized(25, chunk_size);
