@@ -348,17 +348,9 @@ impl Chunk {
         if self.way == Way::Octets {
             return self.content.clone();
         }
-        [
-            &self.head,
-            &text_parts(&self.form),
-            &self.file,
-            &self.after,
-            &self.end,
-        ]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect()
+        let fields = text_parts(&self.form);
+        let parts = [&self.head, &fields, &self.file, &self.after, &self.end];
+        parts.map(Vec::as_slice).concat()
     }
 
     /// The head, without what says how long the body is.

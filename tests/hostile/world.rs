@@ -73,6 +73,11 @@ impl Case {
         self
     }
 
+    pub const fn memory(mut self) -> Self {
+        self.kinds = &[Kind::Memory];
+        self
+    }
+
     pub const fn alone(mut self) -> Self {
         self.alone = true;
         self

@@ -42,7 +42,7 @@ pub const CASES: &[Case] = &[
     ),
     case!("43", "line feeds without carriage returns", line_feeds),
     case!("44", "a byte a frame; all in one frame", frames),
-    case!("44", "a request split in two, at each byte", split),
+    case!("44", "a request split in two, at each byte", split).memory(),
     case!("45", "a content transfer encoding is not decoded", encoded),
     case!(
         "45",

@@ -50,6 +50,7 @@ pub const CASES: &[Case] = &[
         slow
     )
     .with(many)
+    .files()
     .alone(),
     case!(
         "56",
