@@ -42,10 +42,10 @@ use Role::*;
 pub const ALL: [(Client, Way); 6] = [
     (Client::Resumable, Way::Both),
     (Client::Resumable, Way::Form),
-    (Client::Resumable, Way::Octets),
-    (Client::Flow, Way::Form),
     (Client::Flow, Way::Octets),
+    (Client::Flow, Way::Form),
     (Client::Dropzone, Way::Form),
+    (Client::Resumable, Way::Octets),
 ];
 
 impl Client {
@@ -111,7 +111,7 @@ impl Client {
 }
 
 /// One file on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct File {
     pub client: Client,
     pub way: Way,
@@ -121,6 +121,19 @@ pub struct File {
     pub path: Option<String>,
     pub content: Vec<u8>,
     pub chunk_size: usize,
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            client,
+            way,
+            user,
+            name,
+            ..
+        } = self;
+        write!(f, "{name:?} of {user} from {client:?} by {way:?}")
+    }
 }
 
 impl File {
@@ -253,7 +266,7 @@ impl File {
 }
 
 /// One request. All of it can be changed.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Chunk {
     pub client: Client,
     pub way: Way,
@@ -275,6 +288,12 @@ pub struct Chunk {
     pub content_type: String,
     /// More header lines, each with its end.
     pub headers: String,
+}
+
+impl std::fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} by {:?}: {:?}", self.client, self.way, self.form)
+    }
 }
 
 impl Chunk {
@@ -329,17 +348,9 @@ impl Chunk {
         if self.way == Way::Octets {
             return self.content.clone();
         }
-        [
-            &self.head,
-            &text_parts(&self.form),
-            &self.file,
-            &self.after,
-            &self.end,
-        ]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect()
+        let fields = text_parts(&self.form);
+        let parts = [&self.head, &fields, &self.file, &self.after, &self.end];
+        parts.map(Vec::as_slice).concat()
     }
 
     /// The head, without what says how long the body is.

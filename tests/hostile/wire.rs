@@ -83,6 +83,38 @@ pub async fn exchange_pieces(addr: SocketAddr, pieces: impl IntoIterator<Item = 
     Answer { sent, ..answer }
 }
 
+/// A connection that is used again for requests that are as they should be.
+#[derive(Default)]
+pub struct Kept {
+    socket: tokio::sync::Mutex<Option<TcpStream>>,
+}
+
+impl Kept {
+    pub async fn exchange(&self, addr: SocketAddr, request: &[u8]) -> Answer {
+        let mut kept = self.socket.lock().await;
+        if let Some(mut socket) = kept.take() {
+            let written = socket.write_all(request).await;
+            let answer = timeout(PATIENCE, read_answer(&mut socket)).await;
+            match answer {
+                // It may have been closed meanwhile.
+                Ok(answer) if written.is_err() || answer.status == 0 => {}
+                Ok(answer) => {
+                    *kept = Some(socket).filter(|_| answer.header("connection").is_none());
+                    return answer;
+                }
+                Err(_) => panic!("no answer within {PATIENCE:?}"),
+            }
+        }
+        let mut socket = TcpStream::connect(addr).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let _ = socket.write_all(request).await;
+        let answer = timeout(PATIENCE, read_answer(&mut socket)).await;
+        let answer = answer.unwrap_or_else(|_| panic!("no answer within {PATIENCE:?}"));
+        *kept = Some(socket).filter(|_| answer.header("connection").is_none());
+        answer
+    }
+}
+
 /// One answer, by its `Content-Length`.
 pub async fn read_answer(read: &mut (impl AsyncRead + Unpin)) -> Answer {
     let mut bytes = Vec::new();

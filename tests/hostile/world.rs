@@ -24,9 +24,9 @@ use tower_resumable::{
 };
 
 use crate::{
-    client::{Chunk, Client, File, Way},
+    client::{ALL, Chunk, Client, File, Way},
     common,
-    wire::{Answer, exchange},
+    wire::{Answer, Kept, exchange},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,11 @@ impl Case {
 
     pub const fn files(mut self) -> Self {
         self.kinds = &[Kind::Files];
+        self
+    }
+
+    pub const fn memory(mut self) -> Self {
+        self.kinds = &[Kind::Memory];
         self
     }
 
@@ -141,6 +146,7 @@ pub struct World {
     inner: Arc<Inner>,
     seen: Mutex<Seen>,
     neighbour: Option<File>,
+    kept: Kept,
 }
 
 /// What a row has led to.
@@ -217,6 +223,7 @@ impl World {
             inner,
             seen: Mutex::default(),
             neighbour: None,
+            kept: Kept::default(),
         };
         if case.spares {
             let neighbour = File::new(Client::Resumable, Way::Both, NEIGHBOUR, 0);
@@ -228,6 +235,13 @@ impl World {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         lock(&self.seen)
+    }
+
+    /// The clients and ways that names and numbers are tried with: all with files; in memory one
+    /// of each client, since no more than the store differs.
+    pub fn clients(&self) -> impl Iterator<Item = (Client, Way)> + use<> {
+        let step = if self.kind == Kind::Files { 1 } else { 2 };
+        ALL.into_iter().step_by(step)
     }
 
     /// A file of the attacker that no other one of this row shares its fields with; the first has
@@ -288,7 +302,7 @@ impl World {
     }
 
     async fn quiet(&self, chunk: &Chunk) -> Answer {
-        let answer = exchange(self.addr, chunk.bytes()).await;
+        let answer = self.kept.exchange(self.addr, &chunk.bytes()).await;
         self.is_safe(&answer);
         answer
     }
@@ -305,14 +319,16 @@ impl World {
 
     /// Sends all chunks but the first, and looks at what was delivered.
     pub async fn finish(&self, file: &File) {
-        let before = self.deliveries().len();
+        let before = self.deliveries_of(file).len();
         for number in 2..=file.chunks() {
             let answer = self.quiet(&file.chunk(number)).await;
             assert_eq!(answer.status, 200, "chunk {number} of {file:?}: {answer:?}");
             let last = number == file.chunks();
             assert_eq!(answer.text() == DELIVERED, last, "{answer:?}");
         }
-        self.delivered(before, file);
+        let deliveries = self.deliveries_of(file);
+        assert_eq!(deliveries.len(), before + 1, "deliveries of {file:?}");
+        self.is_file(&deliveries[before], file);
     }
 
     /// That this file was delivered, and nothing else, since there were so many deliveries.
@@ -346,7 +362,10 @@ impl World {
         self.seen().users.insert(file.user.clone());
         let before = self.deliveries().len();
         for number in 1..=file.chunks() {
-            let answer = self.attack(&change(file.chunk(number))).await;
+            let chunk = change(file.chunk(number));
+            let answer = self.kept.exchange(self.addr, &chunk.bytes()).await;
+            self.note(&answer);
+            self.repeats_nothing(&answer, chunk.texts());
             assert_eq!(answer.status, 200, "chunk {number} of {file:?}: {answer:?}");
         }
         self.delivered(before, file);
@@ -357,6 +376,7 @@ impl World {
     pub async fn refused(&self, file: &File, code: &str, attacks: Vec<(String, Chunk)>) {
         self.begin(file).await;
         let (before, all) = (self.state(file).await, self.all_of(&file.user).await);
+        let deliveries = self.deliveries().len();
         for (label, attack) in attacks {
             let answer = self.attack(&attack).await;
             let (client, way) = (file.client, file.way);
@@ -368,6 +388,7 @@ impl World {
             self.unchanged(file, &before, &label).await;
         }
         assert_eq!(self.all_of(&file.user).await, all);
+        assert_eq!(self.deliveries().len(), deliveries);
         self.finish(file).await;
     }
 
@@ -381,11 +402,14 @@ impl World {
     }
 
     pub async fn state(&self, file: &File) -> State {
-        let ranges = exchange(self.addr, file.status()).await;
+        let ranges = self
+            .kept
+            .exchange(self.addr, file.status().as_bytes())
+            .await;
         assert_eq!(ranges.status, 200, "{ranges:?}");
         State {
             ranges: ranges.json(),
-            deliveries: self.deliveries().len(),
+            deliveries: self.deliveries_of(file).len(),
             passed: self.passed().len(),
         }
     }
@@ -398,7 +422,7 @@ impl World {
     /// The list of what this user has not finished.
     pub async fn unfinished(&self, user: &str) -> Value {
         let list = format!("GET /upload?unfinished HTTP/1.1\r\nhost: x\r\nx-user: {user}\r\n\r\n");
-        let answer = exchange(self.addr, list).await;
+        let answer = self.kept.exchange(self.addr, list.as_bytes()).await;
         self.is_safe(&answer);
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.json()["uploads"].clone()
@@ -406,6 +430,15 @@ impl World {
 
     pub fn deliveries(&self) -> Vec<Delivery> {
         lock(&self.inner.deliveries).clone()
+    }
+
+    fn deliveries_of(&self, file: &File) -> Vec<Delivery> {
+        let mut all = self.deliveries();
+        all.retain(|delivery| {
+            let upload = &delivery.upload;
+            (upload.scope(), upload.identifier()) == (&file.user, &file.identifier)
+        });
+        all
     }
 
     /// Requests that went past the layer.

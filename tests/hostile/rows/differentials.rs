@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::case;
 use crate::{
-    client::{ALL, Chunk, Client, File, Role, Way, raw_part, text_part},
+    client::{Chunk, Client, File, Role, Way, raw_part, text_part},
     common::BOUNDARY,
     wire::exchange_pieces,
     world::{Case, DELIVERED, World},
@@ -42,7 +42,7 @@ pub const CASES: &[Case] = &[
     ),
     case!("43", "line feeds without carriage returns", line_feeds),
     case!("44", "a byte a frame; all in one frame", frames),
-    case!("44", "a request split in two, at each byte", split),
+    case!("44", "a request split in two, at each byte", split).memory(),
     case!("45", "a content transfer encoding is not decoded", encoded),
     case!(
         "45",
@@ -87,12 +87,12 @@ fn deciding(client: Client) -> impl Iterator<Item = (Role, &'static str)> {
     fields.filter(|(_, field)| !field.is_empty())
 }
 
-fn forms() -> impl Iterator<Item = (Client, Way)> {
-    ALL.into_iter().filter(|(_, way)| *way != Way::Octets)
+fn forms(world: &World) -> impl Iterator<Item = (Client, Way)> + use<> {
+    world.clients().filter(|(_, way)| *way != Way::Octets)
 }
 
 async fn twice(world: &World) {
-    for (client, way) in ALL.into_iter().filter(|(_, way)| *way != Way::Form) {
+    for (client, way) in world.clients().filter(|(_, way)| *way != Way::Form) {
         for (role, field) in deciding(client) {
             let file = world.file(client, way);
             world
@@ -151,7 +151,7 @@ async fn query_and_form(world: &World) {
                 .await;
         }
     }
-    for (client, way) in forms() {
+    for (client, way) in forms(world) {
         for (role, field) in deciding(client) {
             let file = world.file(client, way);
             let mut before = file.chunk(2);
@@ -172,7 +172,7 @@ async fn query_and_form(world: &World) {
 }
 
 async fn other_case(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let fields: Vec<_> = deciding(client)
             .map(|(_, field)| field.to_uppercase())
@@ -198,7 +198,7 @@ async fn other_case(world: &World) {
 }
 
 async fn nearly(world: &World) {
-    for (client, way) in ALL.into_iter().filter(|(_, way)| *way == Way::Octets) {
+    for (client, way) in world.clients().filter(|(_, way)| *way == Way::Octets) {
         let position = client.field(Role::Position);
         let nearly = [
             format!("&{position}[]=1"),
@@ -229,7 +229,7 @@ async fn nearly(world: &World) {
 }
 
 async fn two_files(world: &World) {
-    for (client, way) in forms() {
+    for (client, way) in forms(world) {
         let file = world.file(client, way);
         let mut before = file.chunk(2);
         before.head = crate::client::part("file", "x", b"0123456789");
@@ -251,7 +251,7 @@ async fn two_files(world: &World) {
 }
 
 async fn other_part(world: &World) {
-    for (client, way) in forms() {
+    for (client, way) in forms(world) {
         let file = world.file(client, way);
         let content = &file.content[file.layout()[1].clone()];
         let attacks = ["blob", "File", "file[]", "file[0]", "file ", "files", "fil"].map(|name| {
@@ -297,7 +297,7 @@ async fn heads(world: &World) {
         "content-disposition:FORM-DATA;  name = \"file\" ; filename=\"a\\\"b\"".into(),
         format!("X-A: {form}; name=\"x\"\r\n{form}; name=\"file\"; filename=\"blob\""),
     ];
-    for (client, way) in forms() {
+    for (client, way) in forms(world) {
         let file = world.file(client, way);
         let content = &file.content[file.layout()[1].clone()];
         let attacks = refused.iter().map(|head| {
@@ -321,7 +321,7 @@ async fn heads(world: &World) {
 }
 
 async fn cut(world: &World) {
-    for (client, way) in forms() {
+    for (client, way) in forms(world) {
         let file = world.file(client, way);
         let whole = file.chunk(2);
         let all = [whole.file.clone(), whole.end.clone()].concat();
@@ -464,7 +464,7 @@ fn framed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
 }
 
 async fn frames(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let steps = match way {
             Way::Both => &[1, 2, 3, 17, usize::MAX][..],
             _ => &[1, usize::MAX],
@@ -525,7 +525,7 @@ async fn split(world: &World) {
 }
 
 async fn encoded(world: &World) {
-    for (client, way) in forms() {
+    for (client, way) in forms(world) {
         for encoding in ["base64", "quoted-printable", "binary", "8bit", "gzip"] {
             let mut file = world.file(client, way);
             file.content = b"aGVsbG8gd29ybGQ=3D=0D=0AQ=".to_vec();
@@ -545,7 +545,7 @@ async fn encoded(world: &World) {
 }
 
 async fn lengths(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.begin(&file).await;
         let before = world.state(&file).await;

@@ -12,7 +12,7 @@ use tower_resumable::{Limits, ResumableLayer};
 
 use super::case;
 use crate::{
-    client::{ALL, Chunk, Client, File, Way, raw_part, text_part},
+    client::{Chunk, Client, File, Way, raw_part, text_part},
     common::BOUNDARY,
     h2, process,
     wire::{Answer, exchange_pieces, read_answer},
@@ -50,6 +50,7 @@ pub const CASES: &[Case] = &[
         slow
     )
     .with(many)
+    .files()
     .alone(),
     case!(
         "56",
@@ -62,7 +63,7 @@ pub const CASES: &[Case] = &[
 
 /// A request at a bound, and one above it, for each client that sends forms.
 async fn bound(world: &World, code: &str, clients: &[Client], at: impl Fn(Chunk, bool) -> Chunk) {
-    let forms = ALL.into_iter().filter(|(_, way)| *way != Way::Octets);
+    let forms = world.clients().filter(|(_, way)| *way != Way::Octets);
     for (client, way) in forms.filter(|(client, _)| clients.contains(client)) {
         let file = world.file(client, way);
         world.accepted(&file, |chunk| at(chunk, false)).await;
@@ -233,7 +234,7 @@ async fn epilogue(world: &World) {
 }
 
 async fn broken_off(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(200_000, 100_000);
         world.begin(&file).await;
         let before = world.state(&file).await;
@@ -270,7 +271,7 @@ async fn broken_off(world: &World) {
 }
 
 async fn refused_bodies(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let attacks = [1, 5].map(|mib| {
             let chunk = file.chunk(2).content(&vec![7; mib << 20]);

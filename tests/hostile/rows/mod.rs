@@ -2,6 +2,7 @@
 
 mod differentials;
 mod floods;
+mod limits;
 mod names;
 mod numbers;
 mod resources;
@@ -17,6 +18,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         floods::CASES,
         state::CASES,
         resources::CASES,
+        limits::CASES,
     ]
     .into_iter()
     .flatten()

@@ -2,7 +2,7 @@
 
 use super::case;
 use crate::{
-    client::{ALL, Client, File, Role, Way},
+    client::{Client, File, Role, Way},
     world::{Case, World, is_harmless},
 };
 
@@ -53,7 +53,7 @@ pub const CASES: &[Case] = &[
 ];
 
 async fn identifiers(world: &World, identifiers: &[String]) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for identifier in identifiers {
             let file = File {
                 identifier: identifier.clone(),
@@ -105,7 +105,7 @@ async fn shell(world: &World) {
 }
 
 async fn nul(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let with = |text: &str| {
             (
@@ -119,7 +119,7 @@ async fn nul(world: &World) {
 }
 
 async fn no_identifier(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let empty = file.chunk(2).set(Role::Identifier, "");
         let missing = file.chunk(2).without(Role::Identifier);
@@ -134,7 +134,7 @@ async fn no_identifier(world: &World) {
 }
 
 async fn long_identifier(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for unit in ["a", "é"] {
             let fits = unit.repeat(1024 / unit.len());
             let file = File {
@@ -153,7 +153,7 @@ async fn long_identifier(world: &World) {
 
 /// Uploads files of these names; what they are called on disk is checked by `accepted`.
 async fn named(world: &World, names: &[&str]) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for name in names {
             let file = File {
                 name: (*name).to_owned(),
@@ -225,7 +225,7 @@ async fn devices(world: &World) {
 async fn controls(world: &World) {
     let names = ["x\u{202e}gpj.exe", "\u{feff}a", "a\u{2028}b", "\u{200f}a"];
     named(world, &names).await;
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for name in [
             "a\nb",
             "a\r\nSet-Cookie: x=1\r\n\r\nb",
@@ -264,7 +264,7 @@ async fn nothing(world: &World) {
             .iter()
             .all(|delivery| safe(delivery) == "file")
     );
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let empty = file.chunk(2).set(Role::Name, "");
         match client {
@@ -292,7 +292,7 @@ async fn long_names(world: &World) {
         "é".repeat(300) + ".tar.gz",
     ];
     named(world, &names.each_ref().map(String::as_str)).await;
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let long = file.chunk(2).set(Role::Name, &"a".repeat(1025));
         world
@@ -309,7 +309,7 @@ async fn markup(world: &World) {
         "{{7*7}}",
     ];
     named(world, &names).await;
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for name in names {
             let file = world.file(client, way);
             let mut attacks = Vec::new();
@@ -330,7 +330,7 @@ async fn markup(world: &World) {
 }
 
 async fn relative_paths(world: &World) {
-    for (client, way) in ALL.into_iter().filter(|(client, _)| client.has(Role::Path)) {
+    for (client, way) in world.clients().filter(|(client, _)| client.has(Role::Path)) {
         let canary = world.canary().display().to_string();
         let long = "a/".repeat(2048);
         for path in [

@@ -6,7 +6,7 @@ use tower_resumable::Limits;
 
 use super::case;
 use crate::{
-    client::{ALL, Chunk, Client, File, Role, Way},
+    client::{Chunk, Client, File, Role, Way},
     world::{Case, DELIVERED, World},
 };
 
@@ -84,7 +84,7 @@ fn with(file: &File, role: Role, values: &[&str]) -> Vec<(String, Chunk)> {
 }
 
 async fn zero(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         // Dropzone's offset of a first chunk is 0.
         if client != Client::Dropzone {
             let file = world.file(client, way);
@@ -119,7 +119,7 @@ async fn none(world: &World) {
         "1;2",
         "𝟏",
     ];
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let roles = NUMBERS.into_iter().filter(|role| client.has(*role));
         let attacks = roles.flat_map(|role| with(&file, role, &values));
@@ -137,7 +137,7 @@ async fn huge(world: &World) {
         "18446744073709551616",
         "999999999999999999999999999999",
     ];
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let roles = NUMBERS.into_iter().filter(|role| client.has(*role));
         // A chunk size that is larger than the file is no lie of a first chunk, so this is a second.
@@ -147,7 +147,7 @@ async fn huge(world: &World) {
 }
 
 async fn behind(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let values = match client {
             Client::Dropzone => ["25", "26", "30", "1000000"],
@@ -160,7 +160,7 @@ async fn behind(world: &World) {
 }
 
 async fn no_size(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let attacks = with(&file, Role::Size, &["0"]);
         world.refused(&file, "invalid_field", attacks).await;
@@ -168,7 +168,7 @@ async fn no_size(world: &World) {
 }
 
 async fn overflow(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let attack = |(number, size): (&str, &str)| {
             let chunk = file.chunk(2).set(Role::Position, number);
@@ -188,7 +188,7 @@ async fn overflow(world: &World) {
 }
 
 async fn reserves(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let values = [
             "1048577",
@@ -217,7 +217,7 @@ async fn reserves(world: &World) {
 }
 
 async fn limit(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(4096, 1500);
         world.accepted(&file, |chunk| chunk).await;
         let file = world.file(client, way);
@@ -230,7 +230,7 @@ async fn limit(world: &World) {
 }
 
 async fn chunk_limit(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(128, 64);
         world.accepted(&file, |chunk| chunk).await;
         let file = world.file(client, way);
@@ -250,7 +250,7 @@ async fn chunk_limit(world: &World) {
 }
 
 async fn empty(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(0, 10);
         world.accepted(&file, |chunk| chunk).await;
         // An empty chunk of a file that is not.
@@ -261,7 +261,7 @@ async fn empty(world: &World) {
 }
 
 async fn counts(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for count in ["0", "1", "", "9223372036854775808", "1257", "-1", "NaN"] {
             let file = world.file(client, way);
             let before = world.deliveries().len();
@@ -284,7 +284,7 @@ async fn counts(world: &World) {
 }
 
 async fn lengths(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let attacks = [0, 1, 9, 11, 14, 16, 20, 1 << 16].map(|len| {
             let chunk = file.chunk(2).content(&vec![7; len]);
@@ -309,7 +309,7 @@ async fn lengths(world: &World) {
 }
 
 async fn undeclared(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         world
             .accepted(&file, |chunk| chunk.without(Role::Len))
@@ -324,7 +324,7 @@ async fn undeclared(world: &World) {
 }
 
 async fn middle(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(45, 10);
         let attacks = [1, 9, 11, 19, 20].map(|len| {
             let chunk = file.chunk(2).content(&vec![7; len]);
@@ -336,7 +336,7 @@ async fn middle(world: &World) {
 }
 
 async fn layouts(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for total in [1, 9, 10, 11, 19, 20, 21, 29, 30] {
             let file = world.file(client, way).sized(total, 10);
             world.accepted(&file, |chunk| chunk).await;
@@ -353,7 +353,7 @@ async fn layouts(world: &World) {
 }
 
 async fn two_sizes(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(100, 10);
         let other = File {
             chunk_size: 7,
@@ -371,7 +371,7 @@ async fn two_sizes(world: &World) {
 }
 
 async fn mixed(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let digest = sha256(&file.content);
         let mut other = file.clone();
@@ -394,7 +394,7 @@ async fn mixed(world: &World) {
 }
 
 async fn other_total(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let mut other = file.clone();
         other.content.extend(*b"more bytes");
@@ -403,8 +403,8 @@ async fn other_total(world: &World) {
 }
 
 async fn other_name(world: &World) {
-    for (client, way) in ALL
-        .into_iter()
+    for (client, way) in world
+        .clients()
         .filter(|(client, _)| *client != Client::Dropzone)
     {
         let file = world.file(client, way);

@@ -75,7 +75,7 @@ pub const CASES: &[Case] = &[
 ];
 
 async fn again(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.begin(&file).await;
         let before = world.state(&file).await;
@@ -127,7 +127,7 @@ async fn stalled(world: &World) {
 }
 
 async fn thrice(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way).sized(205, 10);
         let before = world.deliveries().len();
         let mut numbers: Vec<_> = (1..=file.chunks()).flat_map(|n| [n; 3]).collect();
@@ -166,7 +166,7 @@ async fn two_last(world: &World) {
 }
 
 async fn after(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.accepted(&file, |chunk| chunk).await;
         let deliveries = world.deliveries();
@@ -283,7 +283,7 @@ async fn failing(world: &World) {
 }
 
 async fn refusing(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         for status in [400, 401, 403, 404, 409, 413, 415, 422] {
             let file = world.file(client, way);
             let before = world.deliveries().len();
@@ -310,7 +310,7 @@ async fn refusing(world: &World) {
 }
 
 async fn test_after(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.accepted(&file, |chunk| chunk).await;
         let before = world.deliveries().len();
@@ -364,7 +364,7 @@ async fn foreign(world: &World) {
 }
 
 async fn two_owners(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let mut other = File {
             user: "eve".into(),
@@ -388,7 +388,7 @@ async fn two_owners(world: &World) {
 }
 
 async fn no_file(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let mut attacks = vec![("no bytes".to_owned(), file.chunk(2).content(b""))];
         if way != Way::Octets && client != Client::Flow {
@@ -491,7 +491,7 @@ fn guarded(layer: ResumableLayer) -> ResumableLayer {
 }
 
 async fn cross_site(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         let attacks = ["cross-site", "same-site"].map(|site| {
             let mut chunk = file.chunk(2);
@@ -503,7 +503,7 @@ async fn cross_site(world: &World) {
 }
 
 async fn expired(world: &World) {
-    for (client, way) in ALL {
+    for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.begin(&file).await;
         // Also the neighbour's: it begins again.
