@@ -195,7 +195,13 @@ mod links {
             ..upload(2)
         };
         put(&store, &good, 0, b"x").await.unwrap();
-        symlink(&before[0], root.path().join("partial/08/link")).unwrap();
+        let journal = |dir: &Path, key: u8| {
+            let name = UploadKey::from_bytes([key; 32]).to_string();
+            dir.join(format!("partial/{key:02x}/{name}.journal"))
+        };
+        let link = journal(root.path(), 9);
+        std::fs::create_dir(link.parent().unwrap()).unwrap();
+        symlink(&before[0], link).unwrap();
         assert_eq!(store.sweep(everything()).await.unwrap().abandoned, 1);
         assert!(store.undelivered().await.unwrap().is_empty());
         assert_eq!(files(&shard), before);
@@ -305,6 +311,16 @@ mod links {
         let put = async { put(&store, &upload(20), 0, b"0123456789").await };
         let put = tokio::time::timeout(Duration::from_secs(20), put).await;
         assert_fails(put.expect("it waits"));
+
+        std::fs::remove_file(&pipe).unwrap();
+        let path = finish(&store).await;
+        std::fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let upload = upload(20);
+        let deliver = deliver(&store, &upload);
+        let deliver = tokio::time::timeout(Duration::from_secs(20), deliver).await;
+        assert_ne!(deliver.expect("it waits"), path);
     }
 }
 
@@ -631,7 +647,7 @@ mod gone {
         let claim = store.try_claim(&complete.key).await;
         assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
         assert_fails(store.undelivered().await);
-        assert_fails(store.unfinished("").await);
+        assert_fails(store.unfinished(Some("")).await);
         assert_fails(store.sweep(everything()).await);
         // It may be a disk that is not mounted: nothing is written in its place.
         assert!(!root.exists());
@@ -656,6 +672,24 @@ mod gone {
         FileStore::open(root.path()).unwrap();
         let path = deliver(&store, &upload(1)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"x");
+    }
+
+    /// Just before the file is delivered, which is then not there.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn data_of_a_claimed_upload() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        put(&store, &upload(1), 0, b"x").await.unwrap();
+        let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
+            panic!("no claim");
+        };
+        std::fs::remove_file(data(root.path())).unwrap();
+        for _ in 0..2 {
+            assert_fails(store.seal(&mut claim, &upload(1)).await);
+        }
+        drop(claim);
+        finish(&store).await;
     }
 
     /// Somebody has cleaned up too much.

@@ -13,6 +13,8 @@ mod layout;
 mod put;
 mod stored;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashSet,
