@@ -257,16 +257,16 @@ impl Inner {
             Settlement::Delivered(record) | Settlement::Rejected(record) => record,
         };
         let info = Arc::clone(&claim.info);
-        let settled = Phase::Settled(record.clone());
+        let settled = Arc::new(info.in_phase(Phase::Settled(record.clone())));
         match self.info(info.key()).await? {
             Some(now) if now.id != info.id => return Err(StoreError::Superseded),
             // It was written, but the answer was lost.
-            Some(now) if now.phase == settled => {}
+            Some(now) if now.to_bytes() == settled.to_bytes() => {}
             Some(now) if matches!(now.phase, Phase::Settled(_)) => {
                 return Err(StoreError::Superseded);
             }
             None => return Err(StoreError::Superseded),
-            Some(_) => self.write_info(&Arc::new(info.in_phase(settled))).await?,
+            Some(_) => self.write_info(&settled).await?,
         }
         claim.finish().await;
         // What stays goes with the record.
