@@ -4,13 +4,13 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload,
     ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions,
@@ -19,6 +19,7 @@ use object_store::{
     multipart::{MultipartStore, PartId},
     path::Path,
 };
+use tokio::sync::Barrier;
 
 /// Keys in one answer to a list, and in one request to delete.
 const PAGE: usize = 1000;
@@ -33,7 +34,14 @@ pub struct Engine {
     fail_late: AtomicBool,
     down: AtomicBool,
     pub conditions: Mutex<Conditions>,
+    /// The sizes and ids of the parts of each multipart upload, as they were put last.
+    parts: Mutex<BTreeMap<MultipartId, BTreeMap<usize, (usize, String)>>>,
+    /// Where requests that put a part meet before they do.
+    meeting: Mutex<Option<Arc<Barrier>>>,
 }
+
+/// Fewest bytes of a part but the last.
+const LEAST: usize = 5 << 20;
 
 /// What the engine makes of `If-None-Match: *`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +110,16 @@ impl Engine {
         self.down.store(down, SeqCst);
     }
 
+    /// Lets two requests that put a part wait for each other.
+    pub fn meet(&self) {
+        *self.meeting.lock().unwrap() = Some(Arc::new(Barrier::new(2)));
+    }
+
+    /// Forgets the parts of all uploads, as a rule of the bucket does after some days.
+    pub fn abort_all(&self) {
+        self.parts.lock().unwrap().clear();
+    }
+
     /// All keys below a prefix.
     pub async fn keys(&self, prefix: &str) -> Vec<String> {
         let prefix = Path::from(prefix);
@@ -123,6 +141,11 @@ impl Engine {
         state.bytes_in += bytes as u64;
     }
 
+    /// Multipart uploads that were neither completed nor aborted.
+    pub fn open_uploads(&self) -> usize {
+        self.parts.lock().unwrap().len()
+    }
+
     /// A request comes in. Whether it is to fail after its effect.
     async fn request(&self, name: &'static str, bytes: usize) -> Result<bool> {
         // As over a network, others come in between.
@@ -142,6 +165,13 @@ fn failure() -> Error {
     Error::Generic {
         store: "Engine",
         source: "injected".into(),
+    }
+}
+
+fn no_upload(path: &Path) -> Error {
+    Error::NotFound {
+        path: path.to_string(),
+        source: "NoSuchUpload".into(),
     }
 }
 
@@ -279,7 +309,12 @@ impl Engine {
 impl MultipartStore for Engine {
     async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
         let late = self.request("begin", 0).await?;
-        after(late, self.inner.create_multipart(path).await)
+        let id = self.inner.create_multipart(path).await?;
+        self.parts
+            .lock()
+            .unwrap()
+            .insert(id.clone(), BTreeMap::new());
+        after(late, Ok(id))
     }
 
     async fn put_part(
@@ -291,7 +326,19 @@ impl MultipartStore for Engine {
     ) -> Result<PartId> {
         let bytes = payload.content_length();
         let late = self.request("part", bytes).await?;
-        after(late, self.inner.put_part(path, id, part, payload).await)
+        let meeting = self.meeting.lock().unwrap().clone();
+        if let Some(meeting) = meeting {
+            meeting.wait().await;
+        }
+        let mut uploads = self.parts.lock().unwrap();
+        let parts = uploads.get_mut(id).ok_or_else(|| no_upload(path))?;
+        // Encrypted ones have another id each time.
+        let number = self.requests.fetch_add(0, SeqCst);
+        let content_id = format!("\"{part}-{number}\"");
+        parts.insert(part, (bytes, content_id.clone()));
+        let put = self.inner.put_part(path, id, part, payload).now_or_never();
+        put.expect("memory does not wait")?;
+        after(late, Ok(PartId { content_id }))
     }
 
     async fn complete_multipart(
@@ -301,12 +348,33 @@ impl MultipartStore for Engine {
         parts: Vec<PartId>,
     ) -> Result<PutResult> {
         let late = self.request("complete", 0).await?;
+        let known = self.parts.lock().unwrap().get(id).cloned();
+        let known = known.ok_or_else(|| no_upload(path))?;
+        let said = |code: &str| Error::Generic {
+            store: "Engine",
+            source: format!("status 400: <Code>{code}</Code>").into(),
+        };
+        let ids = known.values().map(|(_, content_id)| content_id);
+        if !ids.eq(parts.iter().map(|part| &part.content_id)) {
+            return Err(said("InvalidPart"));
+        }
+        let sizes: Vec<_> = known.values().map(|(bytes, _)| *bytes).collect();
+        let (last, others) = sizes.split_last().expect("there is a part");
+        if others
+            .iter()
+            .any(|size| *size < LEAST || *size < *last || *size != others[0])
+        {
+            return Err(said("EntityTooSmall"));
+        }
+        self.parts.lock().unwrap().remove(id);
         let result = self.inner.complete_multipart(path, id, parts).await;
         after(late, result)
     }
 
     async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
         let late = self.request("abort", 0).await?;
-        after(late, self.inner.abort_multipart(path, id).await)
+        let known = self.parts.lock().unwrap().remove(id);
+        let result = known.map(drop).ok_or_else(|| no_upload(path));
+        after(late, result)
     }
 }

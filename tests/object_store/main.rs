@@ -607,3 +607,166 @@ async fn a_dead_servers_claim_is_taken_over() {
     assert_eq!(sealed.attempt, 2);
     assert_eq!(read(&sealed.location).await.unwrap(), b"abc");
 }
+
+/// Claims, seals and settles what is complete; its content.
+async fn finish(store: &ObjectStore, upload: &Upload) -> Result<Vec<u8>, StoreError> {
+    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await? else {
+        panic!("not to be had");
+    };
+    let sealed = store.seal(&mut claim, upload).await?;
+    let content = read(&sealed.location).await.unwrap();
+    assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
+    settle(store, &mut claim).await;
+    Ok(content)
+}
+
+/// Two servers that get the same chunk at the same time both put it, and nobody knows which part is
+/// the last one: each set of ids is tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_was_put_twice_is_found() {
+    let (a, b) = (content(5 * MIB), Bytes::from(vec![9; 5 * MIB as usize]));
+    // The same bytes under another id, as where the engine encrypts; or a client that lies.
+    for second in [&a, &b] {
+        let engine = Arc::new(Engine::default());
+        let servers = [open(&engine).await, open(&engine).await];
+        let upload = upload(10 * MIB, Some(5 * MIB));
+        put(&servers[0], &upload, 5 * MIB, &a).await.unwrap();
+        engine.meet();
+        let both = tokio::join!(
+            put(&servers[0], &upload, 0, &a),
+            put(&servers[1], &upload, 0, second),
+        );
+        assert!(both.0.unwrap().complete || both.1.unwrap().complete);
+        let found = finish(&servers[1], &upload).await.unwrap();
+        assert!(found[..5 * MIB as usize] == a || found[..5 * MIB as usize] == *second);
+        assert!(found[5 * MIB as usize..] == a);
+    }
+}
+
+/// What a rule of the bucket has taken away is asked for again.
+#[tokio::test]
+async fn an_upload_whose_parts_are_gone_begins_anew() {
+    let bytes = content(10 * MIB);
+    let (first, second) = bytes.split_at(5 * MIB as usize);
+    // It is noticed by a chunk, or at the end.
+    for stored in [1, 2] {
+        let engine = Arc::new(Engine::default());
+        let store = open(&engine).await;
+        let upload = upload(10 * MIB, Some(5 * MIB));
+        put(&store, &upload, 0, first).await.unwrap();
+        if stored == 2 {
+            put(&store, &upload, 5 * MIB, second).await.unwrap();
+        }
+        engine.abort_all();
+        if stored == 2 {
+            assert!(finish(&store, &upload).await.is_err());
+            let status = store.status(&upload.key).await.unwrap();
+            assert!(matches!(status, Status::Absent), "{status:?}");
+        }
+        let progress = put(&store, &upload, 5 * MIB, second).await.unwrap();
+        let expected = Progress {
+            received: 5 * MIB,
+            complete: false,
+        };
+        assert_eq!(progress, expected);
+        put(&store, &upload, 0, first).await.unwrap();
+        assert!(finish(&store, &upload).await.unwrap() == bytes);
+    }
+}
+
+/// Parts are equal but the last, whatever the client's last chunk is, and nothing is left open.
+#[tokio::test]
+async fn chunks_of_any_size_become_equal_parts() {
+    for (size, lens) in [
+        // As Resumable.js cuts it.
+        (5 * MIB, vec![5 * MIB, 5 * MIB, 8 * MIB + 7]),
+        (6 * MIB, vec![6 * MIB, 1]),
+        // A whole file in one request.
+        (32 * MIB, vec![9 * MIB]),
+        // Small and odd ones.
+        (3_000_001, vec![3_000_001, 3_000_001, 3_000_001, 5]),
+    ] {
+        let engine = Arc::new(Engine::default());
+        let store = open(&engine).await;
+        let bytes = content(lens.iter().sum());
+        let upload = upload(bytes.len() as u64, Some(size));
+        let mut chunks = Vec::new();
+        let mut offset = 0;
+        for len in lens {
+            chunks.push((
+                offset,
+                bytes.slice(offset as usize..(offset + len) as usize),
+            ));
+            offset += len;
+        }
+        for (offset, chunk) in chunks.iter().rev() {
+            put(&store, &upload, *offset, chunk).await.unwrap();
+        }
+        assert!(
+            finish(&store, &upload).await.unwrap() == bytes,
+            "chunks of {size}"
+        );
+        assert_eq!(engine.open_uploads(), 0);
+        // What is removed is aborted.
+        let mut other = upload.clone();
+        other.key = UploadKey::from_bytes([8; 32]);
+        put(&store, &other, 0, b"a").await.unwrap();
+        assert_eq!(engine.open_uploads(), 1);
+        assert!(store.remove(&other.key).await.unwrap());
+        assert_eq!(engine.open_uploads(), 0);
+    }
+}
+
+/// Read, copied and moved by a handler, wherever the file is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finished_object_is_read_copied_and_moved() {
+    let engine = Arc::new(Engine::default());
+    let servers = Servers::start(&engine, 1, |n| match n {
+        1 => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    })
+    .await;
+    let file = File::new("a.txt", 25);
+    for _ in 0..2 {
+        servers.send(&file, 1..=2).await;
+    }
+    let deliveries = servers.deliveries();
+    let [(first, _), (second, _)] = &deliveries[..] else {
+        panic!("{deliveries:?}");
+    };
+    assert_eq!((first.attempt(), second.attempt()), (1, 2));
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("other"), "another's").unwrap();
+
+    first.copy_to(at("copy")).await.unwrap();
+    assert_eq!(std::fs::read(at("copy")).unwrap(), file.content);
+    // The same again is no error in a later attempt, and never over another file.
+    let error = first.copy_to(at("copy")).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    second.copy_to(at("copy")).await.unwrap();
+    for upload in [first, second] {
+        let error = upload.copy_to(at("other")).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        let error = upload.persist(at("other")).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    }
+    assert_eq!(std::fs::read(at("other")).unwrap(), b"another's");
+    assert!(second.persist(at("no/such/folder")).await.is_err());
+
+    first.persist(at("moved")).await.unwrap();
+    assert_eq!(std::fs::read(at("moved")).unwrap(), file.content);
+    assert_eq!(engine.keys("files").await, Vec::<String>::new());
+    second.persist(at("moved")).await.unwrap();
+    let error = second.persist(at("elsewhere")).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    let error = second.content().next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    // No half-written file stays.
+    let mut names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["copy", "moved", "other"]);
+}
