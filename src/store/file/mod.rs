@@ -298,6 +298,7 @@ impl FileStoreBuilder {
                 room: Room::new(self.reserve),
                 stall: self.stall,
                 open: Mutex::default(),
+                open_uploads: folder::open_uploads(disk::most_open_files()),
                 blocks: Blocks::default(),
             }),
         })
