@@ -18,9 +18,10 @@ use engine::{Conditions, Counts, Engine};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use sha2::{Digest as _, Sha256};
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, ObjectStore, ResumableLayer, Store, StoreError,
+    CompletedUpload, DigestAlgorithm, ObjectStore, ResumableLayer, Store, StoreError,
     store::{
         ChunkBody, Expiry, Location, ObjectClaim, Progress, Record, Settlement, Status, TryClaim,
         Upload, UploadKey, conformance,
@@ -769,4 +770,34 @@ async fn a_finished_object_is_read_copied_and_moved() {
         .collect();
     names.sort();
     assert_eq!(names, ["copy", "moved", "other"]);
+}
+
+/// The digest of a whole file is checked before it is handed over, and its object goes if it is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_of_objects_are_checked() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    let layer = ResumableLayer::new(store).with_file_digest("sha256", DigestAlgorithm::Sha256);
+    let inner = service_fn(async |request: Request<Incoming>| {
+        let upload = request.extensions().get::<CompletedUpload>();
+        let text = upload.map(|upload| upload.size().to_string());
+        let body = Full::from(text.expect("only uploads come here"));
+        Ok::<Response<Full<Bytes>>, Infallible>(Response::new(body))
+    });
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let mut client = Client::connect(addr).await;
+    let mut file = File::new("a.txt", 25);
+    let digest = |bytes: &[u8]| {
+        let digest = Sha256::digest(bytes);
+        let hex = digest.iter().map(|byte| format!("{byte:02x}"));
+        hex.collect::<String>()
+    };
+    for (digest, expected) in [(digest(b"another"), false), (digest(&file.content), true)] {
+        file.extra = vec![("sha256".into(), digest)];
+        client.send(file.multipart(1)).await;
+        let answer = client.send(file.multipart(2)).await;
+        assert_eq!(answer.status == 200, expected, "{answer:?}");
+        let files = engine.keys("files").await;
+        assert_eq!(files.len(), usize::from(expected));
+    }
 }
