@@ -64,7 +64,7 @@ impl Store for Sink {
         Ok(Vec::new())
     }
 
-    async fn unfinished(&self, _: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+    async fn unfinished(&self, _: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         Ok(Vec::new())
     }
 

@@ -9,14 +9,12 @@ use crate::{
     body::ResponseBody,
     config::Config,
     dialect::{Answers, Chunk, InOrder, Numbering},
+    limits::LISTED_CHUNKS,
     store::{Progress, RangeSet, Record, Status, Upload},
 };
 
 /// The status that the inner service, or a hook, gave, where the client is told another one.
 const ORIGINAL_STATUS: HeaderName = HeaderName::from_static("x-resumable-status");
-
-/// Most chunk numbers that a status answer lists.
-const LISTED_CHUNKS: usize = 65_536;
 
 /// The status for an error. Clients give up on a few statuses only, each on others, and send
 /// everything else again at once (Resumable.js up to a hundred times): so what is final is what the
@@ -70,17 +68,28 @@ pub(crate) fn error<R>(
         problem["preventRetry"] = (!error.is_transient()).into();
     }
     let mut response = Response::new(Bytes::new());
+    let mut is_own = false;
+    if let UploadError::Refused(refusal) = &error {
+        problem["original_status"] = refusal.status().as_u16().into();
+        if let Some(answer) = refusal.response() {
+            response = answer.clone();
+            // Such a client reads a form of it that not all applications give.
+            is_own = !answers.says_success;
+        }
+        let original = refusal.status().as_u16().into();
+        response.headers_mut().insert(ORIGINAL_STATUS, original);
+    }
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    if let UploadError::Refused { status, .. } = error {
-        headers.insert(ORIGINAL_STATUS, status.as_u16().into());
-        problem["original_status"] = status.as_u16().into();
-    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let soon = HeaderValue::from_static("1");
+        headers.entry(header::RETRY_AFTER).or_insert(soon);
     }
-    own_headers(headers, "application/problem+json");
-    *response.body_mut() = problem.to_string().into();
+    if !is_own {
+        own_headers(headers, "application/problem+json");
+        headers.remove(header::CONTENT_LENGTH);
+        *response.body_mut() = problem.to_string().into();
+    }
     if let Some(change) = &config.error_response {
         response = change(&error, response);
     }

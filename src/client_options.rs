@@ -19,7 +19,7 @@ impl ResumableLayer {
     /// the names of the fields, and what to do about errors.
     ///
     /// `chunk_size` is in bytes; it is made smaller if the last chunk, which can be nearly twice as
-    /// long, would be over [the limit](Self::with_max_chunk_size).
+    /// long, would be over [the limit](crate::Limits::chunk_size).
     ///
     /// ```
     /// use tower_resumable::{MemoryStore, ResumableJs, ResumableLayer};
@@ -41,12 +41,16 @@ impl ResumableLayer {
     /// ```
     pub fn resumable_js_options(&self, chunk_size: u64) -> String {
         let config = &self.shared.config;
-        let mut options = common(config, "target", chunk_size.min(config.max_chunk_size / 2));
+        let mut options = common(
+            config,
+            "target",
+            chunk_size.min(config.limits.chunk_size / 2),
+        );
         options.extend(retries());
         // An empty file is a file too.
         options.insert("minFileSize".into(), 0.into());
-        if config.max_file_size < u64::MAX {
-            options.insert("maxFileSize".into(), config.max_file_size.into());
+        if config.limits.file_size < u64::MAX {
+            options.insert("maxFileSize".into(), config.limits.file_size.into());
         }
         if let Some(dialect) = config.dialects.named(crate::ResumableJs::NAME) {
             options.extend(names(dialect));
@@ -58,16 +62,21 @@ impl ResumableLayer {
     /// [`resumable_js_options`](Self::resumable_js_options).
     ///
     /// ```
-    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
     ///
-    /// let layer = ResumableLayer::new(MemoryStore::default()).with_max_chunk_size(1 << 20);
+    /// let layer = ResumableLayer::new(MemoryStore::default())
+    ///     .with_limits(Limits::default().chunk_size(1 << 20));
     /// let options: serde_json::Value = serde_json::from_str(&layer.flow_js_options(8 << 20))?;
     /// assert_eq!(options["chunkSize"], 1 << 19);
     /// # Ok::<(), serde_json::Error>(())
     /// ```
     pub fn flow_js_options(&self, chunk_size: u64) -> String {
         let config = &self.shared.config;
-        let mut options = common(config, "target", chunk_size.min(config.max_chunk_size / 2));
+        let mut options = common(
+            config,
+            "target",
+            chunk_size.min(config.limits.chunk_size / 2),
+        );
         options.extend(retries());
         Value::Object(options).to_string()
     }
@@ -76,9 +85,10 @@ impl ResumableLayer {
     /// [`resumable_js_options`](Self::resumable_js_options).
     ///
     /// ```
-    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
     ///
-    /// let layer = ResumableLayer::new(MemoryStore::default()).with_max_file_size(5 << 30);
+    /// let layer = ResumableLayer::new(MemoryStore::default())
+    ///     .with_limits(Limits::default().file_size(5 << 30));
     /// let options: serde_json::Value = serde_json::from_str(&layer.dropzone_options(1 << 20))?;
     /// assert_eq!(options["url"], "/upload");
     /// assert_eq!(options["maxFilesize"], 5120.0); // MiB
@@ -86,8 +96,8 @@ impl ResumableLayer {
     /// ```
     pub fn dropzone_options(&self, chunk_size: u64) -> String {
         let config = &self.shared.config;
-        let mut options = common(config, "url", chunk_size.min(config.max_chunk_size));
-        let max_file_size = match config.max_file_size {
+        let mut options = common(config, "url", chunk_size.min(config.limits.chunk_size));
+        let max_file_size = match config.limits.file_size {
             // Its default would be 256.
             u64::MAX => Value::Null,
             bytes => (bytes as f64 / (1 << 20) as f64).into(),

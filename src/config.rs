@@ -5,7 +5,8 @@ use http::{Response, request::Parts};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    DigestAlgorithm, UploadError,
+    DigestAlgorithm, Limits, UploadError,
+    admission::Hooks,
     dialect::{Answers, Chunk, Dialects, Identity, Intent, asks_for, raw_file},
     store::{Upload, UploadKey},
 };
@@ -26,15 +27,16 @@ pub enum IdentityRule {
     Identifier,
 }
 
-type Hook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
+type Matcher = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 type ErrorResponse = Arc<dyn Fn(&UploadError, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
 
 /// How a layer is set up; shared by all its clones.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) paths: Vec<String>,
-    pub(crate) matcher: Option<Hook<bool>>,
-    pub(crate) scope: Option<Hook<Result<String, UploadError>>>,
+    pub(crate) matcher: Option<Matcher>,
+    pub(crate) hooks: Hooks,
+    pub(crate) limits: Limits,
     pub(crate) dialects: Dialects,
     /// Whether a form without any dialect's fields is a file.
     pub(crate) plain_uploads: bool,
@@ -46,19 +48,12 @@ pub(crate) struct Config {
     pub(crate) chunk_digest: Option<(String, DigestAlgorithm)>,
     /// The field with the digest of the whole file.
     pub(crate) file_digest: Option<(String, DigestAlgorithm)>,
-    /// Bytes.
-    pub(crate) max_file_size: u64,
-    /// Bytes.
-    pub(crate) max_chunk_size: u64,
     /// How long a request waits for the inner service.
     pub(crate) delivery_timeout: Duration,
     /// How long the inner service's answer is remembered.
     pub(crate) record_lifetime: Duration,
     /// Most bytes of the inner service's answer that are remembered.
     pub(crate) record_body: usize,
-    /// What is read of a body that is refused: a client that cannot send its body to the end does
-    /// not see the answer. Bytes, and time.
-    pub(crate) drain: (u64, Duration),
     /// How long a transient error is held back, since clients try again without a pause.
     pub(crate) hold_back: Duration,
 }
@@ -68,7 +63,8 @@ impl Default for Config {
         Self {
             paths: vec!["/upload".into()],
             matcher: None,
-            scope: None,
+            hooks: Hooks::default(),
+            limits: Limits::default(),
             dialects: Dialects::default(),
             plain_uploads: true,
             identity: IdentityRule::default(),
@@ -76,12 +72,9 @@ impl Default for Config {
             list_parameter: None,
             chunk_digest: None,
             file_digest: None,
-            max_file_size: u64::MAX,
-            max_chunk_size: 256 << 20,
             delivery_timeout: Duration::from_secs(60),
             record_lifetime: Duration::from_secs(5 * 60),
             record_body: 64 << 10,
-            drain: (64 << 20, Duration::from_secs(5)),
             hold_back: Duration::from_millis(250),
         }
     }
@@ -113,22 +106,14 @@ impl Config {
         }
     }
 
-    /// The owner of what this request is about.
-    pub(crate) fn scope(&self, parts: &Parts) -> Result<String, UploadError> {
-        self.scope
-            .as_ref()
-            .map_or_else(|| Ok(String::new()), |scope| scope(parts))
-    }
-
     /// Checks a chunk's declared sizes against the limits.
     pub(crate) fn check(&self, chunk: &Chunk) -> Result<(), UploadError> {
         self.check_total(chunk.identity.total)?;
-        if chunk.len.is_some_and(|len| len > self.max_chunk_size) {
-            return Err(UploadError::ChunkTooLarge {
-                limit: self.max_chunk_size,
-            });
+        let limit = self.limits.chunk_size;
+        match chunk.len.is_some_and(|len| len > limit) {
+            true => Err(UploadError::ChunkTooLarge { limit }),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     pub(crate) fn is_chunk_digest(&self, field: &str) -> bool {
@@ -137,10 +122,9 @@ impl Config {
     }
 
     pub(crate) fn check_total(&self, total: u64) -> Result<(), UploadError> {
-        match total > self.max_file_size {
-            true => Err(UploadError::FileTooLarge {
-                limit: self.max_file_size,
-            }),
+        let limit = self.limits.file_size;
+        match total > limit {
+            true => Err(UploadError::FileTooLarge { limit }),
             false => Ok(()),
         }
     }
@@ -151,17 +135,26 @@ impl Config {
         chunk: &Chunk,
         fields: Vec<(String, String)>,
     ) -> Upload {
-        let identity = &chunk.identity;
+        Upload {
+            chunk_size: chunk.numbering.map(|numbering| numbering.size),
+            content_type: chunk.content_type.clone(),
+            fields,
+            ..self.named(scope, &chunk.identity)
+        }
+    }
+
+    /// An upload of which no more is known than its name.
+    pub(crate) fn named(&self, scope: String, identity: &Identity) -> Upload {
         Upload {
             key: self.key(&scope, identity),
             scope,
             identifier: identity.identifier.clone(),
             total: identity.total,
-            chunk_size: chunk.numbering.map(|numbering| numbering.size),
+            chunk_size: None,
             file_name: identity.file_name.clone(),
             relative_path: identity.relative_path.clone(),
-            content_type: chunk.content_type.clone(),
-            fields,
+            content_type: None,
+            fields: Vec::new(),
         }
     }
 
@@ -194,8 +187,7 @@ impl fmt::Debug for Config {
             .field("paths", &self.paths)
             .field("dialects", &self.dialects)
             .field("identity", &self.identity)
-            .field("max_file_size", &self.max_file_size)
-            .field("max_chunk_size", &self.max_chunk_size)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use http_body::Body;
 use tokio::{
     runtime::Handle,
@@ -19,13 +19,16 @@ use tokio::{
 use tower_service::Service;
 
 use crate::{
-    CompletedUpload, DigestAlgorithm, ResponseBody, UploadError,
+    CompletedUpload, DigestAlgorithm, Purpose, Refusal, ResponseBody, UploadError,
+    admission::Hooks,
     answer::{self, Outcome},
     body::read_up_to,
+    content::Content,
     digest::Expected,
     fault,
     layer::Shared,
     receive::store_error,
+    sniff::head_len,
     store::{
         AnyClaim, DynStore, Record, Sealed, Settlement, StoreError, TryClaim, Upload, UploadKey,
     },
@@ -47,6 +50,8 @@ pub(crate) struct Deliveries {
 /// How a delivery ended: its record, or the error and the number of the attempt.
 type Ended = Result<Record, (UploadError, u32)>;
 
+pub(crate) type Handed<R> = Result<Delivered<R>, (UploadError, u32)>;
+
 pub(crate) struct Delivered<R> {
     /// What is remembered of the inner service's answer.
     pub(crate) record: Record,
@@ -61,6 +66,14 @@ impl<R> Delivered<R> {
     }
 }
 
+/// Who is asked before a file is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asks {
+    Application,
+    /// It is the application that wants it.
+    Nobody,
+}
+
 /// Hands `upload` to `inner`, unless another request does or did; waits for the answer.
 ///
 /// An error comes with the number of the attempt that failed, 0 if there was none.
@@ -69,7 +82,30 @@ pub(crate) async fn deliver<S, B, R>(
     inner: S,
     request: Request<B>,
     upload: Upload,
-) -> Result<Delivered<R>, (UploadError, u32)>
+    asks: Asks,
+) -> Handed<R>
+where
+    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    B: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+{
+    let key = upload.key;
+    let handed = hand_over(shared, inner, request, upload, asks).await;
+    if handed.is_ok() {
+        shared.ledger.strike(&key);
+    }
+    handed
+}
+
+async fn hand_over<S, B, R>(
+    shared: &Shared,
+    inner: S,
+    request: Request<B>,
+    upload: Upload,
+    asks: Asks,
+) -> Handed<R>
 where
     S: Service<Request<B>, Response = Response<R>> + Send + 'static,
     S::Future: Send,
@@ -108,6 +144,8 @@ where
                     record_lifetime: shared.config.record_lifetime,
                     record_body: shared.config.record_body,
                     file_digest: shared.config.file_digest.clone(),
+                    hooks: shared.config.hooks.clone(),
+                    asks,
                 }
                 .spawn(listed, inner, request);
                 return match timeout_at(deadline, task).await {
@@ -182,9 +220,9 @@ struct Delivery {
     record_lifetime: Duration,
     record_body: usize,
     file_digest: Option<(String, DigestAlgorithm)>,
+    hooks: Hooks,
+    asks: Asks,
 }
-
-type Handed<R> = Result<Delivered<R>, (UploadError, u32)>;
 
 impl Delivery {
     fn spawn<S, B, R>(
@@ -216,7 +254,7 @@ impl Delivery {
         })
     }
 
-    async fn run<S, B, R>(mut self, inner: S, mut request: Request<B>) -> Handed<R>
+    async fn run<S, B, R>(mut self, inner: S, request: Request<B>) -> Handed<R>
     where
         S: Service<Request<B>, Response = Response<R>>,
         R: Body<Data = Bytes>,
@@ -227,31 +265,33 @@ impl Delivery {
             .await
             .map_err(|error| (store_error(error), 0))?;
         let (attempt, size) = (sealed.attempt, sealed.upload.total);
-        match self.check_digest(&sealed).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return self.reject(error, &sealed).await,
-            Err(_) => return self.release(attempt).await,
+        let (mut parts, body) = request.into_parts();
+        let asked = self.ask(&parts, &sealed);
+        if let Err(error) = self.check(asked, &sealed).await {
+            return match error.is_transient() {
+                true => self.release(error, attempt).await,
+                false => self.reject(error, &sealed).await,
+            };
         }
-        request
-            .extensions_mut()
-            .insert(CompletedUpload::new(sealed));
+        parts.extensions.insert(CompletedUpload::new(sealed));
+        let request = Request::from_parts(parts, body);
         if fault::step("deliver").is_err() {
-            return self.release(attempt).await;
+            return self.release(UploadError::DeliveryFailed, attempt).await;
         }
         let Ok(response) = call(inner, request).await else {
-            return self.release(attempt).await;
+            return self.release(UploadError::DeliveryFailed, attempt).await;
         };
         // A moment to die at; nothing can fail here.
         let _ = fault::step("delivered");
         let delivered = match answer::outcome(response.status()) {
             Outcome::Delivered(_) => true,
             Outcome::Rejected => false,
-            Outcome::Failed => return self.release(attempt).await,
+            Outcome::Failed => return self.release(UploadError::DeliveryFailed, attempt).await,
         };
         let (parts, body) = response.into_parts();
         // An answer that breaks off is no answer.
         let Ok(read) = read_up_to(body, self.record_body).await else {
-            return self.release(attempt).await;
+            return self.release(UploadError::DeliveryFailed, attempt).await;
         };
         let record = Record {
             delivered,
@@ -270,6 +310,42 @@ impl Delivery {
             record,
             response: Some(Response::from_parts(parts, ResponseBody::partly_read(read))),
         })
+    }
+
+    /// Asks the application whether it still wants the file.
+    fn ask(
+        &self,
+        parts: &Parts,
+        sealed: &Sealed,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
+        let upload = &sealed.upload;
+        let asked = (self.asks == Asks::Application).then(|| {
+            self.hooks
+                .admit(Purpose::Deliver, parts, &upload.scope, Some(upload))
+        });
+        async {
+            match asked {
+                Some(asked) => asked.await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// Whether a finished file may be handed over.
+    async fn check(
+        &self,
+        asked: impl Future<Output = Result<(), Refusal>>,
+        sealed: &Sealed,
+    ) -> Result<(), UploadError> {
+        asked.await?;
+        if let Some(sniff) = &self.hooks.sniff {
+            let head = head(sealed)
+                .await
+                .map_err(|_| UploadError::DeliveryFailed)?;
+            sniff(&head, &sealed.upload)?;
+        }
+        let checked = self.check_digest(sealed).await;
+        checked.map_err(|_| UploadError::DeliveryFailed)?
     }
 
     /// Whether the file is what its client has declared.
@@ -328,12 +404,29 @@ impl Delivery {
         }
     }
 
-    async fn release<T>(mut self, attempt: u32) -> Result<T, (UploadError, u32)> {
+    async fn release<T>(
+        mut self,
+        error: UploadError,
+        attempt: u32,
+    ) -> Result<T, (UploadError, u32)> {
         // Nothing to do if that fails: the claim ends either way.
         let released = Settlement::Released;
         let _ = self.store.settle(&mut self.claim, &released).await;
-        Err((UploadError::DeliveryFailed, attempt))
+        Err((error, attempt))
     }
+}
+
+/// The first bytes of a file.
+async fn head(sealed: &Sealed) -> io::Result<Vec<u8>> {
+    let len = head_len(sealed.upload.total);
+    let (mut head, mut content) = (Vec::with_capacity(len), Content::new(sealed));
+    while head.len() < len {
+        let Some(piece) = content.next().await.transpose()? else {
+            break;
+        };
+        head.extend_from_slice(&piece[..piece.len().min(len - head.len())]);
+    }
+    Ok(head)
 }
 
 async fn call<S, Q>(mut inner: S, request: Q) -> Result<S::Response, S::Error>

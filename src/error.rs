@@ -1,5 +1,7 @@
 use std::fmt;
 
+use crate::Refusal;
+
 /// Alias for a type-erased error type.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -91,24 +93,27 @@ pub enum UploadError {
     Interrupted,
     /// Another request took over this chunk, because this one had stalled.
     Superseded,
+    /// The body came too slowly: see [`Limits`](crate::Limits). Nothing of it is stored.
+    TooSlow,
+    /// There are as many requests under way as the layer, or the store, allows: see
+    /// [`Limits`](crate::Limits). The chunk is not stored.
+    Busy,
+    /// There are as many unfinished uploads as the layer allows: see [`Limits`](crate::Limits).
+    TooManyUploads,
+    /// The unfinished uploads would have more bytes than the layer allows: see
+    /// [`Limits`](crate::Limits).
+    QuotaExceeded,
     /// The store failed; the chunk is not stored.
     Storage,
     /// The store has no room left; the chunk is not stored.
     StorageFull,
-    /// The server has too much to do at the moment; the chunk is not stored.
-    Busy,
     /// The service behind the layer failed to take the finished upload. It is kept, and the next
     /// request for any of its chunks tries again.
     DeliveryFailed,
     /// The service behind the layer is still busy with the finished upload.
     DeliveryPending,
     /// A hook of the application refused the request.
-    Refused {
-        /// The status to answer with.
-        status: http::StatusCode,
-        /// A short reason, shown to the client.
-        reason: String,
-    },
+    Refused(Refusal),
 }
 
 impl UploadError {
@@ -133,29 +138,36 @@ impl UploadError {
             Self::FileDigestMismatch { .. } => "file_digest_mismatch",
             Self::Interrupted => "interrupted",
             Self::Superseded => "superseded",
+            Self::TooSlow => "too_slow",
+            Self::Busy => "busy",
+            Self::TooManyUploads => "too_many_uploads",
+            Self::QuotaExceeded => "quota_exceeded",
             Self::Storage => "storage",
             Self::StorageFull => "storage_full",
-            Self::Busy => "busy",
             Self::DeliveryFailed => "delivery_failed",
             Self::DeliveryPending => "delivery_pending",
-            Self::Refused { .. } => "refused",
+            Self::Refused(_) => "refused",
         }
     }
 
     /// Whether the same request can succeed later. Such an error is answered with a status that
     /// makes the client try again; any other one with a status that makes it stop.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
+        match self {
+            Self::Refused(refusal) => refusal.is_transient(),
             Self::DigestMismatch { .. }
-                | Self::Interrupted
-                | Self::Superseded
-                | Self::Storage
-                | Self::StorageFull
-                | Self::Busy
-                | Self::DeliveryFailed
-                | Self::DeliveryPending
-        )
+            | Self::Interrupted
+            | Self::Superseded
+            | Self::TooSlow
+            | Self::Busy
+            | Self::TooManyUploads
+            | Self::QuotaExceeded
+            | Self::Storage
+            | Self::StorageFull
+            | Self::DeliveryFailed
+            | Self::DeliveryPending => true,
+            _ => false,
+        }
     }
 }
 
@@ -193,14 +205,25 @@ impl fmt::Display for UploadError {
             }
             Self::Interrupted => f.write_str("the request ended before its body was complete"),
             Self::Superseded => f.write_str("another request has taken over this chunk"),
+            Self::TooSlow => f.write_str("the body came too slowly"),
+            Self::Busy => f.write_str("the server is busy"),
+            Self::TooManyUploads => f.write_str("there are too many unfinished uploads"),
+            Self::QuotaExceeded => {
+                f.write_str("the unfinished uploads would have too many bytes together")
+            }
             Self::Storage => f.write_str("the chunk could not be stored"),
             Self::StorageFull => f.write_str("there is no room for the chunk"),
-            Self::Busy => f.write_str("the server is busy; try again"),
             Self::DeliveryFailed => f.write_str("the finished upload could not be handed over yet"),
             Self::DeliveryPending => f.write_str("the finished upload is still being handed over"),
-            Self::Refused { reason, .. } => f.write_str(reason),
+            Self::Refused(refusal) => f.write_str(refusal.reason()),
         }
     }
 }
 
 impl std::error::Error for UploadError {}
+
+impl From<Refusal> for UploadError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}

@@ -1,4 +1,4 @@
-use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -7,11 +7,12 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Dialect, DigestAlgorithm, IdentityRule, ResponseBody, Resumable, Retention, Store, StoreError,
-    UploadError, answer,
+    Admission, Dialect, DigestAlgorithm, IdentityRule, Limits, Refusal, ResponseBody, Resumable,
+    Retention, Scope, Store, StoreError, UploadError, answer,
     config::Config,
-    deliver::{self, Delivered, Deliveries},
+    deliver::{self, Asks, Delivered, Deliveries},
     dialect::{Answers, Dialects},
+    ledger::Ledger,
     store::{DynStore, Swept, Upload},
 };
 
@@ -20,6 +21,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) store: Arc<dyn DynStore>,
     pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 /// Layer that applies [`Resumable`], which answers upload requests and hands finished files on.
@@ -29,11 +31,11 @@ pub(crate) struct Shared {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_resumable::{MemoryStore, ResumableLayer};
+/// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
 ///
 /// let layer = ResumableLayer::new(MemoryStore::default())
 ///     .with_path("/files/upload")
-///     .with_max_file_size(10 << 30)
+///     .with_limits(Limits::default().file_size(10 << 30))
 ///     .with_delivery_timeout(Duration::from_secs(20));
 /// # let _ = layer;
 /// ```
@@ -51,6 +53,7 @@ impl ResumableLayer {
                 config: Config::default(),
                 store: Arc::new(store),
                 deliveries: Arc::default(),
+                ledger: Arc::default(),
             }),
         }
     }
@@ -109,7 +112,7 @@ impl ResumableLayer {
     /// of `application/octet-stream`, whose name can be in `Content-Disposition`. `true` by default.
     ///
     /// It is delivered like any other, and may have as many bytes as a
-    /// [chunk](Self::with_max_chunk_size). Each such request is an upload of its own. What has
+    /// [chunk](Limits::chunk_size). Each such request is an upload of its own. What has
     /// a field or a header whose name contains `chunk` or is `offset`, `Content-Range` or `Upload-…` is
     /// a part of a file, from a client that the layer was not told of: a form of that kind is refused,
     /// a raw body passes.
@@ -120,30 +123,122 @@ impl ResumableLayer {
     /// Names the owner of each upload, from what an outer layer knows of the request.
     ///
     /// Uploads of different scopes can neither see nor touch each other, even if all their fields
-    /// are equal. Without this hook all requests share one scope. An `Err` is the answer.
+    /// are equal. Without this hook all requests share one scope. It is asked before a byte of the body is
+    /// read.
     ///
     /// ```
-    /// use tower_resumable::{MemoryStore, ResumableLayer, UploadError};
+    /// use http::StatusCode;
+    /// use tower_resumable::{MemoryStore, Refusal, ResumableLayer, Scope};
     ///
     /// #[derive(Clone)]
     /// struct User(String);
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default()).with_scope(|parts| {
     ///     match parts.extensions.get::<User>() {
-    ///         Some(user) => Ok(user.0.clone()),
-    ///         None => Err(UploadError::Refused {
-    ///             status: http::StatusCode::UNAUTHORIZED,
-    ///             reason: "sign in first".into(),
-    ///         }),
+    ///         Some(user) => Ok(Scope::new(&user.0)),
+    ///         None => Err(Refusal::new(StatusCode::UNAUTHORIZED, "sign in first")),
     ///     }
     /// });
     /// # let _ = layer;
     /// ```
     pub fn with_scope(
         self,
-        scope: impl Fn(&Parts) -> Result<String, UploadError> + Send + Sync + 'static,
+        scope: impl Fn(&Parts) -> Result<Scope, Refusal> + Send + Sync + 'static,
     ) -> Self {
-        self.with(|config| config.scope = Some(Arc::new(scope)))
+        self.with(|config| config.hooks.scope = Some(Arc::new(scope)))
+    }
+
+    /// Asks the application about every request on an upload path, with all that it declares: tests,
+    /// chunks, questions, cancellations, and once more before a file is handed over.
+    ///
+    /// The hook takes what it needs of the request, and answers in its own time. What it refuses stores
+    /// nothing and learns nothing. A file that is refused for good [before its delivery](crate::Purpose::Deliver)
+    /// is removed; [`deliver`](Self::deliver) does not ask, because then it is the application itself that
+    /// hands it over. Late duplicates of a delivered file are asked about like all chunks.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{MemoryStore, Refusal, ResumableLayer};
+    /// # use http::{Request, Response};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new(String::new()))
+    /// # });
+    /// # async fn free_bytes(_user: String) -> u64 { 5 }
+    /// let layer = ResumableLayer::new(MemoryStore::default()).with_admission(|request| {
+    ///     let user = request.scope().to_owned();
+    ///     let size = request.upload().map_or(0, |upload| upload.total);
+    ///     async move {
+    ///         match size > free_bytes(user).await {
+    ///             true => Err(Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "no room for that")),
+    ///             false => Ok(()),
+    ///         }
+    ///     }
+    /// });
+    /// let test = "/upload?resumableIdentifier=9-a&resumableTotalSize=9\
+    ///             &resumableChunkNumber=1&resumableChunkSize=9";
+    /// let answer = layer.layer(inner).oneshot(Request::get(test).body(String::new())?).await?;
+    /// assert_eq!(answer.status(), 503); // 507 is "not now"
+    /// assert_eq!(answer.headers()["x-resumable-status"], "507");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_admission<A>(
+        self,
+        admission: impl Fn(&Admission<'_>) -> A + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: Future<Output = Result<(), Refusal>> + Send + 'static,
+    {
+        let boxed = move |asked: &Admission<'_>| Box::pin(admission(asked)) as Pin<Box<_>>;
+        self.with(|config| config.hooks.admission = Some(Arc::new(boxed)))
+    }
+
+    /// Lets the application look at the first bytes of each file, up to 8 KiB: when they come, and once
+    /// more before the file is handed over (a first chunk can be shorter than that, and can come last).
+    ///
+    /// What it refuses for good is removed. It shall be quick: it runs on the async threads. A file's
+    /// beginning says what it wants to be taken for, not what it is: what must be safe is to be checked as a
+    /// whole, by the service behind.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{MemoryStore, Refusal, ResumableLayer};
+    /// # use http::{Request, Response};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new(String::new()))
+    /// # });
+    /// let layer = ResumableLayer::new(MemoryStore::default()).with_sniff(|head, _upload| {
+    ///     match infer::is_image(head) || infer::is_video(head) {
+    ///         true => Ok(()),
+    ///         false => Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "pictures only")),
+    ///     }
+    /// });
+    /// let chunk = "/upload?resumableIdentifier=9-a&resumableTotalSize=9\
+    ///              &resumableChunkNumber=1&resumableChunkSize=9&resumableType=image%2Fpng";
+    /// let program = Request::post(chunk).body("\x7fELF\x02\x01\x01\0\0".to_owned())?;
+    /// let answer = layer.layer(inner).oneshot(program).await?;
+    /// assert_eq!(answer.headers()["x-resumable-status"], "415");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_sniff(
+        self,
+        sniff: impl Fn(&[u8], &Upload) -> Result<(), Refusal> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|config| config.hooks.sniff = Some(Arc::new(sniff)))
+    }
+
+    /// What clients may make the layer do; see [`Limits`] for all of them and their defaults.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        self.with(|config| config.limits = limits)
     }
 
     /// What makes two chunks belong to the same upload; [`IdentityRule::Full`] by default.
@@ -240,18 +335,6 @@ impl ResumableLayer {
     /// ```
     pub fn with_file_digest(self, field: impl Into<String>, algorithm: DigestAlgorithm) -> Self {
         self.with(|config| config.file_digest = Some((field.into(), algorithm)))
-    }
-
-    /// Refuses files of more bytes than this. No limit by default.
-    pub fn with_max_file_size(self, bytes: u64) -> Self {
-        self.with(|config| config.max_file_size = bytes)
-    }
-
-    /// Refuses chunks of more bytes than this; 256 MiB by default.
-    ///
-    /// Resumable.js' last chunk can be nearly twice its `chunkSize`.
-    pub fn with_max_chunk_size(self, bytes: u64) -> Self {
-        self.with(|config| config.max_chunk_size = bytes)
     }
 
     /// How long a request waits for the inner service's answer before it is told to try again; 60
@@ -356,7 +439,7 @@ impl ResumableLayer {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        match deliver::deliver(&self.shared, inner, request, upload).await {
+        match deliver::deliver(&self.shared, inner, request, upload, Asks::Nobody).await {
             Ok(Delivered { record, response }) => {
                 Ok(response.unwrap_or_else(|| answer::recorded(Answers::default(), record)))
             }
@@ -371,7 +454,9 @@ impl ResumableLayer {
     ///
     /// Those of the store.
     pub async fn sweep(&self, retention: Retention) -> Result<Swept, StoreError> {
-        self.shared.store.sweep(retention.expiry()).await
+        let swept = self.shared.store.sweep(retention.expiry()).await;
+        self.shared.ledger.distrust();
+        swept
     }
 
     /// Sweeps now and then every `period`, for ever. The layer spawns nothing by itself: without
@@ -414,6 +499,7 @@ impl ResumableLayer {
                 config,
                 store: Arc::clone(&self.shared.store),
                 deliveries: Arc::clone(&self.shared.deliveries),
+                ledger: Arc::clone(&self.shared.ledger),
             }),
         }
     }

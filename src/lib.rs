@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod admission;
 mod answer;
 mod body;
 mod client_options;
@@ -48,13 +49,18 @@ mod error;
 mod fault;
 mod future;
 mod layer;
+mod ledger;
+mod limits;
 mod multipart;
+mod names;
 mod receive;
 mod retention;
 mod service;
+mod sniff;
 pub mod store;
 mod upload;
 
+pub use self::admission::{Admission, Purpose, Refusal, Scope};
 pub use self::body::ResponseBody;
 pub use self::config::IdentityRule;
 pub use self::content::Content;
@@ -63,11 +69,13 @@ pub use self::digest::DigestAlgorithm;
 pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
 pub use self::layer::ResumableLayer;
+pub use self::limits::Limits;
+pub use self::names::{safe_file_name, safe_relative_path};
 pub use self::retention::Retention;
 pub use self::service::Resumable;
 #[cfg(feature = "object-store")]
 pub use self::store::ObjectStore;
 pub use self::store::{FileStore, MemoryStore, Store, StoreError};
+pub use self::upload::CompletedUpload;
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;
-pub use self::upload::{CompletedUpload, safe_file_name};

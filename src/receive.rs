@@ -6,18 +6,23 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_core::Stream;
 use http::{Method, Request, Response, header, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    BoxError, ResponseBody, UploadError, answer,
-    deliver::{self, Delivered},
-    dialect::{self, Answers, Chunk, Dialect, Identity, InOrder, Intent, Params, Transport},
+    BoxError, Purpose, ResponseBody, UploadError, answer,
+    config::Config,
+    deliver::{self, Asks, Delivered},
+    dialect::{self, Answers, Chunk, Dialect, Extra, Identity, InOrder, Intent, Params, Transport},
     digest::Expected,
     fault,
     layer::Shared,
-    multipart::{self, Form, FormLimits, Fused, Item, Octets},
+    ledger::Reading,
+    limits::DRAIN,
+    multipart::{self, Form, FormLimits, Guarded, Item, Octets},
+    sniff::Sniffed,
     store::{ChunkBody, Progress, Status, StoreError, Upload, random_id},
 };
 
@@ -39,14 +44,14 @@ where
     B::Error: Into<BoxError>,
     R: Body<Data = Bytes> + Send + 'static,
 {
-    let mut body = Fused::new(body);
+    let mut body = Guarded::new(body, shared.config.limits.pace);
     let outcome = match intent {
-        Ok(Intent::Probe(chunk)) => shared.probe(&parts, answers, &chunk).await,
+        Ok(Intent::Probe(chunk, extra)) => shared.probe(&parts, answers, &chunk, extra).await,
         Ok(Intent::BlindProbe) => Ok(answer::missing()),
         Ok(Intent::List) => shared.list(&parts).await,
         Ok(Intent::Create(total)) => shared.create(&parts, &mut body, total).await,
-        Ok(Intent::Status(chunk)) => shared.status(&parts, answers, &chunk).await,
-        Ok(Intent::Cancel(identity)) => shared.cancel(&parts, &identity).await,
+        Ok(Intent::Status(chunk, extra)) => shared.status(&parts, answers, &chunk, extra).await,
+        Ok(Intent::Cancel(identity, extra)) => shared.cancel(&parts, &identity, extra).await,
         Ok(Intent::Finish) => match shared.finished(&parts, &mut body).await {
             Ok(Some(upload)) => {
                 let request = drained(parts, body.into_inner());
@@ -69,7 +74,9 @@ where
                 Ok(Received::Chunk(upload, progress)) => {
                     shared.progress(answers, &upload, progress).await
                 }
-                Ok(Received::Test(chunk)) => shared.probe(&parts, answers, &chunk).await,
+                Ok(Received::Test(chunk, extra)) => {
+                    shared.probe(&parts, answers, &chunk, extra).await
+                }
                 Ok(Received::Lost) => {
                     shared.drain(&mut body).await;
                     Ok(answer::reset())
@@ -94,7 +101,7 @@ where
 enum Received {
     Chunk(Upload, Progress),
     /// No file: a test.
-    Test(Chunk),
+    Test(Chunk, Extra),
     /// A part of what its client believes to be here, and is not.
     Lost,
 }
@@ -113,7 +120,7 @@ where
     B: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
 {
-    match deliver::deliver(shared, inner, request, upload).await {
+    match deliver::deliver(shared, inner, request, upload, Asks::Application).await {
         Ok(Delivered { record, response }) => match response {
             // Such a client reads a form of it that not all services give.
             Some(mut response) if !answers.shapes_results() => {
@@ -144,10 +151,12 @@ impl Shared {
         parts: &Parts,
         answers: Answers,
         chunk: &Chunk,
+        extra: Extra,
     ) -> Result<Response<ResponseBody<R>>, UploadError> {
         self.config.check(chunk)?;
-        let key = self.config.key(&self.config.scope(parts)?, &chunk.identity);
-        Ok(match self.store.status(&key).await.map_err(store_error)? {
+        let upload = self.config.upload(self.scope(parts)?, chunk, extra);
+        self.ask(Purpose::Test, parts, &upload).await?;
+        Ok(match self.look(&upload).await? {
             status if answers.list.is_some() => answer::list(answers, chunk, &status),
             Status::Receiving(ranges)
                 if ranges.covers(chunk.offset, chunk.len.unwrap_or(chunk.max_len)) =>
@@ -170,7 +179,7 @@ impl Shared {
     ) -> Result<Response<ResponseBody<R>>, UploadError> {
         let mut response = answer::progress(answers, progress.received, upload.total);
         if answers.in_order == Some(InOrder::Range) {
-            let status = self.store.status(&upload.key).await.map_err(store_error)?;
+            let status = self.look(upload).await?;
             answer::say_range(&mut response, answer::prefix(&status, upload.total));
         }
         Ok(response)
@@ -181,9 +190,11 @@ impl Shared {
         parts: &Parts,
         answers: Answers,
         chunk: &Chunk,
+        extra: Extra,
     ) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let key = self.config.key(&self.config.scope(parts)?, &chunk.identity);
-        let status = self.store.status(&key).await.map_err(store_error)?;
+        let upload = self.config.upload(self.scope(parts)?, chunk, extra);
+        self.ask(Purpose::Status, parts, &upload).await?;
+        let status = self.look(&upload).await?;
         Ok(match answers.in_order {
             Some(InOrder::UploadOffset) if parts.method == Method::HEAD => {
                 answer::upload_offset(&status, chunk.identity.total)
@@ -194,9 +205,11 @@ impl Shared {
 
     /// What the owner of this request has not finished.
     async fn list<R>(&self, parts: &Parts) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let scope = self.config.scope(parts)?;
-        let uploads = self.store.unfinished(&scope).await.map_err(store_error)?;
-        Ok(answer::uploads(uploads))
+        let scope = self.scope(parts)?;
+        let hooks = &self.config.hooks;
+        hooks.admit(Purpose::List, parts, &scope, None).await?;
+        let uploads = self.store.unfinished(Some(&scope)).await;
+        Ok(answer::uploads(uploads.map_err(store_error)?))
     }
 
     /// A name for an upload whose client wants one first. Nothing is stored before its first byte.
@@ -210,20 +223,34 @@ impl Shared {
         B: Body + Unpin,
         B::Error: Into<BoxError>,
     {
-        self.config.scope(parts)?;
+        let scope = self.scope(parts)?;
         self.config.check_total(total)?;
-        self.drain(body).await;
         let random = random_id().map_err(store_error)?;
-        Ok(answer::created(dialect::created_identifier(&random, total)))
+        let identity = Identity {
+            identifier: dialect::created_identifier(&random, total),
+            total,
+            file_name: None,
+            relative_path: None,
+            is_unique: true,
+        };
+        let upload = self.config.named(scope, &identity);
+        self.ask(Purpose::Create, parts, &upload).await?;
+        self.drain(body).await;
+        Ok(answer::created(identity.identifier))
     }
 
     async fn cancel<R>(
         &self,
         parts: &Parts,
         identity: &Identity,
+        extra: Extra,
     ) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let key = self.config.key(&self.config.scope(parts)?, identity);
-        self.store.remove(&key).await.map_err(store_error)?;
+        let upload = Upload {
+            fields: extra,
+            ..self.config.named(self.scope(parts)?, identity)
+        };
+        self.ask(Purpose::Cancel, parts, &upload).await?;
+        self.forget(&upload).await?;
         // Whether there was anything to forget is nobody's business.
         Ok(answer::missing())
     }
@@ -235,7 +262,8 @@ impl Shared {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let scope = self.config.scope(parts)?;
+        let scope = self.scope(parts)?;
+        let _reading = self.read_body(&scope)?;
         let mut form = Vec::new();
         let digest = Expected::of_content(parts)?;
         let stream = pin!(Octets::new(body, digest));
@@ -250,7 +278,8 @@ impl Shared {
         let (chunk, fields) = self.config.dialects.finished(&params)?;
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, fields);
-        let status = self.store.status(&upload.key).await.map_err(store_error)?;
+        self.ask(Purpose::Status, parts, &upload).await?;
+        let status = self.look(&upload).await?;
         let is_complete = matches!(status, Status::Complete | Status::Settled(_));
         Ok(is_complete.then_some(upload))
     }
@@ -268,13 +297,14 @@ impl Shared {
         B::Error: Into<BoxError>,
     {
         // The scope is known before a byte of the body is read.
-        let scope = self.config.scope(parts)?;
+        let scope = self.scope(parts)?;
+        let _reading = self.read_body(&scope)?;
         let digest = Expected::of_content(parts)?;
         match transport {
             Transport::Octets => {
                 let dialects = &self.config.dialects;
                 let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
-                let admitted = self.admit(scope, dialect, params).await?;
+                let admitted = self.admit(parts, scope, dialect, params).await?;
                 let Some((chunk, upload)) = admitted else {
                     return Ok(Received::Lost);
                 };
@@ -291,7 +321,7 @@ impl Shared {
                 let total = total.ok_or_else(|| UploadError::MissingField {
                     name: header::CONTENT_LENGTH.to_string(),
                 })?;
-                let (chunk, upload) = self.admit_whole(scope, params, total)?;
+                let (chunk, upload) = self.admit_whole(parts, scope, params, total).await?;
                 let stream = pin!(Octets::new(body, digest));
                 let digest = self.chunk_digest(params)?;
                 let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
@@ -322,7 +352,7 @@ impl Shared {
                 Item::End => {
                     let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
                     if let Some(chunk) = dialect.form_test(params)? {
-                        return Ok(Received::Test(chunk));
+                        return Ok(Received::Test(chunk, dialect.extra(params)));
                     }
                     // Name what is missing first: without the fields the file is no help either.
                     dialect.chunk(params)?;
@@ -335,7 +365,7 @@ impl Shared {
         params.set_part(form.file_part().cloned().unwrap_or_default());
         match dialects.of(params) {
             Some(dialect) if dialect.knows_where(params) => {
-                self.put_file(scope, dialect, form, params).await
+                self.put_file(parts, scope, dialect, form, params).await
             }
             _ => self.put_spooled(parts, scope, form, params).await,
         }
@@ -344,12 +374,13 @@ impl Shared {
     /// Stores the file of a form that has said where it belongs.
     async fn put_file(
         &self,
+        parts: &Parts,
         scope: String,
         dialect: &Dialect,
         mut form: Form<'_>,
         params: &mut Params,
     ) -> Result<Received, UploadError> {
-        let admitted = self.admit(scope, dialect, params).await?;
+        let admitted = self.admit(parts, scope, dialect, params).await?;
         let Some((chunk, mut upload)) = admitted else {
             return Ok(Received::Lost);
         };
@@ -391,20 +422,20 @@ impl Shared {
             };
             let is_file = |part: &str, is_text| dialects.can_be_file(part, is_text);
             let content = pin!(form.content(&is_file, &mut on_late));
-            let mut body = ChunkBody::new(content, None, self.config.max_chunk_size);
+            let mut body = ChunkBody::new(content, None, self.config.limits.chunk_size);
             let spool = self.store.spool(&mut body).await.map_err(store_error)?;
             (spool, body.received())
         };
         let (chunk, upload) = match dialects.of(params) {
             Some(dialect) => {
                 dialect.add_total(params, len);
-                match self.admit(scope, dialect, params).await? {
+                match self.admit(parts, scope, dialect, params).await? {
                     Some(admitted) => admitted,
                     None => return Ok(Received::Lost),
                 }
             }
             None if self.config.plain_uploads && dialect::is_whole_file(parts, params) => {
-                self.admit_whole(scope, params, len)?
+                self.admit_whole(parts, scope, params, len).await?
             }
             None => return Err(dialects.unknown()),
         };
@@ -418,6 +449,7 @@ impl Shared {
     /// an upload that is gone.
     async fn admit(
         &self,
+        parts: &Parts,
         scope: String,
         dialect: &Dialect,
         params: &Params,
@@ -426,17 +458,18 @@ impl Shared {
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, dialect.extra(params));
         if dialect.is_resumed(params) {
-            let status = self.store.status(&upload.key).await.map_err(store_error)?;
-            if let Status::Absent = status {
+            if let Status::Absent = self.look(&upload).await? {
                 return Ok(None);
             }
         }
+        self.ask(Purpose::Chunk, parts, &upload).await?;
         Ok(Some((chunk, upload)))
     }
 
     /// A file of no chunk client, if it is allowed.
-    fn admit_whole(
+    async fn admit_whole(
         &self,
+        parts: &Parts,
         scope: String,
         params: &Params,
         len: u64,
@@ -445,6 +478,7 @@ impl Shared {
         let chunk = dialect::whole_file(params, identifier, len)?;
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
+        self.ask(Purpose::Chunk, parts, &upload).await?;
         Ok((chunk, upload))
     }
 
@@ -462,15 +496,77 @@ impl Shared {
         &self,
         chunk: &Chunk,
         upload: &Upload,
-        stream: Pin<&mut (dyn futures_core::Stream<Item = Result<Bytes, UploadError>> + Send)>,
+        stream: Pin<&mut (dyn Stream<Item = Result<Bytes, UploadError>> + Send)>,
         digest: Option<Expected>,
     ) -> Result<Progress, UploadError> {
-        let max = chunk.max_len.min(self.config.max_chunk_size);
+        let is_new = self.book(upload).await?;
+        let max = chunk.max_len.min(self.config.limits.chunk_size);
+        let sniff = self.config.hooks.sniff.as_ref();
+        let sniff = sniff.filter(|_| chunk.offset == 0);
+        let stream = pin!(Sniffed::new(stream, sniff, upload));
         let mut body = ChunkBody::new(stream, chunk.len, max).expecting(digest);
-        self.store
-            .put(upload, chunk.offset, &mut body)
-            .await
-            .map_err(store_error)
+        let stored = self.store.put(upload, chunk.offset, &mut body).await;
+        let stored = stored.map_err(store_error);
+        if let Err(error) = &stored {
+            if matches!(error, UploadError::Refused(refusal) if !refusal.is_transient()) {
+                // Other chunks of the same file may be here; what is left is swept.
+                let _ = self.forget(upload).await;
+            }
+            if is_new && matches!(self.look(upload).await, Ok(Status::Absent)) {
+                self.ledger.strike(&upload.key);
+            }
+        }
+        stored
+    }
+
+    /// The owner of what this request is about.
+    fn scope(&self, parts: &Parts) -> Result<String, UploadError> {
+        Ok(self.config.hooks.scope(parts)?)
+    }
+
+    /// Asks the application whether a request is let in.
+    async fn ask(
+        &self,
+        purpose: Purpose,
+        parts: &Parts,
+        upload: &Upload,
+    ) -> Result<(), UploadError> {
+        let hooks = &self.config.hooks;
+        let asked = hooks.admit(purpose, parts, &upload.scope, Some(upload));
+        Ok(asked.await?)
+    }
+
+    async fn look(&self, upload: &Upload) -> Result<Status, UploadError> {
+        self.store.status(&upload.key).await.map_err(store_error)
+    }
+
+    /// Removes an upload, if nobody delivers it.
+    async fn forget(&self, upload: &Upload) -> Result<(), UploadError> {
+        let removed = self.store.remove(&upload.key).await.map_err(store_error)?;
+        if removed {
+            self.ledger.strike(&upload.key);
+        }
+        Ok(())
+    }
+
+    fn read_body(&self, scope: &str) -> Result<Reading, UploadError> {
+        let Config { hooks, limits, .. } = &self.config;
+        self.ledger.read_body(limits, hooks.scope.is_some(), scope)
+    }
+
+    /// Counts an upload as unfinished, if there may be one more; whether it was not counted before.
+    async fn book(&self, upload: &Upload) -> Result<bool, UploadError> {
+        let Config { hooks, limits, .. } = &self.config;
+        let has_scopes = hooks.scope.is_some();
+        let booked = self.ledger.book(&*self.store, limits, has_scopes, upload);
+        match booked.await {
+            Err(error) if error.is_transient() => match self.look(upload).await? {
+                Status::Absent => Err(error),
+                // It is no new one, but one that another server has begun, or that is delivered.
+                _ => Ok(false),
+            },
+            booked => booked,
+        }
     }
 
     /// Reads what is left of a body, within bounds: a client that is still sending when the answer
@@ -480,7 +576,7 @@ impl Shared {
         B: Body + Unpin,
         B::Error: Into<BoxError>,
     {
-        let (bytes, time) = self.config.drain;
+        let (bytes, time) = DRAIN;
         let _ = tokio::time::timeout(time, multipart::drain(body, bytes)).await;
     }
 

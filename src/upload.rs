@@ -1,7 +1,12 @@
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     Content, content,
+    names::{safe_file_name, safe_relative_path},
     store::{Location, Sealed, UploadKey},
 };
 
@@ -108,6 +113,15 @@ impl CompletedUpload {
         self.sealed.upload.relative_path.as_deref()
     }
 
+    /// A path that is safe below any folder, with the folders that the client has sent; see
+    /// [`safe_relative_path`]. The [`safe_file_name`](Self::safe_file_name) if it has sent no path.
+    pub fn safe_relative_path(&self) -> PathBuf {
+        match self.relative_path().filter(|path| !path.is_empty()) {
+            Some(path) => safe_relative_path(path),
+            None => self.safe_file_name().into(),
+        }
+    }
+
     /// The file's media type as the client gave it. Not to be trusted.
     pub fn content_type(&self) -> Option<&str> {
         self.sealed.upload.content_type.as_deref()
@@ -185,84 +199,6 @@ impl CompletedUpload {
     }
 }
 
-/// A name made from `name` that is safe as a file name on Linux, macOS and Windows.
-///
-/// The last component of what may be a path of any of them, without control, direction and
-/// otherwise invisible characters and those that Windows forbids, with no dots or spaces at its
-/// ends, no leading `-`, not a device name, and of at most 255 bytes, its extension kept. `file` if
-/// nothing remains.
-///
-/// ```
-/// use tower_resumable::safe_file_name;
-///
-/// assert_eq!(safe_file_name("报告.pdf"), "报告.pdf");
-/// assert_eq!(safe_file_name("../../etc/passwd"), "passwd");
-/// assert_eq!(safe_file_name(r"C:\temp\CON"), "_CON");
-/// assert_eq!(safe_file_name("a:b\u{202e}?.txt"), "ab.txt");
-/// assert_eq!(safe_file_name(".."), "file");
-/// ```
-pub fn safe_file_name(name: &str) -> String {
-    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    let kept: String = last.chars().filter(|c| !is_unsafe(*c)).collect();
-    let kept = kept
-        .trim_start_matches(['.', ' ', '-'])
-        .trim_end_matches(['.', ' ']);
-    let kept = if is_device(kept) {
-        format!("_{kept}")
-    } else {
-        kept.to_owned()
-    };
-    match kept.is_empty() {
-        true => "file".to_owned(),
-        false => shortened(&kept),
-    }
-}
-
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '<' | '>' | ':' | '"' | '|' | '?' | '*')
-        // Zero width and direction marks, embeddings, isolates, line separators, byte order mark.
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// Names that Windows takes for devices, with any extension.
-fn is_device(name: &str) -> bool {
-    let stem = name
-        .split('.')
-        .next()
-        .unwrap_or_default()
-        .trim_end()
-        .to_ascii_uppercase();
-    match stem.as_str() {
-        "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$" => true,
-        _ => stem
-            .strip_prefix("COM")
-            .or_else(|| stem.strip_prefix("LPT"))
-            .is_some_and(|rest| {
-                let mut chars = rest.chars();
-                matches!(chars.next(), Some('0'..='9' | '¹' | '²' | '³')) && chars.next().is_none()
-            }),
-    }
-}
-
-/// File systems count bytes, and 255 is what they allow.
-fn shortened(name: &str) -> String {
-    const MAX: usize = 255;
-    if name.len() <= MAX {
-        return name.to_owned();
-    }
-    let (stem, extension) = match name.rfind('.') {
-        // What is longer than this is no extension.
-        Some(dot) if name.len() - dot <= 32 => name.split_at(dot),
-        _ => (name, ""),
-    };
-    let mut end = MAX - extension.len();
-    while !stem.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{extension}", stem[..end].trim_end_matches(['.', ' ']))
-}
-
 #[cfg(feature = "axum")]
 pub use self::extract::MissingUpload;
 
@@ -322,53 +258,5 @@ mod extract {
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
             Ok(parts.extensions.get().cloned())
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn safe_names() {
-        for (raw, safe) in [
-            ("a.txt", "a.txt"),
-            ("", "file"),
-            ("...", "file"),
-            ("   ", "file"),
-            (".profile", "profile"),
-            ("-rf", "rf"),
-            ("x. ", "x"),
-            ("a/b\\c.txt", "c.txt"),
-            ("/etc/passwd", "passwd"),
-            ("dir/", "file"),
-            ("a\0b\r\n\u{7f}.txt", "ab.txt"),
-            ("nul.txt", "_nul.txt"),
-            ("LPT1.", "_LPT1"),
-            ("COM¹", "_COM¹"),
-            ("COM10", "COM10"),
-            ("console", "console"),
-            ("a:b", "ab"),
-            ("\"quoted\" <b>.txt", "quoted b.txt"),
-            ("日本語.txt", "日本語.txt"),
-            ("e\u{301}.txt", "e\u{301}.txt"),
-            ("x\u{202e}gpj.exe", "xgpj.exe"),
-        ] {
-            assert_eq!(safe_file_name(raw), safe, "{raw:?}");
-        }
-    }
-
-    #[test]
-    fn safe_names_are_short_and_stay_what_they_are() {
-        for raw in [
-            "é".repeat(200) + ".txt",
-            "a".repeat(300),
-            "x".repeat(240) + &"y.".repeat(90),
-        ] {
-            let safe = safe_file_name(&raw);
-            assert!(safe.len() <= 255, "{} bytes", safe.len());
-            assert_eq!(safe_file_name(&safe), safe);
-        }
-        assert!(safe_file_name(&("é".repeat(200) + ".txt")).ends_with("é.txt"));
     }
 }

@@ -10,6 +10,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tower_resumable::Limits;
 
 /// Fields without their prefix, and what they are changed to.
 type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
@@ -214,7 +215,9 @@ async fn bodies_that_are_not_what_they_should_be() {
 
 #[tokio::test]
 async fn limits() {
-    let server = Server::with(|layer| layer.with_max_file_size(100).with_max_chunk_size(20)).await;
+    let server =
+        Server::with(|layer| layer.with_limits(Limits::default().file_size(100).chunk_size(20)))
+            .await;
     let mut client = server.client().await;
     let sized = |len, chunk_size| File {
         chunk_size,

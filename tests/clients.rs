@@ -5,7 +5,7 @@ mod common;
 use common::{Answer, BOUNDARY, FilePart, Server, form, multipart, uri};
 use http::{Request, StatusCode};
 use serde_json::json;
-use tower_resumable::{Dialect, UploadError};
+use tower_resumable::{Dialect, Limits, Refusal, Scope};
 
 type Fields = Vec<(String, String)>;
 
@@ -205,7 +205,7 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     let server = Server::with(|layer| layer.with_plain_uploads(false)).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
     assert_eq!((answer.status, server.deliveries().len()), (400, 0));
-    let server = Server::with(|layer| layer.with_max_chunk_size(4)).await;
+    let server = Server::with(|layer| layer.with_limits(Limits::default().chunk_size(4))).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
     assert_eq!((answer.status, server.deliveries().len()), (400, 0));
 }
@@ -476,7 +476,7 @@ async fn filepond_is_given_a_name_and_told_where_to_go_on() {
     let server = Server::with(|layer| {
         layer
             .with_dialect(Dialect::filepond())
-            .with_max_file_size(100)
+            .with_limits(Limits::default().file_size(100))
     })
     .await;
     let create = |len: &str| {
@@ -722,10 +722,8 @@ async fn an_owner_is_told_what_is_not_finished() {
                 .headers
                 .get("user")
                 .and_then(|user| user.to_str().ok());
-            user.map(str::to_owned).ok_or(UploadError::Refused {
-                status: StatusCode::UNAUTHORIZED,
-                reason: "sign in first".into(),
-            })
+            let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "sign in first");
+            user.map(Scope::from).ok_or(refusal)
         })
     })
     .await;

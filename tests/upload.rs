@@ -4,9 +4,9 @@ mod common;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use common::{BOUNDARY, File, FilePart, Server, file_part, form, multipart, uri};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use serde_json::json;
-use tower_resumable::{IdentityRule, ResumableJs, UploadError};
+use tower_resumable::{IdentityRule, Refusal, ResumableJs};
 
 type Send = fn(&File, usize) -> Request<Vec<u8>>;
 
@@ -138,7 +138,7 @@ async fn every_transport_in_both_layouts() {
 #[tokio::test]
 async fn what_the_application_gets() {
     let server = Server::with(|layer| {
-        layer.with_scope(|parts| Ok(parts.headers["x-user"].to_str().unwrap().to_owned()))
+        layer.with_scope(|parts| Ok(parts.headers["x-user"].to_str().unwrap().into()))
     })
     .await;
     let file = File {
@@ -166,6 +166,10 @@ async fn what_the_application_gets() {
     assert_eq!(upload.file_name(), Some("é \"1\".png"));
     assert_eq!(upload.safe_file_name(), "é 1.png");
     assert_eq!(upload.relative_path(), Some("photos/2026/é \"1\".png"));
+    assert_eq!(
+        upload.safe_relative_path(),
+        std::path::Path::new("photos/2026/é 1.png")
+    );
     assert_eq!(upload.content_type(), Some("image/png"));
     assert_eq!(upload.identifier(), file.identifier);
     assert_eq!(upload.field("token"), Some("a b&c"));
@@ -192,9 +196,11 @@ async fn names_that_browsers_send_differently_in_query_and_form() {
         server.deliveries()[0].upload.file_name(),
         Some("e\u{301}\"\n.txt")
     );
+    let upload = &server.deliveries()[0].upload;
+    assert_eq!(upload.safe_file_name(), "\u{e9}.txt");
     assert_eq!(
-        server.deliveries()[0].upload.safe_file_name(),
-        "e\u{301}.txt"
+        upload.safe_relative_path(),
+        std::path::Path::new("日本語/\u{e9}.txt")
     );
 }
 
@@ -465,11 +471,8 @@ async fn identifiers_can_stand_for_all() {
 async fn scopes_stay_apart() {
     let server = Server::with(|layer| {
         layer.with_scope(|parts| match parts.headers.get("x-user") {
-            Some(user) => Ok(user.to_str().unwrap().to_owned()),
-            None => Err(UploadError::Refused {
-                status: http::StatusCode::UNAUTHORIZED,
-                reason: "sign in first".into(),
-            }),
+            Some(user) => Ok(user.to_str().unwrap().into()),
+            None => Err(Refusal::new(StatusCode::UNAUTHORIZED, "sign in first")),
         })
     })
     .await;

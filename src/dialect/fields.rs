@@ -1,7 +1,10 @@
 use std::borrow::Cow;
 
 use super::Params;
-use crate::UploadError;
+use crate::{
+    UploadError,
+    limits::{NAME_BYTES, TYPE_BYTES},
+};
 
 /// Fields with the way in which one that comes several times is read.
 #[derive(Clone, Copy)]
@@ -49,13 +52,13 @@ impl<'a> Fields<'a> {
     /// What the part of the form that carries the file calls it.
     pub(super) fn part_name(self) -> Result<Option<String>, UploadError> {
         let name = self.params.part().file_name.as_deref();
-        fitting("filename", name.map(Cow::Borrowed), 1024)
+        fitting("filename", name.map(Cow::Borrowed), NAME_BYTES)
     }
 
     /// The media type of the part of the form that carries the file.
     pub(super) fn part_type(self) -> Result<Option<String>, UploadError> {
         let name = self.params.part().content_type.as_deref();
-        fitting("Content-Type", name.map(Cow::Borrowed), 256)
+        fitting("Content-Type", name.map(Cow::Borrowed), TYPE_BYTES)
     }
 
     pub(super) fn required_number(self, name: &'a str, min: u64) -> Result<u64, UploadError> {

@@ -28,22 +28,25 @@ pub(crate) enum Intent {
     /// Nothing of ours: the request goes to the inner service as it is.
     Pass,
     /// "Have you this chunk?"
-    Probe(Chunk),
+    Probe(Chunk, Extra),
     /// "Have you this chunk?", without a word of which one.
     BlindProbe,
     /// "What have you of this upload?"
-    Status(Chunk),
+    Status(Chunk, Extra),
     /// "Give me a name for an upload of so many bytes."
     Create(u64),
     /// "What have I not finished?"
     List,
     /// "Forget this upload."
-    Cancel(Identity),
+    Cancel(Identity, Extra),
     /// "Has all come?", in a form that is still to be read.
     Finish,
     /// A chunk. The query's fields are read; with a form more may come.
     Put(Params, Transport),
 }
+
+/// The fields that are the application's.
+pub(crate) type Extra = Vec<(String, String)>;
 
 /// How the bytes of a chunk travel.
 #[derive(Debug, PartialEq, Eq)]
@@ -227,10 +230,7 @@ impl Dialects {
     }
 
     /// The upload of which a client says in the end that all has come, and the application's fields.
-    pub(crate) fn finished(
-        &self,
-        params: &Params,
-    ) -> Result<(Chunk, Vec<(String, String)>), UploadError> {
+    pub(crate) fn finished(&self, params: &Params) -> Result<(Chunk, Extra), UploadError> {
         let dialect = self.of(params).ok_or_else(|| self.unknown())?;
         Ok((dialect.whole(params)?, dialect.extra(params)))
     }
@@ -281,14 +281,18 @@ impl Dialect {
     ) -> Result<Intent, UploadError> {
         match parts.method {
             Method::GET | Method::HEAD if self.asks_status(&params, &parts.method) => {
-                self.status(&params).map(Intent::Status)
+                let status = self.status(&params)?;
+                Ok(Intent::Status(status, self.extra(&params)))
             }
-            Method::GET | Method::HEAD => self.probe(&params).map(Intent::Probe),
+            Method::GET | Method::HEAD => self.test(&params),
             // Resumable.js with `testMethod: 'POST'`. An empty chunk has a content type.
             Method::POST if body_is_empty && !parts.headers.contains_key(header::CONTENT_TYPE) => {
-                self.probe(&params).map(Intent::Probe)
+                self.test(&params)
             }
-            Method::DELETE => self.identity(Fields::strict(&params)).map(Intent::Cancel),
+            Method::DELETE => {
+                let identity = self.identity(Fields::strict(&params))?;
+                Ok(Intent::Cancel(identity, self.extra(&params)))
+            }
             Method::POST | Method::PUT | Method::PATCH => {
                 // Of a client that says nothing else it is that of the file.
                 params.set_part(FilePart {
@@ -302,6 +306,11 @@ impl Dialect {
             }
             _ => Err(UploadError::MethodNotAllowed),
         }
+    }
+
+    fn test(&self, params: &Params) -> Result<Intent, UploadError> {
+        let chunk = self.probe(params)?;
+        Ok(Intent::Probe(chunk, self.extra(params)))
     }
 }
 

@@ -1,12 +1,9 @@
 use std::borrow::Cow;
 
-use crate::UploadError;
-
-/// Most bytes of a query.
-const QUERY: usize = 16 << 10;
-
-/// Most fields of a query.
-const PAIRS: usize = 64;
+use crate::{
+    UploadError,
+    limits::{QUERY_BYTES, QUERY_FIELDS},
+};
 
 /// The fields of a request, in the order in which they came.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +26,7 @@ pub(crate) struct FilePart {
 
 impl Params {
     /// Most bytes of a query, or of a form without a file.
-    pub(crate) const MAX: u64 = QUERY as u64;
+    pub(crate) const MAX: u64 = QUERY_BYTES as u64;
 
     /// The fields of an `application/x-www-form-urlencoded` form.
     pub(crate) fn from_form(form: &[u8]) -> Result<Self, UploadError> {
@@ -43,8 +40,7 @@ impl Params {
 
     pub(super) fn from_query(query: Option<&str>) -> Result<Self, UploadError> {
         let query = query.unwrap_or_default();
-        // Empty pairs count too: they cost as much to read.
-        if query.len() > QUERY || query.split('&').count() > PAIRS {
+        if query.len() > QUERY_BYTES || query.split('&').count() > QUERY_FIELDS {
             return Err(UploadError::TooManyFields);
         }
         let mut params = Self::default();

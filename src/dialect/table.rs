@@ -8,7 +8,10 @@ use super::{
     heads,
     plain::may_be_whole,
 };
-use crate::UploadError;
+use crate::{
+    UploadError,
+    limits::{NAME_BYTES, PATH_BYTES, TYPE_BYTES},
+};
 
 /// How one family of clients names what a chunk is: a table.
 ///
@@ -354,7 +357,7 @@ impl Dialect {
 
     pub(super) fn identity(&self, fields: Fields<'_>) -> Result<Identity, UploadError> {
         let names = &self.names;
-        let identifier = fields.full_text(&names.identifier, 1024)?;
+        let identifier = fields.full_text(&names.identifier, NAME_BYTES)?;
         let identifier = identifier.ok_or_else(|| missing(&names.identifier))?;
         let total = match self.names_are_ours {
             true => self.total_of_named(fields, &identifier)?,
@@ -363,8 +366,8 @@ impl Dialect {
         let mut identity = Identity {
             identifier,
             total,
-            file_name: fields.full_text(&names.file_name, 1024)?,
-            relative_path: fields.text(&names.relative_path, 4096)?,
+            file_name: fields.full_text(&names.file_name, NAME_BYTES)?,
+            relative_path: fields.text(&names.relative_path, PATH_BYTES)?,
             is_unique: self.unique_identifiers,
         };
         if self.name_of_part && identity.file_name.is_none() {
@@ -408,7 +411,7 @@ impl Dialect {
         let identity = self.identity(fields)?;
         let content_type = match self.type_of_part {
             true => fields.part_type()?,
-            false => fields.text(&names.content_type, 256)?,
+            false => fields.text(&names.content_type, TYPE_BYTES)?,
         };
         let number = fields.number(&names.chunk_number, self.first_number)?;
         let offset = fields.number(&names.offset, 0)?;

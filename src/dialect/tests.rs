@@ -297,7 +297,7 @@ fn captures() {
 fn the_captured_names_are_read_alike_in_query_and_form() {
     let dialect = resumable_js();
     let requests = requests("resumable-1.1.0-unicode-name");
-    let Ok(Intent::Probe(probe)) = intent(&dialect, &head(&requests[0]).0, true) else {
+    let Ok(Intent::Probe(probe, _)) = intent(&dialect, &head(&requests[0]).0, true) else {
         panic!("no probe");
     };
     let identity = &probe.identity;
@@ -590,7 +590,7 @@ fn values() {
         let upload = dialect.chunk(&Params::from_query(Some(&query)).unwrap());
         let form = dialect.chunk(&with_body(Params::default(), &fields));
         let probe = match intent(&dialect, &request("GET", &query, None), true) {
-            Ok(Intent::Probe(chunk)) => Ok(chunk),
+            Ok(Intent::Probe(chunk, _)) => Ok(chunk),
             Ok(other) => panic!("{name}={value:?}: {other:?}"),
             Err(error) => Err(error),
         };
@@ -758,7 +758,7 @@ fn fields_that_come_twice() {
         let params = with_body(Params::from_query(Some(&all)).unwrap(), form);
         let got = dialect.chunk(&params).map(|chunk| chunk.offset);
         assert_eq!(got, *upload, "upload {query} {form:?}");
-        let Ok(Intent::Probe(got)) = intent(&dialect, &request("GET", &all, None), true) else {
+        let Ok(Intent::Probe(got, _)) = intent(&dialect, &request("GET", &all, None), true) else {
             panic!("probe {query}");
         };
         assert_eq!(got.offset, *probe, "probe {query}");
@@ -771,7 +771,7 @@ fn fields_that_come_twice() {
     let test = request("GET", &format!("resumableFilename=mine&{own}"), None);
     let upload = Params::from_query(Some(&set)).unwrap();
     match intent(&dialect, &test, true) {
-        Ok(Intent::Probe(probe)) => assert_eq!(dialect.chunk(&upload), Ok(probe)),
+        Ok(Intent::Probe(probe, _)) => assert_eq!(dialect.chunk(&upload), Ok(probe)),
         other => panic!("{other:?}"),
     }
 }
@@ -920,7 +920,7 @@ fn renamed_dropped_and_with_a_namespace() {
         }
         let status = format!("{query}&up%5Bx%5DresumableStatus=1");
         let intent = intent(&dialect, &request("GET", &status, None), true);
-        assert!(matches!(intent, Ok(Intent::Status(_))));
+        assert!(matches!(intent, Ok(Intent::Status(..))));
         // A path that the client never sends is not waited for.
         let all = ["id", "total", "n", "size", "name"].map(|n| (format!("up[x]{n}"), "1"));
         let mut params = Params::default();
@@ -1053,9 +1053,11 @@ fn show(intent: &Intent) -> String {
         Intent::List => "list".into(),
         Intent::Finish => "finish".into(),
         Intent::Create(total) => format!("create {total}"),
-        Intent::Probe(chunk) => format!("probe {}", show_chunk(chunk)),
-        Intent::Status(chunk) => format!("status {}", show_chunk(chunk)),
-        Intent::Cancel(identity) => format!("cancel {} of {}", identity.identifier, identity.total),
+        Intent::Probe(chunk, _) => format!("probe {}", show_chunk(chunk)),
+        Intent::Status(chunk, _) => format!("status {}", show_chunk(chunk)),
+        Intent::Cancel(identity, _) => {
+            format!("cancel {} of {}", identity.identifier, identity.total)
+        }
         Intent::Put(_, Transport::Multipart { boundary }) => format!("form {boundary}"),
         Intent::Put(_, Transport::Octets) => "octets".into(),
         Intent::Put(_, Transport::Whole) => "whole".into(),
@@ -1112,7 +1114,7 @@ fn read_capture(dialects: &Dialects, request: &[u8]) -> (Option<String>, String)
             assert_eq!(extra, []);
             ("finish", chunk)
         }
-        Intent::Probe(chunk) => ("probe", chunk),
+        Intent::Probe(chunk, _) => ("probe", chunk),
         Intent::Put(params, Transport::Octets) => (
             "octets",
             dialects.of(&params).unwrap().chunk(&params).unwrap(),

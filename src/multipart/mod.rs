@@ -3,6 +3,7 @@
 
 mod base64;
 mod disposition;
+mod guard;
 mod paced;
 
 use std::{
@@ -19,9 +20,12 @@ use self::{
     disposition::{Disposition, Head},
     paced::Feed,
 };
-use crate::{BoxError, UploadError, dialect::FilePart, digest::Expected};
+use crate::{BoxError, UploadError, dialect::FilePart, digest::Expected, limits};
 
-pub(crate) use self::paced::{Fused, Octets, drain};
+pub(crate) use self::{
+    guard::Guarded,
+    paced::{Octets, drain},
+};
 
 /// What is read of a form beside its file.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +43,10 @@ pub(crate) struct FormLimits {
 impl Default for FormLimits {
     fn default() -> Self {
         Self {
-            parts: 64,
-            text: 16 << 10,
-            headers: 8,
-            epilogue: 64 << 10,
+            parts: limits::PARTS,
+            text: limits::TEXT_BYTES,
+            headers: limits::PART_HEADERS,
+            epilogue: limits::EPILOGUE_BYTES,
         }
     }
 }

@@ -6,19 +6,17 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_core::Stream;
-use http_body::{Body, Frame};
+use http_body::Body;
 
 use super::multipart;
-use crate::{BoxError, UploadError, digest::Expected};
+use crate::{
+    BoxError, UploadError,
+    digest::Expected,
+    limits::{PART_HEADER_BYTES, PREAMBLE_BYTES},
+};
 
 /// Largest piece that multer gets; a slice of `Bytes` is no copy.
 const PIECE: usize = 16 << 10;
-
-/// Most bytes before the first boundary.
-const PREAMBLE: usize = 1 << 10;
-
-/// Most bytes of the headers of a part.
-const HEAD: usize = 4 << 10;
 
 /// Most bytes that multer may have and still want more: a preamble, a boundary and the headers of a
 /// part, of which it has no bound of its own.
@@ -147,7 +145,7 @@ impl<'a> Feed<'a> {
     /// Cuts off the boundary and the headers of the part that multer has just found.
     fn head(&self, delimiter: &str) -> Result<Vec<u8>, UploadError> {
         let mut state = lock(&self.state);
-        let max = if state.first { PREAMBLE } else { 0 };
+        let max = if state.first { PREAMBLE_BYTES } else { 0 };
         state.first = false;
         let unread = state.unread.front();
         let preamble = find(unread, delimiter.as_bytes(), max).ok_or(multipart(TOO_LONG))?;
@@ -160,7 +158,7 @@ impl<'a> Feed<'a> {
         let padding = rest.iter().take_while(|b| matches!(b, b' ' | b'\t'));
         let padding = padding.count();
         let rest = rest.get(padding + 2..).unwrap_or_default();
-        let len = find(rest, b"\r\n\r\n", HEAD).ok_or(multipart(TOO_LONG))?;
+        let len = find(rest, b"\r\n\r\n", PART_HEADER_BYTES).ok_or(multipart(TOO_LONG))?;
         let head = rest[..len + 2].to_vec();
         let all = unread.len() - rest.len() + len + 4;
         state.unread.skip(all);
@@ -172,10 +170,7 @@ const TOO_LONG: &str = "its preamble or the headers of a part are too long";
 
 fn broken(error: multer::Error) -> UploadError {
     match error {
-        multer::Error::StreamReadFailed(error) => match error.downcast::<UploadError>() {
-            Ok(error) => *error,
-            Err(_) => UploadError::Interrupted,
-        },
+        multer::Error::StreamReadFailed(error) => ended_by(error),
         multer::Error::IncompleteStream
         | multer::Error::IncompleteFieldData { .. }
         | multer::Error::IncompleteHeaders => multipart("it is cut off, or has no boundaries"),
@@ -281,43 +276,6 @@ where
     }
 }
 
-/// A body that may be asked again after its end: some panic then.
-pub(crate) struct Fused<B> {
-    body: B,
-    ended: bool,
-}
-
-impl<B> Fused<B> {
-    pub(crate) fn new(body: B) -> Self {
-        Self { body, ended: false }
-    }
-
-    pub(crate) fn into_inner(self) -> B {
-        self.body
-    }
-}
-
-impl<B: Body + Unpin> Body for Fused<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.ended = !matches!(frame, Some(Ok(_)));
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
-    }
-}
-
 /// Reads and drops what is left of a body; `false` if it is more than `max` bytes or breaks off.
 pub(crate) async fn drain<B>(body: &mut B, max: u64) -> bool
 where
@@ -344,6 +302,14 @@ trait Data {
         cx: &mut Context<'_>,
         max: usize,
     ) -> Poll<Option<Result<Bytes, UploadError>>>;
+}
+
+/// A body ends early by what the layer says, or by what its client does.
+fn ended_by(error: BoxError) -> UploadError {
+    match error.downcast::<UploadError>() {
+        Ok(error) => *error,
+        Err(_) => UploadError::Interrupted,
+    }
 }
 
 /// The data of a body, without empty frames and trailers.
@@ -398,7 +364,7 @@ where
             }
             match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => self.frame = frame.into_data().ok(),
-                Some(Err(_)) => self.end = Some(Err(UploadError::Interrupted)),
+                Some(Err(error)) => self.end = Some(Err(ended_by(error.into()))),
                 None => self.end = Some(self.digest.take().map_or(Ok(()), Expected::finish)),
             }
         }
@@ -411,6 +377,8 @@ impl<B: Body> Unpin for Octets<'_, B> {}
 #[cfg(test)]
 pub(super) mod tests {
     use std::{collections::VecDeque, io, task::Waker};
+
+    use http_body::Frame;
 
     use super::*;
 

@@ -234,7 +234,7 @@ impl Store for MemoryStore {
         Ok(known.cloned().collect())
     }
 
-    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         let uploads = self.lock();
         let unsettled = uploads.values().filter(|entry| entry.record.is_none());
         let all = unsettled.map(|entry| {
@@ -245,7 +245,8 @@ impl Store for MemoryStore {
             (upload, entry.progress())
         });
         let all = all.filter(|(upload, progress)| {
-            upload.scope == scope && (progress.complete || progress.received > 0)
+            scope.is_none_or(|scope| upload.scope == scope)
+                && (progress.complete || progress.received > 0)
         });
         Ok(all
             .map(|(upload, progress)| (upload.clone(), progress))

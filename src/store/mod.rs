@@ -27,9 +27,9 @@ pub use self::file::{Durability, FileClaim, FileStore, FileStoreBuilder};
 pub use self::memory::{MemoryClaim, MemoryStore};
 #[cfg(feature = "object-store")]
 pub use self::object::{ObjectClaim, ObjectStore, ObjectStoreBuilder, StoredObject};
+pub use self::range_set::RangeSet;
 #[cfg(feature = "object-store")]
 pub(crate) use self::{file::NewFile, object::ObjectStream};
-pub use self::range_set::RangeSet;
 
 /// Where chunks go: the bytes, the marks that say what is there, and the right to deliver.
 ///
@@ -93,11 +93,11 @@ pub trait Store: Send + Sync + 'static {
     /// of those that are sealed, what the first one said of the others.
     fn undelivered(&self) -> impl Future<Output = Result<Vec<Upload>, StoreError>> + Send;
 
-    /// The uploads of a scope that no inner service has taken or refused yet, with how far they are,
-    /// as the first request of each (or, once sealed, the completing one) described them.
+    /// The uploads of a scope, or of all, that no inner service has taken or refused yet, with how far
+    /// they are, as the first request of each (or, once sealed, the completing one) described them.
     fn unfinished(
         &self,
-        scope: &str,
+        scope: Option<&str>,
     ) -> impl Future<Output = Result<Vec<(Upload, Progress)>, StoreError>> + Send;
 
     /// Removes what has expired; see [`Expiry`]. Never what a request or a claim is busy with, and
@@ -578,7 +578,7 @@ pub(crate) trait DynStore: Send + Sync {
     fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>>;
     fn unfinished<'a>(
         &'a self,
-        scope: &'a str,
+        scope: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>>;
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>)
@@ -649,7 +649,7 @@ impl<T: Store> DynStore for T {
 
     fn unfinished<'a>(
         &'a self,
-        scope: &'a str,
+        scope: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>> {
         Box::pin(Store::unfinished(self, scope))
     }

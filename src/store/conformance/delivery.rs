@@ -393,7 +393,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         complete: &[Upload],
         all: &[&Upload],
     ) {
-        let unfinished = async |scope: &str| {
+        let unfinished = async |scope: Option<&str>| {
             let listed = self
                 .store
                 .unfinished(scope)
@@ -402,7 +402,8 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             let ours = |(upload, _): &(Upload, _)| all.iter().any(|known| known.key == upload.key);
             listed.into_iter().filter(ours).collect::<Vec<_>>()
         };
-        let listed = unfinished(&receiving.scope).await;
+        let listed = unfinished(Some(&receiving.scope)).await;
+        let of_all = unfinished(None).await;
         let progress =
             |upload: &Upload, received, complete| (upload.clone(), Progress { received, complete });
         let mut expected = vec![progress(receiving, 2, false)];
@@ -412,18 +413,20 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
                 .map(|upload| progress(upload, upload.total, true)),
         );
         for upload in &expected {
-            let copies = listed.iter().filter(|listed| *listed == upload).count();
-            assert_eq!(
-                copies, 1,
-                "`unfinished` does not list an upload as it is: {upload:?}"
-            );
+            for listed in [&listed, &of_all] {
+                let copies = listed.iter().filter(|listed| *listed == upload).count();
+                assert_eq!(
+                    copies, 1,
+                    "`unfinished` does not list an upload as it is: {upload:?}"
+                );
+            }
         }
         assert_eq!(
             listed.len(),
             expected.len(),
             "`unfinished` lists what is settled: {listed:?}"
         );
-        let others = unfinished("another scope").await;
+        let others = unfinished(Some("another scope")).await;
         assert_eq!(others, [], "`unfinished` lists another scope's upload");
     }
 }

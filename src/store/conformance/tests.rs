@@ -555,10 +555,10 @@ impl Store for Broken {
         Ok(uploads)
     }
 
-    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         self.pause_if_slow().await;
         let scope = match self.fault {
-            Fault::ListsAnyScope => "conformance",
+            Fault::ListsAnyScope => Some("conformance"),
             _ => scope,
         };
         let mut uploads = self.inner.unfinished(scope).await?;

@@ -46,6 +46,7 @@ impl FileStore {
         // Most chunks that are no good are so before there is anything on disk.
         let mut arrived = Arrived {
             gathered: self.folder.blocks.gather(offset),
+            announced: body.exact_len().map(|len| offset.saturating_add(len)),
             rest: Bytes::new(),
             ended: false,
             since: None,
@@ -138,6 +139,8 @@ impl FileStore {
 /// What has come of a chunk and is not written yet.
 struct Arrived {
     gathered: Gathered,
+    /// Where in the file the chunk will end, if its length is known.
+    announced: Option<u64>,
     /// What has found no room.
     rest: Bytes,
     /// Nothing follows.
@@ -234,7 +237,7 @@ impl Writer {
             }
         };
         let mut writer = Self::new(landing, range);
-        match writer.look(folder) {
+        match writer.look(folder, &arrived) {
             Err(_) if entry.is_removed() => return Ok(Start::Removed(arrived)),
             looked => looked?,
         }
@@ -257,7 +260,7 @@ impl Writer {
 
     /// Finds out what is there already. What another process has stored before the landing was
     /// cleared is not written again.
-    fn look(&mut self, folder: &Folder) -> Result<(), StoreError> {
+    fn look(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
         let entry = self.landing.entry();
         entry.touch();
         entry.view()?;
@@ -267,6 +270,13 @@ impl Writer {
         let (gaps, ranges) = entry.gaps(&self.range);
         if !gaps.is_empty() && ranges > folder.max_ranges {
             return Err(StoreError::TooManyRanges);
+        }
+        // At least what is there now.
+        let end = arrived.announced.unwrap_or(arrived.gathered.end());
+        let new = |gap: &Range<u64>| gap.end.min(end).saturating_sub(gap.start);
+        if !gaps.is_empty() {
+            let bytes = gaps.iter().map(new).sum();
+            folder.room.for_bytes(&folder.partial, bytes)?;
         }
         self.gaps = Some(gaps);
         Ok(())
@@ -279,7 +289,7 @@ impl Writer {
         arrived: &mut Arrived,
     ) -> Result<Option<Progress>, StoreError> {
         if self.gaps.is_none() {
-            self.look(folder)?;
+            self.look(folder, arrived)?;
         }
         for (at, piece) in arrived.gathered.pieces() {
             self.write_piece(folder, piece, at)?;

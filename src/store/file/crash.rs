@@ -270,6 +270,7 @@ fn open(
     let mut builder = FileStore::builder(dir).durability(durability);
     builder.disk = Disk {
         simulated: Some(Arc::clone(disk)),
+        ..Disk::default()
     };
     builder.open()
 }

@@ -17,8 +17,13 @@ use crate::fault::{self, Do};
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// The way to the file system.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Disk {
+    /// What is created gets these rights, as far as the process's umask lets it.
+    #[cfg(unix)]
+    pub(super) file_mode: u32,
+    #[cfg(unix)]
+    pub(super) dir_mode: u32,
     #[cfg(all(test, target_os = "linux"))]
     pub(super) simulated: Option<std::sync::Arc<super::simulated::Simulated>>,
 }
@@ -36,6 +41,20 @@ pub(super) enum Op<'a> {
     Rename(&'a Path, &'a Path),
     Remove(&'a Path),
     RemoveDir(&'a Path),
+}
+
+/// Private to the owner.
+impl Default for Disk {
+    fn default() -> Self {
+        Self {
+            #[cfg(unix)]
+            file_mode: 0o600,
+            #[cfg(unix)]
+            dir_mode: 0o700,
+            #[cfg(all(test, target_os = "linux"))]
+            simulated: None,
+        }
+    }
 }
 
 impl Disk {
@@ -60,7 +79,7 @@ impl Disk {
         }
     }
 
-    /// Creates a file that is not there yet, private to its owner.
+    /// Creates a file that is not there yet. A link of that name is there.
     #[track_caller]
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let it = || {
@@ -69,7 +88,7 @@ impl Disk {
             #[cfg(unix)]
             {
                 use std::os::unix::fs::OpenOptionsExt as _;
-                options.mode(0o600);
+                options.mode(self.file_mode);
             }
             options.open(path)
         };
@@ -77,8 +96,8 @@ impl Disk {
         self.call("create", Op::Create(path), it, it)
     }
 
-    /// Creates a folder, private to its owner, and those between it and `base`, which is there
-    /// already, and makes their names durable.
+    /// Creates a folder, and those between it and `base`, which is there already, and makes their
+    /// names durable. See [`is_dir`] for what may be in the way.
     #[track_caller]
     pub(super) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
         let Some(parent) = path.parent().filter(|_| path != base) else {
@@ -90,17 +109,28 @@ impl Disk {
         self.sync_dir(parent)
     }
 
-    /// Creates a folder, if it is not there, private to its owner.
+    /// Creates a folder, if it is not there. See [`is_dir`] for what may be in the way.
     #[track_caller]
     pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
-        if path.is_dir() {
+        if is_dir(path)? {
             return Ok(());
         }
-        let it = || dir_builder().create(path);
+        let it = || self.dir_builder().create(path);
         match self.call("create-dir", Op::CreateDir(path), || Ok(()), it) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => is_dir(path).map(drop),
+            result => result,
         }
+    }
+
+    fn dir_builder(&self) -> std::fs::DirBuilder {
+        #[cfg_attr(not(unix), expect(unused_mut, reason = "there are no modes"))]
+        let mut builder = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::DirBuilderExt as _;
+            builder.mode(self.dir_mode);
+        }
+        builder
     }
 
     #[track_caller]
@@ -218,9 +248,129 @@ impl Disk {
     }
 }
 
-/// Opens a file for reading and writing.
+/// Opens a file for reading and writing. Links are not followed.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path)
+    open_with(OpenOptions::new().read(true).write(true), path)
+}
+
+/// Opens a file for reading. Links are not followed.
+pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
+    open_with(OpenOptions::new().read(true), path)
+}
+
+fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // A pipe would let us wait for somebody who writes to it.
+        options.custom_flags(O_NOFOLLOW | O_NONBLOCK);
+    }
+    // Elsewhere the number of that flag is not known to the standard library.
+    #[cfg(not(target_os = "linux"))]
+    if path.symlink_metadata()?.is_symlink() {
+        return Err(is_link(path));
+    }
+    let file = options.open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{} is no file", path.display()))),
+    }
+}
+
+/// Whether there is a folder. A link to one is an error, and is not followed; anything else is one of
+/// kind `NotADirectory`.
+pub(super) fn is_dir(path: &Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+        Ok(metadata) if metadata.is_dir() => Ok(true),
+        Ok(metadata) if metadata.is_symlink() => Err(is_link(path)),
+        Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
+    }
+}
+
+/// Whether there is a folder, and nothing between it and `base` is a link.
+pub(super) fn is_dir_below(path: &Path, base: &Path) -> io::Result<bool> {
+    match path.parent().filter(|_| path != base) {
+        Some(parent) => Ok(is_dir_below(parent, base)? && is_dir(path)?),
+        None => Ok(true),
+    }
+}
+
+fn is_link(path: &Path) -> io::Error {
+    io::Error::other(format!("{} is a symbolic link", path.display()))
+}
+
+/// Whether an open file has still this name.
+pub(super) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    let named = match path.symlink_metadata() {
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(false),
+        named => named?,
+    };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let file = file.metadata()?;
+        Ok((named.dev(), named.ino()) == (file.dev(), file.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, named);
+        Ok(true)
+    }
+}
+
+/// Whether everybody may put something there, and take away what others have put there.
+pub(super) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        dir.mode() & 0o1002 == 0o002
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        false
+    }
+}
+
+/// What a file system has, in all and for us.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    pub(super) bytes: u64,
+    pub(super) total_bytes: u64,
+    /// How many files and folders can be created, where that is limited.
+    pub(super) files: Option<u64>,
+}
+
+/// What is free in the file system of a folder; `None` where that cannot be known.
+pub(super) fn free(dir: &Path) -> io::Result<Option<Free>> {
+    #[cfg(target_os = "linux")]
+    {
+        let stat = nix::sys::statvfs::statvfs(dir)?;
+        // Their types differ from machine to machine.
+        #[allow(clippy::unnecessary_cast)]
+        let (block, blocks, available, files, files_available) = (
+            stat.fragment_size() as u64,
+            stat.blocks() as u64,
+            stat.blocks_available() as u64,
+            stat.files() as u64,
+            stat.files_available() as u64,
+        );
+        // Some of those in user space do not say it.
+        Ok((blocks > 0).then(|| Free {
+            bytes: available.saturating_mul(block),
+            total_bytes: blocks.saturating_mul(block),
+            files: (files > 0).then_some(files_available),
+        }))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        Ok(None)
+    }
 }
 
 /// Lets the system begin to write bytes to the disk, if it can be asked to. Unlike a sync it waits
@@ -236,19 +386,6 @@ pub(super) fn begin_to_write(file: &File, range: &Range<u64>) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, range);
-}
-
-#[cfg(unix)]
-fn dir_builder() -> std::fs::DirBuilder {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let mut builder = std::fs::DirBuilder::new();
-    builder.mode(0o700);
-    builder
-}
-
-#[cfg(not(unix))]
-fn dir_builder() -> std::fs::DirBuilder {
-    std::fs::DirBuilder::new()
 }
 
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {

@@ -249,6 +249,7 @@ impl Entry {
     /// What is there now, other processes' records included.
     pub(super) fn view(&self) -> io::Result<View> {
         self.look_for_news()?;
+        self.look_for_name()?;
         let state = self.state();
         Ok(View {
             phase: state.phase.clone(),
@@ -324,6 +325,23 @@ impl Entry {
         }
         let _appending = self.lock_journal()?;
         self.catch_up()
+    }
+
+    /// Nobody finds what is written to a file without a name. If it has lost its own without a word
+    /// in it, somebody else has removed it, with its folder perhaps.
+    fn look_for_name(&self) -> io::Result<()> {
+        if !disk::has_name(&self.journal, &self.journal_path)? {
+            self.state().phase = Phase::Removed;
+        }
+        Ok(())
+    }
+
+    /// Whether the bytes are where this process writes them, while it receives.
+    pub(super) fn has_data(&self) -> io::Result<bool> {
+        match &self.data {
+            Some(data) => disk::has_name(data, &self.data_path),
+            None => Ok(false),
+        }
     }
 
     fn has_news(&self) -> io::Result<bool> {
@@ -455,6 +473,7 @@ impl Entry {
     pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
         let _appending = self.lock_journal()?;
         self.catch_up()?;
+        self.look_for_name()?;
         let (end, chain, phase) = {
             let state = self.state();
             (state.end, state.chain, state.phase.clone())

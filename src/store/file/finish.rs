@@ -10,14 +10,14 @@ use std::{
 use super::{
     Durability,
     blocks::BLOCK,
-    disk::Disk,
+    disk::{self, Disk},
     entry::{Entry, Phase, Seal},
     folder::Folder,
     journal::Event,
 };
 use crate::{
+    names::safe_file_name,
     store::{Location, Sealed, StoreError, Upload, random_id},
-    upload::safe_file_name,
 };
 
 impl Folder {
@@ -79,7 +79,14 @@ impl Folder {
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
             if entry.data.is_some() {
-                self.disk.create_dirs(dir, &self.finished)?;
+                match self.disk.create_dirs(dir, &self.finished) {
+                    // Another upload's file has got the name of one of the folders.
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                        seal = self.choose_name(entry, seal.upload, seal.attempt)?;
+                        continue;
+                    }
+                    created => created?,
+                }
                 match self.disk.rename_new(&entry.data_path, &path) {
                     // A crash of the system has left the file both names.
                     Err(error)
@@ -102,6 +109,9 @@ impl Folder {
             }
             // Who has renamed it may have died before the new name was durable.
             let Some(file) = self.open_finished(&seal)? else {
+                if seal.attempt < 2 {
+                    return Err(StoreError::new("the data are not where they were"));
+                }
                 // An attempt before this one has moved it; what has its name now is another's.
                 return Ok((seal, entry.data_path.clone()));
             };
@@ -113,9 +123,21 @@ impl Folder {
         }
     }
 
-    /// The finished file, if it is still there and not another one of that name.
+    /// The finished file, if it is still there and not another one of that name, or a link.
     fn open_finished(&self, seal: &Seal) -> io::Result<Option<File>> {
-        let file = match File::open(self.finished.join(&seal.path)) {
+        let path = self.finished.join(&seal.path);
+        match disk::is_dir_below(path.parent().unwrap_or(&self.finished), &self.finished) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+            Ok(false) => return Ok(None),
+            result => result?,
+        };
+        if path
+            .symlink_metadata()
+            .is_ok_and(|there| there.is_symlink())
+        {
+            return Ok(None);
+        }
+        let file = match disk::open_to_read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
@@ -150,39 +172,58 @@ impl Folder {
     }
 }
 
-/// A path below `dir` at which there is nothing, like `wanted`.
+/// A path below `dir` at which there is nothing, like `wanted`. What is in the way of it, or of one
+/// of its folders, gives it a number.
 fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
-    let inside = wanted
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
-    let (Some(text), Some(stem), true) = (
-        wanted.to_str(),
-        wanted.file_stem().and_then(|stem| stem.to_str()),
-        inside,
-    ) else {
-        return Err(StoreError::new(format!(
-            "no name for a finished file: {wanted:?}"
-        )));
-    };
-    let extension = wanted.extension().and_then(|extension| extension.to_str());
-    let extension = extension.map_or(String::new(), |extension| format!(".{extension}"));
-    let mut candidate = text.to_owned();
-    for number in 1u32.. {
-        // A link that leads nowhere is in the way too.
-        if dir.join(&candidate).symlink_metadata().is_err() {
-            break;
-        }
-        let name = format!("{stem} ({number}){extension}");
-        candidate = match wanted
-            .parent()
-            .and_then(Path::to_str)
-            .filter(|p| !p.is_empty())
-        {
-            Some(parent) => format!("{parent}/{name}"),
-            None => name,
+    let no_name = || StoreError::new(format!("no name for a finished file: {wanted:?}"));
+    let mut chosen = String::new();
+    let mut components = wanted.components().peekable();
+    while let Some(component) = components.next() {
+        let Component::Normal(name) = component else {
+            return Err(no_name());
         };
+        let name = name.to_str().ok_or_else(no_name)?;
+        let is_folder = components.peek().is_some();
+        if !chosen.is_empty() {
+            chosen.push('/');
+        }
+        let mut candidate = name.to_owned();
+        for number in 1u32.. {
+            let is_free = match dir.join(&chosen).join(&candidate).symlink_metadata() {
+                Err(_) => true,
+                // A link is not followed later, and nothing stands for it.
+                Ok(there) => is_folder && (there.is_dir() || there.is_symlink()),
+            };
+            if is_free {
+                break;
+            }
+            candidate = match is_folder {
+                true => numbered(name, "", number),
+                false => numbered(stem(name), &name[stem(name).len()..], number),
+            };
+        }
+        chosen.push_str(&candidate);
     }
-    Ok(candidate)
+    match chosen.is_empty() {
+        true => Err(no_name()),
+        false => Ok(chosen),
+    }
+}
+
+/// A name without its extension.
+fn stem(name: &str) -> &str {
+    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str());
+    stem.unwrap_or(name)
+}
+
+/// `stem (number).extension`, in as many bytes as a name may have.
+fn numbered(stem: &str, extension: &str, number: u32) -> String {
+    let tail = format!(" ({number}){extension}");
+    let mut end = stem.len().min(255usize.saturating_sub(tail.len()));
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{tail}", &stem[..end])
 }
 
 /// Moves the finished file to `to`: see [`CompletedUpload::persist`](crate::CompletedUpload::persist).
@@ -235,7 +276,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn copy_new(disk: &Disk, location: &Location, to: &Path) -> io::Result<()> {
-    let copy = NewFile::create(disk.clone(), to)?;
+    let copy = NewFile::create(with_rights_of(location, disk)?, to)?;
     match location {
         Location::File(from) => drop(io::copy(&mut File::open(from)?, &mut &copy.file)?),
         Location::Memory(bytes) => (&copy.file).write_all(bytes)?,
@@ -306,6 +347,20 @@ impl Drop for NewFile {
 /// Whether an earlier attempt has left the file there, if its process died before that was recorded.
 fn is_done(sealed: &Sealed, path: &Path) -> bool {
     sealed.attempt > 1 && is_content(sealed, path).unwrap_or(false)
+}
+
+/// A disk on which new files have the rights of a finished one.
+fn with_rights_of(location: &Location, disk: &Disk) -> io::Result<Disk> {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "there are no modes"))]
+    let mut disk = disk.clone();
+    #[cfg(unix)]
+    if let Location::File(from) = location {
+        use std::os::unix::fs::PermissionsExt as _;
+        disk.file_mode = std::fs::metadata(from)?.permissions().mode() & 0o777;
+    }
+    #[cfg(not(unix))]
+    let _ = location;
+    Ok(disk)
 }
 
 /// Whether the file has the bytes of the upload.

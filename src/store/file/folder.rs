@@ -15,6 +15,7 @@ use super::{
     disk::{self, Disk, lock},
     entry::{Claim, Entry, Landing, Phase, TakeOff, View},
     journal::{self, Event},
+    room::Room,
 };
 use crate::store::{StoreError, Upload, UploadKey, random_id};
 
@@ -29,6 +30,7 @@ pub(super) struct Folder {
     pub(super) durability: Durability,
     pub(super) naming: Option<Naming>,
     pub(super) max_ranges: usize,
+    pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadKey, Arc<Entry>>>,
     pub(super) blocks: Blocks,
@@ -114,9 +116,11 @@ impl Folder {
                         None => self.disk.pause(),
                     }
                 }
-                // A crash of the system has lost the bytes, if they were not to be synced.
-                Phase::Receiving if entry.data.is_none() => {
-                    if !self.try_discard(&entry, |_| true)? {
+                // A crash of the system has lost the bytes, if they were not to be synced; or somebody
+                // has removed the file.
+                Phase::Receiving if !entry.has_data()? => {
+                    // Unless another process has just finished it.
+                    if !self.try_discard(&entry, Entry::is_receiving)? {
                         self.disk.pause();
                     }
                 }
@@ -127,6 +131,9 @@ impl Folder {
 
     fn open(&self, key: &UploadKey) -> Result<Option<Arc<Entry>>, StoreError> {
         let journal_path = self.journal_path(key);
+        if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
+            return Ok(None);
+        }
         let journal = match disk::open(&journal_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             journal => journal?,
@@ -171,6 +178,8 @@ impl Folder {
 
     /// Creates the upload, unless another request is faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
+        // Before anything of it is there.
+        self.room.for_upload(&self.partial, upload.total)?;
         let journal_path = self.journal_path(&upload.key);
         self.disk
             .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
@@ -249,17 +258,48 @@ impl Folder {
         &self,
         mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        for path in self.partial_files()? {
-            let is_journal = path
-                .extension()
-                .is_some_and(|extension| extension == "journal");
-            let name = path.file_stem().and_then(|name| name.to_str());
-            let key = name.filter(|_| is_journal).and_then(UploadKey::from_hex);
-            if let Some((entry, view)) = key.map(|key| self.look(&key)).transpose()?.flatten() {
+        for (key, _) in self.journals()? {
+            if let Some((entry, view)) = self.look(&key)? {
                 see(self, &entry, view)?;
             }
         }
         Ok(())
+    }
+
+    /// Looks at every upload without a promise that what is seen is durable: that would cost syncs.
+    pub(super) fn each_as_it_seems(
+        &self,
+        mut see: impl FnMut(&Entry, View),
+    ) -> Result<(), StoreError> {
+        for (key, path) in self.journals()? {
+            let known = self.open_entries().get(&key).cloned();
+            if let Some(entry) = known {
+                see(&entry, entry.view()?);
+                continue;
+            }
+            let journal = match disk::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                journal => journal?,
+            };
+            if let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? {
+                let view = entry.view()?;
+                // A crash of the system has lost the bytes, if they were not to be synced.
+                if entry.data.is_some() || !matches!(view.phase, Phase::Receiving) {
+                    see(&entry, view);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn journals(&self) -> Result<Vec<(UploadKey, PathBuf)>, StoreError> {
+        let mut journals = self.partial_files()?;
+        journals.retain(|path| path.extension().is_some_and(|e| e == "journal"));
+        let keyed = journals.into_iter().filter_map(|path| {
+            let key = UploadKey::from_hex(path.file_stem()?.to_str()?)?;
+            Some((key, path))
+        });
+        Ok(keyed.collect())
     }
 
     /// Removes what a process has left that died while it created or removed an upload.
@@ -292,14 +332,17 @@ impl Folder {
     }
 }
 
-/// The files in the folders of a folder.
+/// The files in the folders of a folder. No links, and nothing behind them.
 pub(super) fn files_below(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut files = Vec::new();
     for dir in std::fs::read_dir(dir)? {
-        let dir = dir?.path();
-        if dir.is_dir() {
-            for file in std::fs::read_dir(dir)? {
-                files.push(file?.path());
+        let dir = dir?;
+        if dir.file_type()?.is_dir() {
+            for file in std::fs::read_dir(dir.path())? {
+                let file = file?;
+                if file.file_type()?.is_file() {
+                    files.push(file.path());
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ mod entry;
 mod finish;
 mod folder;
 mod journal;
+mod room;
 #[cfg(all(test, target_os = "linux"))]
 mod scheduled;
 #[cfg(all(test, target_os = "linux"))]
@@ -32,6 +33,7 @@ use self::{
     entry::{Claim, Phase, View},
     folder::{Folder, tempfile_in},
     journal::Event,
+    room::Room,
 };
 use super::{
     ChunkBody, Expiry, Progress, Sealed, Settlement, Spool, Status, Store, StoreError, Swept,
@@ -69,6 +71,11 @@ type Naming = Arc<dyn Fn(&Upload) -> Option<PathBuf> + Send + Sync>;
 /// finished file is found under a safe version of its name. Several processes can share the folder
 /// (on Linux). It must be on a local file system.
 ///
+/// What it creates is private to the user of the process, unless
+/// [`file_mode`](FileStoreBuilder::file_mode) and [`dir_mode`](FileStoreBuilder::dir_mode) say
+/// otherwise. It follows no symbolic link in its folders: the folder itself is to be given by its
+/// canonical path. Some of the file system [stays free](FileStoreBuilder::free_space_reserve).
+///
 /// ```
 /// use tower_resumable::FileStore;
 ///
@@ -81,7 +88,9 @@ type Naming = Arc<dyn Fn(&Upload) -> Option<PathBuf> + Send + Sync>;
 /// let store = FileStore::builder(dir)
 ///     .finished_dir(dir.join("done"))
 ///     .naming(|upload| Some(format!("{}.bin", upload.identifier.len()).into()))
+///     .free_space_reserve(10 << 30)
 ///     .open()?;
+/// # let _ = store;
 /// # Ok::<(), tower_resumable::StoreError>(())
 /// ```
 #[derive(Clone)]
@@ -92,11 +101,13 @@ pub struct FileStore {
 /// Sets up a [`FileStore`]; made by [`FileStore::builder`].
 #[must_use]
 pub struct FileStoreBuilder {
+    root: PathBuf,
     partial: PathBuf,
     finished: PathBuf,
     durability: Durability,
     naming: Option<Naming>,
     max_ranges: usize,
+    room: Room,
     stall: Duration,
     disk: Disk,
 }
@@ -106,7 +117,8 @@ impl FileStore {
     ///
     /// # Errors
     ///
-    /// If the folders cannot be created or written to.
+    /// If the folders cannot be created or written to, are symbolic links, or everybody may put
+    /// files there; see [`FileStoreBuilder::open`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::builder(dir).open()
     }
@@ -114,11 +126,14 @@ impl FileStore {
     /// A store in `dir` that is set up otherwise.
     pub fn builder(dir: impl AsRef<Path>) -> FileStoreBuilder {
         FileStoreBuilder {
+            // "" is the working folder for the others too.
+            root: Path::new(".").join(&dir),
             partial: dir.as_ref().join("partial"),
             finished: dir.as_ref().join("files"),
             durability: Durability::default(),
             naming: None,
             max_ranges: 10_000,
+            room: Room::default(),
             stall: Duration::from_secs(5),
             disk: Disk::default(),
         }
@@ -147,11 +162,42 @@ impl FileStoreBuilder {
 
     /// Chooses the name of a finished file: a path below the folder of finished files, or `None`
     /// for the default. What is there already is never overwritten: the file gets a number then, as
-    /// in `name (1).txt`.
+    /// in `name (1).txt`, and so does a folder whose name is a file's.
     ///
     /// What the client says of the file is not to be trusted:
-    /// [`safe_file_name`](crate::safe_file_name) makes a name of it that is. A path that leads
-    /// out of the folder fails the delivery.
+    /// [`safe_file_name`](crate::safe_file_name) makes a name of it that is, and
+    /// [`safe_relative_path`](crate::safe_relative_path) a path, for clients that send whole folders.
+    /// A path that leads out of the folder, or through a symbolic link, fails the delivery.
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use tower_resumable::{FileStore, safe_file_name, safe_relative_path, store::Upload};
+    ///
+    /// /// The folders of the client, below one for each user.
+    /// fn name(upload: &Upload) -> std::path::PathBuf {
+    ///     let path = upload.relative_path.as_deref().or(upload.file_name.as_deref());
+    ///     let user = safe_file_name(&upload.scope);
+    ///     Path::new(&user).join(safe_relative_path(path.unwrap_or_default()))
+    /// }
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// let store = FileStore::builder(dir).naming(|upload| Some(name(upload))).open()?;
+    /// # let _ = store;
+    /// # let upload = Upload {
+    /// #     key: tower_resumable::store::UploadKey::from_bytes([0; 32]),
+    /// #     scope: "alice".into(),
+    /// #     identifier: "1".into(),
+    /// #     total: 1,
+    /// #     file_name: Some("a.jpg".into()),
+    /// #     relative_path: Some("../photos/2024/a.jpg".into()),
+    /// #     content_type: None,
+    /// #     fields: Vec::new(),
+    /// # };
+    /// // Of a client that says `../photos/2024/a.jpg`:
+    /// assert_eq!(name(&upload), Path::new("alice/photos/2024/a.jpg"));
+    /// # Ok::<(), tower_resumable::StoreError>(())
+    /// ```
     pub fn naming(
         mut self,
         naming: impl Fn(&Upload) -> Option<PathBuf> + Send + Sync + 'static,
@@ -167,6 +213,45 @@ impl FileStoreBuilder {
         self
     }
 
+    /// What the files get as their mode, those that are finished too; `0o600` by default: they are
+    /// their owner's only.
+    ///
+    /// It is what is asked of the system for each new file: as everywhere, the process's umask
+    /// takes from it. With the usual one of `0o022`, `0o660` becomes `0o640`. What is there
+    /// already stays as it is.
+    #[cfg(unix)]
+    pub fn file_mode(mut self, mode: u32) -> Self {
+        self.disk.file_mode = mode;
+        self
+    }
+
+    /// What the folders get as their mode, for those that the store creates; `0o700` by default.
+    /// The umask takes from it, as it does from [`file_mode`](Self::file_mode).
+    ///
+    /// Who may write in a folder can replace what is in it: nobody but the users of the store
+    /// should.
+    #[cfg(unix)]
+    pub fn dir_mode(mut self, mode: u32) -> Self {
+        self.disk.dir_mode = mode;
+        self
+    }
+
+    /// How many bytes of the file system are to stay free, for whatever else needs them; by default
+    /// 1 GiB, or 5 % of a file system that is smaller than 20 GiB.
+    ///
+    /// A chunk for which there is no room above that is refused with [`StoreError::Full`] before it
+    /// is written, and so is the first chunk of a file that says to be larger than what is left, or
+    /// for which there are not enough inodes. Clients try again later, as with a full disk. Room is
+    /// looked for and not set aside: chunks that come at the same time may together take some of the
+    /// reserve, and files on their way can be larger than what is left for all of them.
+    ///
+    /// 0 switches all of that off: then the store is full when the system says so. It is the same on
+    /// other systems than Linux, where the store cannot see what is free.
+    pub fn free_space_reserve(mut self, bytes: u64) -> Self {
+        self.room.reserve = Some(bytes);
+        self
+    }
+
     /// How long a chunk may bring nothing before another request for it takes over; 5 seconds by
     /// default.
     pub fn stall_timeout(mut self, stall: Duration) -> Self {
@@ -178,12 +263,16 @@ impl FileStoreBuilder {
     ///
     /// # Errors
     ///
-    /// If the folders cannot be created or written to, or are on different file systems.
+    /// If the folders cannot be created or written to, or are on different file systems; if one of
+    /// them, or the store's folder above them, is a symbolic link, or can be written to by everybody
+    /// without being sticky as `/tmp` is; if a mode is none that the store can work with.
     pub fn open(mut self) -> Result<FileStore, StoreError> {
-        for dir in [&mut self.partial, &mut self.finished] {
-            // A process may change its working folder.
-            *dir = std::path::absolute(&*dir)?;
+        for dir in [&mut self.root, &mut self.partial, &mut self.finished] {
+            // A process may change its working folder. What ends with a slash is found behind links.
+            *dir = std::path::absolute(&*dir)?.components().collect();
         }
+        self.check_modes()?;
+        self.check_folders()?;
         for dir in [&self.partial, &self.finished] {
             // What is above the root of them is the application's, or becomes durable with it.
             let base = dir.ancestors().skip(1).find(|dir| dir.is_dir());
@@ -205,11 +294,54 @@ impl FileStoreBuilder {
                 durability: self.durability,
                 naming: self.naming,
                 max_ranges: self.max_ranges,
+                room: self.room,
                 stall: self.stall,
                 open: Mutex::default(),
                 blocks: Blocks::default(),
             }),
         })
+    }
+
+    fn check_modes(&self) -> Result<(), StoreError> {
+        #[cfg(unix)]
+        for (what, mode, least, most) in [
+            ("file_mode", self.disk.file_mode, 0o600, 0o777),
+            ("dir_mode", self.disk.dir_mode, 0o700, 0o775),
+        ] {
+            if mode & least != least || mode & !most != 0 {
+                return Err(StoreError::new(format!(
+                    "{what}({mode:#o}): it must have {least:#o}, and nothing but {most:#o}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody else can put something into the folders, or others in their place; as far as
+    /// they are there.
+    fn check_folders(&self) -> Result<(), StoreError> {
+        let parts = [&self.partial, &self.finished];
+        let root = parts.iter().any(|part| part.starts_with(&self.root));
+        for dir in root.then_some(&self.root).into_iter().chain(parts) {
+            let there = match dir.symlink_metadata() {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                there => there?,
+            };
+            let shown = dir.display();
+            if there.is_symlink() {
+                return Err(StoreError::new(format!(
+                    "{shown} is a symbolic link, and the store follows none: open it by its \
+                     canonical path, as std::fs::canonicalize() gives it"
+                )));
+            }
+            if disk::is_everybodys(&there) {
+                return Err(StoreError::new(format!(
+                    "{shown} can be written to by everybody: set its mode to 0700, or to 0770 for \
+                     a group"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -361,21 +493,21 @@ impl Store for FileStore {
         .await
     }
 
-    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        let scope = scope.to_owned();
+    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        let scope = scope.map(str::to_owned);
         self.blocking(move |folder| {
             let mut uploads = Vec::new();
-            folder.each(|_, entry, view| {
+            folder.each_as_it_seems(|entry, view| {
                 let upload = match view.phase {
                     Phase::Sealed(seal) => seal.upload,
                     Phase::Receiving => entry.created.clone(),
-                    _ => return Ok(()),
+                    _ => return,
                 };
                 let progress = entry.progress();
-                if upload.scope == scope && (progress.complete || progress.received > 0) {
+                let wanted = scope.as_ref().is_none_or(|scope| upload.scope == *scope);
+                if wanted && (progress.complete || progress.received > 0) {
                     uploads.push((upload, progress));
                 }
-                Ok(())
             })?;
             Ok(uploads)
         })
@@ -410,8 +542,12 @@ impl Store for FileStore {
     }
 
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Spool, StoreError> {
+        let bytes = body.exact_len().unwrap_or_default();
         let mut file = self
-            .blocking(|folder| tempfile_in(&folder.disk, &folder.partial))
+            .blocking(move |folder| {
+                folder.room.for_bytes(&folder.partial, bytes)?;
+                tempfile_in(&folder.disk, &folder.partial)
+            })
             .await?;
         let mut block = Vec::new();
         loop {

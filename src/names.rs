@@ -1,0 +1,402 @@
+//! Names that clients send, made safe for file systems.
+
+use std::path::PathBuf;
+
+use unicode_normalization::UnicodeNormalization as _;
+
+/// Bytes of a name: what all file systems allow.
+const MAX_NAME: usize = 255;
+
+/// Bytes of a path. macOS allows 1024 and Linux 4096, with the folder that it is in.
+const MAX_PATH: usize = 768;
+
+/// Names in a path.
+const MAX_DEPTH: usize = 32;
+
+/// A name made from `name` that is safe as a file name on Linux, macOS and Windows.
+///
+/// The last component of what may be a path of any of them, without control, direction and
+/// otherwise invisible characters and those that Windows forbids, with no dots or spaces at its
+/// ends, no leading `-`, not a device name, and of at most 255 bytes, its extension kept. Letters
+/// with accents are composed (Unicode's form NFC), as most systems write them: macOS sends them
+/// decomposed. `file` if nothing remains. A safe name is left as it is.
+///
+/// ```
+/// use tower_resumable::safe_file_name;
+///
+/// assert_eq!(safe_file_name("报告.pdf"), "报告.pdf");
+/// assert_eq!(safe_file_name("../../etc/passwd"), "passwd");
+/// assert_eq!(safe_file_name(r"C:\temp\CON"), "_CON");
+/// assert_eq!(safe_file_name("a:b\u{202e}?.txt"), "ab.txt");
+/// assert_eq!(safe_file_name("re\u{301}sume\u{301}.pdf"), "r\u{e9}sum\u{e9}.pdf");
+/// assert_eq!(safe_file_name(".."), "file");
+/// ```
+pub fn safe_file_name(name: &str) -> String {
+    let last = name.rsplit(SEPARATORS).next().unwrap_or_default();
+    safe_component(last).unwrap_or_else(|| "file".to_owned())
+}
+
+/// A path made from `path` that is safe below any folder on Linux, macOS and Windows: it never leads
+/// out of it.
+///
+/// Each of its components is made safe as [`safe_file_name`] does, whichever system's separators
+/// they have between them. Those of which nothing remains are left out, as are `.`, `..`, what
+/// makes a path absolute, and a drive's letter. It has at most 32 components and 768 bytes: if there
+/// are more, the innermost folders are left out, and the file's name is kept. `file` if nothing
+/// remains. A safe path is left as it is.
+///
+/// Two different paths may become the same one. [`FileStore`](crate::FileStore) then gives the
+/// later file a number.
+///
+/// ```
+/// use std::path::Path;
+/// use tower_resumable::safe_relative_path;
+///
+/// assert_eq!(safe_relative_path("photos/2024/a.jpg"), Path::new("photos/2024/a.jpg"));
+/// assert_eq!(safe_relative_path("/photos/../../etc//passwd"), Path::new("photos/etc/passwd"));
+/// assert_eq!(safe_relative_path(r"C:\temp\aux\a.txt"), Path::new("temp/_aux/a.txt"));
+/// assert_eq!(safe_relative_path("../.."), Path::new("file"));
+/// ```
+pub fn safe_relative_path(path: &str) -> PathBuf {
+    let mut kept: Vec<String> = Vec::new();
+    for component in path.split(SEPARATORS) {
+        let component = match kept.is_empty() {
+            true => without_drive(component),
+            false => component,
+        };
+        kept.extend(safe_component(component));
+    }
+    let Some(name) = kept.pop() else {
+        return "file".into();
+    };
+    let mut len = name.len();
+    let mut safe: PathBuf = kept
+        .into_iter()
+        .take(MAX_DEPTH - 1)
+        .take_while(|folder| {
+            len += folder.len() + 1;
+            len <= MAX_PATH
+        })
+        .collect();
+    safe.push(name);
+    safe
+}
+
+const SEPARATORS: [char; 2] = ['/', '\\'];
+
+fn without_drive(component: &str) -> &str {
+    match component.as_bytes() {
+        [letter, b':', ..] if letter.is_ascii_alphabetic() => &component[2..],
+        _ => component,
+    }
+}
+
+/// What remains of a name that is no path.
+fn safe_component(name: &str) -> Option<String> {
+    // Composed after anything between the letters is gone.
+    let kept: String = name.chars().filter(|c| !is_unsafe(*c)).nfc().collect();
+    let is_space = |c: char| c == '.' || c.is_whitespace();
+    let kept = kept
+        .trim_start_matches(|c| is_space(c) || c == '-')
+        .trim_end_matches(is_space);
+    if kept.is_empty() {
+        return None;
+    }
+    // In that order: what is cut off may leave a device's name.
+    let kept = shortened(kept);
+    Some(match is_device(&kept) {
+        true => shortened(&format!("_{kept}")),
+        false => kept,
+    })
+}
+
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '<' | '>' | ':' | '"' | '|' | '?' | '*' | '/' | '\\')
+        // Line and paragraph separator, embeddings and overrides, interlinear annotations.
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{fff9}'..='\u{fffb}')
+        || is_invisible(c)
+}
+
+/// Unicode's `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of version 16): marks of
+/// direction and width, fillers, tags and what else is shown as nothing.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fff8}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// Names that Windows takes for devices, with any extension.
+fn is_device(name: &str) -> bool {
+    let stem = name
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .trim_end()
+        .to_ascii_uppercase();
+    match stem.as_str() {
+        "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$" => true,
+        _ => stem
+            .strip_prefix("COM")
+            .or_else(|| stem.strip_prefix("LPT"))
+            .is_some_and(|rest| {
+                let mut chars = rest.chars();
+                matches!(chars.next(), Some('0'..='9' | '¹' | '²' | '³')) && chars.next().is_none()
+            }),
+    }
+}
+
+/// File systems count bytes.
+fn shortened(name: &str) -> String {
+    if name.len() <= MAX_NAME {
+        return name.to_owned();
+    }
+    let (stem, extension) = match name.rfind('.') {
+        // What is longer than this is no extension.
+        Some(dot) if name.len() - dot <= 32 => name.split_at(dot),
+        _ => (name, ""),
+    };
+    let mut end = MAX_NAME - extension.len();
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    let stem = stem[..end].trim_end_matches(|c: char| c == '.' || c.is_whitespace());
+    format!("{stem}{extension}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Component, Path};
+
+    use super::*;
+
+    #[test]
+    fn safe_names() {
+        for (raw, safe) in [
+            ("a.txt", "a.txt"),
+            ("", "file"),
+            ("...", "file"),
+            ("   ", "file"),
+            ("\u{3000}\u{200b} . ", "file"),
+            (".profile", "profile"),
+            ("-rf", "rf"),
+            ("- . -x", "x"),
+            ("x. ", "x"),
+            ("x\u{a0}", "x"),
+            ("a/b\\c.txt", "c.txt"),
+            ("/etc/passwd", "passwd"),
+            ("dir/", "file"),
+            ("a\0b\r\n\u{7f}\u{85}.txt", "ab.txt"),
+            ("nul.txt", "_nul.txt"),
+            ("nul .txt", "_nul .txt"),
+            ("LPT1.", "_LPT1"),
+            ("COM¹", "_COM¹"),
+            ("conin$", "_conin$"),
+            ("C\u{200b}ON", "_CON"),
+            ("-CON", "_CON"),
+            ("COM10", "COM10"),
+            ("console", "console"),
+            ("a:b", "ab"),
+            ("\"quoted\" <b>.txt", "quoted b.txt"),
+            ("日本語.txt", "日本語.txt"),
+            ("e\u{301}.txt", "\u{e9}.txt"),
+            ("e\u{200d}\u{301}.txt", "\u{e9}.txt"),
+            // Decomposed, as macOS sends it.
+            ("\u{1112}\u{1161}\u{11ab}.hwp", "\u{d55c}.hwp"),
+            // Composes with `<` and `>`, which are not allowed.
+            ("\u{226e}", "\u{226e}"),
+            ("<\u{338}a", "\u{338}a"),
+            ("x\u{202e}gpj.exe", "xgpj.exe"),
+            ("x\u{2066}y\u{61c}\u{200e}.txt", "xy.txt"),
+            ("invoice\u{e0020}\u{ad}\u{fe0f}.pdf", "invoice.pdf"),
+            ("👩\u{200d}🔬.png", "👩🔬.png"),
+        ] {
+            assert_eq!(safe_file_name(raw), safe, "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn safe_names_are_short() {
+        for (raw, safe) in [
+            ("a".repeat(255), "a".repeat(255)),
+            ("a".repeat(256), "a".repeat(255)),
+            ("é".repeat(128), "é".repeat(127)),
+            ("é".repeat(200) + ".txt", "é".repeat(125) + ".txt"),
+            // Grows when it is decomposed only.
+            ("e\u{301}".repeat(127), "é".repeat(127)),
+            (
+                "x".repeat(240) + &".y".repeat(9),
+                "x".repeat(240) + &".y".repeat(7),
+            ),
+            // What is cut off leaves a device's name.
+            (format!("CON{}x", " ".repeat(300)), "_CON".into()),
+            (format!("aux{}x.txt", " ".repeat(300)), "_aux.txt".into()),
+            (format!("nul.{}", "x".repeat(251)), {
+                format!("_nul.{}", "x".repeat(250))
+            }),
+        ] {
+            let is = safe_file_name(&raw);
+            assert_eq!(is, safe, "{raw:?}");
+            assert!(is.len() <= 255, "{} bytes", is.len());
+        }
+    }
+
+    /// Each character, at the beginning, before an accent, and at the end.
+    #[test]
+    fn no_character_makes_a_name_unsafe() {
+        // Elsewhere are ideographs that stay as they are, or nothing.
+        let assigned = ('\0'..='\u{1ffff}')
+            .chain('\u{2f800}'..='\u{2fa1f}')
+            .chain('\u{e0000}'..='\u{e1000}');
+        for c in assigned {
+            let raw = format!("{c}e{c}\u{301}.{c}");
+            check_name(&raw, &safe_file_name(&raw));
+        }
+        // Controls, what Windows forbids with the separators, what is in no other list, and what is
+        // invisible.
+        let removed = ('\0'..=char::MAX).filter(|c| is_unsafe(*c)).count();
+        assert_eq!(removed, 65 + 9 + 5 + 4174);
+    }
+
+    #[test]
+    fn safe_paths() {
+        for (raw, safe) in [
+            ("a.txt", "a.txt"),
+            ("a/b/c.txt", "a/b/c.txt"),
+            ("a\\b\\c.txt", "a/b/c.txt"),
+            ("a\\b/c.txt", "a/b/c.txt"),
+            ("", "file"),
+            ("/", "file"),
+            ("./a.txt", "a.txt"),
+            ("a/./b//c.txt", "a/b/c.txt"),
+            ("../../etc/passwd", "etc/passwd"),
+            ("a/../b", "a/b"),
+            ("a/.. /b", "a/b"),
+            ("a/.\u{200b}./b", "a/b"),
+            ("a/...", "a"),
+            ("dir/", "dir"),
+            ("/etc/cron.d/x", "etc/cron.d/x"),
+            ("//server/share/x", "server/share/x"),
+            (r"\\server\share\x", "server/share/x"),
+            (r"\\?\C:\x", "x"),
+            (r"\\.\PhysicalDrive0", "PhysicalDrive0"),
+            (r"C:\a\b.txt", "a/b.txt"),
+            ("c:b.txt", "b.txt"),
+            ("c:", "file"),
+            ("c:../x", "x"),
+            ("a/c:/x", "a/c/x"),
+            ("a/b:stream", "a/bstream"),
+            ("con/nul.txt", "_con/_nul.txt"),
+            (".git/hooks/-x", "git/hooks/x"),
+            ("~/x", "~/x"),
+            ("a\0/b\r\n", "a/b"),
+            ("e\u{301}/报告.pdf", "\u{e9}/报告.pdf"),
+            ("..／..／x", "／..／x"),
+        ] {
+            assert_eq!(safe_relative_path(raw), Path::new(safe), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn safe_paths_are_short_and_keep_the_name() {
+        let long = "d".repeat(255);
+        for (raw, safe) in [
+            ("x/".repeat(40) + "name", "x/".repeat(31) + "name"),
+            (
+                format!("{long}/{long}/{long}/name.txt"),
+                format!("{long}/{long}/name.txt"),
+            ),
+            (
+                format!("{long}/{long}/{long}"),
+                // 767 bytes.
+                format!("{long}/{long}/{long}"),
+            ),
+            (
+                format!("{long}/{long}/a/{long}"),
+                format!("{long}/{long}/{long}"),
+            ),
+            // No folder behind one that is left out.
+            (
+                format!("{long}/{long}/{long}/a/n"),
+                format!("{long}/{long}/n"),
+            ),
+            ("é".repeat(1000) + "/n", "é".repeat(127) + "/n"),
+        ] {
+            let is = safe_relative_path(&raw);
+            assert_eq!(is, Path::new(&safe), "{raw:?}");
+            check_path(&raw, &is);
+        }
+    }
+
+    /// Paths of all kinds of pieces, by chance.
+    #[test]
+    fn no_path_leads_out() {
+        const PIECES: &[&str] = &[
+            "..", ".", "/", "\\", "C:", "con", " ", "\0", "\u{200b}", "\u{301}", "a", "-", ":",
+            "?", "é", "~", "😀", "x.txt",
+        ];
+        let mut seed = 1u64;
+        for _ in 0..50_000 {
+            let raw: String = (0..12)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    PIECES[(seed >> 33) as usize % PIECES.len()]
+                })
+                .collect();
+            check_path(&raw, &safe_relative_path(&raw));
+            check_name(&raw, &safe_file_name(&raw));
+        }
+    }
+
+    fn check_path(raw: &str, safe: &Path) {
+        let text = safe.to_str().unwrap();
+        assert!(
+            text.len() <= MAX_PATH && !text.is_empty(),
+            "{raw:?}: {safe:?}"
+        );
+        assert!(safe.is_relative(), "{raw:?}: {safe:?}");
+        for component in safe.components() {
+            let Component::Normal(name) = component else {
+                panic!("{raw:?}: {safe:?}");
+            };
+            check_name(raw, name.to_str().unwrap());
+        }
+        assert_eq!(safe_relative_path(text), safe, "{raw:?}");
+    }
+
+    fn check_name(raw: &str, safe: &str) {
+        assert!(
+            !safe.is_empty() && safe.len() <= MAX_NAME,
+            "{raw:?}: {safe:?}"
+        );
+        assert!(!safe.contains(is_unsafe), "{raw:?}: {safe:?}");
+        let at_end = |c: char| c == '.' || c.is_whitespace();
+        assert!(
+            !safe.starts_with(at_end) && !safe.ends_with(at_end) && !safe.starts_with('-'),
+            "{raw:?}: {safe:?}"
+        );
+        assert!(!is_device(safe), "{raw:?}: {safe:?}");
+        assert!(
+            unicode_normalization::is_nfc(safe),
+            "{raw:?}: {safe:?} can be composed"
+        );
+        assert_eq!(safe_file_name(safe), safe, "{raw:?}");
+    }
+}
