@@ -1,5 +1,7 @@
 //! What it costs: requests to the store, and the time from the last chunk to its answer.
 
+use std::time::Duration;
+
 use super::{
     chance::Chance,
     engine::Error,
@@ -12,7 +14,7 @@ const MIB: u64 = 1 << 20;
 
 /// Prints both tables.
 pub async fn all(case: &Case) -> Result<(), Error> {
-    println!("\nRequests to the store, {}: one server, nothing twice, no tests", case.engine.name);
+    println!("\nRequests to the store, {}: one server, nothing twice, no tests,\nand an application that does not read the file", case.engine.name);
     for (layout, chunk, file) in [
         (Layout::Objects, 64 << 10, 16 * MIB),
         (Layout::Objects, MIB, 64 * MIB),
@@ -58,8 +60,9 @@ async fn measure(case: &Case, chunk: u64, file: u64) -> Result<(u64, Counts, Cou
     let mut chance = Chance::new(case.seed ^ chunk ^ file);
     let setup = Setup {
         servers: 1,
-        pause: std::time::Duration::ZERO,
-        sweep: std::time::Duration::ZERO,
+        pause: Duration::ZERO,
+        sweep: Duration::ZERO,
+        reads: false,
         ..Setup::default()
     };
     let mut world = World::new(&case.engine, &case.tools, setup, chance.next()).await?;
@@ -70,7 +73,7 @@ async fn measure(case: &Case, chunk: u64, file: u64) -> Result<(u64, Counts, Cou
     let words = ["--no-test", "--last-alone"];
     world.upload(content, chunk, chance.next(), &words).await?;
     while world.acks() < chunks as usize - 1 && !world.clients_are_done() {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let before = world.take_counts();
     let answer = world.answer_of_client().await?;

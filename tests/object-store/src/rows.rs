@@ -289,6 +289,7 @@ async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<St
         lease: Duration::from_secs(2),
         sweep: Duration::ZERO,
         pause: Duration::ZERO,
+        ..Setup::default()
     };
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
     world.proxy(0).set(Faults {

@@ -24,8 +24,10 @@ pub struct Options {
     pub lease: Duration,
     /// How long the application takes before it reads the file.
     pub pause: Duration,
-    /// How often it sweeps.
+    /// How often it sweeps; never if that is zero.
     pub sweep: Duration,
+    /// Whether the application reads the file.
+    pub reads: bool,
 }
 
 impl Options {
@@ -38,6 +40,7 @@ impl Options {
             "lease": self.lease.as_millis() as u64,
             "pause": self.pause.as_millis() as u64,
             "sweep": self.sweep.as_millis() as u64,
+            "reads": self.reads,
         })
         .to_string()
     }
@@ -54,6 +57,7 @@ impl Options {
             lease: time("lease"),
             pause: time("pause"),
             sweep: time("sweep"),
+            reads: words["reads"] == true,
         })
     }
 }
@@ -99,30 +103,46 @@ pub async fn run(options: Options) -> Result<(), Error> {
         .route("/upload", any(finished))
         // For a browser: an empty page of our origin is enough.
         .route("/health", any(|| async { StatusCode::OK }))
-        .layer(Extension(options.pause));
+        .layer(Extension(Handler {
+            pause: options.pause,
+            reads: options.reads,
+        }));
     let listener = tokio::net::TcpListener::bind(options.listen).await?;
     eprintln!("listening on {}", listener.local_addr()?);
     axum::serve(listener, app.layer(layer)).await?;
     Ok(())
 }
 
+#[derive(Clone, Copy)]
+struct Handler {
+    pause: Duration,
+    reads: bool,
+}
+
 async fn finished(
-    Extension(pause): Extension<Duration>,
+    Extension(handler): Extension<Handler>,
     upload: CompletedUpload,
 ) -> Result<String, StatusCode> {
     report("called", &upload, Value::Null);
-    tokio::time::sleep(pause).await;
+    tokio::time::sleep(handler.pause).await;
+    if handler.reads {
+        let sha256 = sha256(&upload).await.map_err(|error| {
+            eprintln!("cannot read: {error}");
+            StatusCode::INTERNAL_SERVER_ERROR
+        })?;
+        report("read", &upload, sha256.into());
+    }
+    Ok(json!({ "id": upload.id(), "file_name": upload.safe_file_name(), "size": upload.size() })
+        .to_string())
+}
+
+async fn sha256(upload: &CompletedUpload) -> std::io::Result<String> {
     let mut hash = Sha256::new();
     let mut content = upload.content();
     while let Some(piece) = content.next().await {
-        hash.update(piece.map_err(|error| {
-            eprintln!("cannot read: {error}");
-            StatusCode::INTERNAL_SERVER_ERROR
-        })?);
+        hash.update(piece?);
     }
-    report("read", &upload, hex(&hash.finalize()).into());
-    Ok(json!({ "id": upload.id(), "file_name": upload.safe_file_name(), "size": upload.size() })
-        .to_string())
+    Ok(hex(&hash.finalize()))
 }
 
 fn report(what: &str, upload: &CompletedUpload, sha256: Value) {

@@ -94,6 +94,8 @@ pub struct Setup {
     /// How long the application takes.
     pub pause: Duration,
     pub sweep: Duration,
+    /// Whether it reads the file.
+    pub reads: bool,
 }
 
 impl Default for Setup {
@@ -103,6 +105,7 @@ impl Default for Setup {
             lease: Duration::from_secs(30),
             pause: Duration::from_millis(20),
             sweep: Duration::from_secs(1),
+            reads: true,
         }
     }
 }
@@ -223,6 +226,7 @@ impl World {
             lease: self.setup.lease,
             pause: self.setup.pause,
             sweep: self.setup.sweep,
+            reads: self.setup.reads,
         };
         let process = Process::start(&options, number, &self.events, &self.news).await?;
         self.servers[server].process = Some(process);
