@@ -376,6 +376,8 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         self.unfinished_uploads_are_listed(&receiving, &expected, &all)
             .await;
         drop((live_claim, live_seal));
+        self.assert_given_back(&claimed).await;
+        self.assert_given_back(&sealed).await;
         for upload in [&receiving, &waiting, &claimed, &sealed, &released, &empty] {
             assert!(
                 self.remove(upload).await,

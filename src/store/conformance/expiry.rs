@@ -106,7 +106,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         }
         let mut claim = self.claim(&sealed).await;
         let file = self.seal(&mut claim, &sealed).await;
-        drop(claim);
+        self.settle(claim, Settlement::Released).await;
         let claim = self.claim(&settled).await;
         self.settle(claim, delivered()).await;
 

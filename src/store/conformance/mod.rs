@@ -33,7 +33,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 
 use self::body::{Source, Then};
 use super::{
@@ -349,13 +352,26 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
     }
 
     async fn claim(&self, upload: &Upload) -> S::Claim {
-        let refused = match self.try_claim(upload).await {
-            TryClaim::Won(claim) => return claim,
-            TryClaim::Busy => "Busy, although nobody has a claim",
-            TryClaim::Settled(_) => "Settled, although no claim was settled",
-            TryClaim::Incomplete => "Incomplete, although all bytes are there",
+        let deadline = Instant::now() + self.patience;
+        let refused = loop {
+            match self.try_claim(upload).await {
+                TryClaim::Won(claim) => return claim,
+                // That a claim was dropped may take a moment to get round.
+                TryClaim::Busy if Instant::now() < deadline => {
+                    sleep(Duration::from_millis(2)).await;
+                }
+                TryClaim::Busy => break "Busy, although nobody has a claim",
+                TryClaim::Settled(_) => break "Settled, although no claim was settled",
+                TryClaim::Incomplete => break "Incomplete, although all bytes are there",
+            }
         };
         panic!("`try_claim` says {refused}");
+    }
+
+    /// Waits until a claim that was dropped is given back.
+    async fn assert_given_back(&self, upload: &Upload) {
+        let claim = self.claim(upload).await;
+        self.settle(claim, Settlement::Released).await;
     }
 
     async fn seal(&self, claim: &mut S::Claim, upload: &Upload) -> Sealed {

@@ -627,7 +627,7 @@ fn verdict(fault: Fault) -> Option<String> {
     let store = Broken::new(fault);
     let patience = match fault {
         // It waits for ever.
-        Fault::KeepsRangeOfDropped => Duration::from_millis(300),
+        Fault::KeepsRangeOfDropped | Fault::ForgetsPanickedClaim => Duration::from_millis(300),
         _ => PATIENCE,
     };
     let read = async |location: &Location| match location {

@@ -1,6 +1,6 @@
 //! A complete upload becomes one object, and its answer a record; or it is removed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -12,6 +12,7 @@ use super::{
     bucket::{says, store_error},
     info::{Info, Phase, Seal},
     keys::Held,
+    put::Extent,
 };
 use crate::store::{
     Location, RangeSet, Record, Sealed, Settlement, StoreError, TryClaim, Upload, UploadKey,
@@ -30,11 +31,17 @@ impl Inner {
         self: &Arc<Self>,
         key: &UploadKey,
     ) -> Result<TryClaim<ObjectClaim>, StoreError> {
-        let Some(info) = self.info(key).await? else {
+        let Some((info, there)) = self.look(key, Extent::UpToAGap).await? else {
             return Ok(TryClaim::Incomplete);
         };
-        if let Some(answer) = self.unclaimable(&info).await? {
+        if let Some(answer) = settled(&info) {
             return Ok(answer);
+        }
+        if !info.progress(&there).complete {
+            return Ok(TryClaim::Incomplete);
+        }
+        if self.was_just_busy(&info.id) {
+            return Ok(TryClaim::Busy);
         }
         let Some(mut claim) = self.claim(&info).await? else {
             return Ok(TryClaim::Busy);
@@ -43,10 +50,7 @@ impl Inner {
         let answer = match self.info(key).await? {
             Some(now) if now.id == info.id => {
                 claim.info = Arc::clone(&now);
-                match &now.phase {
-                    Phase::Settled(_) => self.unclaimable(&now).await?,
-                    _ => None,
-                }
+                settled(&now)
             }
             _ => Some(TryClaim::Incomplete),
         };
@@ -57,21 +61,6 @@ impl Inner {
                 Ok(answer)
             }
         }
-    }
-
-    async fn unclaimable(&self, info: &Info) -> Result<Option<TryClaim<ObjectClaim>>, StoreError> {
-        Ok(match &info.phase {
-            Phase::Settled(_) if info.is_expired() => Some(TryClaim::Incomplete),
-            Phase::Settled(record) => Some(TryClaim::Settled(record.clone())),
-            Phase::Sealed(_) => None,
-            Phase::Receiving if self.is_complete(info).await? => None,
-            Phase::Receiving => Some(TryClaim::Incomplete),
-        })
-    }
-
-    pub(super) async fn is_complete(&self, info: &Info) -> Result<bool, StoreError> {
-        let found = self.survey(info, super::put::Extent::UpToAGap).await?;
-        Ok(found.covers(0, info.upload.total))
     }
 
     pub(super) async fn seal(
@@ -330,15 +319,17 @@ impl Inner {
             return Ok(false);
         }
         match self.claim(&info).await? {
-            Some(claim) => self.remove_claimed(claim).await,
+            Some(claim) => self.remove_claimed(claim, None).await,
             None => Ok(false),
         }
     }
 
-    /// Removes an upload, if it is still what was claimed and not settled.
+    /// Removes an upload, if it is still what was claimed and not settled; and not if something was
+    /// stored since `untouched_since`, by the store's clock.
     pub(super) async fn remove_claimed(
         self: &Arc<Self>,
         mut claim: ObjectClaim,
+        untouched_since: Option<SystemTime>,
     ) -> Result<bool, StoreError> {
         let info = match self.info(claim.info.key()).await? {
             Some(now) if now.id == claim.info.id => now,
@@ -352,7 +343,8 @@ impl Inner {
             return Ok(false);
         }
         // There can be a final object if all bytes are there.
-        let has_file = !info.is_receiving() || self.is_complete(&info).await?;
+        let there = self.survey(&info, Extent::UpToAGap).await?;
+        let has_file = info.progress(&there).complete;
         if has_file {
             let doomed = self.keys.doomed(info.key(), &info.id);
             self.bucket.put(&doomed, Bytes::new()).await?;
@@ -361,8 +353,21 @@ impl Inner {
             return Ok(false);
         }
         // From here on it is gone.
-        self.bucket.delete(&self.keys.info(info.key())).await?;
+        let path = self.keys.info(info.key());
+        self.bucket.delete(&path).await?;
         self.known.forget(&info);
+        if let Some(limit) = untouched_since {
+            // Another server's request that has stored something just before does not know: it is
+            // put back then. One that comes later begins anew, unless this is faster.
+            if self
+                .newest_byte(&info)
+                .await?
+                .is_some_and(|newest| newest >= limit)
+            {
+                self.bucket.create(&path, info.to_bytes().into()).await?;
+                return Ok(false);
+            }
+        }
         claim.finish().await;
         // What stays is swept.
         let _ = self.clear(&info.upload.key, &info.id, has_file).await;
@@ -393,6 +398,15 @@ impl ObjectClaim {
         let all = self.store.keys.claims(self.info.key(), &self.info.id);
         self.finish().await;
         let _ = self.store.bucket.delete_below(&all).await;
+    }
+}
+
+/// What to say to who asks for the claim of a settled upload.
+fn settled(info: &Info) -> Option<TryClaim<ObjectClaim>> {
+    match &info.phase {
+        Phase::Settled(_) if info.is_expired() => Some(TryClaim::Incomplete),
+        Phase::Settled(record) => Some(TryClaim::Settled(record.clone())),
+        Phase::Sealed(_) | Phase::Receiving => None,
     }
 }
 

@@ -13,12 +13,14 @@ mod layout;
 mod put;
 mod stored;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use object_store::{multipart::MultipartStore, path::Path};
@@ -95,6 +97,8 @@ struct Inner {
 struct Claims {
     /// Ids of uploads that somebody here has claimed.
     held: HashSet<String>,
+    /// Ids of uploads that another server has claimed, and when it was asked.
+    busy: HashMap<String, Instant>,
     /// Claims, by id and number, that were given back here.
     given_back: HashSet<(String, u32)>,
 }
@@ -248,20 +252,15 @@ impl Store for ObjectStore {
     }
 
     async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
-        let Some(info) = self.inner.info(key).await? else {
+        let Some((info, there)) = self.inner.look(key, Extent::All).await? else {
             return Ok(Status::Absent);
         };
         Ok(match &info.phase {
             Phase::Settled(_) if info.is_expired() => Status::Absent,
             Phase::Settled(record) => Status::Settled(record.clone()),
             Phase::Sealed(_) => Status::Complete,
-            Phase::Receiving => {
-                let there = self.inner.survey(&info, Extent::All).await?;
-                match there.covers(0, info.upload.total) {
-                    true => Status::Complete,
-                    false => Status::Receiving(there),
-                }
-            }
+            Phase::Receiving if info.progress(&there).complete => Status::Complete,
+            Phase::Receiving => Status::Receiving(there),
         })
     }
 
@@ -289,7 +288,7 @@ impl Store for ObjectStore {
         self.inner.undelivered().await
     }
 
-    async fn unfinished(&self, scope: &str) -> Result<Vec<(Upload, Progress)>, StoreError> {
+    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         self.inner.unfinished(scope).await
     }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     UploadError,
-    store::{ChunkBody, Progress, RangeSet, StoreError, Upload, random_id},
+    store::{ChunkBody, Progress, RangeSet, StoreError, Upload, UploadKey, random_id},
 };
 
 /// How often a chunk begins anew when its upload is removed under it.
@@ -166,16 +166,15 @@ impl Inner {
                 return self.after_all(info).await;
             }
         }
-        match self.info(info.key()).await? {
-            Some(now) if now.id == info.id && now.is_receiving() => {}
-            Some(now) if now.id == info.id => return Ok(Stored::Done(now.complete())),
-            _ => return Ok(Stored::Gone),
-        }
+        // After what was stored: of two last chunks at least one sees both. And before the phase: what
+        // is found then is not what a settled upload has left.
         let found = self.survey(info, Extent::UpToAGap).await?;
-        Ok(Stored::Done(Progress {
-            received: found.total(),
-            complete: found.covers(0, info.upload.total),
-        }))
+        Ok(match self.info(info.key()).await? {
+            Some(now) if now.id != info.id => Stored::Gone,
+            None => Stored::Gone,
+            Some(now) if !now.is_receiving() => Stored::Done(now.complete()),
+            Some(_) => Stored::Done(info.progress(&found)),
+        })
     }
 
     /// Fills up one slot with what a chunk has of it. `false` if the multipart upload is not there.
@@ -247,18 +246,17 @@ impl Inner {
         slot: usize,
         error: Error,
     ) -> Result<bool, StoreError> {
-        match self.info(info.key()).await? {
-            Some(now) if now.id == info.id && now.is_receiving() => {}
-            _ => return Ok(false),
-        }
         let whole = info.slots().range(slot);
         let there = self.slot(info, slot).await?;
         if there.covers(whole.start, whole.end - whole.start) {
             return Ok(true);
         }
-        match error {
-            Error::NotFound { .. } => Ok(false),
-            error => Err(store_error(error)),
+        match (self.info(info.key()).await?, error) {
+            (Some(now), Error::NotFound { .. }) if now.id == info.id => Ok(false),
+            (Some(now), error) if now.id == info.id && now.is_receiving() => {
+                Err(store_error(error))
+            }
+            _ => Ok(false),
         }
     }
 
@@ -294,7 +292,7 @@ impl Inner {
             // lost, and this chunk is the first one again.
             Some(now) => match self.claim(&now).await? {
                 Some(claim) => {
-                    self.remove_claimed(claim).await?;
+                    self.remove_claimed(claim, None).await?;
                     Ok(Stored::Gone)
                 }
                 None => Err(StoreError::Superseded),
@@ -313,6 +311,30 @@ impl Inner {
             }
         }
         Ok(there)
+    }
+
+    /// The upload of this key, and what was there of it if it is being received.
+    pub(super) async fn look(
+        &self,
+        key: &UploadKey,
+        extent: Extent,
+    ) -> Result<Option<(Arc<Info>, RangeSet)>, StoreError> {
+        let mut known = self.known.info(key);
+        loop {
+            // First the bytes, then the phase: when an upload is settled its bytes go.
+            let found = match &known {
+                Some(info) => self.survey(info, extent).await?,
+                None => RangeSet::default(),
+            };
+            let Some(now) = self.info(key).await? else {
+                return Ok(None);
+            };
+            let is_same = known.is_some_and(|known| known.id == now.id);
+            if is_same || !now.is_receiving() {
+                return Ok(Some((now, found)));
+            }
+            known = Some(now);
+        }
     }
 
     /// What is there of an upload. Only what is not known to be full is asked for.
