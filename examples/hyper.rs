@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
@@ -27,8 +27,16 @@ async fn main() -> Result<(), common::Error> {
     // Smaller read buffers save memory and cost nothing; HTTP/2's default frames and windows are
     // too small for uploads.
     server.http1().max_buf_size(64 * 1024);
+    // How long a client may take for the head of a request is the server's to say; for the body it is
+    // the layer's. Without a timer there is no limit.
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30));
     server
         .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
         .max_frame_size(1024 * 1024);

@@ -281,3 +281,124 @@ impl Drop for Reading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(n: u8, scope: &str, total: u64) -> Upload {
+        Upload {
+            key: UploadKey::from_bytes([n; 32]),
+            scope: scope.into(),
+            identifier: String::new(),
+            total,
+            chunk_size: None,
+            file_name: None,
+            relative_path: None,
+            content_type: None,
+            fields: Vec::new(),
+        }
+    }
+
+    fn sums(book: &Book) -> Vec<(&str, u64, u64)> {
+        let mut sums: Vec<_> = book
+            .scopes
+            .iter()
+            .map(|(scope, sum)| (scope.as_str(), sum.uploads, sum.bytes))
+            .collect();
+        sums.push(("all", book.all.uploads, book.all.bytes));
+        sums.sort_unstable();
+        sums
+    }
+
+    #[test]
+    fn what_is_listed_stays_and_what_comes_meanwhile() {
+        let mut book = Book::default();
+        for n in 0..3 {
+            book.add(&upload(n, "a", 10), 0);
+        }
+        // The store is asked, and before it answers another upload begins.
+        book.listing = 1;
+        book.add(&upload(3, "b", 5), 1);
+        let listed = [upload(1, "a", 10), upload(4, "c", 7)];
+        book.take_over(1, listed.into_iter());
+        assert_eq!(
+            sums(&book),
+            [("a", 1, 10), ("all", 3, 22), ("b", 1, 5), ("c", 1, 7)]
+        );
+        // The next time it is not there.
+        book.listing = 2;
+        book.take_over(2, [upload(1, "a", 10)].into_iter());
+        assert_eq!(sums(&book), [("a", 1, 10), ("all", 1, 10)]);
+        book.strike(&UploadKey::from_bytes([1; 32]));
+        book.strike(&UploadKey::from_bytes([1; 32]));
+        assert_eq!(sums(&book), [("all", 0, 0)]);
+    }
+
+    #[test]
+    fn the_last_one_that_fits() {
+        let bounds = |has_scopes| {
+            let limits = Limits::default()
+                .uploads_per_scope(2)
+                .uploads(3)
+                .unfinished_bytes_per_scope(20)
+                .unfinished_bytes(30);
+            Bounds::new(&limits, has_scopes)
+        };
+        let sum = |uploads, bytes| Sum { uploads, bytes };
+        for (has_scopes, of_scope, all, total, expected) in [
+            (true, sum(1, 10), sum(1, 10), 10, Ok(())),
+            (
+                true,
+                sum(1, 10),
+                sum(1, 10),
+                11,
+                Err(UploadError::QuotaExceeded),
+            ),
+            (
+                true,
+                sum(2, 0),
+                sum(2, 0),
+                1,
+                Err(UploadError::TooManyUploads),
+            ),
+            (
+                true,
+                sum(0, 0),
+                sum(3, 0),
+                1,
+                Err(UploadError::TooManyUploads),
+            ),
+            (
+                true,
+                sum(0, 0),
+                sum(2, 20),
+                11,
+                Err(UploadError::QuotaExceeded),
+            ),
+            (
+                true,
+                sum(1, u64::MAX),
+                sum(1, u64::MAX),
+                1,
+                Err(UploadError::QuotaExceeded),
+            ),
+            // Without scopes there is one, and only the limits in all hold.
+            (false, sum(2, 10), sum(2, 10), 20, Ok(())),
+            (
+                false,
+                sum(3, 0),
+                sum(3, 0),
+                1,
+                Err(UploadError::TooManyUploads),
+            ),
+        ] {
+            let checked = bounds(has_scopes).check(of_scope, all, total);
+            assert_eq!(checked, expected, "{has_scopes} {total}");
+        }
+        assert_eq!(bounds(true).check_alone(20), Ok(()));
+        let too_large = Err(UploadError::FileTooLarge { limit: 20 });
+        assert_eq!(bounds(true).check_alone(21), too_large);
+        assert_eq!(bounds(false).check_alone(30), Ok(()));
+    }
+}

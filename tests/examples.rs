@@ -147,6 +147,37 @@ fn every_server_takes_an_upload_of_the_client() {
     }
 }
 
+#[test]
+fn uploads_of_users_who_sign_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path(), 1_000_003);
+    let server = Server::start("auth", "127.0.0.1:0", &dir.path().join("uploads"));
+    let send = |token: &str| {
+        let header = format!("authorization: Bearer {token}");
+        let options = ["--header", &header, "--retries", "0"];
+        upload(&server.address, &source, &options).output().unwrap()
+    };
+    assert!(!send("nobodys-token").status.success());
+    let mut deliveries = Vec::new();
+    for user in ["alice", "bob"] {
+        let output = send(&format!("{user}s-token"));
+        assert!(output.status.success(), "{output:?}");
+        let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let answer = format!("source.bin belongs to {user}");
+        assert_eq!(line["answer"], answer);
+        // The other one has sent the same file, and nothing was there.
+        assert_eq!(line["skipped"], 0, "{line}");
+    }
+    deliveries.extend(server.kill());
+    let [of_alice, of_bob] = &deliveries[..] else {
+        panic!("{deliveries:?}")
+    };
+    assert_ne!(of_alice["path"], of_bob["path"]);
+    for delivery in &deliveries {
+        check(std::slice::from_ref(delivery), &source);
+    }
+}
+
 /// The server is killed again and again; the client tries on, and sends nothing twice that was
 /// acknowledged.
 #[test]

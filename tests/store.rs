@@ -1,5 +1,8 @@
 //! The stores: what all of them keep, and what only files can.
 
+#[path = "store/hardening.rs"]
+mod hardening;
+
 use std::{
     path::{Path, PathBuf},
     pin::pin,
@@ -305,6 +308,20 @@ async fn names_of_finished_files() {
     );
     assert_eq!(finish(named("b"), 4).await, Path::new("b"));
     assert_eq!(finish(named("b"), 5).await, Path::new("b (1)"));
+    // A file has the name of the folder.
+    assert_eq!(
+        finish(named("b/c/d.txt"), 6).await,
+        Path::new("b (2)/c/d.txt")
+    );
+    assert_eq!(
+        finish(named("x/a.tar.gz/e"), 7).await,
+        Path::new("x/a.tar.gz (1)/e")
+    );
+    // As long as names can be.
+    let long: &'static str = Box::leak(("é".repeat(125) + "x.txt").into_boxed_str());
+    assert_eq!(finish(named(long), 8).await, Path::new(long));
+    let numbered = "é".repeat(123) + " (1).txt";
+    assert_eq!(finish(named(long), 9).await, Path::new(&numbered));
 
     for (n, path) in ["../c", "/c", "", "x/../../c", "."].into_iter().enumerate() {
         let store = named(path);
@@ -464,32 +481,5 @@ async fn folders_that_cannot_be_used() {
             .unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("different file systems"), "{source}");
-    }
-}
-
-#[cfg(unix)]
-#[tokio::test]
-async fn files_and_folders_are_private() {
-    use std::os::unix::fs::PermissionsExt as _;
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("root");
-    let store = FileStore::open(&root).unwrap();
-    put(&store, &upload(2), 0, b"x").await.unwrap();
-    let upload = Upload {
-        key: UploadKey::from_bytes([8; 32]),
-        ..upload(1)
-    };
-    put(&store, &upload, 0, b"x").await.unwrap();
-    let path = deliver(&store, &upload).await;
-    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    for dir in path
-        .ancestors()
-        .skip(1)
-        .take_while(|dir| dir.starts_with(&root))
-    {
-        assert_eq!(mode(dir), 0o700, "{dir:?}");
-    }
-    for file in files(&root) {
-        assert_eq!(mode(&file), 0o600, "{file:?}");
     }
 }

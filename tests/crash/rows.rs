@@ -34,7 +34,8 @@ const ROWS: &[Row] = &[
     ("failing syncs (strace)", 1, |chance| traced(chance, "fsync,fdatasync:error=EIO:when=3+7")),
     ("failing writes (strace)", 1, |chance| traced(chance, "pwrite64:error=ENOSPC:when=3+7")),
     ("failing renames (strace)", 1, |chance| traced(chance, "renameat2:error=EIO:when=1+3")),
-    ("full disk", 1, full),
+    ("full disk", 1, |chance| full(chance, false)),
+    ("full disk, but for the reserve", 1, |chance| full(chance, true)),
     ("races of the last chunks", 1, races::row),
 ];
 
@@ -159,6 +160,7 @@ fn args(disk: &Disk, durability: Durability) -> server::Args {
         dir: disk.store(),
         durability,
         answers_first: false,
+        reserve: true,
     }
 }
 
@@ -463,17 +465,23 @@ fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, Stop> {
 }
 
 /// There is room for some of the uploads only, and then for all.
-fn full(chance: &mut Chance) -> Result<Seen, Stop> {
+fn full(chance: &mut Chance, reserve: bool) -> Result<Seen, Stop> {
     needs_root()?;
     let disk = Disk::new(Kind::Small(2000)).map_err(Stop::Cannot)?;
-    let args = args(&disk, Power);
+    let args = server::Args {
+        reserve,
+        ..args(&disk, Power)
+    };
+    // 5 %.
+    let reserved = if reserve { 2000 * 1024 / 20 } else { 0 };
     let mut world = World::new(disk, args, &[Start::default()])?;
     for _ in 0..8 {
         let content = chance.bytes(30 * CHUNK);
         world.upload(content, CHUNK, chance.below(1 << 32))?;
     }
     // What is left is less than what one of the clients still wants to send.
-    let is_full = world.until(|world| world.disk.room().is_ok_and(|room| room < CHUNK));
+    let is_full = |room| room < reserved + CHUNK;
+    let is_full = world.until(|world| world.disk.room().is_ok_and(is_full));
     world.check_acks();
     let before = world.acks();
     world.kill(0);

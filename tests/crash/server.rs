@@ -29,6 +29,8 @@ pub struct Args {
     pub durability: Durability,
     /// A mistake on purpose: the client is answered before the application has the file.
     pub answers_first: bool,
+    /// Whether some of the disk is to stay free, as it does by default.
+    pub reserve: bool,
 }
 
 impl Args {
@@ -36,6 +38,7 @@ impl Args {
         let mut words = vec!["server".into(), self.dir.display().to_string()];
         words.push(format!("{:?}", self.durability));
         words.extend(self.answers_first.then(|| "answers-first".into()));
+        words.extend((!self.reserve).then(|| "no-reserve".into()));
         words
     }
 
@@ -49,7 +52,8 @@ impl Args {
                 "Process" => Durability::Process,
                 _ => Durability::Power,
             },
-            answers_first: !rest.is_empty(),
+            answers_first: rest.iter().any(|word| word == "answers-first"),
+            reserve: !rest.iter().any(|word| word == "no-reserve"),
         })
     }
 }
@@ -63,10 +67,13 @@ pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         let _ = std::io::stdin().read(&mut [0]);
         std::process::abort();
     });
-    let store = FileStore::builder(&args.dir)
+    let mut store = FileStore::builder(&args.dir)
         .durability(args.durability)
-        .stall_timeout(Duration::from_secs(1))
-        .open()?;
+        .stall_timeout(Duration::from_secs(1));
+    if !args.reserve {
+        store = store.free_space_reserve(0);
+    }
+    let store = store.open()?;
     let layer = ResumableLayer::new(store).with_hold_back(Duration::ZERO);
     let app = Router::new()
         .route("/upload", post(finished))

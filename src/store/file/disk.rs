@@ -261,10 +261,8 @@ pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
 fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     {
-        use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
         use std::os::unix::fs::OpenOptionsExt as _;
-        // A pipe would let us wait for somebody who writes to it.
-        options.custom_flags(O_NOFOLLOW | O_NONBLOCK);
+        options.custom_flags(nix::libc::O_NOFOLLOW);
     }
     // Elsewhere the number of that flag is not known to the standard library.
     #[cfg(not(target_os = "linux"))]
@@ -338,6 +336,7 @@ pub(super) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
 
 /// What a file system has, in all and for us.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(super) struct Free {
     pub(super) bytes: u64,
     pub(super) total_bytes: u64,

@@ -45,6 +45,9 @@ impl Folder {
     /// Writes down which name the file shall have, before it has it: after a crash it is found.
     fn choose_name(&self, entry: &Entry, upload: Upload, attempt: u32) -> Result<Seal, StoreError> {
         // Before it is written down that the file is finished.
+        if !entry.has_data()? {
+            return Err(StoreError::new("the data are not where they were"));
+        }
         let crc = entry.sync_whole()?;
         if self.durability == Durability::Process {
             entry.make_names_durable()?;
@@ -109,9 +112,6 @@ impl Folder {
             }
             // Who has renamed it may have died before the new name was durable.
             let Some(file) = self.open_finished(&seal)? else {
-                if seal.attempt < 2 {
-                    return Err(StoreError::new("the data are not where they were"));
-                }
                 // An attempt before this one has moved it; what has its name now is another's.
                 return Ok((seal, entry.data_path.clone()));
             };
@@ -123,7 +123,8 @@ impl Folder {
         }
     }
 
-    /// The finished file, if it is still there and not another one of that name, or a link.
+    /// The finished file, if it is still there and not another one of that name, or a link,
+    /// or no file at all.
     fn open_finished(&self, seal: &Seal) -> io::Result<Option<File>> {
         let path = self.finished.join(&seal.path);
         match disk::is_dir_below(path.parent().unwrap_or(&self.finished), &self.finished) {
@@ -131,10 +132,8 @@ impl Folder {
             Ok(false) => return Ok(None),
             result => result?,
         };
-        if path
-            .symlink_metadata()
-            .is_ok_and(|there| there.is_symlink())
-        {
+        // A pipe would let us wait for whoever writes to it.
+        if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
             return Ok(None);
         }
         let file = match disk::open_to_read(&path) {

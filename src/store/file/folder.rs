@@ -253,13 +253,13 @@ impl Folder {
         Ok(())
     }
 
-    /// Looks at every upload.
+    /// Looks at every upload that this version can read.
     pub(super) fn each(
         &self,
         mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         for (key, _) in self.journals()? {
-            if let Some((entry, view)) = self.look(&key)? {
+            if let Some((entry, view)) = of_this_version(self.look(&key))?.flatten() {
                 see(self, &entry, view)?;
             }
         }
@@ -274,14 +274,19 @@ impl Folder {
         for (key, path) in self.journals()? {
             let known = self.open_entries().get(&key).cloned();
             if let Some(entry) = known {
-                see(&entry, entry.view()?);
-                continue;
+                let view = entry.view()?;
+                // Another process may have removed it, and the name may be another upload's by now.
+                if !matches!(view.phase, Phase::Removed) {
+                    see(&entry, view);
+                    continue;
+                }
             }
             let journal = match disk::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 journal => journal?,
             };
-            if let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? {
+            let entry = Entry::open(path, journal, false, self.disk.clone());
+            if let Some(entry) = of_this_version(entry.map_err(Into::into))?.flatten() {
                 let view = entry.view()?;
                 // A crash of the system has lost the bytes, if they were not to be synced.
                 if entry.data.is_some() || !matches!(view.phase, Phase::Receiving) {
@@ -318,7 +323,9 @@ impl Folder {
             let Some(key) = key.filter(|_| touched.is_ok_and(|touched| touched < before)) else {
                 continue;
             };
-            let owner = self.look(&key)?;
+            let Some(owner) = of_this_version(self.look(&key))? else {
+                continue;
+            };
             if owner.is_none_or(|(entry, _)| entry.id != id) {
                 self.disk.remove_if_there(&path)?;
             }
@@ -329,6 +336,20 @@ impl Folder {
     /// All files below the folder of partial uploads.
     pub(super) fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
         files_below(&self.partial)
+    }
+}
+
+/// `None` of an upload that another version of this crate has written, which sees to it itself.
+fn of_this_version<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Err(StoreError::Failed(error))
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::Unsupported) =>
+        {
+            Ok(None)
+        }
+        read => read.map(Some),
     }
 }
 

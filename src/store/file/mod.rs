@@ -107,7 +107,7 @@ pub struct FileStoreBuilder {
     durability: Durability,
     naming: Option<Naming>,
     max_ranges: usize,
-    room: Room,
+    reserve: Option<u64>,
     stall: Duration,
     disk: Disk,
 }
@@ -133,7 +133,7 @@ impl FileStore {
             durability: Durability::default(),
             naming: None,
             max_ranges: 10_000,
-            room: Room::default(),
+            reserve: None,
             stall: Duration::from_secs(5),
             disk: Disk::default(),
         }
@@ -189,6 +189,7 @@ impl FileStoreBuilder {
     /// #     scope: "alice".into(),
     /// #     identifier: "1".into(),
     /// #     total: 1,
+    /// #     chunk_size: None,
     /// #     file_name: Some("a.jpg".into()),
     /// #     relative_path: Some("../photos/2024/a.jpg".into()),
     /// #     content_type: None,
@@ -242,13 +243,13 @@ impl FileStoreBuilder {
     /// A chunk for which there is no room above that is refused with [`StoreError::Full`] before it
     /// is written, and so is the first chunk of a file that says to be larger than what is left, or
     /// for which there are not enough inodes. Clients try again later, as with a full disk. Room is
-    /// looked for and not set aside: chunks that come at the same time may together take some of the
-    /// reserve, and files on their way can be larger than what is left for all of them.
+    /// looked for and not set aside: files on their way can together be larger than what is left, and
+    /// other processes can take it.
     ///
     /// 0 switches all of that off: then the store is full when the system says so. It is the same on
     /// other systems than Linux, where the store cannot see what is free.
     pub fn free_space_reserve(mut self, bytes: u64) -> Self {
-        self.room.reserve = Some(bytes);
+        self.reserve = Some(bytes);
         self
     }
 
@@ -294,7 +295,7 @@ impl FileStoreBuilder {
                 durability: self.durability,
                 naming: self.naming,
                 max_ranges: self.max_ranges,
-                room: self.room,
+                room: Room::new(self.reserve),
                 stall: self.stall,
                 open: Mutex::default(),
                 blocks: Blocks::default(),

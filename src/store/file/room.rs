@@ -1,6 +1,10 @@
 //! How much may be stored: what is free in the file system, less a reserve.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use super::disk::{self, Free};
 use crate::store::StoreError;
@@ -11,53 +15,73 @@ const MOST: u64 = 1 << 30;
 /// What an upload creates: two files, a folder for them, and one for the finished file.
 const FILES: u64 = 4;
 
-/// A look at it costs about as much as one at a file: a microsecond, where a chunk takes hundreds.
-#[derive(Clone, Copy, Debug, Default)]
+/// How long a look at the file system counts, less what was granted since: it costs tens of
+/// microseconds, where small chunks take a hundred.
+const FRESH: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
 pub(super) struct Room {
     /// How many bytes are to stay free; `None` for the default, 0 for no look at all.
-    pub(super) reserve: Option<u64>,
+    reserve: Option<u64>,
+    /// What was free, and is not granted yet.
+    seen: Mutex<Option<(Instant, Free)>>,
 }
 
 impl Room {
-    /// Whether so many bytes more may be stored in `dir`.
-    pub(super) fn for_bytes(self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
-        match self.look(dir)? {
-            Some(free) => self.check_bytes(free, bytes),
-            None => Ok(()),
+    pub(super) fn new(reserve: Option<u64>) -> Self {
+        Self {
+            reserve,
+            seen: Mutex::default(),
         }
     }
 
-    /// Whether a new upload of so many bytes may begin in `dir`.
-    pub(super) fn for_upload(self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
-        let Some(free) = self.look(dir)? else {
+    /// Whether so many bytes more may be stored in `dir`, which they will be.
+    pub(super) fn for_bytes(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
+        self.grant(dir, 0, bytes, bytes)
+    }
+
+    /// Whether a new upload of so many bytes may begin in `dir`. They need not come.
+    pub(super) fn for_upload(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
+        self.grant(dir, FILES, bytes, 0)
+    }
+
+    fn grant(&self, dir: &Path, files: u64, wanted: u64, taken: u64) -> Result<(), StoreError> {
+        if self.reserve == Some(0) {
             return Ok(());
+        }
+        let take = |free: Free| Free {
+            bytes: free.bytes.saturating_sub(taken),
+            files: free.files.map(|left| left.saturating_sub(files)),
+            ..free
         };
-        if let Some(files) = free.files.filter(|files| *files < FILES) {
-            let why = format!("{files} files can be created, but an upload takes {FILES}");
-            return Err(StoreError::Full(why.into()));
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, free)) = &mut *seen {
+            if at.elapsed() < FRESH && self.check(*free, files, wanted).is_ok() {
+                *free = take(*free);
+                return Ok(());
+            }
         }
-        self.check_bytes(free, bytes)
+        let now = Instant::now();
+        if let Some(free) = disk::free(dir)? {
+            self.check(free, files, wanted)?;
+            *seen = Some((now, take(free)));
+        }
+        Ok(())
     }
 
-    fn look(self, dir: &Path) -> Result<Option<Free>, StoreError> {
-        match self.reserve {
-            Some(0) => Ok(None),
-            _ => Ok(disk::free(dir)?),
+    fn check(&self, free: Free, files: u64, bytes: u64) -> Result<(), StoreError> {
+        let full = |why: String| Err(StoreError::Full(why.into()));
+        if let Some(left) = free.files.filter(|left| *left < files) {
+            return full(format!("{files} files are wanted, and {left} are free"));
         }
-    }
-
-    fn check_bytes(self, free: Free, bytes: u64) -> Result<(), StoreError> {
         let reserve = self.reserve.unwrap_or(MOST.min(free.total_bytes / 20));
-        if free.bytes.saturating_sub(reserve) >= bytes && free.bytes >= reserve {
-            return Ok(());
-        }
-        Err(StoreError::Full(
-            format!(
-                "{bytes} bytes are wanted, {} are free, and {reserve} of them are the reserve",
+        match free.bytes.checked_sub(reserve) {
+            Some(left) if left >= bytes => Ok(()),
+            _ => full(format!(
+                "{bytes} bytes are wanted, {} are free, and {reserve} are to stay so",
                 free.bytes
-            )
-            .into(),
-        ))
+            )),
+        }
     }
 }
 
@@ -65,17 +89,21 @@ impl Room {
 mod tests {
     use super::*;
 
+    fn is_granted(result: Result<(), StoreError>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(StoreError::Full(_)) => false,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
     fn may(reserve: Option<u64>, free: u64, total: u64, bytes: u64) -> bool {
         let free = Free {
             bytes: free,
             total_bytes: total,
             files: None,
         };
-        match (Room { reserve }).check_bytes(free, bytes) {
-            Ok(()) => true,
-            Err(StoreError::Full(_)) => false,
-            Err(error) => panic!("{error:?}"),
-        }
+        is_granted(Room::new(reserve).check(free, 0, bytes))
     }
 
     #[test]
@@ -101,5 +129,54 @@ mod tests {
                 "{reserve:?} of {free} of {total}, {bytes}"
             );
         }
+    }
+
+    #[test]
+    fn files_are_needed_too() {
+        let room = Room::new(Some(1));
+        for (left, wanted, expected) in [
+            (Some(4), 4, true),
+            (Some(3), 4, false),
+            (Some(0), 0, true),
+            (None, 4, true),
+        ] {
+            let free = Free {
+                bytes: 100,
+                total_bytes: 100,
+                files: left,
+            };
+            assert_eq!(
+                is_granted(room.check(free, wanted, 9)),
+                expected,
+                "{left:?}"
+            );
+        }
+    }
+
+    /// Chunks that come at the same time do not all get the same room.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_granted_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = Room::new(Some(1));
+        let free = disk::free(dir.path()).unwrap().unwrap().bytes;
+        // As if it were seen just now, however long the test takes.
+        let later = Instant::now() + Duration::from_secs(3600);
+        let seen = Free {
+            bytes: free,
+            total_bytes: free,
+            files: Some(2 * FILES - 1),
+        };
+        *room.seen.lock().unwrap() = Some((later, seen));
+        let left = || room.seen.lock().unwrap().unwrap().1;
+        room.for_bytes(dir.path(), free / 4).unwrap();
+        assert_eq!(left().bytes, free - free / 4);
+        room.for_upload(dir.path(), free / 2).unwrap();
+        assert_eq!(left().bytes, free - free / 4);
+        assert_eq!(left().files, Some(FILES - 1));
+        // Before it is refused there is another look: nothing of that was stored after all.
+        room.for_bytes(dir.path(), free / 8 * 7).unwrap();
+        assert!(left().bytes < free / 4, "{:?}", left());
+        assert!(!is_granted(room.for_bytes(dir.path(), free * 2)));
     }
 }

@@ -73,7 +73,10 @@ impl Inner {
             Phase::Receiving => Seal {
                 upload: upload.clone(),
                 attempt: 1,
-                crc: self.publish(&info).await?,
+                crc: match self.publish(&info).await? {
+                    Some(crc) => crc,
+                    None => return Err(self.lose(claim).await?),
+                },
             },
             Phase::Sealed(seal) => Seal {
                 attempt: seal.attempt + 1,
@@ -100,19 +103,20 @@ impl Inner {
         })
     }
 
-    /// Makes the final object, if an earlier attempt has not; its CRC-32.
-    async fn publish(&self, info: &Info) -> Result<u32, StoreError> {
+    /// Makes the final object, if an earlier attempt has not; its CRC-32. `None` if the multipart
+    /// upload is not there any more.
+    async fn publish(&self, info: &Info) -> Result<Option<u32>, StoreError> {
         let file = self.keys.file(&info.id);
         let Some(multipart) = &info.multipart else {
             self.bucket.put(&file, Bytes::new()).await?;
-            return Ok(crc32fast::hash(b""));
+            return Ok(Some(crc32fast::hash(b"")));
         };
         let mut parts = self.parts(info).await?;
         let missing: Vec<_> = (0..info.slots().count())
             .filter(|slot| parts.get(slot).is_none_or(|slot| slot.marks.is_empty()))
             .collect();
         if !missing.is_empty() {
-            let assembled: Vec<()> = stream::iter(missing)
+            let assembled: Vec<bool> = stream::iter(missing)
                 .map(|slot| {
                     let pieces = parts.get(&slot).map(|slot| slot.pieces.clone());
                     self.assemble(info, slot, pieces.unwrap_or_default())
@@ -120,7 +124,9 @@ impl Inner {
                 .buffer_unordered(SLOTS_AT_ONCE)
                 .try_collect()
                 .await?;
-            drop(assembled);
+            if assembled.contains(&false) {
+                return Ok(None);
+            }
             parts = self.parts(info).await?;
         }
         let slots: Vec<_> = parts.into_values().map(|slot| slot.marks).collect();
@@ -132,14 +138,17 @@ impl Inner {
                 .bucket
                 .complete_multipart(&file, multipart, ids.collect());
             let Err(error) = completed.await else {
-                return Ok(crc);
+                return Ok(Some(crc));
             };
             // An earlier attempt may have done it, or this one without being told.
             if let Some(there) = self.bucket.head(&file).await? {
                 return match there.size == info.upload.total {
-                    true => Ok(crc),
+                    true => Ok(Some(crc)),
                     false => Err(StoreError::new("the final object has another size")),
                 };
+            }
+            if let Error::NotFound { .. } = error {
+                return Ok(None);
             }
             let is_wrong_part = says(&error, "InvalidPart");
             failed = Some(error);
@@ -172,13 +181,29 @@ impl Inner {
         Ok(parts)
     }
 
-    /// Makes one slot a part.
+    /// Takes away what is left of an upload whose parts somebody has taken away, such as a lifecycle
+    /// rule of the bucket: it begins anew.
+    async fn lose(&self, claim: &mut ObjectClaim) -> Result<StoreError, StoreError> {
+        let info = Arc::clone(&claim.info);
+        if claim.holds().await? {
+            self.bucket.delete(&self.keys.info(info.key())).await?;
+            self.known.forget(&info);
+            claim.finish().await;
+            // What stays is swept.
+            let _ = self.clear(info.key(), &info.id, false).await;
+        }
+        Ok(StoreError::new(
+            "the multipart upload is gone, was it aborted?",
+        ))
+    }
+
+    /// Makes one slot a part. `false` if the multipart upload is not there any more.
     async fn assemble(
         &self,
         info: &Info,
         slot: usize,
         mut pieces: Vec<(u64, u64)>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let whole = info.slots().range(slot);
         let _room = self.memory.reserve(whole.end - whole.start).await?;
         // Those of two servers can overlap: each byte is taken from the first piece that has it.
@@ -212,10 +237,7 @@ impl Inner {
         while let Some(piece) = read.try_next().await? {
             bytes.push(piece);
         }
-        match self.put_part(info, slot, bytes).await? {
-            true => Ok(()),
-            false => Err(StoreError::new("the multipart upload is gone")),
-        }
+        self.put_part(info, slot, bytes).await
     }
 
     /// Why an object could not be made, and what is to be done about it.
@@ -257,16 +279,16 @@ impl Inner {
             Settlement::Delivered(record) | Settlement::Rejected(record) => record,
         };
         let info = Arc::clone(&claim.info);
-        let settled = Phase::Settled(record.clone());
+        let settled = Arc::new(info.in_phase(Phase::Settled(record.clone())));
         match self.info(info.key()).await? {
             Some(now) if now.id != info.id => return Err(StoreError::Superseded),
             // It was written, but the answer was lost.
-            Some(now) if now.phase == settled => {}
+            Some(now) if now.to_bytes() == settled.to_bytes() => {}
             Some(now) if matches!(now.phase, Phase::Settled(_)) => {
                 return Err(StoreError::Superseded);
             }
             None => return Err(StoreError::Superseded),
-            Some(_) => self.write_info(&Arc::new(info.in_phase(settled))).await?,
+            Some(_) => self.write_info(&settled).await?,
         }
         claim.finish().await;
         // What stays goes with the record.

@@ -1,0 +1,473 @@
+//! Each limit of [`Limits`], at it and one above it.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::StatusCode;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tower_resumable::{Limits, Purpose, Refusal, ResumableLayer};
+
+use super::case;
+use crate::{
+    client::{Chunk, Client, File, Role, Way},
+    wire::{Answer, read_answer},
+    world::{ATTACKER, Case, DELIVERED, Reply, World},
+};
+
+pub const CASES: &[Case] = &[
+    case!(
+        "49",
+        "a length above the limit, of which little comes",
+        declared
+    ),
+    case!("53", "a byte now and then: below the least pace", trickles).with(paced),
+    case!("53", "at a good pace, without an end", long).with(paced),
+    case!("54", "bodies that stall, anywhere", stalls).with(paced),
+    case!("54", "4 bodies of one owner at once, a fifth", bodies)
+        .with(|layer| layer.with_limits(Limits::default().bodies_per_scope(4))),
+    case!("54", "6 bodies of all at once, a seventh", bodies_in_all)
+        .with(|layer| layer.with_limits(Limits::default().bodies_per_scope(3).bodies(6))),
+    case!(
+        "77",
+        "100 declared bytes of one owner, one more; a size that lies",
+        quota
+    )
+    .with(|layer| layer.with_limits(Limits::default().unfinished_bytes_per_scope(100))),
+    case!(
+        "77",
+        "a file of 100 bytes and a quota of that, one more",
+        above_quota
+    )
+    .with(|layer| layer.with_limits(Limits::default().unfinished_bytes_per_scope(100))),
+    case!("78", "3 unfinished uploads of one owner, a fourth", uploads)
+        .with(|layer| layer.with_limits(Limits::default().uploads_per_scope(3))),
+    case!("78", "4 unfinished uploads of all, a fifth", uploads_in_all)
+        .with(|layer| layer.with_limits(Limits::default().uploads(4))),
+    case!("78", "first chunks that break off take no place", no_place)
+        .with(|layer| layer.with_limits(Limits::default().uploads_per_scope(3))),
+    case!(
+        "T14",
+        "a permission that ends before the last chunk",
+        revoked
+    )
+    .with(members),
+    case!(
+        "T15",
+        "forbidden first bytes, in pieces and in any order",
+        sniffed
+    )
+    .with(no_programs),
+];
+
+async fn declared(world: &World) {
+    let one = |client, way| async move {
+        let file = world.file(client, way);
+        world.begin(&file).await;
+        let before = world.state(&file).await;
+        // More than the chunk has by its own words, and more than any may have.
+        let attacks = [1_u64 << 20, 1 << 40].map(|len| {
+            let (file, before) = (&file, &before);
+            async move {
+                let chunk = file.chunk(2).set(Role::Len, &len.to_string());
+                let head = chunk.request_head(&format!("content-length: {len}"));
+                let mut socket = TcpStream::connect(world.addr).await.unwrap();
+                let some = &chunk.body()[..10];
+                socket
+                    .write_all(&[head.as_bytes(), some].concat())
+                    .await
+                    .unwrap();
+                let answer = read_answer(&mut socket).await;
+                world.note(&answer);
+                assert!([400, 415].contains(&answer.status), "{len}: {answer:?}");
+                // Nothing more is read of it.
+                assert_eq!(socket.read(&mut [0; 1]).await.unwrap_or(0), 0);
+                world.unchanged(file, before, "a length").await;
+            }
+        });
+        join_all(attacks).await;
+        world.finish(&file).await;
+    };
+    join_all(
+        world
+            .clients()
+            .filter(|(_, way)| *way == Way::Octets)
+            .map(|(c, w)| one(c, w)),
+    )
+    .await;
+}
+
+fn paced(layer: ResumableLayer) -> ResumableLayer {
+    let limits = Limits::default()
+        .idle(Duration::from_millis(500))
+        .min_rate(10_000)
+        .grace(Duration::from_millis(800))
+        .body_time(Duration::from_secs(2));
+    layer.with_limits(limits)
+}
+
+/// Sends the first bytes of a chunk, and then pieces until there is an answer.
+async fn drip(world: &World, chunk: &Chunk, first: usize, piece: usize) -> Answer {
+    let mut bytes = chunk.bytes();
+    let rest = bytes.split_off(bytes.len() - chunk.body().len() + first);
+    let mut socket = TcpStream::connect(world.addr).await.unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.write_all(&bytes).await.unwrap();
+    let (mut read, mut write) = socket.into_split();
+    let dripping = async {
+        let mut every = tokio::time::interval(Duration::from_millis(20));
+        for piece in rest.chunks(piece.max(1)) {
+            every.tick().await;
+            if piece.is_empty() || write.write_all(piece).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await
+    };
+    let answer = tokio::select! {
+        answer = read_answer(&mut read) => answer,
+        () = dripping, if piece > 0 => unreachable!(),
+    };
+    world.note(&answer);
+    answer
+}
+
+async fn too_slow(world: &World, file: &File, attacks: Vec<(usize, usize)>) {
+    world.begin(file).await;
+    let before = world.state(file).await;
+    let chunk = file.chunk(2);
+    let dripping = attacks.into_iter().map(|(first, piece)| {
+        let chunk = &chunk;
+        async move { (first, drip(world, chunk, first, piece).await) }
+    });
+    for (first, answer) in join_all(dripping).await {
+        let is = (answer.status, answer.code());
+        assert_eq!(
+            is,
+            (503, "too_slow".into()),
+            "{first} bytes, then: {answer:?}"
+        );
+    }
+    world.unchanged(file, &before, "slow bodies").await;
+    world.finish(file).await;
+}
+
+async fn trickles(world: &World) {
+    let all = world.clients().map(|(client, way)| async move {
+        let file = world.file(client, way).sized(4000, 2000);
+        too_slow(world, &file, vec![(0, 1), (10, 1), (1500, 1)]).await;
+    });
+    join_all(all).await;
+}
+
+async fn long(world: &World) {
+    // 20 pieces of 1,000 bytes a second are fast enough.
+    let file = world
+        .file(Client::Resumable, Way::Both)
+        .sized(2 << 20, 1 << 20);
+    too_slow(world, &file, vec![(2000, 1000); 4]).await;
+}
+
+async fn stalls(world: &World) {
+    let all = world.clients().map(|(client, way)| async move {
+        let file = world.file(client, way);
+        let len = file.chunk(2).body().len();
+        // With no byte, in the first boundary, in a field, in the file, before the last byte.
+        let at = [0, 5, len / 3, len - 10, len - 1].map(|first| (first.min(len - 1), 0));
+        too_slow(world, &file, at.into()).await;
+    });
+    join_all(all).await;
+}
+
+/// The first half of a chunk.
+async fn half(world: &World, chunk: &Chunk) -> (TcpStream, Vec<u8>) {
+    let mut bytes = chunk.bytes();
+    let rest = bytes.split_off(bytes.len() - 5);
+    let mut socket = TcpStream::connect(world.addr).await.unwrap();
+    socket.write_all(&bytes).await.unwrap();
+    (socket, rest)
+}
+
+/// Sends a chunk again and again until it is answered in this way: nobody says when a server begins
+/// to read a body, or has noticed that one has ended.
+async fn until(world: &World, chunk: &Chunk, is: impl Fn(&Answer) -> bool) -> Answer {
+    let trying = async {
+        loop {
+            let answer = world.attack(chunk).await;
+            if is(&answer) {
+                return answer;
+            }
+        }
+    };
+    let tried = tokio::time::timeout(crate::wire::PATIENCE, trying).await;
+    tried.unwrap_or_else(|_| panic!("no such answer to {chunk:?}"))
+}
+
+fn is_busy(answer: &Answer) -> bool {
+    (answer.status, answer.code().as_str()) == (503, "busy")
+}
+
+fn of(user: &str, nth: usize) -> File {
+    File::new(Client::Resumable, Way::Both, user, nth)
+}
+
+async fn bodies(world: &World) {
+    let file = world.file(Client::Resumable, Way::Both).sized(500, 10);
+    world.begin(&file).await;
+    let mut open = Vec::new();
+    for number in 2..6 {
+        open.push(half(world, &file.chunk(number)).await);
+    }
+    let answer = until(world, &file.chunk(1), is_busy).await;
+    assert!(answer.header("retry-after").is_some());
+    // Questions are no bodies, and others are not kept out.
+    assert_eq!(world.attack_bytes(file.probe()).await.status, 200);
+    world.accepted(&of("eve", 0), |chunk| chunk).await;
+    // Whoever goes away makes room, and whoever ends.
+    drop(open.pop());
+    until(world, &file.chunk(1), |answer| answer.status == 200).await;
+    for (mut socket, rest) in open {
+        socket.write_all(&rest).await.unwrap();
+        assert_eq!(read_answer(&mut socket).await.status, 200);
+    }
+    world.finish(&file).await;
+}
+
+async fn bodies_in_all(world: &World) {
+    let mut open = Vec::new();
+    for user in [ATTACKER, "eve"] {
+        for nth in 0..3 {
+            open.push(half(world, &of(user, nth).chunk(1)).await);
+        }
+        // One more of the same is too many; so all three are being read.
+        until(world, &of(user, 3).chunk(1), is_busy).await;
+    }
+    let answer = world.attack(&of("adam", 0).chunk(1)).await;
+    assert!(is_busy(&answer), "{answer:?}");
+    drop(open);
+    let adam = of("adam", 0);
+    until(world, &adam.chunk(1), |answer| answer.status == 200).await;
+    world.finish(&adam).await;
+    for user in [ATTACKER, "eve"] {
+        // Some of them may have got in while they were tried.
+        let file = of(user, 3);
+        world.attack_bytes(file.cancel()).await;
+    }
+}
+
+/// One more upload of this owner is not let in for now, and leaves nothing.
+async fn kept_out(world: &World, file: &File, code: &str) {
+    let before = world.all_of(&file.user).await;
+    for number in [1, 2] {
+        let answer = world.attack(&file.chunk(number)).await;
+        let is = (answer.status, answer.code());
+        assert_eq!(is, (503, code.into()), "{answer:?}");
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert_eq!(world.all_of(&file.user).await, before);
+}
+
+async fn quota(world: &World) {
+    for (client, way) in world.clients() {
+        let two = [40, 60].map(|len| world.file(client, way).sized(len, 20));
+        for file in &two {
+            world.begin(file).await;
+        }
+        let more = world.file(client, way).sized(1, 20);
+        let answer = world.attack(&more.chunk(1)).await;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (503, "quota_exceeded".into())
+        );
+        // A size that is another one in the middle is another upload.
+        let lie = two[0].chunk(2).set(Role::Total, "41");
+        let answer = world.attack(&lie).await;
+        assert!([400, 415, 503].contains(&answer.status), "{answer:?}");
+        world
+            .accepted(
+                &File {
+                    user: "eve".into(),
+                    ..more.clone()
+                },
+                |chunk| chunk,
+            )
+            .await;
+        for file in &two {
+            world.finish(file).await;
+            // What is delivered is counted no more.
+            let more = world.file(client, way).sized(40, 20);
+            world.accepted(&more, |chunk| chunk).await;
+        }
+    }
+}
+
+async fn above_quota(world: &World) {
+    for (client, way) in world.clients() {
+        let file = world.file(client, way).sized(100, 20);
+        let above = file.clone().sized(101, 20);
+        let attacks = vec![("101 bytes".to_owned(), above.chunk(1))];
+        world.refused(&file, "file_too_large", attacks).await;
+    }
+}
+
+async fn uploads(world: &World) {
+    for (client, way) in world.clients() {
+        let file = || world.file(client, way);
+        let [first, second, third, fourth] = [file(), file(), file(), file()];
+        for file in [&first, &second, &third] {
+            world.begin(file).await;
+        }
+        kept_out(world, &fourth, "too_many_uploads").await;
+        world
+            .accepted(
+                &File {
+                    user: "eve".into(),
+                    ..fourth.clone()
+                },
+                |chunk| chunk,
+            )
+            .await;
+        world.finish(&first).await;
+        world.begin(&fourth).await;
+        assert_eq!(world.attack_bytes(second.cancel()).await.status, 204);
+        world.begin(&second).await;
+        kept_out(world, &file(), "too_many_uploads").await;
+        // One that the service refuses is over; one that it fails to take is not.
+        world.script([Reply::Status(422), Reply::Status(500)]);
+        for file in [&second, &third] {
+            for number in 2..=file.chunks() {
+                world.attack(&file.chunk(number)).await;
+            }
+        }
+        let fifth = file();
+        world.begin(&fifth).await;
+        kept_out(world, &file(), "too_many_uploads").await;
+        let answer = world.attack(&third.chunk(1)).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, DELIVERED));
+        for file in [&fourth, &fifth] {
+            world.finish(file).await;
+        }
+    }
+}
+
+async fn uploads_in_all(world: &World) {
+    // The neighbour's is one of them.
+    let all = [of(ATTACKER, 0), of(ATTACKER, 1), of("eve", 0)];
+    for file in &all {
+        world.begin(file).await;
+    }
+    for user in [ATTACKER, "eve", "adam"] {
+        kept_out(world, &of(user, 2), "too_many_uploads").await;
+    }
+    for file in &all {
+        world.finish(file).await;
+    }
+    world.accepted(&of("adam", 2), |chunk| chunk).await;
+}
+
+async fn no_place(world: &World) {
+    for (client, way) in world.clients() {
+        for _ in 0..5 {
+            let file = world.file(client, way);
+            let chunk = file.chunk(1);
+            let body = chunk.body();
+            let head = chunk.request_head(&format!("content-length: {}", body.len()));
+            let mut socket = TcpStream::connect(world.addr).await.unwrap();
+            let part = [head.as_bytes(), &body[..body.len() - 3]].concat();
+            socket.write_all(&part).await.unwrap();
+            socket.shutdown().await.unwrap();
+            let answer = read_answer(&mut socket).await;
+            world.note(&answer);
+            assert_eq!(answer.status, 503, "{answer:?}");
+            // And one whose bytes are too few.
+            let answer = world.attack(&chunk.content(b"12345")).await;
+            assert_eq!(answer.status, client.refusal(), "{answer:?}");
+        }
+        let file = || world.file(client, way);
+        let three = [file(), file(), file()];
+        for file in &three {
+            world.begin(file).await;
+        }
+        for file in &three {
+            world.finish(file).await;
+        }
+    }
+}
+
+/// Whoever says so is no member (any more).
+fn members(layer: ResumableLayer) -> ResumableLayer {
+    layer.with_admission(|admission| {
+        let headers = &admission.parts().headers;
+        let left = headers.contains_key("x-left");
+        let late = admission.purpose() == Purpose::Deliver && headers.contains_key("x-left-late");
+        async move {
+            match left || late {
+                true => Err(Refusal::new(StatusCode::FORBIDDEN, "members only")),
+                false => Ok(()),
+            }
+        }
+    })
+}
+
+async fn revoked(world: &World) {
+    for (client, way) in world.clients() {
+        let file = world.file(client, way);
+        let attacks = (1..=2).map(|number| {
+            let mut chunk = file.chunk(number);
+            chunk.headers = "x-left: 1\r\n".into();
+            (format!("chunk {number}"), chunk)
+        });
+        world.refused(&file, "refused", attacks.collect()).await;
+        // The bytes come while there is permission, and it ends before the hand-over.
+        let file = world.file(client, way);
+        let before = world.deliveries().len();
+        for number in 1..file.chunks() {
+            assert_eq!(world.attack(&file.chunk(number)).await.status, 200);
+        }
+        let mut last = file.chunk(file.chunks());
+        last.headers = "x-left-late: 1\r\n".into();
+        let answer = world.attack(&last).await;
+        assert_eq!(answer.status, client.refusal(), "{answer:?}");
+        assert_eq!(world.deliveries().len(), before);
+    }
+}
+
+fn no_programs(layer: ResumableLayer) -> ResumableLayer {
+    layer.with_sniff(|head, _| match head.starts_with(b"\x7fELF") {
+        true => Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "no programs",
+        )),
+        false => Ok(()),
+    })
+}
+
+async fn sniffed(world: &World) {
+    for (client, way) in world.clients() {
+        for (chunk_size, backwards) in [(1, false), (1, true), (3, true), (5, false), (8, false)] {
+            let mut file = world.file(client, way).sized(8, chunk_size);
+            file.content[..4].copy_from_slice(b"\x7fELF");
+            let before = world.deliveries().len();
+            let mut numbers: Vec<_> = (1..=file.chunks()).collect();
+            if backwards {
+                numbers.reverse();
+            }
+            let mut refused = 0;
+            for number in numbers {
+                let answer = world.attack(&file.chunk(number)).await;
+                refused += usize::from(answer.status != 200);
+            }
+            assert!(
+                refused > 0,
+                "chunks of {chunk_size}, backwards: {backwards}"
+            );
+            assert_eq!(world.deliveries().len(), before);
+            // A good one under the same name is another matter, once the bad one is forgotten.
+            let good = world.file(client, way).sized(8, chunk_size);
+            world.accepted(&good, |chunk| chunk).await;
+            world.attack_bytes(file.cancel()).await;
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The attacks, class by class.
+
+mod differentials;
+mod floods;
+mod limits;
+mod names;
+mod numbers;
+mod resources;
+mod state;
+
+use crate::world::Case;
+
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    [
+        names::CASES,
+        numbers::CASES,
+        differentials::CASES,
+        floods::CASES,
+        state::CASES,
+        resources::CASES,
+        limits::CASES,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// A case of an async function.
+macro_rules! case {
+    ($id:literal, $name:literal, $run:ident) => {
+        $crate::world::Case::new($id, $name, |world| Box::pin($run(world)))
+    };
+}
+use case;

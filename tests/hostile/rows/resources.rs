@@ -1,0 +1,93 @@
+//! What the store itself meets: links that others have planted, clocks that jump, folders that go.
+
+use std::time::{Duration, SystemTime};
+
+use tower_resumable::Retention;
+
+use super::case;
+use crate::{
+    client::{Client, Way},
+    world::{Case, World},
+};
+
+pub const CASES: &[Case] = &[
+    case!("15", "a link in the place of a journal, of a folder", links).files(),
+    case!("79", "the clock jumps by a day, back and forth", clock).files(),
+    case!("80", "the store's folder goes away", no_folder)
+        .files()
+        .hits_all(),
+];
+
+#[cfg(unix)]
+async fn links(world: &World) {
+    use std::os::unix::fs::symlink;
+
+    let file = world.file(Client::Resumable, Way::Both);
+    let before = world.partial_files();
+    world.begin(&file).await;
+    let mut journal = world.partial_files();
+    journal
+        .retain(|path| !before.contains(path) && path.extension().is_some_and(|e| e == "journal"));
+    let journal = journal.pop_first().unwrap();
+    assert_eq!(world.attack_bytes(file.cancel()).await.status, 204);
+    assert!(!journal.exists());
+    // To something that is there, and to nothing: it must not be created. The link may go out of the
+    // way, or stay there; what it leads to stays as it is.
+    let canary = world.canary();
+    for target in [canary.clone(), canary.with_extension("new")] {
+        symlink(&target, &journal).unwrap();
+        let answer = world.attack(&file.chunk(1)).await;
+        if answer.status == 503 {
+            std::fs::remove_file(&journal).unwrap();
+        }
+        world.attack_bytes(file.cancel()).await;
+        assert!(!journal.exists());
+    }
+    let folder = journal.parent().unwrap();
+    let elsewhere = folder.with_extension("elsewhere");
+    std::fs::rename(folder, &elsewhere).unwrap();
+    symlink(canary.parent().unwrap(), folder).unwrap();
+    let answer = world.attack(&file.chunk(1)).await;
+    assert_eq!(answer.status, 503, "a link for a folder: {answer:?}");
+    std::fs::remove_file(folder).unwrap();
+    std::fs::rename(&elsewhere, folder).unwrap();
+    world.accepted(&file, |chunk| chunk).await;
+}
+
+#[cfg(not(unix))]
+async fn links(_: &World) {}
+
+async fn clock(world: &World) {
+    let day = Duration::from_secs(24 * 60 * 60);
+    let now = SystemTime::now();
+    for time in [now + day, now - day] {
+        let file = world.file(Client::Resumable, Way::Both);
+        world.begin(&file).await;
+        let journals = world.partial_files();
+        for path in journals {
+            let file = std::fs::File::options().append(true).open(path).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        // What was asked for a moment ago by the process's own clock is no hour old.
+        let retention = Retention::default().abandoned(day / 24);
+        world.layer.sweep(retention).await.unwrap();
+        world.finish(&file).await;
+    }
+}
+
+async fn no_folder(world: &World) {
+    let file = world.file(Client::Resumable, Way::Both);
+    world.begin(&file).await;
+    std::fs::remove_dir_all(&world.root).unwrap();
+    let other = world.file(Client::Resumable, Way::Both);
+    for chunk in [file.chunk(2), other.chunk(1), file.chunk(1)] {
+        let answer = world.attack(&chunk).await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+    }
+    assert_eq!(world.deliveries().len(), 0);
+    // With the folder it goes on.
+    std::fs::create_dir_all(world.root.join("partial")).unwrap();
+    std::fs::create_dir_all(world.root.join("files")).unwrap();
+    let third = world.file(Client::Resumable, Way::Both);
+    world.accepted(&third, |chunk| chunk).await;
+}

@@ -1,0 +1,633 @@
+//! A server in a folder with canaries around it, a neighbour who uploads meanwhile, and what has to
+//! be true after every attack.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tower::{ServiceBuilder, service_fn};
+use tower_resumable::{
+    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, Scope, safe_file_name,
+    store::{Durability, Location},
+};
+
+use crate::{
+    client::{ALL, Chunk, Client, File, Way},
+    common,
+    wire::{Answer, Kept, exchange},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Files,
+    Memory,
+}
+
+pub type Running<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// One row of the table.
+pub struct Case {
+    /// As in the list of known attacks.
+    pub id: &'static str,
+    pub name: &'static str,
+    pub run: for<'a> fn(&'a World) -> Running<'a>,
+    pub kinds: &'static [Kind],
+    pub set_up: fn(ResumableLayer) -> ResumableLayer,
+    /// It looks at what the process holds, so nothing else may run.
+    pub alone: bool,
+    /// The neighbour is meant to be hit.
+    pub spares: bool,
+}
+
+impl Case {
+    pub const fn new(
+        id: &'static str,
+        name: &'static str,
+        run: for<'a> fn(&'a World) -> Running<'a>,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            run,
+            kinds: &[Kind::Files, Kind::Memory],
+            set_up: |layer| layer,
+            alone: false,
+            spares: true,
+        }
+    }
+
+    pub const fn files(mut self) -> Self {
+        self.kinds = &[Kind::Files];
+        self
+    }
+
+    pub const fn memory(mut self) -> Self {
+        self.kinds = &[Kind::Memory];
+        self
+    }
+
+    pub const fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    pub const fn with(mut self, set_up: fn(ResumableLayer) -> ResumableLayer) -> Self {
+        self.set_up = set_up;
+        self
+    }
+
+    pub const fn hits_all(mut self) -> Self {
+        self.spares = false;
+        self
+    }
+}
+
+/// How the service behind the layer is to answer.
+#[derive(Clone, Copy, Debug)]
+pub enum Reply {
+    Status(u16),
+    Panic,
+    /// Not before [`World::let_go`].
+    Held,
+}
+
+/// A request that the service behind the layer got as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    pub method: Method,
+    pub uri: String,
+    pub body: Vec<u8>,
+}
+
+#[derive(Clone)]
+pub struct Delivery {
+    pub upload: CompletedUpload,
+    pub content: Vec<u8>,
+}
+
+/// The service behind the layer.
+#[derive(Default)]
+struct Inner {
+    deliveries: Mutex<Vec<Delivery>>,
+    passed: Mutex<Vec<Passed>>,
+    script: Mutex<VecDeque<Reply>>,
+    let_go: Notify,
+}
+
+#[derive(Default)]
+struct Seen {
+    requests: u64,
+    statuses: BTreeSet<u16>,
+    left: u64,
+    files: usize,
+    users: BTreeSet<String>,
+}
+
+pub struct World {
+    pub kind: Kind,
+    pub addr: SocketAddr,
+    pub layer: ResumableLayer,
+    /// Where the store is.
+    pub root: PathBuf,
+    outer: tempfile::TempDir,
+    outside: Snapshot,
+    inner: Arc<Inner>,
+    seen: Mutex<Seen>,
+    neighbour: Option<File>,
+    kept: Kept,
+}
+
+/// What a row has led to.
+#[derive(Default)]
+pub struct Report {
+    pub requests: u64,
+    pub statuses: BTreeSet<u16>,
+    /// Bytes of uploads that the attacks have left.
+    pub left: u64,
+    /// Files that appeared, changed or went outside of the store.
+    pub outside: usize,
+    pub harmed: usize,
+    pub wrong: Vec<String>,
+    pub took: Duration,
+}
+
+/// All that a refused request must leave as it is.
+#[derive(Debug, PartialEq)]
+pub struct State {
+    ranges: Value,
+    deliveries: usize,
+    passed: usize,
+}
+
+/// The panic of a service that was told to.
+pub const AS_TOLD: &str = "as the script says";
+pub const DELIVERED: &str = "delivered";
+pub const ATTACKER: &str = "mallory";
+pub const NEIGHBOUR: &str = "neighbour";
+
+impl World {
+    pub async fn new(case: &Case, kind: Kind) -> Self {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("srv/app/data/root");
+        std::fs::create_dir_all(&root).unwrap();
+        for canary in [
+            "canary",
+            "etc/passwd",
+            "srv/passwd",
+            "srv/app/passwd",
+            "srv/app/data/passwd",
+            "srv/app/data/root.txt",
+        ] {
+            let path = outer.path().join(canary);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, canary).unwrap();
+        }
+        let layer = match kind {
+            // What survives a power cut is no matter here.
+            Kind::Files => ResumableLayer::new(
+                FileStore::builder(&root)
+                    .durability(Durability::Process)
+                    .stall_timeout(Duration::from_millis(200))
+                    .open()
+                    .unwrap(),
+            ),
+            Kind::Memory => ResumableLayer::new(MemoryStore::default()),
+        };
+        let layer = layer
+            .with_list_parameter("unfinished")
+            .with_hold_back(Duration::from_millis(20))
+            .with_scope(|parts| Ok(Scope::new(user(parts))));
+        let layer = (case.set_up)(layer);
+        let inner = Arc::<Inner>::default();
+        let addr = serve(layer.clone(), Arc::clone(&inner)).await;
+        let outside = snapshot(outer.path(), &root);
+        let mut world = Self {
+            kind,
+            addr,
+            layer,
+            root,
+            outer,
+            outside,
+            inner,
+            seen: Mutex::default(),
+            neighbour: None,
+            kept: Kept::default(),
+        };
+        if case.spares {
+            let neighbour = File::new(Client::Resumable, Way::Both, NEIGHBOUR, 0);
+            world.begin(&neighbour).await;
+            world.neighbour = Some(neighbour);
+        }
+        world
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    /// The clients and ways that names and numbers are tried with: all with files; in memory one
+    /// of each client, since no more than the store differs.
+    pub fn clients(&self) -> impl Iterator<Item = (Client, Way)> + use<> {
+        let step = if self.kind == Kind::Files { 1 } else { 2 };
+        ALL.into_iter().step_by(step)
+    }
+
+    /// A file of the attacker that no other one of this row shares its fields with; the first has
+    /// those of the neighbour's.
+    pub fn file(&self, client: Client, way: Way) -> File {
+        let mut seen = self.seen();
+        seen.files += 1;
+        File::new(client, way, ATTACKER, seen.files - 1)
+    }
+
+    /// Sends an attack, and looks at what every answer has to be.
+    pub async fn attack(&self, chunk: &Chunk) -> Answer {
+        let answer = self.attack_bytes(chunk.bytes()).await;
+        self.repeats_nothing(&answer, chunk.texts());
+        answer
+    }
+
+    pub async fn attack_bytes(&self, request: impl Into<bytes::Bytes>) -> Answer {
+        let answer = exchange(self.addr, request).await;
+        self.note(&answer);
+        answer
+    }
+
+    /// For attacks that were sent otherwise.
+    pub fn note(&self, answer: &Answer) {
+        let mut seen = self.seen();
+        seen.requests += 1;
+        seen.statuses.insert(answer.status);
+        drop(seen);
+        self.is_safe(answer);
+    }
+
+    /// Notes an answer that came in another way than HTTP/1.
+    pub fn note_status(&self, status: u16) {
+        let mut seen = self.seen();
+        seen.requests += 1;
+        seen.statuses.insert(status);
+    }
+
+    fn is_safe(&self, answer: &Answer) {
+        let text = answer.text();
+        if text.is_empty() || text == DELIVERED || text == "passed" {
+            return;
+        }
+        let header = |name| answer.header(name).unwrap_or_default();
+        assert_eq!(header("x-content-type-options"), "nosniff", "{answer:?}");
+        assert_eq!(header("cache-control"), "no-store", "{answer:?}");
+        assert!(header("content-type").contains("json"), "{answer:?}");
+        let outer = self.outer.path().to_str().unwrap();
+        assert!(!text.contains(outer), "a path is revealed: {text}");
+    }
+
+    pub fn repeats_nothing<'a>(&self, answer: &Answer, texts: impl Iterator<Item = &'a str>) {
+        let text = answer.text();
+        for sent in texts {
+            assert!(!text.contains(sent), "{sent:?} is repeated in {text}");
+        }
+    }
+
+    async fn quiet(&self, chunk: &Chunk) -> Answer {
+        let answer = self.kept.exchange(self.addr, &chunk.bytes()).await;
+        self.is_safe(&answer);
+        answer
+    }
+
+    /// Sends the first chunk of several.
+    pub async fn begin(&self, file: &File) {
+        self.seen().users.insert(file.user.clone());
+        let answer = self.quiet(&file.chunk(1)).await;
+        assert_eq!(
+            answer.status, 200,
+            "the first chunk of {file:?}: {answer:?}"
+        );
+    }
+
+    /// Sends all chunks but the first, and looks at what was delivered.
+    pub async fn finish(&self, file: &File) {
+        let before = self.deliveries_of(file).len();
+        for number in 2..=file.chunks() {
+            let answer = self.quiet(&file.chunk(number)).await;
+            assert_eq!(answer.status, 200, "chunk {number} of {file:?}: {answer:?}");
+            let last = number == file.chunks();
+            assert_eq!(answer.text() == DELIVERED, last, "{answer:?}");
+        }
+        let deliveries = self.deliveries_of(file);
+        assert_eq!(deliveries.len(), before + 1, "deliveries of {file:?}");
+        self.is_file(&deliveries[before], file);
+    }
+
+    /// That this file was delivered, and nothing else, since there were so many deliveries.
+    pub fn delivered(&self, before: usize, file: &File) {
+        let deliveries = self.deliveries();
+        assert_eq!(deliveries.len(), before + 1, "deliveries of {file:?}");
+        self.is_file(&deliveries[before], file);
+    }
+
+    /// That this delivery is of this file.
+    pub fn is_file(&self, delivery: &Delivery, file: &File) {
+        let upload = &delivery.upload;
+        assert!(
+            delivery.content == file.content,
+            "not the bytes of {file:?}"
+        );
+        assert_eq!(upload.size(), file.content.len() as u64);
+        assert_eq!(upload.scope(), file.user);
+        assert_eq!(upload.identifier(), file.identifier);
+        if let Some(path) = upload.path() {
+            assert!(path.starts_with(self.root.join("files")), "{path:?}");
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap();
+            assert!(is_harmless(name), "{name:?}");
+            assert_eq!(name, safe_file_name(name));
+        }
+        assert!(is_harmless(&upload.safe_file_name()));
+    }
+
+    /// Sends a whole file, each of its chunks an attack that has to be taken.
+    pub async fn accepted(&self, file: &File, change: impl Fn(Chunk) -> Chunk) {
+        self.seen().users.insert(file.user.clone());
+        let before = self.deliveries().len();
+        for number in 1..=file.chunks() {
+            let chunk = change(file.chunk(number));
+            let answer = self.kept.exchange(self.addr, &chunk.bytes()).await;
+            self.note(&answer);
+            self.repeats_nothing(&answer, chunk.texts());
+            assert_eq!(answer.status, 200, "chunk {number} of {file:?}: {answer:?}");
+        }
+        self.delivered(before, file);
+    }
+
+    /// Sends attacks that have to be refused with this code (any, if empty), while a chunk of the
+    /// same upload is stored; then the upload is finished.
+    pub async fn refused(&self, file: &File, code: &str, attacks: Vec<(String, Chunk)>) {
+        self.begin(file).await;
+        let (before, all) = (self.state(file).await, self.all_of(&file.user).await);
+        let deliveries = self.deliveries().len();
+        for (label, attack) in attacks {
+            let answer = self.attack(&attack).await;
+            let (client, way) = (file.client, file.way);
+            assert_eq!(
+                (answer.status, code.is_empty() || answer.code() == code),
+                (client.refusal(), true),
+                "{label} of {client:?} by {way:?}: {answer:?}"
+            );
+            self.unchanged(file, &before, &label).await;
+        }
+        assert_eq!(self.all_of(&file.user).await, all);
+        assert_eq!(self.deliveries().len(), deliveries);
+        self.finish(file).await;
+    }
+
+    /// That all is as it was before this.
+    pub async fn unchanged(&self, file: &File, before: &State, what: &str) {
+        let now = self.state(file).await;
+        let stored = |state: &State| state.ranges["received"].as_u64().unwrap_or_default();
+        let left = stored(&now).saturating_sub(stored(before));
+        self.seen().left += left;
+        assert_eq!(now, *before, "after {what}");
+    }
+
+    pub async fn state(&self, file: &File) -> State {
+        let ranges = self
+            .kept
+            .exchange(self.addr, file.status().as_bytes())
+            .await;
+        assert_eq!(ranges.status, 200, "{ranges:?}");
+        State {
+            ranges: ranges.json(),
+            deliveries: self.deliveries_of(file).len(),
+            passed: self.passed().len(),
+        }
+    }
+
+    /// What takes longer to look at: all uploads of a user, and the files of all users.
+    pub async fn all_of(&self, user: &str) -> (Value, BTreeSet<PathBuf>) {
+        (self.unfinished(user).await, self.partial_files())
+    }
+
+    /// The list of what this user has not finished.
+    pub async fn unfinished(&self, user: &str) -> Value {
+        let list = format!("GET /upload?unfinished HTTP/1.1\r\nhost: x\r\nx-user: {user}\r\n\r\n");
+        let answer = self.kept.exchange(self.addr, list.as_bytes()).await;
+        self.is_safe(&answer);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["uploads"].clone()
+    }
+
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        lock(&self.inner.deliveries).clone()
+    }
+
+    fn deliveries_of(&self, file: &File) -> Vec<Delivery> {
+        let mut all = self.deliveries();
+        all.retain(|delivery| {
+            let upload = &delivery.upload;
+            (upload.scope(), upload.identifier()) == (&file.user, &file.identifier)
+        });
+        all
+    }
+
+    /// Requests that went past the layer.
+    pub fn passed(&self) -> Vec<Passed> {
+        lock(&self.inner.passed).clone()
+    }
+
+    /// How the next calls of the service behind the layer end.
+    pub fn script(&self, replies: impl IntoIterator<Item = Reply>) {
+        lock(&self.inner.script).extend(replies);
+    }
+
+    /// Lets the call go on that is held.
+    pub fn let_go(&self) {
+        self.inner.let_go.notify_one();
+    }
+
+    /// The files of uploads that are on their way, by name.
+    pub fn partial_files(&self) -> BTreeSet<PathBuf> {
+        let files = snapshot(&self.root.join("partial"), Path::new(""));
+        files.into_keys().collect()
+    }
+
+    /// Bytes that the store's files take up on disk.
+    #[cfg(unix)]
+    pub fn disk_use(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let files = snapshot(&self.root, Path::new(""));
+        let files = files.keys().filter_map(|path| path.symlink_metadata().ok());
+        files.map(|metadata| metadata.blocks() * 512).sum()
+    }
+
+    #[cfg(not(unix))]
+    pub fn disk_use(&self) -> u64 {
+        0
+    }
+
+    /// A path outside of the store, which attacks may try to reach.
+    pub fn canary(&self) -> PathBuf {
+        self.outer.path().join("canary")
+    }
+
+    /// Finishes the neighbour's file, gives up all others, and looks at everything once more.
+    pub async fn close(&self, report: &mut Report) {
+        {
+            let seen = self.seen();
+            report.requests += seen.requests;
+            report.statuses.extend(&seen.statuses);
+            report.left += seen.left;
+        }
+        let now = snapshot(self.outer.path(), &self.root);
+        let outside = now.iter().filter(|(k, v)| self.outside.get(*k) != Some(v));
+        let gone = self.outside.keys().filter(|path| !now.contains_key(*path));
+        report.outside += outside.count() + gone.count();
+        let Some(neighbour) = &self.neighbour else {
+            return;
+        };
+        report.harmed += 1;
+        self.finish(neighbour).await;
+        report.harmed -= 1;
+        let users = self.seen().users.clone();
+        for user in users {
+            report.left += bytes_of(&self.unfinished(&user).await);
+        }
+        self.sweep_all().await;
+    }
+
+    /// Nothing may be left of what was given up, and only the record of what was delivered.
+    async fn sweep_all(&self) {
+        let retention = Retention::default().abandoned(Duration::ZERO);
+        let mut left = BTreeSet::new();
+        // Those of the last millisecond are not old enough.
+        for _ in 0..50 {
+            self.layer.sweep(retention).await.unwrap();
+            left = self.partial_files();
+            left.retain(|path| path.extension().is_none_or(|kind| kind != "journal"));
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert!(left.is_empty(), "left after the sweep: {left:?}");
+    }
+}
+
+/// Who a request is of: an outer layer would know.
+pub fn user(parts: &http::request::Parts) -> String {
+    let user = parts.headers.get("x-user").map(|user| user.as_bytes());
+    String::from_utf8_lossy(user.unwrap_or_default()).into_owned()
+}
+
+async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let inner = Arc::clone(&inner);
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map(|body| body.to_bytes().to_vec());
+            let Some(upload) = parts.extensions.get::<CompletedUpload>() else {
+                lock(&inner.passed).push(Passed {
+                    method: parts.method,
+                    uri: parts.uri.to_string(),
+                    body: body.unwrap_or_default(),
+                });
+                return Ok::<_, Infallible>(Response::new(Full::from("passed")));
+            };
+            lock(&inner.deliveries).push(Delivery {
+                upload: upload.clone(),
+                content: content(upload.location()),
+            });
+            let reply = lock(&inner.script).pop_front();
+            let status = match reply.unwrap_or(Reply::Status(200)) {
+                Reply::Status(status) => status,
+                Reply::Panic => panic!("{AS_TOLD}"),
+                Reply::Held => {
+                    inner.let_go.notified().await;
+                    200
+                }
+            };
+            let mut response = Response::new(Full::from(DELIVERED));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            Ok(response)
+        }
+    });
+    common::serve(ServiceBuilder::new().layer(layer).service(service)).await
+}
+
+fn content(location: &Location) -> Vec<u8> {
+    if let Location::File(path) = location {
+        let kind = path.symlink_metadata().unwrap().file_type();
+        assert!(kind.is_file(), "{path:?} is {kind:?}");
+    }
+    common::content(location)
+}
+
+fn bytes_of(uploads: &Value) -> u64 {
+    let uploads = uploads.as_array().into_iter().flatten();
+    uploads
+        .filter_map(|upload| upload["received"].as_u64())
+        .sum()
+}
+
+/// What no file system and no header takes for anything but a name.
+pub fn is_harmless(name: &str) -> bool {
+    let bad = |c: char| {
+        c.is_control()
+            || "/\\:<>\"|?*".contains(c)
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    };
+    !name.is_empty()
+        && name.len() <= 255
+        && !name.contains(bad)
+        && !name.starts_with(['.', '-', ' '])
+        && !name.ends_with(['.', ' '])
+}
+
+type Snapshot = BTreeMap<PathBuf, (Option<Vec<u8>>, Option<std::time::SystemTime>)>;
+
+/// All files and folders below one, but not below another one; nothing is followed.
+fn snapshot(dir: &Path, but: &Path) -> Snapshot {
+    let mut all = BTreeMap::new();
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return all;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        if path == but {
+            continue;
+        }
+        if kind.is_dir() {
+            all.extend(snapshot(&path, but));
+        }
+        if kind.is_dir() && !but.as_os_str().is_empty() {
+            all.insert(path, (None, None));
+        } else if !kind.is_dir() {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            let content = match but.as_os_str().is_empty() {
+                // The store's own: names are enough.
+                true => None,
+                false => std::fs::read(&path).ok(),
+            };
+            all.insert(path, (content, modified.ok()));
+        }
+    }
+    all
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

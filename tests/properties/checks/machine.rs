@@ -1,0 +1,739 @@
+//! Random requests, faults and restarts against a simple model of what has to be there.
+
+use std::{ops::Range, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, request::Builder};
+use serde_json::json;
+use tempfile::TempDir;
+use tower_resumable::{Dialect, FileStore, MemoryStore, ResumableLayer, Retention};
+
+use super::{
+    Input,
+    server::{Answer, Delivery, Inner, Script, Server, Step, block_on, encoded, folder},
+};
+
+/// The files that are on their way, and their sizes. Two have the same identifier, and one is so large
+/// that its chunks are on disk before they are whole.
+const FILES: [(&str, u64); 6] = [
+    ("a", 23),
+    ("b", 8),
+    ("a", 64),
+    ("c", 0),
+    ("d", 1),
+    ("e", 18_000),
+];
+
+/// Steps of one run, at the most.
+const STEPS: usize = 40;
+
+/// What the inner service can answer with; 0 is an error.
+const ANSWERS: [u16; 6] = [200, 200, 201, 500, 0, 422];
+
+/// Does what the bytes say, compares each answer with the model, and lets all uploads finish in the end.
+pub fn machine(data: &[u8]) {
+    let mut input = Input::new(data);
+    block_on(async {
+        let mut world = World::new(input.u8());
+        for _ in 0..STEPS {
+            if input.is_empty() {
+                break;
+            }
+            world.step(&mut input).await;
+        }
+        world.finish().await;
+    });
+}
+
+/// A client that says where its chunks begin, how long they are if it likes, and no more.
+pub(super) fn dialect() -> Dialect {
+    Dialect::new("any ranges")
+        .with_identifier("id")
+        .with_total_size("total")
+        .with_offset("from")
+        .with_chunk_length("len")
+        .with_file_name("name")
+        .with_status("status")
+}
+
+/// One upload of the model.
+#[derive(Default)]
+struct Model {
+    /// The bytes that came first, those of a file each at its place.
+    stored: Vec<Option<u8>>,
+    /// Whether there is anything of it, if only the knowledge that it has no bytes.
+    begun: bool,
+    /// How often it was handed over without success.
+    attempts: u32,
+    /// Its id, once it was handed over.
+    id: Option<String>,
+    /// What the inner service has answered, once that was final.
+    answer: Option<u16>,
+}
+
+impl Model {
+    /// One of which nothing is there.
+    fn new(file: usize) -> Self {
+        Self {
+            stored: vec![None; FILES[file].1 as usize],
+            ..Self::default()
+        }
+    }
+
+    fn store(&mut self, at: u64, byte: u8) {
+        self.begun = true;
+        self.stored[at as usize].get_or_insert(byte);
+    }
+
+    fn received(&self) -> usize {
+        self.stored.iter().flatten().count()
+    }
+
+    fn has(&self, range: Range<u64>) -> bool {
+        let range = range.start as usize..range.end as usize;
+        self.begun && self.stored[range].iter().all(Option::is_some)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.has(0..self.stored.len() as u64)
+    }
+
+    fn content(&self) -> Vec<u8> {
+        self.stored.iter().copied().flatten().collect()
+    }
+}
+
+struct World {
+    root: Option<TempDir>,
+    memory: MemoryStore,
+    /// Two processes on one store.
+    servers: Vec<Server>,
+    inner: Inner,
+    /// Whether the answers of the inner service are forgotten at once.
+    forgets: bool,
+    models: Vec<Model>,
+    /// The files that the application has, and what has to be in them.
+    finished: Vec<(PathBuf, Vec<u8>)>,
+    /// All ids so far.
+    ids: Vec<String>,
+}
+
+impl World {
+    fn new(kind: u8) -> Self {
+        let mut world = Self {
+            root: (kind & 1 == 0).then(folder),
+            memory: MemoryStore::default(),
+            servers: Vec::new(),
+            inner: Inner::default(),
+            forgets: kind & 2 == 2,
+            models: (0..FILES.len()).map(Model::new).collect(),
+            finished: Vec::new(),
+            ids: Vec::new(),
+        };
+        for _ in 0..2 {
+            let server = world.server();
+            world.servers.push(server);
+        }
+        world
+    }
+
+    /// A process that has just started.
+    fn server(&self) -> Server {
+        let layer = match &self.root {
+            Some(root) => ResumableLayer::new(FileStore::open(root.path()).unwrap()),
+            None => ResumableLayer::new(self.memory.clone()),
+        };
+        let lifetime = match self.forgets {
+            true => Duration::ZERO,
+            false => Duration::from_secs(3600),
+        };
+        let layer = layer
+            .with_dialect(dialect())
+            .with_list_parameter("unfinished")
+            .with_record_lifetime(lifetime);
+        Server::new(layer, self.inner.clone())
+    }
+
+    async fn step(&mut self, input: &mut Input<'_>) {
+        let server = usize::from(input.bool());
+        let file = input.below(FILES.len());
+        match input.below(16) {
+            0..=6 => {
+                let range = range(input, FILES[file].1);
+                let request = Chunk::choose(input, file, range);
+                self.put(server, &request).await;
+            }
+            7 => {
+                let range = range(input, FILES[file].1);
+                self.probe(server, file, range).await;
+            }
+            8 => self.status(server, file).await,
+            9 => self.cancel(server, file).await,
+            10 => self.inner.answer_with(*input.pick(&ANSWERS)),
+            11 => self.servers[server] = self.server(),
+            12 => self.sweep(server, input.bool()).await,
+            13 => self.list(server).await,
+            14 => self.deliver_all(server).await,
+            _ => self.burst(input, file).await,
+        }
+    }
+
+    /// One chunk, well or badly sent.
+    async fn put(&mut self, server: usize, chunk: &Chunk) {
+        let before = self.models[chunk.file].answer;
+        if let Fault::Stalls(polls) = chunk.fault {
+            // The client goes away.
+            let mut sent = std::pin::pin!(self.servers[server].send(chunk.request()));
+            for _ in 0..polls {
+                let answered = std::future::poll_fn(|cx| {
+                    std::task::Poll::Ready(sent.as_mut().poll(cx).is_ready())
+                });
+                assert!(!answered.await, "it was not all there");
+                tokio::task::yield_now().await;
+            }
+            return;
+        }
+        let answer = self.send(server, chunk).await;
+        answer.check();
+        match chunk.fault {
+            Fault::None => {}
+            Fault::Breaks => {
+                assert_eq!(answer.code(), Some("interrupted"), "{chunk:?}");
+                return;
+            }
+            Fault::WrongLength => {
+                assert_eq!(answer.code(), Some("chunk_length"), "{chunk:?}");
+                return;
+            }
+            Fault::Stalls(_) => unreachable!(),
+        }
+        match before {
+            Some(recorded) => self.check_final(chunk.file, recorded, &answer),
+            None => {
+                self.store(chunk);
+                self.check_stored(chunk.file, &answer);
+            }
+        }
+    }
+
+    /// Another process may have removed what this one knows: it is allowed to say so, once.
+    async fn send(&self, server: usize, chunk: &Chunk) -> Answer {
+        let answer = self.servers[server].send(chunk.request()).await;
+        match answer.code() {
+            Some("superseded") => self.servers[server].send(chunk.request()).await,
+            _ => answer,
+        }
+    }
+
+    /// What the model knows after a good chunk.
+    fn store(&mut self, chunk: &Chunk) {
+        let model = &mut self.models[chunk.file];
+        model.begun = true;
+        for at in chunk.range.clone() {
+            model.store(at, chunk.byte(at));
+        }
+    }
+
+    /// The answer to a good chunk, and whether the inner service has got what it should have.
+    fn check_stored(&mut self, file: usize, answer: &Answer) {
+        if !self.is_complete(file) {
+            assert_eq!(answer.status, 200);
+            assert_eq!(answer.json()["received"], self.models[file].received());
+            assert_eq!(self.inner.take(), []);
+            return;
+        }
+        let deliveries = self.inner.take();
+        assert_eq!(deliveries.len(), 1, "{deliveries:?}");
+        self.check_delivery(file, &deliveries[0]);
+        self.check_final(file, deliveries[0].answer, answer);
+        self.settle(file, &deliveries[0]);
+    }
+
+    /// What the inner service got is what the model has.
+    fn check_delivery(&mut self, file: usize, delivery: &Delivery) {
+        assert!(self.is_complete(file), "{delivery:?}");
+        let (identifier, total) = FILES[file];
+        let model = &mut self.models[file];
+        assert!(delivery.content == Some(model.content()), "other bytes");
+        assert_eq!(delivery.identifier, identifier);
+        assert_eq!(delivery.size, total);
+        assert_eq!(delivery.file_name.as_deref(), Some(NAME));
+        model.attempts += 1;
+        assert_eq!(delivery.attempt, model.attempts);
+        match &model.id {
+            Some(id) => assert_eq!(delivery.id, *id),
+            None => {
+                assert!(!self.ids.contains(&delivery.id), "an id that was used");
+                self.ids.push(delivery.id.clone());
+                model.id = Some(delivery.id.clone());
+            }
+        }
+    }
+
+    /// What becomes of an upload that was handed over.
+    fn settle(&mut self, file: usize, delivery: &Delivery) {
+        let model = &mut self.models[file];
+        match delivery.answer {
+            0 | 500.. => return,
+            200..400 => {
+                if let Some(path) = &delivery.path {
+                    self.finished.push((path.clone(), model.content()));
+                }
+            }
+            _ => {
+                let path = delivery.path.as_ref();
+                assert!(path.is_none_or(|path| !path.exists()), "a refused file");
+            }
+        }
+        match self.forgets {
+            true => *model = Model::new(file),
+            false => model.answer = Some(delivery.answer),
+        }
+    }
+
+    /// What a client is told of what the inner service has answered.
+    fn check_final(&self, file: usize, answered: u16, answer: &Answer) {
+        let expected = match answered {
+            200 | 201 => answered,
+            422 => 400,
+            _ => 503,
+        };
+        if answered == 422 {
+            let original = answer.headers.get("x-resumable-status");
+            assert_eq!(original.unwrap(), "422");
+        }
+        assert_eq!(answer.status, expected);
+        if expected < 400 {
+            assert_eq!(answer.body, format!("taken {}", FILES[file].1).into_bytes());
+        }
+    }
+
+    async fn probe(&self, server: usize, file: usize, range: Range<u64>) {
+        let mut fields = fields(file, &range);
+        fields.push(("len", (range.end - range.start).to_string()));
+        let probe = Request::get(uri(&fields)).body(Script::default());
+        let answer = self.servers[server].send(probe.unwrap()).await;
+        let model = &self.models[file];
+        match model.answer {
+            Some(recorded @ 200..400) => self.check_final(file, recorded, &answer),
+            None if !model.is_complete() && model.has(range) => {
+                assert_eq!(answer.status, 200);
+                assert_eq!(answer.json()["received"], model.received());
+            }
+            _ => assert_eq!(answer.status, 204),
+        }
+        assert_eq!(self.inner.take(), []);
+    }
+
+    async fn status(&self, server: usize, file: usize) {
+        let (state, ranges) = self.servers[server].ranges(file).await;
+        let model = &self.models[file];
+        let expected = match model.answer {
+            Some(200..400) => "delivered",
+            Some(_) => "rejected",
+            None if self.is_complete(file) => "complete",
+            None if model.received() == 0 => "absent",
+            None => "receiving",
+        };
+        // An upload without any bytes is as good as none.
+        let is_empty = expected == "absent" && state == "receiving";
+        assert!(state == expected || is_empty, "{state}, not {expected}");
+        let mut stored = vec![false; model.stored.len()];
+        for range in ranges {
+            assert!(range.start < range.end);
+            stored[range.start as usize..range.end as usize].fill(true);
+        }
+        let has_all = model.answer.is_some();
+        let expected = model.stored.iter().map(|byte| has_all || byte.is_some());
+        assert!(stored.into_iter().eq(expected), "other ranges");
+    }
+
+    async fn cancel(&mut self, server: usize, file: usize) {
+        let fields = fields(file, &(0..0));
+        let cancel = Request::delete(uri(&fields)).body(Script::default());
+        let answer = self.servers[server].send(cancel.unwrap()).await;
+        assert_eq!(answer.status, 204);
+        if self.models[file].answer.is_none() {
+            self.models[file] = Model::new(file);
+        }
+    }
+
+    /// Removes what is older than now, or nothing. What was touched in this millisecond stays.
+    async fn sweep(&mut self, server: usize, all: bool) {
+        let retention = match all {
+            true => Retention::default()
+                .abandoned(Duration::ZERO)
+                .undelivered(Duration::ZERO),
+            false => Retention::default(),
+        };
+        let swept = self.servers[server].layer.sweep(retention).await.unwrap();
+        assert!(all || swept.abandoned + swept.undelivered == 0);
+        let (mut abandoned, mut undelivered) = (swept.abandoned, swept.undelivered);
+        for file in 0..FILES.len() {
+            if self.models[file].answer.is_some() || !self.models[file].begun {
+                continue;
+            }
+            let (state, _) = self.servers[server].ranges(file).await;
+            if state == "absent" {
+                match self.is_complete(file) {
+                    true => undelivered -= 1,
+                    false => abandoned -= 1,
+                }
+                self.models[file] = Model::new(file);
+            }
+        }
+        // Those of which only the beginning was there are not in the model.
+        assert_eq!(undelivered, 0);
+        assert!(abandoned <= FILES.len() as u64);
+    }
+
+    async fn list(&self, server: usize) {
+        let list = Request::get("/upload?unfinished").body(Script::default());
+        let list = self.servers[server].send(list.unwrap()).await.json();
+        let mut got: Vec<_> = list["uploads"].as_array().unwrap().clone();
+        got.sort_by_key(ToString::to_string);
+        let files = (0..FILES.len()).filter(|file| {
+            let model = &self.models[*file];
+            model.answer.is_none() && (model.received() > 0 || model.is_complete())
+        });
+        let mut expected: Vec<_> = files
+            .map(|file| {
+                json!({
+                    "identifier": FILES[file].0,
+                    "file_name": NAME,
+                    "relative_path": null,
+                    "content_type": "application/octet-stream",
+                    "state": if self.is_complete(file) { "complete" } else { "receiving" },
+                    "received": self.models[file].received(),
+                    "total": FILES[file].1,
+                })
+            })
+            .collect();
+        expected.sort_by_key(ToString::to_string);
+        for upload in got.iter_mut().chain(&mut expected) {
+            // That of the first chunk, or of the one that completed it; a form's has none.
+            upload["content_type"].take();
+        }
+        assert_eq!(got, expected);
+    }
+
+    /// What an application does when it starts.
+    async fn deliver_all(&mut self, server: usize) {
+        let layer = self.servers[server].layer.clone();
+        let mut uploads = layer.undelivered().await.unwrap();
+        let complete = (0..FILES.len())
+            .filter(|file| self.models[*file].answer.is_none() && self.is_complete(*file));
+        let mut expected: Vec<_> = complete.collect();
+        assert_eq!(uploads.len(), expected.len(), "{uploads:?}");
+        while let Some(upload) = uploads.pop() {
+            let known = |file: &usize| FILES[*file] == (&*upload.identifier, upload.total);
+            let at = expected.iter().position(known).expect("a complete upload");
+            let file = expected.swap_remove(at);
+            let request = Request::post("/upload").body(Script::default()).unwrap();
+            let delivered = layer.deliver(upload, self.inner.clone(), request).await;
+            let deliveries = self.inner.take();
+            assert_eq!(deliveries.len(), 1);
+            self.check_delivery(file, &deliveries[0]);
+            let is_final = matches!(deliveries[0].answer, 200..500);
+            assert_eq!(delivered.is_ok(), is_final);
+            self.settle(file, &deliveries[0]);
+        }
+    }
+
+    /// Several good chunks of one file at once, at both servers. All have the same bytes, so the
+    /// order does not matter.
+    async fn burst(&mut self, input: &mut Input<'_>, file: usize) {
+        let recorded = self.models[file].answer;
+        let total = FILES[file].1;
+        let chunks: Vec<_> = (0..input.below(6) + 1)
+            .map(|_| {
+                let range = range(input, total);
+                Chunk::good(input, file, range)
+            })
+            .collect();
+        let sent = chunks.iter().enumerate();
+        let sent = sent.map(|(n, chunk)| self.send(n % 2, chunk));
+        let answers = futures_util::future::join_all(sent).await;
+        if let Some(recorded) = recorded {
+            answers
+                .iter()
+                .for_each(|answer| self.check_final(file, recorded, answer));
+            return;
+        }
+        chunks.iter().for_each(|chunk| self.store(chunk));
+        let deliveries = self.inner.take();
+        if !self.is_complete(file) {
+            assert_eq!(deliveries, []);
+            assert!(answers.iter().all(|answer| answer.status == 200));
+            return;
+        }
+        let is_final = matches!(self.inner.answers_with(), 200..500);
+        // If it fails others try again; if its record is gone at once they begin anew.
+        let most = match is_final && !self.forgets {
+            true => 1,
+            false => chunks.len(),
+        };
+        assert!((1..=most).contains(&deliveries.len()), "{deliveries:?}");
+        if is_final && self.forgets {
+            self.check_delivery(file, &deliveries[0]);
+            self.settle(file, &deliveries[0]);
+            return self.begin_again(file, &deliveries[1..]).await;
+        }
+        for delivery in &deliveries {
+            self.check_delivery(file, delivery);
+        }
+        self.settle(file, &deliveries[0]);
+        for answer in &answers {
+            answer.check();
+            // The chunks before the last one are told how far it is.
+            if answer.status != 200 || !answer.body.starts_with(b"{") {
+                self.check_final(file, deliveries[0].answer, answer);
+            }
+        }
+    }
+
+    /// What came behind a delivery that is forgotten is a new upload: whatever of it is there, the
+    /// bytes are right.
+    async fn begin_again(&mut self, file: usize, deliveries: &[Delivery]) {
+        for delivery in deliveries {
+            let content: Vec<u8> = (0..FILES[file].1).map(|at| byte(file, 0, at)).collect();
+            assert!(delivery.content.as_ref() == Some(&content), "other bytes");
+            self.ids.push(delivery.id.clone());
+            if let (Some(path), 200..400) = (&delivery.path, delivery.answer) {
+                self.finished.push((path.clone(), content));
+            }
+        }
+        let (_, ranges) = self.servers[0].ranges(file).await;
+        let model = &mut self.models[file];
+        for at in ranges.into_iter().flatten() {
+            model.store(at, byte(file, 0, at));
+        }
+    }
+
+    fn is_complete(&self, file: usize) -> bool {
+        self.models[file].is_complete()
+    }
+
+    /// With no more faults every upload is finished, and what is finished is still what it was.
+    async fn finish(mut self) {
+        self.inner.answer_with(200);
+        self.servers = vec![self.server(), self.server()];
+        for (file, (_, total)) in FILES.into_iter().enumerate() {
+            let half = total / 2;
+            for (n, range) in [half..total, 0..half].into_iter().enumerate() {
+                // The first one has done it, and that is forgotten.
+                if n > 0 && !self.models[file].begun {
+                    break;
+                }
+                let chunk = Chunk {
+                    file,
+                    range,
+                    version: 2,
+                    way: Way::Octets,
+                    with_len: false,
+                    fault: Fault::None,
+                };
+                self.put(n, &chunk).await;
+            }
+            let model = &self.models[file];
+            assert_eq!(model.begun, !self.forgets);
+            assert_eq!(model.answer.is_some(), !self.forgets);
+        }
+        self.list(0).await;
+        self.deliver_all(1).await;
+        for (path, content) in &self.finished {
+            assert_eq!(std::fs::read(path).unwrap(), *content);
+        }
+        if let Some(root) = &self.root {
+            let mut files = files_below(&root.path().join("files"));
+            let mut expected: Vec<_> = self.finished.iter().map(|(path, _)| path.clone()).collect();
+            files.sort();
+            expected.sort();
+            assert_eq!(files, expected);
+        }
+    }
+}
+
+impl Server {
+    /// The state of an upload, and what is stored of it.
+    async fn ranges(&self, file: usize) -> (String, Vec<Range<u64>>) {
+        let mut fields = fields(file, &(0..0));
+        fields.push(("status", "1".into()));
+        let request = Request::get(uri(&fields)).body(Script::default());
+        let answer = self.send(request.unwrap()).await;
+        answer.check();
+        let answer = answer.json();
+        let bytes = |value: &serde_json::Value| value.as_u64().unwrap();
+        let ranges = answer["ranges"].as_array().unwrap().iter();
+        let ranges = ranges.map(|range| bytes(&range[0])..bytes(&range[1]));
+        (answer["state"].as_str().unwrap().into(), ranges.collect())
+    }
+}
+
+const NAME: &str = "a.bin";
+
+/// Which byte is at a place of a file, in one of its versions.
+fn byte(file: usize, version: u8, at: u64) -> u8 {
+    let mixed = (at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 56) as u8 ^ (file as u8 * 17) ^ (version * 101)
+}
+
+fn range(input: &mut Input<'_>, total: u64) -> Range<u64> {
+    let at = input.below(total as usize) as u64;
+    let len = match input.u8() {
+        // All that is left is worth more tries.
+        n if n < 64 => total - at,
+        n => u64::from(n) * (total - at) / 256 + 1,
+    };
+    at..(at + len).min(total)
+}
+
+fn fields(file: usize, range: &Range<u64>) -> Vec<(&'static str, String)> {
+    let (identifier, total) = FILES[file];
+    vec![
+        ("id", identifier.into()),
+        ("total", total.to_string()),
+        ("name", NAME.into()),
+        ("from", range.start.to_string()),
+    ]
+}
+
+fn uri(fields: &[(&str, String)]) -> String {
+    let pairs = fields.iter().map(|(name, value)| (*name, value.as_str()));
+    format!("/upload?{}", encoded(pairs))
+}
+
+fn files_below(dir: &std::path::Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(files_below(&path)),
+            false => files.push(path),
+        }
+    }
+    files
+}
+
+/// How the bytes of a chunk travel.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Octets,
+    /// In a form, all fields in the query.
+    Form,
+    /// In a form, the fields in it too.
+    FieldsBefore,
+    /// In a form, the fields after the file.
+    FieldsAfter,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    /// The connection breaks before the end.
+    Breaks,
+    /// There are more bytes than declared.
+    WrongLength,
+    /// Nothing comes any more; the client goes away after so many polls.
+    Stalls(u8),
+}
+
+#[derive(Clone, Debug)]
+struct Chunk {
+    file: usize,
+    range: Range<u64>,
+    /// Which bytes: clients can send others the second time.
+    version: u8,
+    way: Way,
+    /// Whether its length is declared.
+    with_len: bool,
+    fault: Fault,
+}
+
+impl Chunk {
+    fn choose(input: &mut Input<'_>, file: usize, range: Range<u64>) -> Self {
+        let version = input.u8() % 3;
+        let mut chunk = Self::good(input, file, range);
+        chunk.version = version;
+        chunk.fault = match input.below(10) {
+            0 => Fault::Breaks,
+            1 => Fault::WrongLength,
+            2 => Fault::Stalls(input.u8() % 8),
+            _ => Fault::None,
+        };
+        chunk
+    }
+
+    fn good(input: &mut Input<'_>, file: usize, range: Range<u64>) -> Self {
+        let ways = [Way::Octets, Way::Form, Way::FieldsBefore, Way::FieldsAfter];
+        Self {
+            file,
+            range,
+            version: 0,
+            way: *input.pick(&ways),
+            with_len: input.bool(),
+            fault: Fault::None,
+        }
+    }
+
+    fn byte(&self, at: u64) -> u8 {
+        byte(self.file, self.version, at)
+    }
+
+    fn request(&self) -> Request<Script> {
+        let mut fields = fields(self.file, &self.range);
+        let mut content: Vec<u8> = self.range.clone().map(|at| self.byte(at)).collect();
+        if let Fault::WrongLength = self.fault {
+            // More than there can be, or than was declared.
+            let rest = FILES[self.file].1 - self.range.end;
+            let extra = if self.with_len { 1 } else { rest as usize + 1 };
+            content.extend(std::iter::repeat_n(7, extra));
+        }
+        if self.with_len {
+            fields.push(("len", (self.range.end - self.range.start).to_string()));
+        }
+        let form = Request::post(match self.way {
+            Way::Octets | Way::Form => uri(&fields),
+            Way::FieldsBefore | Way::FieldsAfter => "/upload".into(),
+        });
+        let part = |name: &str, value: &[u8]| {
+            let head = format!("--X\r\nContent-Disposition: form-data; {name}\r\n\r\n");
+            [head.as_bytes(), value, b"\r\n"].concat()
+        };
+        let in_form = || {
+            let parts = fields.iter();
+            parts.flat_map(|(name, value)| part(&format!("name={name}"), value.as_bytes()))
+        };
+        let file = || part("name=file; filename=blob", &content);
+        let end = || *b"--X--\r\n";
+        let body: Vec<u8> = match self.way {
+            Way::Octets => content.clone(),
+            Way::Form => file().into_iter().chain(end()).collect(),
+            Way::FieldsBefore => in_form().chain(file()).chain(end()).collect(),
+            Way::FieldsAfter => file().into_iter().chain(in_form()).chain(end()).collect(),
+        };
+        self.with_body(form, body)
+    }
+
+    fn with_body(&self, request: Builder, body: Vec<u8>) -> Request<Script> {
+        let request = request.header(
+            "content-type",
+            match self.way {
+                Way::Octets => "application/octet-stream",
+                _ => "multipart/form-data; boundary=X",
+            },
+        );
+        let step = match self.fault {
+            Fault::None | Fault::WrongLength => None,
+            Fault::Breaks => Some(Step::Fail),
+            Fault::Stalls(_) => Some(Step::Stall),
+        };
+        let body = Bytes::from(body);
+        let cut = body.len() - body.len().div_ceil(16);
+        let body = match step {
+            None => Script::new([Step::Data(body)]),
+            Some(step) => Script::new([Step::Data(body.slice(..cut)), step]),
+        };
+        request.body(body).unwrap()
+    }
+}

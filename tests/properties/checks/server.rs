@@ -1,0 +1,344 @@
+//! The layer over a store, an inner service that notes what it gets, and bodies that do as they
+//! are told.
+
+use std::{
+    collections::VecDeque,
+    future::{Ready, ready},
+    io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full};
+use serde_json::Value;
+use tower::{Layer as _, Service, ServiceExt as _};
+use tower_resumable::{CompletedUpload, Resumable, ResumableLayer, UploadError, store::Location};
+
+/// What the inner service answers with to what is not an upload.
+pub const PASSED: u16 = 418;
+
+/// How long anything may take. Nothing comes near it, unless it hangs.
+const TOO_LONG: Duration = Duration::from_secs(30);
+
+/// Runs it to its end on this thread.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+    }
+    RUNTIME.with(|runtime| {
+        runtime.block_on(async {
+            let ended = tokio::time::timeout(TOO_LONG, future).await;
+            ended.expect("it hangs")
+        })
+    })
+}
+
+/// A fresh folder, in memory where that is to be had: a sync costs nothing there.
+pub fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
+/// One poll of a body.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Data(Bytes),
+    Pending,
+    /// The connection breaks.
+    Fail,
+    /// Nothing comes any more.
+    Stall,
+}
+
+/// A body that does these things and then ends.
+#[derive(Debug, Default)]
+pub struct Script(VecDeque<Step>);
+
+impl Script {
+    pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+        Self(steps.into_iter().collect())
+    }
+
+    /// All in one piece, and no piece if it is empty.
+    pub fn whole(data: &[u8]) -> Self {
+        let data = Some(data).filter(|data| !data.is_empty());
+        Self::new(data.map(|data| Step::Data(Bytes::copy_from_slice(data))))
+    }
+
+    /// Cut at these places, each piece after a pause if it is `late`.
+    pub fn cut(data: &[u8], cuts: impl IntoIterator<Item = usize>, late: bool) -> Self {
+        let mut cuts: Vec<_> = cuts.into_iter().filter(|at| *at < data.len()).collect();
+        cuts.push(data.len());
+        cuts.sort_unstable();
+        let (mut steps, mut from) = (Vec::new(), 0);
+        for to in cuts {
+            steps.extend(late.then_some(Step::Pending));
+            // An empty frame is legal too.
+            steps.push(Step::Data(Bytes::copy_from_slice(&data[from..to])));
+            from = to;
+        }
+        steps.extend(late.then_some(Step::Pending));
+        Self::new(steps)
+    }
+
+    pub fn then(mut self, step: Step) -> Self {
+        self.0.push_back(step);
+        self
+    }
+
+    pub fn steps(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl http_body::Body for Script {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let Some(step) = self.0.pop_front() else {
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(match step {
+            Step::Data(data) => Ok(Frame::data(data)),
+            Step::Fail => Err(io::Error::other("the connection broke")),
+            Step::Pending => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Step::Stall => {
+                self.0.push_front(Step::Stall);
+                return Poll::Pending;
+            }
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A finished upload as the inner service got it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    pub id: String,
+    pub attempt: u32,
+    pub identifier: String,
+    pub file_name: Option<String>,
+    pub content_type: Option<String>,
+    pub fields: Vec<(String, String)>,
+    pub size: u64,
+    /// `None` if the file is gone.
+    pub content: Option<Vec<u8>>,
+    pub path: Option<PathBuf>,
+    /// What the inner service answered: 0 if it failed without.
+    pub answer: u16,
+}
+
+/// Notes what it gets, and answers with one status until it is told another one.
+#[derive(Clone)]
+pub struct Inner {
+    noted: Arc<Mutex<Vec<Delivery>>>,
+    answer: Arc<AtomicU16>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            noted: Arc::default(),
+            answer: Arc::new(AtomicU16::new(200)),
+        }
+    }
+}
+
+impl Inner {
+    /// From now on; 0 stands for an error instead of an answer.
+    pub fn answer_with(&self, status: u16) {
+        self.answer.store(status, SeqCst);
+    }
+
+    pub fn answers_with(&self) -> u16 {
+        self.answer.load(SeqCst)
+    }
+
+    /// What it got since it was asked last.
+    pub fn take(&self) -> Vec<Delivery> {
+        std::mem::take(&mut self.noted.lock().unwrap())
+    }
+
+    /// The answer to an upload.
+    fn note(&self, upload: &CompletedUpload) -> u16 {
+        let content = match upload.location() {
+            Location::File(path) => std::fs::read(path).ok(),
+            Location::Memory(bytes) => Some(bytes.to_vec()),
+            other => panic!("unknown location {other:?}"),
+        };
+        if let (Some(content), Some(crc)) = (&content, upload.crc32()) {
+            assert_eq!(crc, crc32fast::hash(content));
+        }
+        // As an application does that cannot find the file.
+        let answer = match content {
+            Some(_) => self.answers_with(),
+            None => 500,
+        };
+        self.noted.lock().unwrap().push(Delivery {
+            id: upload.id().into(),
+            attempt: upload.attempt(),
+            identifier: upload.identifier().into(),
+            file_name: upload.file_name().map(Into::into),
+            content_type: upload.content_type().map(Into::into),
+            fields: upload.fields().to_vec(),
+            size: upload.size(),
+            content,
+            path: upload.path().map(Into::into),
+            answer,
+        });
+        answer
+    }
+}
+
+impl Service<Request<Script>> for Inner {
+    type Response = Response<Full<Bytes>>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Script>) -> Self::Future {
+        let (status, text) = match request.extensions().get::<CompletedUpload>() {
+            Some(upload) => (self.note(upload), format!("taken {}", upload.size())),
+            None => (PASSED, "passed".into()),
+        };
+        ready(match StatusCode::from_u16(status) {
+            Ok(status) => {
+                let mut response = Response::new(Full::from(text));
+                *response.status_mut() = status;
+                Ok(response)
+            }
+            Err(_) => Err(io::Error::other("the inner service failed")),
+        })
+    }
+}
+
+/// An answer as the client sees it, and the error that is in its extensions.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+    pub error: Option<UploadError>,
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+
+    pub fn code(&self) -> Option<&'static str> {
+        self.error.as_ref().map(UploadError::code)
+    }
+
+    /// What holds for all answers that are the layer's own.
+    pub fn check(&self) {
+        let content_type = self.headers.get("content-type");
+        let content_type = content_type.map(|value| value.to_str().unwrap());
+        match self.status {
+            PASSED => return,
+            // The inner service's refusal.
+            400 if self.headers.contains_key("x-resumable-status") => return,
+            200 | 201 => {}
+            204 => assert!(self.body.is_empty(), "{self:?}"),
+            400 | 415 | 503 => {
+                let error = self.error.as_ref().expect("the typed error");
+                let problem = self.json();
+                assert_eq!(content_type, Some("application/problem+json"), "{self:?}");
+                assert_eq!(problem["code"], error.code(), "{self:?}");
+                assert_eq!(problem["status"], self.status, "{self:?}");
+                assert_eq!(error.is_transient(), self.status == 503, "{self:?}");
+                assert_eq!(
+                    self.headers.contains_key("retry-after"),
+                    self.status == 503,
+                    "{self:?}"
+                );
+            }
+            _ => panic!("a status that clients do not know: {self:?}"),
+        }
+        assert_eq!(self.error.is_some(), self.status >= 400, "{self:?}");
+    }
+}
+
+/// One server process.
+pub struct Server {
+    pub layer: ResumableLayer,
+    pub inner: Inner,
+    service: Resumable<Inner>,
+}
+
+impl Server {
+    pub fn new(layer: ResumableLayer, inner: Inner) -> Self {
+        let layer = layer.with_hold_back(Duration::ZERO);
+        let service = layer.layer(inner.clone());
+        Self {
+            layer,
+            inner,
+            service,
+        }
+    }
+
+    pub async fn send(&self, request: Request<Script>) -> Answer {
+        let response = match self.service.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(error) => panic!("the layer never fails: {error}"),
+        };
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("the answer's body").to_bytes();
+        Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.to_vec(),
+            error: parts.extensions.get().cloned(),
+        }
+    }
+
+    /// The same, in a number of polls that depends on the number of frames only: what waits for
+    /// nothing but the body cannot take more.
+    pub async fn send_bounded(&self, request: Request<Script>) -> Answer {
+        let most = 200 + 8 * request.body().steps();
+        let mut polls = 0;
+        let mut sent = std::pin::pin!(self.send(request));
+        std::future::poll_fn(|cx| {
+            polls += 1;
+            assert!(polls <= most, "it is polled on and on");
+            sent.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+/// A query or an `application/x-www-form-urlencoded` form.
+pub fn encoded<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(fields)
+        .finish()
+}

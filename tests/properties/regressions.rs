@@ -1,0 +1,21 @@
+//! What fuzzing has found, kept as it was found.
+
+use super::checks;
+
+/// One journal of another version stopped `undelivered`, `unfinished` and `sweep` for all uploads.
+#[test]
+fn a_journal_of_another_version() {
+    checks::journal(&[0, 1, 0, 3, 0, 0]);
+}
+
+/// An upload that another process had removed and begun again was not listed by one that knew the first.
+#[test]
+fn an_upload_that_began_again_elsewhere() {
+    checks::machine(&[
+        0, // Files.
+        1, 0, 0, 0, 128, 0, 0, 0, 3, // Server 1: a chunk.
+        0, 0, 9, // Server 0: cancelled,
+        0, 0, 0, 0, 128, 0, 0, 0, 3, // and the chunk again.
+        1, 0, 13, // Server 1: the list.
+    ]);
+}
