@@ -18,7 +18,10 @@ pub async fn run(case: &Case) -> Result<(), Error> {
     };
     let mut world = World::new(&case.engine, &case.tools, setup, super::server::now()).await?;
     for server in 0..3 {
-        eprintln!("server {server} is process {}", world.pid(server).unwrap_or(0));
+        eprintln!(
+            "server {server} is process {}",
+            world.pid(server).unwrap_or(0)
+        );
     }
     eprintln!("listening on http://{}", world.address);
     let mut end = std::pin::pin!(tokio::task::spawn_blocking(|| {
@@ -34,7 +37,10 @@ pub async fn run(case: &Case) -> Result<(), Error> {
             if world.has_died(server) {
                 world.kill(server).await;
                 world.start(server).await?;
-                eprintln!("server {server} is process {}", world.pid(server).unwrap_or(0));
+                eprintln!(
+                    "server {server} is process {}",
+                    world.pid(server).unwrap_or(0)
+                );
             }
         }
         for event in world.events_from(&mut printed) {

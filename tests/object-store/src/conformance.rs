@@ -1,9 +1,13 @@
 //! The suite for all stores on a real engine, and the self-test with and without conditions.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::{future::try_join_all, stream::BoxStream};
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta,
     PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
@@ -16,31 +20,21 @@ use tower_resumable::{
     store::{Location, conformance},
 };
 
-use super::engine::{Engine, Error, client};
+use super::{
+    engine::{Engine, Error, client},
+    proxy::Proxy,
+};
 
-/// Both gateways, one after the other; panics where something is not as it must be.
+/// All gateways at once, each with its own folder; panics where something is not as it must be.
 pub async fn all(engine: &Engine) -> std::result::Result<(), Error> {
-    for (number, gateway) in engine.gateways.iter().enumerate() {
-        let start = std::time::Instant::now();
-        let store = ObjectStore::builder(Arc::new(client(*gateway, &engine.bucket)?))
-            .prefix(format!("conformance-{number}"))
-            .open()
-            .await?;
-        println!(
-            "{}, gateway {number}: the self-test takes it, {:.1} s",
-            engine.name,
-            start.elapsed().as_secs_f64()
-        );
-        let start = std::time::Instant::now();
-        conformance::check(&store, read).await;
-        println!(
-            "{}, gateway {number}: conformance suite passed, {:.1} s",
-            engine.name,
-            start.elapsed().as_secs_f64()
-        );
-    }
+    let gateways = 0..engine.gateways.len();
+    try_join_all(gateways.map(|gateway| suite(engine, gateway))).await?;
     let deaf = Deaf(client(engine.gateways[0], &engine.bucket)?);
-    match ObjectStore::builder(Arc::new(deaf)).prefix("deaf").open().await {
+    match ObjectStore::builder(Arc::new(deaf))
+        .prefix("deaf")
+        .open()
+        .await
+    {
         Ok(_) => Err("the self-test takes a store that drops conditions".into()),
         Err(error) => {
             let text = whole(&error);
@@ -53,13 +47,40 @@ pub async fn all(engine: &Engine) -> std::result::Result<(), Error> {
     }
 }
 
+async fn suite(engine: &Engine, gateway: usize) -> std::result::Result<(), Error> {
+    let proxy = Proxy::start(engine.gateway(gateway), 0).await?;
+    let client = client(proxy.address, &engine.bucket)?;
+    let builder = ObjectStore::builder(Arc::new(client)).prefix(format!("conformance-{gateway}"));
+    let start = Instant::now();
+    let store = builder.open().await?;
+    let say = |what: &str, start: Instant| {
+        let requests: u64 = proxy
+            .take_counts()
+            .values()
+            .map(|count| count.requests)
+            .sum();
+        let seconds = start.elapsed().as_secs_f64();
+        let name = &engine.name;
+        println!("{name}, gateway {gateway}: {what}, {requests} requests, {seconds:.1} s");
+    };
+    say("the self-test takes it", start);
+    let start = Instant::now();
+    conformance::check(&store, read).await;
+    say("conformance suite passed", start);
+    Ok(())
+}
+
 async fn read(location: &Location) -> Option<Vec<u8>> {
     let Location::Object(object) = location else {
         return None;
     };
     // A gateway may be busy with all the others.
     for _ in 0..3 {
-        match object.store().get_opts(object.path(), GetOptions::default()).await {
+        match object
+            .store()
+            .get_opts(object.path(), GetOptions::default())
+            .await
+        {
             Ok(found) => match found.bytes().await {
                 Ok(bytes) => return Some(bytes.to_vec()),
                 Err(error) => eprintln!("reading {}: {error}", object.path()),

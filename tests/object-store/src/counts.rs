@@ -14,7 +14,10 @@ const MIB: u64 = 1 << 20;
 
 /// Prints both tables.
 pub async fn all(case: &Case) -> Result<(), Error> {
-    println!("\nRequests to the store, {}: one server, nothing twice, no tests,\nand an application that does not read the file", case.engine.name);
+    println!(
+        "\nRequests to the store, {}: one server, nothing twice, no tests,\nand an application that does not read the file",
+        case.engine.name
+    );
     for (layout, chunk, file) in [
         (Layout::Objects, 64 << 10, 16 * MIB),
         (Layout::Objects, MIB, 64 * MIB),

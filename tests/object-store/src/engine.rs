@@ -1,6 +1,8 @@
 //! The object store under test, as `run` has started it.
 
-use std::{error::Error as StdError, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    error::Error as StdError, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -98,7 +100,10 @@ impl Engine {
             return Ok(false);
         };
         let pid = std::fs::read_to_string(ceph.join("run/client.rgw.b.pid"))?;
-        Command::new("kill").args(["-9", pid.trim()]).status().await?;
+        Command::new("kill")
+            .args(["-9", pid.trim()])
+            .status()
+            .await?;
         Ok(true)
     }
 

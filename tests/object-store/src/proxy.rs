@@ -12,10 +12,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
 use hyper::{
-    body::Incoming,
-    client::conn::http1::SendRequest,
-    server::conn::http1,
-    service::service_fn,
+    body::Incoming, client::conn::http1::SendRequest, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -184,7 +181,11 @@ async fn pass(
     gateway: &tokio::sync::Mutex<Link>,
     request: Request<Incoming>,
 ) -> Result<Answer, Cut> {
-    let kind = kind(request.method(), request.uri().path(), request.uri().query());
+    let kind = kind(
+        request.method(),
+        request.uri().path(),
+        request.uri().query(),
+    );
     let (plan, kill) = shared.plan(&kind, length(request.headers()));
     tokio::time::sleep(plan.wait).await;
     if plan.down {

@@ -156,8 +156,9 @@ async fn run((name, times, round): &Row, layout: &str, case: &Case, rounds: u64)
 
 /// So that each row makes choices of its own, and has keys of its own.
 fn hash(name: &str) -> u64 {
-    name.bytes()
-        .fold(0, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
+    name.bytes().fold(0, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(byte.into())
+    })
 }
 
 /// Clients at once, each with four connections and its chunks in random order.
@@ -318,7 +319,10 @@ async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<St
         *what = format!("{}: {what}", kind.as_deref().unwrap_or("nobody killed"));
     }
     // What is created and never heard of again is for the bucket's lifecycle rule.
-    if kind.as_deref().is_some_and(|kind| kind == "after POST create" || kind == "before PUT info") {
+    if kind
+        .as_deref()
+        .is_some_and(|kind| kind == "after POST create" || kind == "before PUT info")
+    {
         seen.multipart = 0;
         seen.wrong.retain(|what| !what.contains("never ended"));
     }

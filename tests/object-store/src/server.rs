@@ -132,8 +132,10 @@ async fn finished(
         })?;
         report("read", &upload, sha256.into());
     }
-    Ok(json!({ "id": upload.id(), "file_name": upload.safe_file_name(), "size": upload.size() })
-        .to_string())
+    Ok(
+        json!({ "id": upload.id(), "file_name": upload.safe_file_name(), "size": upload.size() })
+            .to_string(),
+    )
 }
 
 async fn sha256(upload: &CompletedUpload) -> std::io::Result<String> {

@@ -234,7 +234,10 @@ impl World {
     }
 
     fn running(&self) -> usize {
-        let processes = self.servers.iter().filter(|server| server.process.is_some());
+        let processes = self
+            .servers
+            .iter()
+            .filter(|server| server.process.is_some());
         processes.count()
     }
 
@@ -514,10 +517,12 @@ impl World {
         let left = loop {
             store.sweep(all).await?;
             let found = self.engine.list(&self.prefix).await?;
-            let left = found.into_iter().filter(|(key, _)| match key.strip_prefix(&files) {
-                Some(id) => !self.files.contains_key(id),
-                None => true,
-            });
+            let left = found
+                .into_iter()
+                .filter(|(key, _)| match key.strip_prefix(&files) {
+                    Some(id) => !self.files.contains_key(id),
+                    None => true,
+                });
             let left: Vec<_> = left.collect();
             if left.is_empty() || std::time::Instant::now() > patience {
                 break left;
@@ -623,9 +628,8 @@ async fn balance(
         match line.trim_start() {
             // The first of the two places of the example becomes all of ours.
             rest if rest.starts_with("server 127.0.0.1:3001") => {
-                let line = |server: &SocketAddr| {
-                    line.replace("127.0.0.1:3001", &server.to_string())
-                };
+                let line =
+                    |server: &SocketAddr| line.replace("127.0.0.1:3001", &server.to_string());
                 lines.extend(servers.iter().map(line));
             }
             rest if rest.starts_with("server 127.0.0.1:") => {}
