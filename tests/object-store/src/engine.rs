@@ -69,6 +69,18 @@ impl Engine {
         client(self.gateways[0], &self.bucket)
     }
 
+    /// What a client is told by the usual variables.
+    pub fn environment(&self) -> [(&'static str, String); 6] {
+        [
+            ("AWS_ENDPOINT", format!("http://{}", self.gateways[0])),
+            ("AWS_ALLOW_HTTP", "true".into()),
+            ("AWS_REGION", REGION.into()),
+            ("AWS_BUCKET_NAME", self.bucket.clone()),
+            ("AWS_ACCESS_KEY_ID", KEY.into()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET.into()),
+        ]
+    }
+
     /// All keys below a prefix, with their sizes.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, Error> {
         let store = self.direct()?;

@@ -6,6 +6,7 @@ mod chance;
 mod conformance;
 mod counts;
 mod engine;
+mod example;
 mod proxy;
 mod rows;
 mod server;
@@ -24,6 +25,7 @@ commands
   conformance            the self-test and the suite for all stores
   servers                the table of servers, faults and completions
   counts                 requests, and the time to the last answer
+  example                the example with two servers
   balanced               servers behind a balancer, until they are ended
 
 options
@@ -33,6 +35,7 @@ options
   --script FILE          that `ceph`
   --client FILE          the command-line client
   --nginx FILE           the balancer's configuration
+  --example FILE         the example's program
   --rounds N             how often the usual number of rounds
   --seed N               the choices
   --only TEXT            rows with that in their names";
@@ -79,6 +82,7 @@ async fn run(words: &[String]) -> Result<bool, Error> {
         "conformance" => conformance::all(&case.engine).await.map(|()| true),
         "servers" => Ok(rows::all(&case, options.rounds, &options.only).await),
         "counts" => counts::all(&case).await.map(|()| true),
+        "example" => example::run(&case, &options.example).await.map(|()| true),
         "balanced" => balanced::run(&case).await.map(|()| true),
         _ => Err(USAGE.into()),
     }
@@ -92,6 +96,7 @@ struct Options {
     script: Option<PathBuf>,
     client: PathBuf,
     nginx: PathBuf,
+    example: PathBuf,
     rounds: u64,
     seed: u64,
     only: Vec<String>,
@@ -106,6 +111,7 @@ impl Options {
             "--script" => self.script = Some(value.into()),
             "--client" => self.client = value.into(),
             "--nginx" => self.nginx = value.into(),
+            "--example" => self.example = value.into(),
             "--rounds" => self.rounds = value.parse()?,
             "--seed" => self.seed = value.parse()?,
             "--only" => self.only.push(value.into()),

@@ -62,7 +62,8 @@ pub struct Proxy {
 }
 
 struct Shared {
-    gateway: SocketAddr,
+    /// In turn, one request each.
+    gateways: Vec<SocketAddr>,
     state: Mutex<State>,
     /// Told when it is time to kill the server, and when it is dead.
     kill: Notify,
@@ -82,10 +83,10 @@ struct State {
 }
 
 impl Proxy {
-    pub async fn start(gateway: SocketAddr, seed: u64) -> std::io::Result<Self> {
+    pub async fn start(gateways: Vec<SocketAddr>, seed: u64) -> std::io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let shared = Arc::new(Shared {
-            gateway,
+            gateways,
             state: Mutex::new(State {
                 faults: Faults::default(),
                 counts: Counts::new(),
@@ -151,8 +152,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         }
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let gateway = tokio::sync::Mutex::new(None);
-            let service = service_fn(|request| pass(&shared, &gateway, request));
+            let links = tokio::sync::Mutex::new(BTreeMap::new());
+            let service = service_fn(|request| pass(&shared, &links, request));
             // Broken off on either side: both know.
             let _ = http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -162,7 +163,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
-type Link = Option<SendRequest<Incoming>>;
+/// Connections to gateways, of one connection from the server.
+type Links = tokio::sync::Mutex<BTreeMap<SocketAddr, SendRequest<Incoming>>>;
 
 /// An error ends the connection without an answer.
 #[derive(Debug)]
@@ -176,11 +178,7 @@ impl std::fmt::Display for Cut {
 
 impl std::error::Error for Cut {}
 
-async fn pass(
-    shared: &Shared,
-    gateway: &tokio::sync::Mutex<Link>,
-    request: Request<Incoming>,
-) -> Result<Answer, Cut> {
+async fn pass(shared: &Shared, links: &Links, request: Request<Incoming>) -> Result<Answer, Cut> {
     let kind = kind(
         request.method(),
         request.uri().path(),
@@ -200,7 +198,7 @@ async fn pass(
         shared.kill(&format!("before {kind}")).await;
         return Err(Cut);
     }
-    let answer = forward(shared.gateway, gateway, request).await?;
+    let answer = forward(plan.gateway, links, request).await?;
     if let Some(Kill { after: true, .. }) = kill {
         shared.kill(&format!("after {kind}")).await;
         return Err(Cut);
@@ -215,6 +213,7 @@ async fn pass(
 }
 
 struct Plan {
+    gateway: SocketAddr,
     wait: Duration,
     busy: bool,
     /// Whether it becomes a 503.
@@ -232,6 +231,7 @@ impl Shared {
         let (number, faults) = (state.requests, state.faults.clone());
         let slow = faults.slow.as_millis() as u64;
         let plan = Plan {
+            gateway: self.gateways[number as usize % self.gateways.len()],
             wait: Duration::from_millis(state.chance.below(slow + 1)),
             busy: state.chance.below(100) < faults.busy,
             lost: (state.chance.below(100) < faults.lost).then(|| state.chance.below(2) == 0),
@@ -251,11 +251,11 @@ impl Shared {
 
 async fn forward(
     gateway: SocketAddr,
-    link: &tokio::sync::Mutex<Link>,
+    links: &Links,
     request: Request<Incoming>,
 ) -> Result<Response<Incoming>, Cut> {
-    let mut link = link.lock().await;
-    let mut sender = match link.take().filter(|sender| !sender.is_closed()) {
+    let mut links = links.lock().await;
+    let mut sender = match links.remove(&gateway).filter(|sender| !sender.is_closed()) {
         Some(sender) => sender,
         None => connect(gateway).await?,
     };
@@ -263,7 +263,7 @@ async fn forward(
         sender = connect(gateway).await?;
     }
     let answer = sender.send_request(request).await.map_err(|_| Cut)?;
-    *link = Some(sender);
+    links.insert(gateway, sender);
     Ok(answer)
 }
 

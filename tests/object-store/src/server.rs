@@ -157,6 +157,7 @@ fn report(what: &str, upload: &CompletedUpload, sha256: Value) {
         "attempt": upload.attempt(),
         "sha256": sha256,
         "time": now(),
+        "pid": std::process::id(),
     });
     // In one piece: the next moment may be the last one.
     let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
