@@ -34,11 +34,13 @@ pub struct Engine {
     fail_late: AtomicBool,
     down: AtomicBool,
     pub conditions: Mutex<Conditions>,
-    /// The sizes and ids of the parts of each multipart upload, as they were put last.
-    parts: Mutex<BTreeMap<MultipartId, BTreeMap<usize, (usize, String)>>>,
+    uploads: Mutex<BTreeMap<MultipartId, Parts>>,
     /// Where requests that put a part meet before they do.
     meeting: Mutex<Option<Arc<Barrier>>>,
 }
+
+/// The sizes and ids of the parts of a multipart upload, as they were put last.
+type Parts = BTreeMap<usize, (usize, String)>;
 
 /// Fewest bytes of a part but the last.
 const LEAST: usize = 5 << 20;
@@ -117,7 +119,7 @@ impl Engine {
 
     /// Forgets the parts of all uploads, as a rule of the bucket does after some days.
     pub fn abort_all(&self) {
-        self.parts.lock().unwrap().clear();
+        self.uploads.lock().unwrap().clear();
     }
 
     /// All keys below a prefix.
@@ -143,7 +145,7 @@ impl Engine {
 
     /// Multipart uploads that were neither completed nor aborted.
     pub fn open_uploads(&self) -> usize {
-        self.parts.lock().unwrap().len()
+        self.uploads.lock().unwrap().len()
     }
 
     /// A request comes in. Whether it is to fail after its effect.
@@ -310,10 +312,10 @@ impl MultipartStore for Engine {
     async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
         let late = self.request("begin", 0).await?;
         let id = self.inner.create_multipart(path).await?;
-        self.parts
+        self.uploads
             .lock()
             .unwrap()
-            .insert(id.clone(), BTreeMap::new());
+            .insert(id.clone(), Parts::new());
         after(late, Ok(id))
     }
 
@@ -330,7 +332,7 @@ impl MultipartStore for Engine {
         if let Some(meeting) = meeting {
             meeting.wait().await;
         }
-        let mut uploads = self.parts.lock().unwrap();
+        let mut uploads = self.uploads.lock().unwrap();
         let parts = uploads.get_mut(id).ok_or_else(|| no_upload(path))?;
         // Encrypted ones have another id each time.
         let number = self.requests.fetch_add(0, SeqCst);
@@ -348,7 +350,7 @@ impl MultipartStore for Engine {
         parts: Vec<PartId>,
     ) -> Result<PutResult> {
         let late = self.request("complete", 0).await?;
-        let known = self.parts.lock().unwrap().get(id).cloned();
+        let known = self.uploads.lock().unwrap().get(id).cloned();
         let known = known.ok_or_else(|| no_upload(path))?;
         let said = |code: &str| Error::Generic {
             store: "Engine",
@@ -366,14 +368,14 @@ impl MultipartStore for Engine {
         {
             return Err(said("EntityTooSmall"));
         }
-        self.parts.lock().unwrap().remove(id);
+        self.uploads.lock().unwrap().remove(id);
         let result = self.inner.complete_multipart(path, id, parts).await;
         after(late, result)
     }
 
     async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
         let late = self.request("abort", 0).await?;
-        let known = self.parts.lock().unwrap().remove(id);
+        let known = self.uploads.lock().unwrap().remove(id);
         let result = known.map(drop).ok_or_else(|| no_upload(path));
         after(late, result)
     }

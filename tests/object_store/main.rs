@@ -15,12 +15,14 @@ use std::{
 use bytes::Bytes;
 use common::{Answer, Client, File, serve};
 use engine::{Conditions, Counts, Engine};
+use futures_util::StreamExt as _;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use sha2::{Digest as _, Sha256};
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, ObjectStore, ResumableLayer, Store, StoreError,
+    CompletedUpload, DigestAlgorithm, ObjectStore, ResumableLayer, Store, StoreError, UploadError,
     store::{
         ChunkBody, Expiry, Location, ObjectClaim, Progress, Record, Settlement, Status, TryClaim,
         Upload, UploadKey, conformance,
@@ -146,10 +148,13 @@ async fn an_engine_that_keeps_no_conditions_is_refused() {
     );
 }
 
+/// A finished upload, and its content when it was handed over.
+type Delivery = (CompletedUpload, Vec<u8>);
+
 /// Several servers over one engine, and a service that notes what it gets.
 struct Servers {
     addrs: Vec<SocketAddr>,
-    deliveries: Arc<Mutex<Vec<(CompletedUpload, Vec<u8>)>>>,
+    deliveries: Arc<Mutex<Vec<Delivery>>>,
     stores: Vec<ObjectStore>,
 }
 
@@ -206,7 +211,7 @@ impl Servers {
         tasks.join_all().await
     }
 
-    fn deliveries(&self) -> Vec<(CompletedUpload, Vec<u8>)> {
+    fn deliveries(&self) -> Vec<Delivery> {
         self.deliveries.lock().unwrap().clone()
     }
 }
@@ -301,20 +306,35 @@ async fn more_than_fits_into_memory_is_put_off() {
     let store = store.self_test(false).open().await.unwrap();
     let bytes = content(2 * MIB);
     let upload = upload(2 * MIB, None);
+    // It never fits.
     let result = put(&store, &upload, 0, &bytes).await;
+    let limit = MIB;
+    assert!(
+        matches!(result, Err(StoreError::Body(UploadError::ChunkTooLarge { limit: l })) if l == limit),
+        "{result:?}"
+    );
+    // Not at the same time as another one that has come but for its end.
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let end = futures_util::stream::once(receiver).filter_map(async |_| None);
+    let stream = futures_util::stream::iter([Ok(bytes.slice(..700_000))]).chain(end);
+    let mut stream = pin!(stream);
+    let mut body = ChunkBody::new(stream.as_mut(), Some(700_000), 0);
+    let mut first = pin!(store.put(&upload, 0, &mut body));
+    for _ in 0..100 {
+        assert!(futures_util::poll!(first.as_mut()).is_pending());
+    }
+    let result = put(&store, &upload, MIB, &bytes[MIB as usize..]).await;
     assert!(matches!(result, Err(StoreError::Busy)), "{result:?}");
     let status = store.status(&upload.key).await.unwrap();
     assert!(matches!(status, Status::Absent), "{status:?}");
+    sender.send(()).unwrap();
+    assert_eq!(first.await.unwrap().received, 700_000);
     // What was taken is free again; and more than there is room for is put together all the same.
-    for offset in [0, MIB, 0] {
+    for offset in [MIB, 0] {
         let chunk = &bytes[offset as usize..][..MIB as usize];
         put(&store, &upload, offset, chunk).await.unwrap();
     }
-    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
-        panic!("not complete");
-    };
-    let sealed = store.seal(&mut claim, &upload).await.unwrap();
-    assert!(read(&sealed.location).await.unwrap() == bytes);
+    assert!(finish(&store, &upload).await.unwrap() == bytes);
 }
 
 /// A chunk, and what storing it and the whole upload costs in requests.
@@ -769,4 +789,34 @@ async fn a_finished_object_is_read_copied_and_moved() {
         .collect();
     names.sort();
     assert_eq!(names, ["copy", "moved", "other"]);
+}
+
+/// The digest of a whole file is checked before it is handed over, and its object goes if it is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_of_objects_are_checked() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    let layer = ResumableLayer::new(store).with_file_digest("sha256", DigestAlgorithm::Sha256);
+    let inner = service_fn(async |request: Request<Incoming>| {
+        let upload = request.extensions().get::<CompletedUpload>();
+        let text = upload.map(|upload| upload.size().to_string());
+        let body = Full::from(text.expect("only uploads come here"));
+        Ok::<Response<Full<Bytes>>, Infallible>(Response::new(body))
+    });
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let mut client = Client::connect(addr).await;
+    let mut file = File::new("a.txt", 25);
+    let digest = |bytes: &[u8]| {
+        let digest = Sha256::digest(bytes);
+        let hex = digest.iter().map(|byte| format!("{byte:02x}"));
+        hex.collect::<String>()
+    };
+    for (digest, expected) in [(digest(b"another"), false), (digest(&file.content), true)] {
+        file.extra = vec![("sha256".into(), digest)];
+        client.send(file.multipart(1)).await;
+        let answer = client.send(file.multipart(2)).await;
+        assert_eq!(answer.status == 200, expected, "{answer:?}");
+        let files = engine.keys("files").await;
+        assert_eq!(files.len(), usize::from(expected));
+    }
 }

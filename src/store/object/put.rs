@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 
 use super::{
@@ -22,6 +22,9 @@ const TRIES: usize = 8;
 
 /// How long to wait for another server that is removing what is in the way.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Slots that are filled at once, of a chunk that has several.
+const SLOTS_AT_ONCE: usize = 4;
 
 /// One page of a list.
 const PAGE: usize = 1000;
@@ -158,13 +161,15 @@ impl Inner {
         bytes: &Blocks,
     ) -> Result<Stored, StoreError> {
         let range = offset..offset + bytes.len();
-        for slot in info.slots().touched(&range) {
+        let filled = stream::iter(info.slots().touched(&range)).map(async |slot| {
             // Only one request of this process at a time looks what a slot has, and fills it up.
             let lock = self.slots.of((*info.key(), slot));
             let _lock = lock.lock().await;
-            if !self.fill_slot(info, slot, offset, bytes).await? {
-                return self.after_all(info).await;
-            }
+            self.fill_slot(info, slot, offset, bytes).await
+        });
+        let filled = filled.buffer_unordered(SLOTS_AT_ONCE);
+        if !filled.try_all(async |filled| filled).await? {
+            return self.after_all(info).await;
         }
         // After what was stored: of two last chunks at least one sees both. And before the phase: what
         // is found then is not what a settled upload has left.
