@@ -3,7 +3,11 @@
 //! `cargo test` calls them with what proptest makes (`tests/properties/main.rs`), the targets below
 //! `fuzz/` with what libFuzzer makes. All of them go through the public API. They panic if something
 //! does not hold.
-#![allow(dead_code, reason = "each fuzz target uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each fuzz target uses a part of it"
+)]
 
 mod data_url;
 mod forms;

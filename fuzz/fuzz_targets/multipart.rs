@@ -1,0 +1,12 @@
+#![no_main]
+
+#[path = "../../tests/properties/checks/mod.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| match data.split_first() {
+    // Any bytes as a form.
+    Some((0..128, data)) => checks::form_cuts(data),
+    // A form that is right, made of any bytes.
+    Some((_, data)) => checks::form_parts(data),
+    None => {}
+});
