@@ -217,6 +217,8 @@ mod tests {
 
                 let bytes = |range: Range<u64>| range.start as usize..range.end as usize;
                 assert_eq!(set.total(), model.iter().filter(|b| **b).count() as u64);
+                assert_eq!(sums.total(), set.total());
+                assert_eq!(set.is_empty(), set.total() == 0);
                 assert_eq!(sums.to_set(), set);
                 let mut rebuilt = [false; SIZE];
                 set.iter()

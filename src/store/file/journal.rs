@@ -413,6 +413,38 @@ mod tests {
     }
 
     #[test]
+    fn what_a_journal_is_of() {
+        let content = encoded(&events());
+        let found = first(&file(&content)).unwrap();
+        assert_eq!(found, Some((upload(), "id".into())));
+        let other = encoded(&[Event::Removed]);
+        for nothing in [&[][..], &content[..63], &[0; 64], &other] {
+            assert_eq!(first(&file(nothing)).unwrap(), None, "{nothing:?}");
+        }
+
+        let mut later = content.clone();
+        later[3] = b'2';
+        let error = first(&file(&later)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        let mut payload = events()[0].payload().unwrap();
+        payload["version"] = 2.into();
+        let payload = payload.to_string();
+        assert_eq!(Event::from_payload(1, payload.as_bytes()), None);
+    }
+
+    #[test]
+    fn records_that_say_nothing() {
+        let mut chain = 0;
+        let before = Event::Attempt(1).encode(&mut chain, 99);
+        let records = encoded(&events());
+        let nothing = void(&records, chain, 99);
+        assert_eq!(nothing.len(), records.len());
+        let (read, end) = read_all(&[before, nothing].concat());
+        assert_eq!(end as usize, 64 + records.len());
+        assert!(read[1..].iter().all(|event| *event == Event::Void));
+    }
+
+    #[test]
     fn long_journals() {
         let stored = |n| Event::Stored {
             offset: n,

@@ -91,7 +91,11 @@ fn outcome(query: &str, content_type: &str, body: Script) -> Outcome {
         }
         Outcome {
             status: answer.status,
-            code: answer.code(),
+            code: match answer.code() {
+                // If the text is too long and no base64 either, it depends on what is seen first.
+                Some("chunk_length") => Some("base64"),
+                code => code,
+            },
             deliveries,
             unfinished,
         }
@@ -120,7 +124,7 @@ pub fn form_parts(data: &[u8]) {
     let [delivery] = &outcome.deliveries[..] else {
         panic!("not delivered: {outcome:?}");
     };
-    assert_eq!(delivery.content, Some(form.content));
+    assert!(delivery.is(&form.content), "{delivery:?}");
     assert_eq!(delivery.file_name.as_deref(), Some(NAME));
     assert_eq!(delivery.identifier, IDENTIFIER);
     assert_eq!(delivery.fields, form.extra);
