@@ -388,7 +388,7 @@ async fn boundaries(world: &World) {
         ("a b", format!("{form}; boundary=\"a b\"")),
         (
             "X",
-            format!("Multipart/Form-Data; charset=utf-8; BOUNDARY=X"),
+            "Multipart/Form-Data; charset=utf-8; BOUNDARY=X".to_string(),
         ),
         ("'()+_,-./:=?", format!("{form}; boundary=\"'()+_,-./:=?\"")),
     ];

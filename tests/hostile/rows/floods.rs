@@ -12,7 +12,7 @@ use tower_resumable::{Limits, ResumableLayer};
 
 use super::case;
 use crate::{
-    client::{Chunk, Client, File, Way, raw_part, text_part},
+    client::{Chunk, Client, Way, raw_part, text_part},
     common::BOUNDARY,
     h2, process,
     wire::{Answer, exchange_pieces, read_answer},

@@ -4,15 +4,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
 use http::StatusCode;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tower_resumable::{Refusal, ResumableLayer, Retention};
 
 use super::case;
 use crate::{
-    client::{ALL, Client, File, Role, Way, part},
+    client::{ALL, Client, File, Way, part},
     common::{BOUNDARY, FilePart},
     wire::{Answer, read_answer},
     world::{Case, DELIVERED, NEIGHBOUR, Passed, Reply, World},
