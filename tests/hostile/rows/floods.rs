@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
-
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tower_resumable::{Limits, ResumableLayer};
 
 use super::case;
