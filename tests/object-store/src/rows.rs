@@ -36,8 +36,8 @@ impl Layout {
     /// As large as is good for some seconds.
     fn file(self, chance: &mut Chance) -> Vec<u8> {
         let len = match self {
-            Self::Objects => MIB + chance.below(2 * MIB),
-            Self::Parts => 11 * MIB + chance.below(25 * MIB),
+            Self::Objects => MIB / 2 + chance.below(MIB),
+            Self::Parts => 11 * MIB + chance.below(20 * MIB),
         };
         chance.bytes(len)
     }
@@ -172,18 +172,20 @@ async fn upload_many(
     duplicates: &str,
 ) -> Result<(), Error> {
     for number in 0..clients {
+        let mut chunk = case.layout.chunk();
         let content = match number {
-            // Larger than what is assembled at a time; with a last chunk of nearly twice the size.
-            0 if case.layout == Layout::Objects => chance.bytes(9 * MIB - 1),
-            1 => chance.bytes(0),
-            2 => chance.bytes(case.layout.chunk() / 2),
+            // More than what is assembled at a time, and chunks across that border.
+            0 if case.layout == Layout::Objects => {
+                chunk = 300_000;
+                chance.bytes(9 * MIB - 1)
+            }
+            1 => Vec::new(),
+            2 => chance.bytes(chunk / 2),
             _ => case.layout.file(chance),
         };
         let seed = chance.next();
         let words = ["--duplicate", duplicates];
-        world
-            .upload(content, case.layout.chunk(), seed, &words)
-            .await?;
+        world.upload(content, chunk, seed, &words).await?;
     }
     Ok(())
 }
@@ -254,11 +256,13 @@ async fn at_each_request(case: Case) -> Result<Seen, Error> {
         // Some at once: they wait for leases most of the time.
         const TOGETHER: u64 = 4;
         let rounds = (next..next + TOGETHER).map(|number| {
+            // The other half in another round, or with another seed.
+            let after = (case.seed ^ number) % 2 == 0;
             let case = Case {
                 seed: case.seed.wrapping_add(number),
                 ..case.clone()
             };
-            tokio::spawn(async move { at_request(case, number.div_ceil(2), number % 2 == 0).await })
+            tokio::spawn(async move { at_request(case, number, after).await })
         });
         let rounds: Vec<_> = rounds.collect();
         next += TOGETHER;
