@@ -101,7 +101,7 @@ use super::{
 /// | per upload: GET (DELETE is free) | 135 | 2,060 |
 /// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
 /// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
-/// | after the last chunk | about 11 requests, one after the other | and 1 GiB to read and write, in 2 slots at once |
+/// | after the last chunk | 12 requests, one after the other | and 1 GiB to read and write, in 2 slots at once |
 ///
 /// A list is counted for each 1,000 names: of files with more parts (or pieces) there are as many more
 /// at the end.
