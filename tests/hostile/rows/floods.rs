@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
 use tower_resumable::{Limits, ResumableLayer};
 
 use super::case;
@@ -171,6 +172,7 @@ async fn query(world: &World) {
     for (client, way) in [
         (Client::Resumable, Way::Both),
         (Client::Resumable, Way::Octets),
+        (Client::Flow, Way::Octets),
     ] {
         let file = world.file(client, way);
         world
@@ -192,6 +194,7 @@ async fn pairs(world: &World) {
     for (client, way) in [
         (Client::Resumable, Way::Both),
         (Client::Resumable, Way::Octets),
+        (Client::Flow, Way::Octets),
     ] {
         for pair in ["&", "&x=1"] {
             let file = world.file(client, way);

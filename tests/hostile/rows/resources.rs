@@ -14,7 +14,7 @@ use crate::{
 pub const CASES: &[Case] = &[
     case!(
         "T8",
-        "the files that 600 finished and 600 begun uploads keep open",
+        "the files that 200 finished and 200 begun uploads keep open",
         open_files
     )
     .files()
@@ -67,7 +67,7 @@ async fn links(_: &World) {}
 
 async fn open_files(world: &World) {
     let before = process::open_files();
-    for nth in 0..600 {
+    for nth in 0..200 {
         let whole = world.file(Client::Resumable, Way::Octets).sized(1, 10);
         world.accepted(&whole, |chunk| chunk).await;
         let begun = File::new(
@@ -81,7 +81,7 @@ async fn open_files(world: &World) {
     // A process may have 1,024 open files on most systems, and each connection is one of them.
     let open = process::open_files().saturating_sub(before);
     assert!(open <= 520, "{open} files are open");
-    for nth in 0..600 {
+    for nth in 0..200 {
         let begun = File::new(
             Client::Resumable,
             Way::Octets,
