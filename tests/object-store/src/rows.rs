@@ -60,17 +60,17 @@ type Row = (&'static str, u64, fn(Case) -> Round);
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     ("no fault", 1, |case| Box::pin(calm(case, 3, "0"))),
-    ("duplicates, 60 %", 2, |case| Box::pin(calm(case, 4, "60"))),
-    ("kill -9 in mid-chunk", 2, |case| Box::pin(killed(case))),
-    ("kill -9 before the delivery", 2, |case| Box::pin(killed_at(case, "called"))),
-    ("kill -9 after the delivery", 2, |case| Box::pin(killed_at(case, "read"))),
+    ("duplicates, 60 %", 1, |case| Box::pin(calm(case, 4, "60"))),
+    ("kill -9 in mid-chunk", 1, |case| Box::pin(killed(case))),
+    ("kill -9 before the delivery", 1, |case| Box::pin(killed_at(case, "called"))),
+    ("kill -9 after the delivery", 1, |case| Box::pin(killed_at(case, "read"))),
     ("kill -9 at each request", 1, |case| Box::pin(at_each_request(case))),
     ("a gateway killed", 1, |case| Box::pin(without_gateway(case))),
     ("the store slow", 1, |case| {
         let slow = Duration::from_millis(150);
         Box::pin(troubled(case, Faults { slow, ..Faults::default() }))
     }),
-    ("the store busy (503)", 2, |case| {
+    ("the store busy (503)", 1, |case| {
         Box::pin(troubled(case, Faults { busy: 20, ..Faults::default() }))
     }),
     ("answers lost", 2, |case| {
