@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
 use http::StatusCode;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tower_resumable::{Refusal, ResumableLayer, Retention};
 
 use super::case;
