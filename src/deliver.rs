@@ -338,14 +338,21 @@ impl Delivery {
         sealed: &Sealed,
     ) -> Result<(), UploadError> {
         asked.await?;
-        if let Some(sniff) = &self.hooks.sniff {
-            let head = head(sealed)
-                .await
-                .map_err(|_| UploadError::DeliveryFailed)?;
-            sniff(&head, &sealed.upload)?;
+        match self.check_content(sealed).await {
+            Ok(checked) => checked,
+            // An earlier attempt has checked it, and the service behind has moved it.
+            Err(error) if sealed.attempt > 1 && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(_) => Err(UploadError::DeliveryFailed),
         }
-        let checked = self.check_digest(sealed).await;
-        checked.map_err(|_| UploadError::DeliveryFailed)?
+    }
+
+    async fn check_content(&self, sealed: &Sealed) -> io::Result<Result<(), UploadError>> {
+        if let Some(sniff) = &self.hooks.sniff {
+            if let Err(refusal) = sniff(&head(sealed).await?, &sealed.upload) {
+                return Ok(Err(refusal.into()));
+            }
+        }
+        self.check_digest(sealed).await
     }
 
     /// Whether the file is what its client has declared.

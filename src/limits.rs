@@ -76,8 +76,9 @@ pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 /// server's: with hyper set a timer and `header_read_timeout`, and `max_concurrent_streams`.
 ///
 /// The limits per scope hold if there is a scope hook; without one there is only one scope, and the limits
-/// in all hold. Unfinished uploads are counted by each process, as the store lists them: several servers
-/// that share a store may let through one upload each before they know of those of the others.
+/// in all hold. Unfinished uploads are counted by each process. It asks the store for them when its first new
+/// upload comes, and again before anybody is turned away: several servers that share a store may let through
+/// some uploads each before they know of those of the others.
 ///
 /// ```
 /// use std::time::Duration;

@@ -3,15 +3,21 @@
 mod common;
 
 use std::{
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
-use common::{Answer, File, FilePart, Server, form, multipart};
+use common::{Answer, Client, File, FilePart, Server, form, multipart, serve};
 use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use sha2::Digest as _;
+use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    Admission, Dialect, Limits, Purpose, Refusal, ResumableLayer, UploadError, store::Upload,
+    Admission, CompletedUpload, Dialect, DigestAlgorithm, FileStore, Limits, Purpose, Refusal,
+    ResumableLayer, UploadError, store::Upload,
 };
 
 /// What a hook was asked: purpose, name, size, type, and the application's own fields.
@@ -275,7 +281,7 @@ async fn the_first_bytes_are_looked_at_when_they_come() {
         }
         assert!(server.deliveries()[before].content == good.content);
         // The refusal comes with the chunk that has them, if it has them all, else in the end.
-        let statuses = async |file: &File, client: &mut common::Client| {
+        let statuses = async |file: &File, client: &mut Client| {
             let mut statuses = Vec::new();
             for number in (1..=file.chunks()).rev() {
                 let answer = client.send(file.octets(number)).await;
@@ -316,4 +322,45 @@ async fn a_file_with_nothing_in_it_is_looked_at_too() {
             .await;
     let answer = server.client().await.send(picture(20, 20).octets(1)).await;
     assert_eq!(answer.json()["code"], "file_too_large");
+}
+
+/// The service behind fails after it has moved the file: the next attempt has nothing to look at.
+#[tokio::test]
+async fn a_file_that_an_earlier_attempt_has_moved_is_handed_over_again() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let to = elsewhere.path().join("moved.png");
+    let file = picture(20, 20);
+    let digest = sha2::Sha256::digest(&file.content);
+    let file = File {
+        extra: vec![(
+            "sha256".into(),
+            digest.iter().map(|b| format!("{b:02x}")).collect(),
+        )],
+        ..file
+    };
+    let attempts = Arc::<Mutex<Vec<u32>>>::default();
+    let (noted, moved) = (Arc::clone(&attempts), to.clone());
+    let inner = service_fn(move |request: Request<Incoming>| {
+        let (noted, to) = (Arc::clone(&noted), moved.clone());
+        async move {
+            let upload = request.extensions().get::<CompletedUpload>().unwrap();
+            upload.persist(&to).await.unwrap();
+            noted.lock().unwrap().push(upload.attempt());
+            let status = [500, 200][usize::from(upload.attempt() > 1)];
+            let response = Response::builder()
+                .status(status)
+                .body(Full::<Bytes>::default());
+            Ok::<_, Infallible>(response.unwrap())
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let layer = pictures_only(ResumableLayer::new(FileStore::open(dir.path()).unwrap()))
+        .with_hold_back(Duration::ZERO)
+        .with_file_digest("sha256", DigestAlgorithm::Sha256);
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let mut client = Client::connect(addr).await;
+    assert_eq!(client.send(file.multipart(1)).await.status, 503);
+    assert_eq!(client.send(file.multipart(1)).await.status, 200);
+    assert_eq!(*attempts.lock().unwrap(), [1, 2]);
+    assert!(std::fs::read(to).unwrap() == file.content);
 }

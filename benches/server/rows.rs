@@ -3,6 +3,7 @@
 use std::{
     os::unix::fs::FileExt as _,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -183,18 +184,23 @@ fn probes(kind: Kind, count: u64) -> Result<Figures, Error> {
     ])
 }
 
+/// Connections that each have begun to send a chunk of a file of their own.
+fn begun(server: &Server, connections: usize) -> Result<Vec<Connection>, Error> {
+    let open = (0..connections).map(|n| {
+        let file = file(&format!("{n}.bin"), 2 * MIB, MIB);
+        let mut connection = Connection::open(server.address)?;
+        connection.write(file.head(1, As::Form).0.as_bytes())?;
+        Ok(connection)
+    });
+    open.collect()
+}
+
 /// Many connections that all have sent the first 200 KiB of a chunk, a little at a time.
 fn slow(kind: Kind, connections: usize) -> Result<Figures, Error> {
     let dir = folder(false)?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
     let empty = server.peak()?;
-    let mut open = Vec::new();
-    for n in 0..connections {
-        let file = file(&format!("{n}.bin"), 2 * MIB, MIB);
-        let mut connection = Connection::open(server.address)?;
-        connection.write(file.head(1, As::Form).0.as_bytes())?;
-        open.push(connection);
-    }
+    let mut open = begun(&server, connections)?;
     let bytes = content(2 * KIB as usize);
     for _ in 0..100 {
         for connection in &mut open {
@@ -206,6 +212,39 @@ fn slow(kind: Kind, connections: usize) -> Result<Figures, Error> {
     Ok(vec![
         ("peak MiB", peak),
         ("KiB each", (peak - empty) * 1024.0 / connections as f64),
+    ])
+}
+
+/// One file over 64 connections as fast as it goes, while others send 2 KiB a second each.
+fn beside(kind: Kind, size: u64, slow: usize) -> Result<Figures, Error> {
+    let dir = folder(false)?;
+    settle(dir.path(), size)?;
+    let server = Server::start(kind, &dir.path().join("uploads"))?;
+    let mut open = begun(&server, slow)?;
+    let file = file("large.bin", size, MIB);
+    let bytes = content(MIB as usize);
+    let done = AtomicBool::new(false);
+    let (took, trickled) = std::thread::scope(|scope| {
+        let trickling = scope.spawn(|| -> Result<(), Error> {
+            for tenth in (0..10).cycle().take_while(|_| !done.load(Relaxed)) {
+                for connection in open.iter_mut().skip(tenth).step_by(10) {
+                    connection.write(&bytes[..2 * KIB as usize])?;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        let took = drive::each(server.address, 64, file.chunks(), |connection, n| {
+            connection.send(&file, n + 1, As::Form, &bytes)
+        });
+        done.store(true, Relaxed);
+        (took, trickling.join())
+    });
+    // All of them are still served: a write to a closed connection fails.
+    trickled.map_err(|_| "the slow ones have panicked")??;
+    Ok(vec![
+        ("MiB/s", size as f64 / MIB as f64 / took?.as_secs_f64()),
+        ("peak MiB", server.peak()?),
     ])
 }
 
@@ -339,6 +378,23 @@ pub fn measure(options: &Options) -> Result<(), Error> {
         "slow connections",
         "peak MiB",
         &mut [waiting("64", 64), waiting("1,000", 1000)],
+    )?;
+    let fast = |name: &str, kind, slow| row(name, move || beside(kind, size, slow));
+    table(
+        "64 connections at full speed, beside slow ones",
+        "MiB/s",
+        &mut [
+            fast("synced, alone", POWER, 0),
+            fast("synced, beside 1,000 slow ones", POWER, 1000),
+        ],
+    )?;
+    table(
+        "64 connections at full speed, beside slow ones, not synced",
+        "MiB/s",
+        &mut [
+            fast("alone", PROCESS, 0),
+            fast("beside 1,000 slow ones", PROCESS, 1000),
+        ],
     )?;
     ratios.finish()
 }

@@ -201,7 +201,13 @@ impl Dialects {
         }
         let mut params = match Params::from_query(query) {
             Ok(params) => params,
-            Err(error) => return (Err(error), Answers::default()),
+            Err(error) => {
+                let is_of =
+                    |dialect: &&Dialect| Params::query_has(query, |name| dialect.is_ours(name));
+                let dialect = self.0.iter().find(is_of);
+                let answers = dialect.map(|dialect| dialect.answers(&Params::default()));
+                return (Err(error), answers.unwrap_or_default());
+            }
         };
         self.add_heads(&mut params, &parts.headers);
         let dialect = self.of(&params);

@@ -74,3 +74,28 @@ pub(super) fn record_from_json(value: &Value) -> Option<Record> {
         expires: from_unix_ms(Duration::from_millis(value["expires"].as_u64()?)),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_before_there_were_chunk_sizes_is_read() {
+        let mut upload = Upload {
+            key: UploadKey::from_bytes([7; 32]),
+            scope: "s".into(),
+            identifier: "i".into(),
+            total: 5,
+            chunk_size: Some(3),
+            file_name: None,
+            relative_path: None,
+            content_type: None,
+            fields: Vec::new(),
+        };
+        let mut value = upload_to_json(&upload);
+        assert_eq!(upload_from_json(&value).as_ref(), Some(&upload));
+        value.as_object_mut().unwrap().remove("chunk_size").unwrap();
+        upload.chunk_size = None;
+        assert_eq!(upload_from_json(&value), Some(upload));
+    }
+}

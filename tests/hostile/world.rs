@@ -173,6 +173,13 @@ pub struct State {
 
 /// The panic of a service that was told to.
 pub const AS_TOLD: &str = "as the script says";
+impl State {
+    /// Whatever has gone past the layer meanwhile.
+    pub fn is_stored_as(&self, other: &Self) -> bool {
+        self.ranges == other.ranges && self.deliveries == other.deliveries
+    }
+}
+
 pub const DELIVERED: &str = "delivered";
 pub const ATTACKER: &str = "mallory";
 pub const NEIGHBOUR: &str = "neighbour";

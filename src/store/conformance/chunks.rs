@@ -7,7 +7,7 @@ use super::{
     body::{Source, Then, poll_times, run_until},
     content, put, upload,
 };
-use crate::store::{ChunkBody, Location, Progress, Status, Store, StoreError};
+use crate::store::{ChunkBody, Location, Progress, Status, Store, StoreError, Upload};
 
 impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
     /// Chunks come in any order, and twice; `put` and `status` say at each step what is there.
@@ -15,7 +15,10 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         // Larger than what a store may gather before it writes, and not a multiple of anything.
         let (total, size) = (1_000_003, 123_457);
         let content = content(0, total);
-        let upload = upload(total as u64);
+        let upload = Upload {
+            chunk_size: Some(size as u64),
+            ..upload(total as u64)
+        };
         self.assert_absent(&upload, "before its first chunk").await;
         let mut order: Vec<_> = content.chunks(size).enumerate().collect();
         order.rotate_left(3);
@@ -214,12 +217,7 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
     }
 
     /// All bytes before `rest` are there, or none; those of `rest` are.
-    async fn assert_all_or_nothing(
-        &self,
-        upload: &crate::store::Upload,
-        rest: Range<u64>,
-        when: &str,
-    ) {
+    async fn assert_all_or_nothing(&self, upload: &Upload, rest: Range<u64>, when: &str) {
         match self.status(upload).await {
             Status::Absent if rest.is_empty() => {}
             Status::Receiving(ranges) if rest.is_empty() => assert_ranges(&ranges, &[], when),

@@ -58,10 +58,24 @@ use super::{
 ///
 /// If the store does not keep what [`Store`] promises.
 pub async fn check<S: Store + Clone>(store: &S, read: impl AsyncFn(&Location) -> Option<Vec<u8>>) {
+    check_with_patience(store, PATIENCE, read).await;
+}
+
+/// [`check`] for a store that is far away: there, some chunks one after the other may take more than
+/// the four seconds after which it says that they hang. `patience` is how long it waits instead.
+///
+/// # Panics
+///
+/// If the store does not keep what [`Store`] promises.
+pub async fn check_with_patience<S: Store + Clone>(
+    store: &S,
+    patience: Duration,
+    read: impl AsyncFn(&Location) -> Option<Vec<u8>>,
+) {
     let suite = Suite {
         store,
         read,
-        patience: PATIENCE,
+        patience,
     };
     suite.run().await;
 }

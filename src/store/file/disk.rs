@@ -16,6 +16,20 @@ use crate::fault::{self, Do};
 /// See [`Disk::pause`].
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
+/// How many files this process may have open at once, as far as its system says.
+#[cfg(target_os = "linux")]
+pub(super) fn most_open_files() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit};
+
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(256, |(soft, _)| soft)
+}
+
+/// What macOS allows if nobody asks for more.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn most_open_files() -> u64 {
+    256
+}
+
 /// The way to the file system.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {

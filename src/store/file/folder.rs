@@ -19,8 +19,14 @@ use super::{
 };
 use crate::store::{StoreError, Upload, UploadKey, random_id};
 
-/// Uploads whose files stay open when nobody uses them.
-const OPEN_UPLOADS: usize = 1024;
+/// Most uploads whose files stay open when nobody uses them: two files each.
+const OPEN_UPLOADS: u64 = 256;
+
+/// How many of them a process can afford that may have so many files open: a quarter of those. Connections
+/// need the others.
+pub(super) fn open_uploads(files: u64) -> usize {
+    (files / 8).min(OPEN_UPLOADS) as usize
+}
 
 /// The folders of a store. All that it does blocks.
 pub(super) struct Folder {
@@ -33,6 +39,8 @@ pub(super) struct Folder {
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadKey, Arc<Entry>>>,
+    /// When those are closed that nobody uses.
+    pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
 }
 
@@ -198,7 +206,7 @@ impl Folder {
             entry.make_names_durable()?;
         }
         let mut open = self.open_entries();
-        if open.len() >= OPEN_UPLOADS {
+        if open.len() >= self.open_uploads {
             open.retain(|_, entry| Arc::strong_count(entry) > 1);
         }
         Ok(Arc::clone(

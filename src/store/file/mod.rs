@@ -71,6 +71,23 @@ type Naming = Arc<dyn Fn(&Upload) -> Option<PathBuf> + Send + Sync>;
 /// finished file is found under a safe version of its name. Several processes can share the folder
 /// (on Linux). It must be on a local file system.
 ///
+/// # Shared file systems
+///
+/// For several hosts take `ObjectStore` (feature `object-store`). This store
+/// relies on three things that a shared file system may not have: locks of byte ranges that hold for
+/// all hosts (`F_OFD_SETLK`), a rename that overwrites nothing (`RENAME_NOREPLACE`; where it is
+/// missing, a hard link), and `fsync` that reaches the server, for folders too. This store was
+/// not tried on any, so what follows is reasoned:
+///
+/// * CephFS: the locks hold for all clients, and are freed some time after one has died. It should be
+///   safe, and slow: positional writes of several hosts to one file took three times as long as
+///   files of their own when they were tried, and a folder's `fsync` is dear.
+/// * NFSv4: the locks hold for all clients, but under a lease. A client that was cut off for longer loses its
+///   locks without being told, and two hosts may deliver one file. There is no `RENAME_NOREPLACE`.
+///   With one host at a time it is safe if the export is `sync`, and slower than a disk.
+/// * NFSv3, SMB and what is mounted with `nolock` or `local_lock`: the locks hold for one host or not at
+///   all. Not for several.
+///
 /// What it creates is private to the user of the process, unless
 /// [`file_mode`](FileStoreBuilder::file_mode) and [`dir_mode`](FileStoreBuilder::dir_mode) say
 /// otherwise. It follows no symbolic link in its folders: the folder itself is to be given by its
@@ -298,6 +315,7 @@ impl FileStoreBuilder {
                 room: Room::new(self.reserve),
                 stall: self.stall,
                 open: Mutex::default(),
+                open_uploads: folder::open_uploads(disk::most_open_files()),
                 blocks: Blocks::default(),
             }),
         })

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::store::{ChunkBody, StoreError};
+use crate::{
+    UploadError,
+    store::{ChunkBody, StoreError},
+};
 
 /// What is taken at once. Copied into memory of one's own: a small slice of a connection's buffer
 /// would keep all of that.
@@ -48,6 +51,11 @@ impl Memory {
     /// Takes a body to its end. Memory is taken as bytes come, and never waited for: who waits while
     /// he has some can wait for ever.
     pub(super) async fn take(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
+        // There would never be room.
+        let limit = u64::from(self.all) * UNIT;
+        if body.exact_len().is_some_and(|len| len > limit) {
+            return Err(UploadError::ChunkTooLarge { limit }.into());
+        }
         let mut blocks = Blocks::default();
         let mut left = body.max_len();
         let mut block: Option<Counted> = None;
@@ -145,7 +153,6 @@ mod tests {
     use std::pin::pin;
 
     use super::*;
-    use crate::UploadError;
 
     async fn take(
         memory: &Memory,

@@ -1,8 +1,11 @@
 //! Whether an engine keeps what this store is built on.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
+use tokio::sync::Barrier;
 
 use super::{Inner, bucket::store_error};
 use crate::store::{StoreError, random_id};
@@ -47,11 +50,16 @@ impl Inner {
         self.read_back(&path, b"first").await?;
         for round in 0..ROUNDS {
             let path = dir.clone().join(format!("race-{round}"));
+            // They begin together: one after the other they would race for nothing.
+            let start = Arc::new(Barrier::new(RACERS));
             let racers: Vec<_> = (0..RACERS)
                 .map(|racer| {
                     let (bucket, path) = (self.bucket.clone(), path.clone());
-                    let bytes = Bytes::from(format!("{racer}"));
-                    tokio::spawn(async move { bucket.create(&path, bytes.into()).await })
+                    let (start, bytes) = (Arc::clone(&start), Bytes::from(format!("{racer}")));
+                    tokio::spawn(async move {
+                        start.wait().await;
+                        bucket.create(&path, bytes.into()).await
+                    })
                 })
                 .collect();
             let mut winners = Vec::new();

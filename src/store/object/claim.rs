@@ -28,7 +28,7 @@ pub struct ObjectClaim {
     pub(super) info: Arc<Info>,
     number: u32,
     state: Arc<State>,
-    renewal: JoinHandle<()>,
+    renewal: Option<JoinHandle<()>>,
     /// Whether there is nothing left to give back.
     ended: bool,
 }
@@ -65,6 +65,7 @@ impl Inner {
                 let now = self.clock.now(&self.bucket, &self.keys).await?;
                 let age = now.duration_since(newest.modified).unwrap_or_default();
                 if age <= self.lease {
+                    self.remember_busy(&info.id);
                     return Ok(None);
                 }
                 newest.number + 1
@@ -96,7 +97,7 @@ impl Inner {
             info: Arc::clone(info),
             number,
             state,
-            renewal: tokio::spawn(renewal.run()),
+            renewal: Some(tokio::spawn(renewal.run())),
             ended: false,
         }))
     }
@@ -127,6 +128,23 @@ impl Inner {
             }
         }
         Ok(newest)
+    }
+
+    /// Whether another server had the claim when it was asked for a moment ago: who waits for a
+    /// delivery asks often.
+    pub(super) fn was_just_busy(&self, id: &str) -> bool {
+        let claims = lock(&self.claims);
+        claims
+            .busy
+            .get(id)
+            .is_some_and(|asked| asked.elapsed() < self.lease / 60)
+    }
+
+    fn remember_busy(&self, id: &str) {
+        let mut claims = lock(&self.claims);
+        let valid = self.lease / 60;
+        claims.busy.retain(|_, asked| asked.elapsed() < valid);
+        claims.busy.insert(id.to_owned(), Instant::now());
     }
 
     fn is_given_back(&self, id: &str, number: u32) -> bool {
@@ -161,11 +179,16 @@ impl ObjectClaim {
     /// Ends it where there is nothing left to claim. It is not renewed any more then.
     pub(super) async fn finish(&mut self) {
         self.end(false);
-        let _ = (&mut self.renewal).await;
+        if let Some(renewal) = self.renewal.take() {
+            // What it has begun is through.
+            let _ = renewal.await;
+        }
     }
 
     fn end(&mut self, give_back: bool) -> Option<Free> {
-        self.renewal.abort();
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
         if std::mem::replace(&mut self.ended, true) {
             return None;
         }
@@ -280,7 +303,8 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn take(store: &'a Inner, id: &'a str) -> Option<Self> {
         let new = lock(&store.claims).held.insert(id.to_owned());
-        new.then_some(Self {
+        // Made only then: the end of one gives the id free.
+        new.then(|| Self {
             store,
             id,
             keep: false,

@@ -1,6 +1,6 @@
 //! A complete upload becomes one object, and its answer a record; or it is removed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -12,6 +12,7 @@ use super::{
     bucket::{says, store_error},
     info::{Info, Phase, Seal},
     keys::Held,
+    put::Extent,
 };
 use crate::store::{
     Location, RangeSet, Record, Sealed, Settlement, StoreError, TryClaim, Upload, UploadKey,
@@ -30,11 +31,17 @@ impl Inner {
         self: &Arc<Self>,
         key: &UploadKey,
     ) -> Result<TryClaim<ObjectClaim>, StoreError> {
-        let Some(info) = self.info(key).await? else {
+        let Some((info, there)) = self.look(key, Extent::UpToAGap).await? else {
             return Ok(TryClaim::Incomplete);
         };
-        if let Some(answer) = self.unclaimable(&info).await? {
+        if let Some(answer) = settled(&info) {
             return Ok(answer);
+        }
+        if !info.progress(&there).complete {
+            return Ok(TryClaim::Incomplete);
+        }
+        if self.was_just_busy(&info.id) {
+            return Ok(TryClaim::Busy);
         }
         let Some(mut claim) = self.claim(&info).await? else {
             return Ok(TryClaim::Busy);
@@ -43,10 +50,7 @@ impl Inner {
         let answer = match self.info(key).await? {
             Some(now) if now.id == info.id => {
                 claim.info = Arc::clone(&now);
-                match &now.phase {
-                    Phase::Settled(_) => self.unclaimable(&now).await?,
-                    _ => None,
-                }
+                settled(&now)
             }
             _ => Some(TryClaim::Incomplete),
         };
@@ -59,21 +63,6 @@ impl Inner {
         }
     }
 
-    async fn unclaimable(&self, info: &Info) -> Result<Option<TryClaim<ObjectClaim>>, StoreError> {
-        Ok(match &info.phase {
-            Phase::Settled(_) if info.is_expired() => Some(TryClaim::Incomplete),
-            Phase::Settled(record) => Some(TryClaim::Settled(record.clone())),
-            Phase::Sealed(_) => None,
-            Phase::Receiving if self.is_complete(info).await? => None,
-            Phase::Receiving => Some(TryClaim::Incomplete),
-        })
-    }
-
-    pub(super) async fn is_complete(&self, info: &Info) -> Result<bool, StoreError> {
-        let found = self.survey(info, super::put::Extent::UpToAGap).await?;
-        Ok(found.covers(0, info.upload.total))
-    }
-
     pub(super) async fn seal(
         &self,
         claim: &mut ObjectClaim,
@@ -84,7 +73,10 @@ impl Inner {
             Phase::Receiving => Seal {
                 upload: upload.clone(),
                 attempt: 1,
-                crc: self.publish(&info).await?,
+                crc: match self.publish(&info).await? {
+                    Some(crc) => crc,
+                    None => return Err(self.lose(claim).await?),
+                },
             },
             Phase::Sealed(seal) => Seal {
                 attempt: seal.attempt + 1,
@@ -111,19 +103,20 @@ impl Inner {
         })
     }
 
-    /// Makes the final object, if an earlier attempt has not; its CRC-32.
-    async fn publish(&self, info: &Info) -> Result<u32, StoreError> {
+    /// Makes the final object, if an earlier attempt has not; its CRC-32. `None` if the multipart
+    /// upload is not there any more.
+    async fn publish(&self, info: &Info) -> Result<Option<u32>, StoreError> {
         let file = self.keys.file(&info.id);
         let Some(multipart) = &info.multipart else {
             self.bucket.put(&file, Bytes::new()).await?;
-            return Ok(crc32fast::hash(b""));
+            return Ok(Some(crc32fast::hash(b"")));
         };
         let mut parts = self.parts(info).await?;
         let missing: Vec<_> = (0..info.slots().count())
             .filter(|slot| parts.get(slot).is_none_or(|slot| slot.marks.is_empty()))
             .collect();
         if !missing.is_empty() {
-            let assembled: Vec<()> = stream::iter(missing)
+            let assembled: Vec<bool> = stream::iter(missing)
                 .map(|slot| {
                     let pieces = parts.get(&slot).map(|slot| slot.pieces.clone());
                     self.assemble(info, slot, pieces.unwrap_or_default())
@@ -131,7 +124,9 @@ impl Inner {
                 .buffer_unordered(SLOTS_AT_ONCE)
                 .try_collect()
                 .await?;
-            drop(assembled);
+            if assembled.contains(&false) {
+                return Ok(None);
+            }
             parts = self.parts(info).await?;
         }
         let slots: Vec<_> = parts.into_values().map(|slot| slot.marks).collect();
@@ -143,14 +138,17 @@ impl Inner {
                 .bucket
                 .complete_multipart(&file, multipart, ids.collect());
             let Err(error) = completed.await else {
-                return Ok(crc);
+                return Ok(Some(crc));
             };
             // An earlier attempt may have done it, or this one without being told.
             if let Some(there) = self.bucket.head(&file).await? {
                 return match there.size == info.upload.total {
-                    true => Ok(crc),
+                    true => Ok(Some(crc)),
                     false => Err(StoreError::new("the final object has another size")),
                 };
+            }
+            if let Error::NotFound { .. } = error {
+                return Ok(None);
             }
             let is_wrong_part = says(&error, "InvalidPart");
             failed = Some(error);
@@ -183,13 +181,29 @@ impl Inner {
         Ok(parts)
     }
 
-    /// Makes one slot a part.
+    /// Takes away what is left of an upload whose parts somebody has taken away, such as a lifecycle
+    /// rule of the bucket: it begins anew.
+    async fn lose(&self, claim: &mut ObjectClaim) -> Result<StoreError, StoreError> {
+        let info = Arc::clone(&claim.info);
+        if claim.holds().await? {
+            self.bucket.delete(&self.keys.info(info.key())).await?;
+            self.known.forget(&info);
+            claim.finish().await;
+            // What stays is swept.
+            let _ = self.clear(info.key(), &info.id, false).await;
+        }
+        Ok(StoreError::new(
+            "the multipart upload is gone, was it aborted?",
+        ))
+    }
+
+    /// Makes one slot a part. `false` if the multipart upload is not there any more.
     async fn assemble(
         &self,
         info: &Info,
         slot: usize,
         mut pieces: Vec<(u64, u64)>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let whole = info.slots().range(slot);
         let _room = self.memory.reserve(whole.end - whole.start).await?;
         // Those of two servers can overlap: each byte is taken from the first piece that has it.
@@ -223,10 +237,7 @@ impl Inner {
         while let Some(piece) = read.try_next().await? {
             bytes.push(piece);
         }
-        match self.put_part(info, slot, bytes).await? {
-            true => Ok(()),
-            false => Err(StoreError::new("the multipart upload is gone")),
-        }
+        self.put_part(info, slot, bytes).await
     }
 
     /// Why an object could not be made, and what is to be done about it.
@@ -268,16 +279,16 @@ impl Inner {
             Settlement::Delivered(record) | Settlement::Rejected(record) => record,
         };
         let info = Arc::clone(&claim.info);
-        let settled = Phase::Settled(record.clone());
+        let settled = Arc::new(info.in_phase(Phase::Settled(record.clone())));
         match self.info(info.key()).await? {
             Some(now) if now.id != info.id => return Err(StoreError::Superseded),
             // It was written, but the answer was lost.
-            Some(now) if now.phase == settled => {}
+            Some(now) if now.to_bytes() == settled.to_bytes() => {}
             Some(now) if matches!(now.phase, Phase::Settled(_)) => {
                 return Err(StoreError::Superseded);
             }
             None => return Err(StoreError::Superseded),
-            Some(_) => self.write_info(&Arc::new(info.in_phase(settled))).await?,
+            Some(_) => self.write_info(&settled).await?,
         }
         claim.finish().await;
         // What stays goes with the record.
@@ -330,15 +341,17 @@ impl Inner {
             return Ok(false);
         }
         match self.claim(&info).await? {
-            Some(claim) => self.remove_claimed(claim).await,
+            Some(claim) => self.remove_claimed(claim, None).await,
             None => Ok(false),
         }
     }
 
-    /// Removes an upload, if it is still what was claimed and not settled.
+    /// Removes an upload, if it is still what was claimed and not settled; and not if something was
+    /// stored since `untouched_since`, by the store's clock.
     pub(super) async fn remove_claimed(
         self: &Arc<Self>,
         mut claim: ObjectClaim,
+        untouched_since: Option<SystemTime>,
     ) -> Result<bool, StoreError> {
         let info = match self.info(claim.info.key()).await? {
             Some(now) if now.id == claim.info.id => now,
@@ -352,7 +365,8 @@ impl Inner {
             return Ok(false);
         }
         // There can be a final object if all bytes are there.
-        let has_file = !info.is_receiving() || self.is_complete(&info).await?;
+        let there = self.survey(&info, Extent::UpToAGap).await?;
+        let has_file = info.progress(&there).complete;
         if has_file {
             let doomed = self.keys.doomed(info.key(), &info.id);
             self.bucket.put(&doomed, Bytes::new()).await?;
@@ -361,8 +375,21 @@ impl Inner {
             return Ok(false);
         }
         // From here on it is gone.
-        self.bucket.delete(&self.keys.info(info.key())).await?;
+        let path = self.keys.info(info.key());
+        self.bucket.delete(&path).await?;
         self.known.forget(&info);
+        if let Some(limit) = untouched_since {
+            // Another server's request that has stored something just before does not know: it is
+            // put back then. One that comes later begins anew, unless this is faster.
+            if self
+                .newest_byte(&info)
+                .await?
+                .is_some_and(|newest| newest >= limit)
+            {
+                self.bucket.create(&path, info.to_bytes().into()).await?;
+                return Ok(false);
+            }
+        }
         claim.finish().await;
         // What stays is swept.
         let _ = self.clear(&info.upload.key, &info.id, has_file).await;
@@ -393,6 +420,15 @@ impl ObjectClaim {
         let all = self.store.keys.claims(self.info.key(), &self.info.id);
         self.finish().await;
         let _ = self.store.bucket.delete_below(&all).await;
+    }
+}
+
+/// What to say to who asks for the claim of a settled upload.
+fn settled(info: &Info) -> Option<TryClaim<ObjectClaim>> {
+    match &info.phase {
+        Phase::Settled(_) if info.is_expired() => Some(TryClaim::Incomplete),
+        Phase::Settled(record) => Some(TryClaim::Settled(record.clone())),
+        Phase::Sealed(_) | Phase::Receiving => None,
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::layout::Slots;
 use crate::store::{
-    Progress, Record, Upload, UploadKey,
+    Progress, RangeSet, Record, Upload, UploadKey,
     json::{record_from_json, record_to_json, upload_from_json, upload_to_json},
 };
 
@@ -57,6 +57,15 @@ impl Info {
         matches!(self.phase, Phase::Receiving)
     }
 
+    /// What its request described, unless it is settled.
+    pub(super) fn unsettled(&self) -> Option<&Upload> {
+        match &self.phase {
+            Phase::Receiving => Some(&self.upload),
+            Phase::Sealed(seal) => Some(&seal.upload),
+            Phase::Settled(_) => None,
+        }
+    }
+
     /// Whether it is settled, and the record is to be forgotten.
     pub(super) fn is_expired(&self) -> bool {
         matches!(&self.phase, Phase::Settled(record) if record.expires <= SystemTime::now())
@@ -67,6 +76,17 @@ impl Info {
         Progress {
             received: self.upload.total,
             complete: true,
+        }
+    }
+
+    /// How far it is when these bytes are there.
+    pub(super) fn progress(&self, there: &RangeSet) -> Progress {
+        match self.phase {
+            Phase::Receiving => Progress {
+                received: there.total(),
+                complete: there.covers(0, self.upload.total),
+            },
+            _ => self.complete(),
         }
     }
 

@@ -17,10 +17,10 @@ mod sweep;
 mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use object_store::{multipart::MultipartStore, path::Path};
@@ -44,8 +44,10 @@ use super::{
 
 /// Keeps uploads in an object store that many servers share.
 ///
-/// It takes any engine of the crate [`object_store`] that has multipart uploads: Amazon S3 and what
-/// is compatible with it, Azure, Google Cloud Storage. Choose the engine by that crate's features.
+/// Each chunk may come to another server, and any of them may die at any time: there is nothing to
+/// share but the bucket, no lock service, no sticky sessions. It takes any engine of the crate
+/// [`object_store`] that has multipart uploads: Amazon S3 and what is compatible with it, Azure,
+/// Google Cloud Storage. Choose the engine by that crate's features (`aws`, `azure`, `gcp`).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -56,10 +58,86 @@ use super::{
 /// //     object_store::aws::AmazonS3Builder::from_env().with_bucket_name("uploads").build()?
 /// let engine = object_store::memory::InMemory::new();
 /// let store = ObjectStore::open(Arc::new(engine)).await?;
-/// let layer = ResumableLayer::new(store);
+/// let layer = ResumableLayer::new(store.clone());
+///
+/// // Or below a prefix, without the test of the engine:
+/// let engine = object_store::memory::InMemory::new();
+/// let other = ObjectStore::builder(Arc::new(engine)).prefix("a/b").self_test(false);
+/// let other = other.open().await?;
+/// # let _ = (layer, other);
 /// # Ok::<_, tower_resumable::StoreError>(())
 /// # }).unwrap();
 /// ```
+///
+/// A finished file is an object `files/<id>`, in [`Location::Object`](super::Location::Object):
+/// handlers read it with [`content`](crate::CompletedUpload::content), or fetch it with
+/// [`copy_to`](crate::CompletedUpload::copy_to) or [`persist`](crate::CompletedUpload::persist).
+///
+/// # What the engine has to keep
+///
+/// Reads and lists see at once what was written, and `If-None-Match: *` (in the crate
+/// `object_store`: `PutMode::Create`; `S3ConditionalPut::ETagMatch`, which is the default for
+/// Amazon S3) lets exactly one of several requests create an object. Nothing else is relied on: no compare-and-swap, no copies, no order
+/// of lists. Amazon S3, Cloudflare R2, Ceph RGW, Azure and Google Cloud Storage keep that; some engines take
+/// the condition and ignore it, so it is [tried at the start](ObjectStoreBuilder::self_test).
+///
+/// # What chunks to send
+///
+/// **Chunks of at least 5 MiB, such as `chunkSize: 8 * 1024 * 1024`**, and at most 10,000 of them. Each is
+/// then a part of the final object, at once and for good: when the last one has come there is one request
+/// left to make, whatever the size of the file. Smaller ones are objects of their own, which are read and written once more at
+/// the end, by the server that got the last chunk, while its client waits. Any size and any order work: a last
+/// chunk that is larger than the others, as Resumable.js sends it, becomes two parts, so that all parts are equal
+/// but the last, as Cloudflare R2 wants it.
+///
+/// Requests and bytes, counted in this crate's tests, of 1 GiB:
+///
+/// | | chunks of 8 MiB (parts) | chunks of 1 MiB (pieces) |
+/// |---|---|---|
+/// | per chunk: PUT, part or LIST | 4 | 3 |
+/// | per chunk: GET | 1 | 1 |
+/// | per chunk that the client asks for first: LIST and GET | 1 + 1 | 1 + 1 |
+/// | per upload: PUT, part, LIST, begin, complete | 520 | 3,340 |
+/// | per upload: GET (DELETE is free) | 135 | 2,060 |
+/// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
+/// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
+/// | after the last chunk | 12 requests, one after the other | and 1 GiB to read and write, in 2 slots at once |
+///
+/// A list is counted for each 1,000 names: of files with more parts (or pieces) there are as many more
+/// at the end.
+///
+/// A chunk is held in memory until it is stored, at most
+/// [`max_buffered_bytes`](ObjectStoreBuilder::max_buffered_bytes) of all together. A chunk that touches several slots
+/// (an upload is cut into slots of its chunk size, or of 8 MiB for small chunks) and whose request fails
+/// in the engine can leave those of its bytes that were stored before; they are right, and are not asked for again.
+///
+/// # What is in the bucket
+///
+/// | key, below the prefix | |
+/// |---|---|
+/// | `files/<id>` | a finished file; after its delivery it is the application's |
+/// | `up/<key>/info` | what is known of an upload, and then the record of its delivery |
+/// | `up/<key>/<id>/s/<slot>/…` | small chunks, and empty marks with the ids of parts in their names |
+/// | `up/<key>/<id>/claim/…` | who delivers or removes it |
+/// | `scratch/…` | for a moment: to read the engine's clock, and for the self-test |
+///
+/// The text of a client is in no key. The finished file has no content type or other attributes.
+///
+/// # Setting up the bucket
+///
+/// * A lifecycle rule that aborts incomplete multipart uploads after some days more than uploads may take
+///   (`AbortIncompleteMultipartUpload`): those of servers that died at the wrong moment cannot be listed here. An upload that is
+///   older than the rule allows begins anew. Call [`sweep`](super::Store::sweep) for the rest.
+/// * Rights: put, get, list and delete objects, and abort multipart uploads (`s3:PutObject`, `s3:GetObject`,
+///   `s3:ListBucket`, `s3:DeleteObject`, `s3:AbortMultipartUpload`).
+/// * Where it encrypts with keys of its own (SSE-KMS, SSE-C), or when a client sends other bytes for
+///   the same chunk to two servers at once, a part can have two ids, of which one counts. Up to 16
+///   combinations are tried at the end; after that the chunks in question are asked for again.
+///
+/// # Clocks
+///
+/// Claims are judged by the engine's clock alone. Records and the limits of a sweep are of the servers' clocks, which
+/// should not differ by minutes.
 #[derive(Clone)]
 pub struct ObjectStore {
     inner: Arc<Inner>,
@@ -97,6 +175,8 @@ struct Inner {
 struct Claims {
     /// Ids of uploads that somebody here has claimed.
     held: HashSet<String>,
+    /// Ids of uploads that another server has claimed, and when it was asked.
+    busy: HashMap<String, Instant>,
     /// Claims, by id and number, that were given back here.
     given_back: HashSet<(String, u32)>,
 }
@@ -250,20 +330,15 @@ impl Store for ObjectStore {
     }
 
     async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
-        let Some(info) = self.inner.info(key).await? else {
+        let Some((info, there)) = self.inner.look(key, Extent::All).await? else {
             return Ok(Status::Absent);
         };
         Ok(match &info.phase {
             Phase::Settled(_) if info.is_expired() => Status::Absent,
             Phase::Settled(record) => Status::Settled(record.clone()),
             Phase::Sealed(_) => Status::Complete,
-            Phase::Receiving => {
-                let there = self.inner.survey(&info, Extent::All).await?;
-                match there.covers(0, info.upload.total) {
-                    true => Status::Complete,
-                    false => Status::Receiving(there),
-                }
-            }
+            Phase::Receiving if info.progress(&there).complete => Status::Complete,
+            Phase::Receiving => Status::Receiving(there),
         })
     }
 

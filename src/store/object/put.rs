@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     UploadError,
-    store::{ChunkBody, Progress, RangeSet, StoreError, Upload, random_id},
+    store::{ChunkBody, Progress, RangeSet, StoreError, Upload, UploadKey, random_id},
 };
 
 /// How often a chunk begins anew when its upload is removed under it.
@@ -22,6 +22,9 @@ const TRIES: usize = 8;
 
 /// How long to wait for another server that is removing what is in the way.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Slots that are filled at once, of a chunk that has several.
+const SLOTS_AT_ONCE: usize = 4;
 
 /// One page of a list.
 const PAGE: usize = 1000;
@@ -158,24 +161,25 @@ impl Inner {
         bytes: &Blocks,
     ) -> Result<Stored, StoreError> {
         let range = offset..offset + bytes.len();
-        for slot in info.slots().touched(&range) {
+        let filled = stream::iter(info.slots().touched(&range)).map(async |slot| {
             // Only one request of this process at a time looks what a slot has, and fills it up.
             let lock = self.slots.of((*info.key(), slot));
             let _lock = lock.lock().await;
-            if !self.fill_slot(info, slot, offset, bytes).await? {
-                return self.after_all(info).await;
-            }
+            self.fill_slot(info, slot, offset, bytes).await
+        });
+        let filled = filled.buffer_unordered(SLOTS_AT_ONCE);
+        if !filled.try_all(async |filled| filled).await? {
+            return self.after_all(info).await;
         }
-        match self.info(info.key()).await? {
-            Some(now) if now.id == info.id && now.is_receiving() => {}
-            Some(now) if now.id == info.id => return Ok(Stored::Done(now.complete())),
-            _ => return Ok(Stored::Gone),
-        }
+        // After what was stored: of two last chunks at least one sees both. And before the phase: what
+        // is found then is not what a settled upload has left.
         let found = self.survey(info, Extent::UpToAGap).await?;
-        Ok(Stored::Done(Progress {
-            received: found.total(),
-            complete: found.covers(0, info.upload.total),
-        }))
+        Ok(match self.info(info.key()).await? {
+            Some(now) if now.id != info.id => Stored::Gone,
+            None => Stored::Gone,
+            Some(now) if !now.is_receiving() => Stored::Done(now.complete()),
+            Some(_) => Stored::Done(info.progress(&found)),
+        })
     }
 
     /// Fills up one slot with what a chunk has of it. `false` if the multipart upload is not there.
@@ -247,18 +251,17 @@ impl Inner {
         slot: usize,
         error: Error,
     ) -> Result<bool, StoreError> {
-        match self.info(info.key()).await? {
-            Some(now) if now.id == info.id && now.is_receiving() => {}
-            _ => return Ok(false),
-        }
         let whole = info.slots().range(slot);
         let there = self.slot(info, slot).await?;
         if there.covers(whole.start, whole.end - whole.start) {
             return Ok(true);
         }
-        match error {
-            Error::NotFound { .. } => Ok(false),
-            error => Err(store_error(error)),
+        match (self.info(info.key()).await?, error) {
+            (Some(now), Error::NotFound { .. }) if now.id == info.id => Ok(false),
+            (Some(now), error) if now.id == info.id && now.is_receiving() => {
+                Err(store_error(error))
+            }
+            _ => Ok(false),
         }
     }
 
@@ -294,7 +297,7 @@ impl Inner {
             // lost, and this chunk is the first one again.
             Some(now) => match self.claim(&now).await? {
                 Some(claim) => {
-                    self.remove_claimed(claim).await?;
+                    self.remove_claimed(claim, None).await?;
                     Ok(Stored::Gone)
                 }
                 None => Err(StoreError::Superseded),
@@ -313,6 +316,30 @@ impl Inner {
             }
         }
         Ok(there)
+    }
+
+    /// The upload of this key, and what was there of it if it is being received.
+    pub(super) async fn look(
+        &self,
+        key: &UploadKey,
+        extent: Extent,
+    ) -> Result<Option<(Arc<Info>, RangeSet)>, StoreError> {
+        let mut known = self.known.info(key);
+        loop {
+            // First the bytes, then the phase: when an upload is settled its bytes go.
+            let found = match &known {
+                Some(info) => self.survey(info, extent).await?,
+                None => RangeSet::default(),
+            };
+            let Some(now) = self.info(key).await? else {
+                return Ok(None);
+            };
+            let is_same = known.is_some_and(|known| known.id == now.id);
+            if is_same || !now.is_receiving() {
+                return Ok(Some((now, found)));
+            }
+            known = Some(now);
+        }
     }
 
     /// What is there of an upload. Only what is not known to be full is asked for.

@@ -51,14 +51,11 @@ impl Inner {
     pub(super) async fn undelivered(self: &Arc<Self>) -> Result<Vec<Upload>, StoreError> {
         let keys = self.keys().await?;
         let found = stream::iter(keys).map(async |key| {
-            let Some(info) = self.info(&key).await? else {
+            let Some((info, there)) = self.look(&key, Extent::UpToAGap).await? else {
                 return Ok(None);
             };
-            Ok(match &info.phase {
-                Phase::Sealed(seal) => Some(seal.upload.clone()),
-                Phase::Receiving if self.is_complete(&info).await? => Some(info.upload.clone()),
-                _ => None,
-            })
+            let complete = info.progress(&there).complete;
+            Ok(info.unsettled().filter(|_| complete).cloned())
         });
         let found = found.buffer_unordered(AT_ONCE);
         found
@@ -73,27 +70,21 @@ impl Inner {
     ) -> Result<Vec<(Upload, Progress)>, StoreError> {
         let keys = self.keys().await?;
         let found = stream::iter(keys).map(async |key| {
+            // Whose it is needs one request, how far it is another.
             let Some(info) = self.info(&key).await? else {
                 return Ok(None);
             };
-            let upload = match &info.phase {
-                Phase::Sealed(seal) => &seal.upload,
-                Phase::Receiving => &info.upload,
-                Phase::Settled(_) => return Ok(None),
-            };
-            if scope.is_some_and(|scope| upload.scope != scope) {
+            let is_ours = |upload: &Upload| scope.is_none_or(|scope| upload.scope == scope);
+            if !info.unsettled().is_some_and(is_ours) {
                 return Ok(None);
             }
-            if !info.is_receiving() {
-                return Ok(Some((upload.clone(), info.complete())));
-            }
-            let there = self.survey(&info, Extent::All).await?;
-            let progress = Progress {
-                received: there.total(),
-                complete: there.covers(0, info.upload.total),
+            let Some((info, there)) = self.look(&key, Extent::All).await? else {
+                return Ok(None);
             };
+            let progress = info.progress(&there);
             let begun = progress.complete || progress.received > 0;
-            Ok(begun.then(|| (upload.clone(), progress)))
+            let upload = info.unsettled().filter(|_| begun);
+            Ok(upload.map(|upload| (upload.clone(), progress)))
         });
         let found = found.buffer_unordered(AT_ONCE);
         found
@@ -143,39 +134,44 @@ impl Inner {
             let forgotten = self.forget_record(&info).await?;
             return Ok(forgotten.then_some(Expired::Record));
         }
-        let Some(touched) = self.last_touch(&info).await? else {
+        let Some(written) = self.bucket.head(&self.keys.info(&key)).await? else {
             return Ok(None);
         };
-        let complete = !info.is_receiving() || self.is_complete(&info).await?;
-        let (kind, before) = match complete {
-            true => (Expired::Undelivered, times.expiry.undelivered_before),
-            false => (Expired::Abandoned, Some(times.expiry.abandoned_before)),
+        let limit = |before: Option<SystemTime>| before.map(|before| times.by_store(before));
+        let abandoned = limit(Some(times.expiry.abandoned_before));
+        let undelivered = limit(times.expiry.undelivered_before);
+        // Of most there is no need to know more.
+        if Some(written.modified) >= abandoned.max(undelivered) {
+            return Ok(None);
+        }
+        let there = self.survey(&info, Extent::UpToAGap).await?;
+        let (kind, limit) = match info.progress(&there).complete {
+            true => (Expired::Undelivered, undelivered),
+            false => (Expired::Abandoned, abandoned),
         };
-        if before.is_none_or(|before| touched >= times.by_store(before)) {
+        let touched = match info.is_receiving() {
+            true => self.newest_byte(&info).await?.max(Some(written.modified)),
+            false => Some(written.modified),
+        };
+        if limit.is_none() || touched >= limit {
             return Ok(None);
         }
         let Some(claim) = self.claim(&info).await? else {
             return Ok(None);
         };
-        let removed = self.remove_claimed(claim).await?;
+        let removed = self.remove_claimed(claim, limit).await?;
         Ok(removed.then_some(kind))
     }
 
-    /// When something of an upload was written last, by the store's clock; `None` if it is gone.
-    async fn last_touch(&self, info: &Info) -> Result<Option<SystemTime>, StoreError> {
-        let Some(written) = self.bucket.head(&self.keys.info(info.key())).await? else {
-            return Ok(None);
-        };
-        let mut touched = written.modified;
-        // Of a sealed one nothing else counts.
-        if info.is_receiving() {
-            let slots = self.keys.slots(info.key(), &info.id);
-            let mut found = self.bucket.list(&slots, None);
-            while let Some(listed) = found.try_next().await? {
-                touched = touched.max(listed.modified);
-            }
+    /// When bytes of an upload were stored last, by the store's clock.
+    pub(super) async fn newest_byte(&self, info: &Info) -> Result<Option<SystemTime>, StoreError> {
+        let slots = self.keys.slots(info.key(), &info.id);
+        let mut found = self.bucket.list(&slots, None);
+        let mut newest = None;
+        while let Some(listed) = found.try_next().await? {
+            newest = newest.max(Some(listed.modified));
         }
-        Ok(Some(touched))
+        Ok(newest)
     }
 
     /// Deletes what is left of uploads that are gone.

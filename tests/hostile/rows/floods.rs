@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use tower_resumable::{Limits, ResumableLayer};
 
 use super::case;
 use crate::{
-    client::{Chunk, Client, File, Way, raw_part, text_part},
+    client::{Chunk, Client, Way, raw_part, text_part},
     common::BOUNDARY,
     h2, process,
     wire::{Answer, exchange_pieces, read_answer},
@@ -175,6 +172,7 @@ async fn query(world: &World) {
     for (client, way) in [
         (Client::Resumable, Way::Both),
         (Client::Resumable, Way::Octets),
+        (Client::Flow, Way::Octets),
     ] {
         let file = world.file(client, way);
         world
@@ -196,6 +194,7 @@ async fn pairs(world: &World) {
     for (client, way) in [
         (Client::Resumable, Way::Both),
         (Client::Resumable, Way::Octets),
+        (Client::Flow, Way::Octets),
     ] {
         for pair in ["&", "&x=1"] {
             let file = world.file(client, way);

@@ -6,11 +6,19 @@ use tower_resumable::Retention;
 
 use super::case;
 use crate::{
-    client::{Client, Way},
+    client::{Client, File, Way},
+    process,
     world::{Case, World},
 };
 
 pub const CASES: &[Case] = &[
+    case!(
+        "T8",
+        "the files that 200 finished and 200 begun uploads keep open",
+        open_files
+    )
+    .files()
+    .alone(),
     case!("15", "a link in the place of a journal, of a folder", links).files(),
     case!("79", "the clock jumps by a day, back and forth", clock).files(),
     case!("80", "the store's folder goes away", no_folder)
@@ -56,6 +64,33 @@ async fn links(world: &World) {
 
 #[cfg(not(unix))]
 async fn links(_: &World) {}
+
+async fn open_files(world: &World) {
+    let before = process::open_files();
+    for nth in 0..200 {
+        let whole = world.file(Client::Resumable, Way::Octets).sized(1, 10);
+        world.accepted(&whole, |chunk| chunk).await;
+        let begun = File::new(
+            Client::Resumable,
+            Way::Octets,
+            &format!("user {}", nth / 50),
+            nth,
+        );
+        world.begin(&begun).await;
+    }
+    // A process may have 1,024 open files on most systems, and each connection is one of them.
+    let open = process::open_files().saturating_sub(before);
+    assert!(open <= 520, "{open} files are open");
+    for nth in 0..200 {
+        let begun = File::new(
+            Client::Resumable,
+            Way::Octets,
+            &format!("user {}", nth / 50),
+            nth,
+        );
+        assert_eq!(world.attack_bytes(begun.cancel()).await.status, 204);
+    }
+}
 
 async fn clock(world: &World) {
     let day = Duration::from_secs(24 * 60 * 60);

@@ -12,13 +12,18 @@ use tower_resumable::{Refusal, ResumableLayer, Retention};
 
 use super::case;
 use crate::{
-    client::{ALL, Client, File, Role, Way, part},
+    client::{ALL, Client, File, Way, part},
     common::{BOUNDARY, FilePart},
     wire::{Answer, read_answer},
     world::{Case, DELIVERED, NEIGHBOUR, Passed, Reply, World},
 };
 
 pub const CASES: &[Case] = &[
+    case!(
+        "T12",
+        "tests and preflights change nothing",
+        changes_nothing
+    ),
     case!(
         "57",
         "a chunk again, with the same bytes, with others",
@@ -73,6 +78,36 @@ pub const CASES: &[Case] = &[
     case!("70", "requests of other sites, with a guard", cross_site).with(guarded),
     case!("71", "an old chunk of an upload that has expired", expired),
 ];
+
+async fn changes_nothing(world: &World) {
+    for (client, way) in world.clients() {
+        // Of an upload that has begun, and of one that has not.
+        let file = world.file(client, way);
+        world.begin(&file).await;
+        let none = world.file(client, way);
+        let (before, all) = (world.state(&file).await, world.all_of(&file.user).await);
+        for file in [&file, &none] {
+            for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+                let request = file.probe().replacen("GET", method, 1);
+                let mut socket = TcpStream::connect(world.addr).await.unwrap();
+                let request = request.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+                socket.write_all(request.as_bytes()).await.unwrap();
+                // An answer to `HEAD` has a length, but no body.
+                let mut answer = String::new();
+                socket.read_to_string(&mut answer).await.unwrap();
+                world.note_status(answer[9..12].parse().unwrap());
+            }
+        }
+        let passed = world.passed().len();
+        assert_eq!(world.all_of(&file.user).await, all);
+        assert_eq!(world.deliveries().len(), 0, "{passed} passed");
+        let now = world.state(&file).await;
+        assert!(now.is_stored_as(&before), "{now:?}");
+        // What was tested is no upload, nor in the way of one.
+        assert_eq!(world.attack_bytes(none.probe()).await.status, 204);
+        assert_eq!(world.attack_bytes(file.cancel()).await.status, 204);
+    }
+}
 
 async fn again(world: &World) {
     for (client, way) in world.clients() {

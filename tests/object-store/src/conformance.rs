@@ -1,0 +1,188 @@
+//! The suite for all stores on a real engine, and the self-test with and without conditions.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    aws::AmazonS3,
+    multipart::{MultipartStore, PartId},
+    path::Path,
+};
+use tower_resumable::{
+    ObjectStore,
+    store::{Location, conformance},
+};
+
+use super::{
+    engine::{Engine, Error, client},
+    proxy::Proxy,
+};
+
+/// Each request goes to the next gateway; panics where something is not as it must be.
+pub async fn all(engine: &Engine) -> std::result::Result<(), Error> {
+    let proxy = Proxy::start(engine.gateways.clone(), 0).await?;
+    let s3 = client(proxy.address, &engine.bucket)?;
+    let say = |what: &str, start: Instant| {
+        let requests: u64 = proxy
+            .take_counts()
+            .values()
+            .map(|count| count.requests)
+            .sum();
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "{}: {what}, {requests} requests, {seconds:.1} s",
+            engine.name
+        );
+    };
+    let start = Instant::now();
+    let builder = ObjectStore::builder(Arc::new(s3)).prefix("conformance");
+    let store = builder.open().await?;
+    say("the self-test takes it", start);
+    let start = Instant::now();
+    // A disk that others use, too, keeps it waiting.
+    conformance::check_with_patience(&store, Duration::from_secs(30), read).await;
+    say("the suite for all stores has passed", start);
+    let deaf = Deaf(client(engine.gateways[0], &engine.bucket)?);
+    match ObjectStore::builder(Arc::new(deaf))
+        .prefix("deaf")
+        .open()
+        .await
+    {
+        Ok(_) => Err("the self-test takes a store that drops conditions".into()),
+        Err(error) => {
+            let text = whole(&error);
+            println!("{}, conditions dropped: refused: {text}", engine.name);
+            match text.contains("If-None-Match") {
+                true => Ok(()),
+                false => Err("the refusal does not say why".into()),
+            }
+        }
+    }
+}
+
+async fn read(location: &Location) -> Option<Vec<u8>> {
+    let Location::Object(object) = location else {
+        return None;
+    };
+    // A gateway may be busy with all the others.
+    for _ in 0..3 {
+        match object
+            .store()
+            .get_opts(object.path(), GetOptions::default())
+            .await
+        {
+            Ok(found) => match found.bytes().await {
+                Ok(bytes) => return Some(bytes.to_vec()),
+                Err(error) => eprintln!("reading {}: {error}", object.path()),
+            },
+            Err(object_store::Error::NotFound { .. }) => return None,
+            Err(error) => eprintln!("reading {}: {error}", object.path()),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    None
+}
+
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// An engine that does not know of `If-None-Match`, as there are some.
+#[derive(Debug)]
+struct Deaf(AmazonS3);
+
+impl fmt::Display for Deaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} without conditions", self.0)
+    }
+}
+
+#[async_trait]
+impl object_store::ObjectStore for Deaf {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        let options = PutOptions {
+            mode: PutMode::Overwrite,
+            ..options
+        };
+        self.0.put_opts(path, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.0.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        self.0.get_opts(path, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        self.0.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
+
+#[async_trait]
+impl MultipartStore for Deaf {
+    async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
+        self.0.create_multipart(path).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        index: usize,
+        payload: PutPayload,
+    ) -> Result<PartId> {
+        self.0.put_part(path, id, index, payload).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<PutResult> {
+        self.0.complete_multipart(path, id, parts).await
+    }
+
+    async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
+        self.0.abort_multipart(path, id).await
+    }
+}

@@ -1,0 +1,122 @@
+//! Several servers over a real object store: killed, with a store that is slow, busy or gone, behind a
+//! balancer without sticky sessions. `./run` builds and runs it.
+
+mod balanced;
+mod chance;
+mod conformance;
+mod counts;
+mod engine;
+mod example;
+mod proxy;
+mod rows;
+mod server;
+mod world;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use engine::{Engine, Error};
+use rows::{Case, Layout};
+use world::Tools;
+
+const USAGE: &str = "\
+usage: object-store-tests COMMAND OPTION...
+
+commands
+  conformance            the self-test and the suite for all stores
+  servers                the table of servers, faults and completions
+  counts                 requests, and the time to the last answer
+  example                the example with two servers
+  balanced               servers behind a balancer, until they are ended
+
+options
+  --engine NAME          what it is called
+  --endpoints FILE       the addresses of its gateways, a line each
+  --ceph DIR             what `ceph up` got, if it is a Ceph
+  --script FILE          that `ceph`
+  --client FILE          the command-line client
+  --nginx FILE           the balancer's configuration
+  --example FILE         the example's program
+  --rounds N             how often the usual number of rounds
+  --seed N               the choices
+  --only TEXT            rows with that in their names";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match run(&words).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(words: &[String]) -> Result<bool, Error> {
+    if let [command, options] = words {
+        if command == "server" {
+            server::run(server::Options::from_word(options)?).await?;
+            return Ok(false);
+        }
+    }
+    let (command, words) = words.split_first().ok_or(USAGE)?;
+    let mut options = Options::default();
+    let mut words = words.iter();
+    while let (Some(name), value) = (words.next(), words.next()) {
+        options.set(name, value.ok_or(USAGE)?)?;
+    }
+    let endpoints = std::fs::read_to_string(&options.endpoints)?;
+    let ceph = options.ceph.clone().zip(options.script.clone());
+    let engine = Engine::new(&options.engine, &endpoints, ceph).await?;
+    let case = Case {
+        engine,
+        tools: Tools {
+            client: options.client,
+            nginx: options.nginx,
+        },
+        layout: Layout::Objects,
+        seed: options.seed,
+    };
+    match command.as_str() {
+        "conformance" => conformance::all(&case.engine).await.map(|()| true),
+        "servers" => Ok(rows::all(&case, options.rounds, &options.only).await),
+        "counts" => counts::all(&case).await.map(|()| true),
+        "example" => example::run(&case, &options.example).await.map(|()| true),
+        "balanced" => balanced::run(&case).await.map(|()| true),
+        _ => Err(USAGE.into()),
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    engine: String,
+    endpoints: PathBuf,
+    ceph: Option<PathBuf>,
+    script: Option<PathBuf>,
+    client: PathBuf,
+    nginx: PathBuf,
+    example: PathBuf,
+    rounds: u64,
+    seed: u64,
+    only: Vec<String>,
+}
+
+impl Options {
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
+        match name {
+            "--engine" => self.engine = value.into(),
+            "--endpoints" => self.endpoints = value.into(),
+            "--ceph" => self.ceph = Some(value.into()),
+            "--script" => self.script = Some(value.into()),
+            "--client" => self.client = value.into(),
+            "--nginx" => self.nginx = value.into(),
+            "--example" => self.example = value.into(),
+            "--rounds" => self.rounds = value.parse()?,
+            "--seed" => self.seed = value.parse()?,
+            "--only" => self.only.push(value.into()),
+            _ => return Err(USAGE.into()),
+        }
+        Ok(())
+    }
+}

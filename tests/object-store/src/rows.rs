@@ -1,0 +1,382 @@
+//! The rows of the table: what is done to the servers and to the store.
+
+use std::{
+    collections::BTreeSet,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use super::{
+    chance::Chance,
+    engine::{Engine, Error},
+    proxy::{Faults, Kill},
+    world::{Seen, Setup, Tools, World},
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Which way the chunks take, by their size.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Layout {
+    /// Small chunks: an object each, assembled at the end.
+    Objects,
+    /// At least 5 MiB: each is a part of the finished object.
+    Parts,
+}
+
+impl Layout {
+    pub fn chunk(self) -> u64 {
+        match self {
+            Self::Objects => 64 * KIB,
+            Self::Parts => 5 * MIB,
+        }
+    }
+
+    /// As large as is good for some seconds.
+    fn file(self, chance: &mut Chance) -> Vec<u8> {
+        let len = match self {
+            Self::Objects => MIB / 2 + chance.below(MIB),
+            Self::Parts => 11 * MIB + chance.below(20 * MIB),
+        };
+        chance.bytes(len)
+    }
+}
+
+/// What a round has.
+#[derive(Clone)]
+pub struct Case {
+    pub engine: Engine,
+    pub tools: Tools,
+    pub layout: Layout,
+    pub seed: u64,
+}
+
+type Round = Pin<Box<dyn Future<Output = Result<Seen, Error>>>>;
+
+/// Its name, how many rounds a short run has, and what is done in one.
+type Row = (&'static str, u64, fn(Case) -> Round);
+
+#[rustfmt::skip]
+const ROWS: &[Row] = &[
+    ("no fault", 1, |case| Box::pin(calm(case, 3, "0"))),
+    ("duplicates, 60 %", 1, |case| Box::pin(calm(case, 4, "60"))),
+    ("kill -9 in mid-chunk", 1, |case| Box::pin(killed(case))),
+    ("kill -9 before the delivery", 1, |case| Box::pin(killed_at(case, "called"))),
+    ("kill -9 after the delivery", 1, |case| Box::pin(killed_at(case, "read"))),
+    ("kill -9 at each request", 1, |case| Box::pin(at_each_request(case))),
+    ("a gateway killed", 1, |case| Box::pin(without_gateway(case))),
+    ("the store slow", 1, |case| {
+        let slow = Duration::from_millis(150);
+        Box::pin(troubled(case, Faults { slow, ..Faults::default() }))
+    }),
+    ("the store busy (503)", 1, |case| {
+        Box::pin(troubled(case, Faults { busy: 20, ..Faults::default() }))
+    }),
+    ("answers lost", 2, |case| {
+        Box::pin(troubled(case, Faults { lost: 10, ..Faults::default() }))
+    }),
+    ("given up by the clients", 1, |case| Box::pin(given_up(case))),
+];
+
+/// Runs the rows and prints the table; whether each is as it must be.
+pub async fn all(case: &Case, rounds: u64, only: &[String]) -> bool {
+    println!(
+        "\n{:7}{:8}{:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}{:>7}",
+        "engine",
+        "layout",
+        "",
+        "servers",
+        "rounds",
+        "faults",
+        "uploads",
+        "repeats",
+        "completions",
+        "doubled",
+        "by crash",
+        "bad",
+        "left",
+        "open",
+        "s"
+    );
+    let mut good = true;
+    for layout in [Layout::Objects, Layout::Parts] {
+        let name = match layout {
+            Layout::Objects => "objects",
+            Layout::Parts => "parts",
+        };
+        for row in ROWS {
+            let all = format!("{name} {}", row.0);
+            if only.is_empty() || only.iter().any(|only| all.contains(only)) {
+                let case = Case {
+                    layout,
+                    ..case.clone()
+                };
+                good &= run(row, name, &case, rounds).await;
+            }
+        }
+    }
+    good
+}
+
+async fn run((name, times, round): &Row, layout: &str, case: &Case, rounds: u64) -> bool {
+    let (mut seen, start) = (Seen::default(), Instant::now());
+    for number in 0..times * rounds {
+        let case = Case {
+            seed: Chance::new(case.seed ^ number << 32 ^ hash(layout) ^ hash(name)).next(),
+            ..case.clone()
+        };
+        match round(case).await {
+            Ok(more) => seen.add(more),
+            Err(error) => {
+                seen.rounds += 1;
+                seen.wrong.push(error.to_string());
+            }
+        }
+    }
+    let good = seen.is_clean();
+    println!(
+        "{:7}{layout:8}{name:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}{:>7.1}  {}",
+        case.engine.name,
+        seen.servers,
+        seen.rounds,
+        seen.faults,
+        seen.uploads,
+        seen.repeats,
+        seen.completions,
+        seen.doubled,
+        seen.doubled_by_crash,
+        seen.bad,
+        seen.leftovers,
+        seen.multipart,
+        start.elapsed().as_secs_f64(),
+        if good { "" } else { "WRONG" }
+    );
+    seen.wrong.iter().for_each(|what| println!("    {what}"));
+    good
+}
+
+/// So that each row makes choices of its own, and has keys of its own.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(byte.into())
+    })
+}
+
+/// Clients at once, each with four connections and its chunks in random order.
+async fn upload_many(
+    world: &mut World,
+    case: &Case,
+    chance: &mut Chance,
+    clients: u64,
+    duplicates: &str,
+) -> Result<(), Error> {
+    for number in 0..clients {
+        let mut chunk = case.layout.chunk();
+        let content = match number {
+            // More than what is assembled at a time, and chunks across that border.
+            0 if case.layout == Layout::Objects => {
+                chunk = 300_000;
+                chance.bytes(9 * MIB - 1)
+            }
+            1 => Vec::new(),
+            2 => chance.bytes(chunk / 2),
+            _ => case.layout.file(chance),
+        };
+        let seed = chance.next();
+        let words = ["--duplicate", duplicates];
+        world.upload(content, chunk, seed, &words).await?;
+    }
+    Ok(())
+}
+
+async fn calm(case: Case, servers: usize, duplicates: &str) -> Result<Seen, Error> {
+    let mut chance = Chance::new(case.seed);
+    let setup = Setup {
+        servers,
+        ..Setup::default()
+    };
+    let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
+    upload_many(&mut world, &case, &mut chance, 5, duplicates).await?;
+    Ok(world.finish().await)
+}
+
+/// Short, since what a dead server had claimed has to wait for its end.
+const LEASE: Duration = Duration::from_secs(3);
+
+async fn killed(case: Case) -> Result<Seen, Error> {
+    let mut chance = Chance::new(case.seed);
+    let setup = Setup {
+        lease: LEASE,
+        ..Setup::default()
+    };
+    let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
+    upload_many(&mut world, &case, &mut chance, 5, "40").await?;
+    let many = match case.layout {
+        Layout::Objects => 40,
+        Layout::Parts => 5,
+    };
+    while world.some_acks(&mut chance, many).await {
+        let server = chance.below(3) as usize;
+        world.kill(server).await;
+        world.seen.faults += 1;
+        tokio::time::sleep(Duration::from_millis(chance.below(200))).await;
+        world.start(server).await?;
+    }
+    Ok(world.finish().await)
+}
+
+/// Whenever the application says that it was called, or that it has read the file, its process dies.
+async fn killed_at(case: Case, event: &str) -> Result<Seen, Error> {
+    let mut chance = Chance::new(case.seed);
+    let setup = Setup {
+        lease: LEASE,
+        pause: Duration::from_millis(100),
+        ..Setup::default()
+    };
+    let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
+    upload_many(&mut world, &case, &mut chance, 4, "40").await?;
+    let mut seen = 0;
+    while world.seen.faults < 4 {
+        let Some(server) = world.next(event, &mut seen).await else {
+            break;
+        };
+        world.kill(server).await;
+        world.seen.faults += 1;
+        world.start(server).await?;
+    }
+    Ok(world.finish().await)
+}
+
+/// A server dies before, or just after, the store has done what it asked for: the first time at its
+/// first request, then at the second one, and so on, until there is none with that number.
+async fn at_each_request(case: Case) -> Result<Seen, Error> {
+    let (mut all, mut next, mut kinds) = (Seen::default(), 1, BTreeSet::new());
+    loop {
+        // Some at once: they wait for leases most of the time.
+        const TOGETHER: u64 = 4;
+        let rounds = (next..next + TOGETHER).map(|number| {
+            // The other half in another round, or with another seed.
+            let after = (case.seed ^ number) % 2 == 0;
+            let case = Case {
+                seed: case.seed.wrapping_add(number),
+                ..case.clone()
+            };
+            tokio::spawn(async move { at_request(case, number, after).await })
+        });
+        let rounds: Vec<_> = rounds.collect();
+        next += TOGETHER;
+        let mut more = false;
+        for round in rounds {
+            let (seen, kind) = round.await??;
+            more |= kind.is_some();
+            kinds.extend(kind);
+            all.add(seen);
+        }
+        if !more {
+            break;
+        }
+        if next > 400 {
+            all.wrong.push("it does not end".into());
+            break;
+        }
+    }
+    for step in ["POST create", "PUT info", "PUT claim", "POST complete"] {
+        if !kinds.iter().any(|kind| kind.ends_with(step)) {
+            all.wrong.push(format!("nobody died at {step}"));
+        }
+    }
+    Ok(all)
+}
+
+async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<String>), Error> {
+    let mut chance = Chance::new(case.seed);
+    let setup = Setup {
+        servers: 2,
+        lease: Duration::from_secs(2),
+        sweep: Duration::ZERO,
+        pause: Duration::ZERO,
+        ..Setup::default()
+    };
+    let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
+    world.proxy(0).set(Faults {
+        kill: Some(Kill { at, after }),
+        ..Faults::default()
+    });
+    let chunk = case.layout.chunk();
+    let content = chance.bytes(2 * chunk + 5);
+    let words = ["--duplicate", "50"];
+    world.upload(content, chunk, chance.next(), &words).await?;
+    let mut kind = None;
+    while !world.clients_are_done() && kind.is_none() {
+        tokio::select! {
+            () = world.proxy(0).wants_a_kill() => {
+                world.kill(0).await;
+                kind = world.proxy(0).has_killed();
+                world.proxy(0).set(Faults::default());
+                world.seen.faults += 1;
+                world.start(0).await?;
+            }
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+        }
+    }
+    let mut seen = world.finish().await;
+    for what in &mut seen.wrong {
+        *what = format!("{}: {what}", kind.as_deref().unwrap_or("nobody killed"));
+    }
+    Ok((seen, kind))
+}
+
+/// One of the two gateways dies, and comes back when clients have noticed.
+async fn without_gateway(case: Case) -> Result<Seen, Error> {
+    let mut chance = Chance::new(case.seed);
+    let setup = Setup {
+        servers: 4,
+        ..Setup::default()
+    };
+    let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
+    upload_many(&mut world, &case, &mut chance, 5, "40").await?;
+    world.some_acks(&mut chance, 8).await;
+    let killed = case.engine.kill_gateway().await?;
+    if !killed {
+        // It has only one: for half of the servers nobody is there.
+        for server in [1, 3] {
+            world.proxy(server).set(Faults {
+                down: true,
+                ..Faults::default()
+            });
+        }
+    }
+    world.seen.faults += 1;
+    world.may_leave_parts = true;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    match killed {
+        true => case.engine.restart_gateway().await?,
+        false => world.set(&Faults::default()),
+    }
+    Ok(world.finish().await)
+}
+
+async fn troubled(case: Case, faults: Faults) -> Result<Seen, Error> {
+    let mut chance = Chance::new(case.seed);
+    let setup = Setup {
+        lease: Duration::from_secs(10),
+        ..Setup::default()
+    };
+    let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
+    world.may_leave_parts = faults.busy + faults.lost > 0;
+    world.set(&faults);
+    upload_many(&mut world, &case, &mut chance, 4, "40").await?;
+    Ok(world.finish().await)
+}
+
+/// Clients that never come back leave nothing behind.
+async fn given_up(case: Case) -> Result<Seen, Error> {
+    let mut chance = Chance::new(case.seed);
+    let mut world = World::new(&case.engine, &case.tools, Setup::default(), case.seed).await?;
+    upload_many(&mut world, &case, &mut chance, 5, "40").await?;
+    world.some_acks(&mut chance, 8).await;
+    world.give_up().await;
+    world.seen.faults += 1;
+    Ok(world.finish().await)
+}

@@ -1,0 +1,696 @@
+//! Servers, a balancer, clients, and what must be true of them.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use object_store::ObjectStoreExt as _;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::Notify,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tower_resumable::store::{Expiry, Store as _};
+
+use super::{
+    chance::Chance,
+    engine::{Engine, Error},
+    proxy::{Counts, Faults, Proxy},
+    server::{self, hex, now},
+};
+
+/// Nothing here takes that long.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The programs and files that are used, besides this one.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// The command-line client.
+    pub client: PathBuf,
+    /// The balancer's configuration, for the ports of the example.
+    pub nginx: PathBuf,
+}
+
+/// What was seen, in one round or in all of a row.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub servers: usize,
+    pub rounds: u64,
+    pub faults: u64,
+    pub uploads: u64,
+    /// Chunks that clients sent more than once, on purpose or because they had no answer.
+    pub repeats: u64,
+    pub completions: u64,
+    /// Deliveries that were not the first, though nobody had died.
+    pub doubled: u64,
+    /// Those that were not the first because a server had died.
+    pub doubled_by_crash: u64,
+    /// Files with other bytes, for the application or in the bucket.
+    pub bad: u64,
+    /// Objects that are no delivered files.
+    pub leftovers: u64,
+    /// Multipart uploads that nobody ends any more: of a server that died, or lost its store, before
+    /// it could write down that it had begun one. They are for the bucket's lifecycle rule.
+    pub multipart: u64,
+    pub wrong: Vec<String>,
+}
+
+impl Seen {
+    pub fn add(&mut self, more: Self) {
+        self.servers = self.servers.max(more.servers);
+        self.rounds += more.rounds;
+        self.faults += more.faults;
+        self.uploads += more.uploads;
+        self.repeats += more.repeats;
+        self.completions += more.completions;
+        self.doubled += more.doubled;
+        self.doubled_by_crash += more.doubled_by_crash;
+        self.bad += more.bad;
+        self.leftovers += more.leftovers;
+        self.multipart += more.multipart;
+        self.wrong.extend(more.wrong);
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.completions == self.uploads
+            && self.doubled + self.bad + self.leftovers == 0
+            && self.wrong.is_empty()
+    }
+}
+
+/// How the servers of a round are.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub servers: usize,
+    pub lease: Duration,
+    /// How long the application takes.
+    pub pause: Duration,
+    pub sweep: Duration,
+    /// Whether it reads the file.
+    pub reads: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            servers: 3,
+            lease: Duration::from_secs(30),
+            pause: Duration::from_millis(20),
+            sweep: Duration::from_secs(1),
+            reads: true,
+        }
+    }
+}
+
+type Events = Arc<Mutex<Vec<Value>>>;
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub struct World {
+    engine: Engine,
+    tools: Tools,
+    setup: Setup,
+    dir: tempfile::TempDir,
+    prefix: String,
+    servers: Vec<Server>,
+    nginx: Child,
+    /// Where clients go.
+    pub address: SocketAddr,
+    events: Events,
+    news: Arc<Notify>,
+    /// When which process was dead.
+    deaths: BTreeMap<u64, u64>,
+    uploads: Vec<Upload>,
+    /// What the files have, by the ids of their deliveries.
+    files: BTreeMap<String, String>,
+    /// Whether there were faults after which nobody can know of a multipart upload.
+    pub may_leave_parts: bool,
+    pub seen: Seen,
+}
+
+/// A place in the balancer's list, and the process there.
+struct Server {
+    address: SocketAddr,
+    proxy: Proxy,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    /// Which one of the round.
+    number: u64,
+    reader: JoinHandle<()>,
+    said: Arc<Mutex<Vec<String>>>,
+}
+
+struct Upload {
+    identifier: String,
+    content: Vec<u8>,
+    acks: PathBuf,
+    client: Child,
+}
+
+impl World {
+    pub async fn new(
+        engine: &Engine,
+        tools: &Tools,
+        setup: Setup,
+        seed: u64,
+    ) -> Result<Self, Error> {
+        let dir = tempfile::tempdir()?;
+        let prefix = format!("{seed:016x}");
+        let mut servers = Vec::new();
+        for number in 0..setup.servers {
+            servers.push(Server {
+                address: free_address(seed)?,
+                proxy: Proxy::start(vec![engine.gateway(number)], seed + number as u64).await?,
+                process: None,
+            });
+        }
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let address = free_address(seed)?;
+        let nginx = balance(tools, dir.path(), address, &addresses).await?;
+        let mut world = Self {
+            engine: engine.clone(),
+            tools: tools.clone(),
+            dir,
+            prefix,
+            servers,
+            nginx,
+            address,
+            events: Events::default(),
+            news: Arc::default(),
+            deaths: BTreeMap::new(),
+            uploads: Vec::new(),
+            files: BTreeMap::new(),
+            may_leave_parts: false,
+            seen: Seen {
+                servers: setup.servers,
+                rounds: 1,
+                ..Seen::default()
+            },
+            setup,
+        };
+        for number in 0..world.servers.len() {
+            world.start(number).await?;
+        }
+        Ok(world)
+    }
+
+    pub fn proxy(&self, server: usize) -> &Proxy {
+        &self.servers[server].proxy
+    }
+
+    /// The same trouble for all servers.
+    pub fn set(&self, faults: &Faults) {
+        for server in &self.servers {
+            server.proxy.set(faults.clone());
+        }
+    }
+
+    /// Starts the server with this number, which must not run.
+    pub async fn start(&mut self, server: usize) -> Result<(), Error> {
+        let number = self.deaths.len() as u64 + self.running() as u64;
+        let options = server::Options {
+            listen: self.servers[server].address,
+            endpoint: self.servers[server].proxy.address,
+            bucket: self.engine.bucket.clone(),
+            prefix: self.prefix.clone(),
+            lease: self.setup.lease,
+            pause: self.setup.pause,
+            sweep: self.setup.sweep,
+            reads: self.setup.reads,
+        };
+        let process = Process::start(&options, number, &self.events, &self.news).await?;
+        self.servers[server].process = Some(process);
+        Ok(())
+    }
+
+    fn running(&self) -> usize {
+        let processes = self
+            .servers
+            .iter()
+            .filter(|server| server.process.is_some());
+        processes.count()
+    }
+
+    /// The process id of a server.
+    pub fn pid(&self, server: usize) -> Option<u32> {
+        self.servers[server].process.as_ref()?.child.id()
+    }
+
+    /// Whether somebody else has killed it.
+    pub fn has_died(&mut self, server: usize) -> bool {
+        let process = self.servers[server].process.as_mut();
+        process.is_some_and(|process| !matches!(process.child.try_wait(), Ok(None)))
+    }
+
+    /// What applications have said behind the first `seen` events.
+    pub fn events_from(&self, seen: &mut usize) -> Vec<Value> {
+        let events = lock(&self.events);
+        let new = events[*seen..].to_vec();
+        *seen = events.len();
+        new
+    }
+
+    /// `kill -9`.
+    pub async fn kill(&mut self, server: usize) {
+        if let Some(mut process) = self.servers[server].process.take() {
+            // Waits for its end.
+            let _ = process.child.kill().await;
+            let _ = process.reader.await;
+            self.deaths.insert(process.number, now());
+            self.may_leave_parts = true;
+        }
+    }
+
+    /// Starts a client; `words` are more options.
+    pub async fn upload(
+        &mut self,
+        content: Vec<u8>,
+        chunk: u64,
+        seed: u64,
+        words: &[&str],
+    ) -> Result<(), Error> {
+        let identifier = format!("file-{}", self.uploads.len());
+        let source = self.dir.path().join(&identifier);
+        tokio::fs::write(&source, &content).await?;
+        let acks = self.dir.path().join(format!("{identifier}.acks"));
+        let client = Command::new(&self.tools.client)
+            .args(["--quiet", "--pause", "50", "--parallel", "4", "--shuffle"])
+            .args(["--seed", &seed.to_string(), "--identifier", &identifier])
+            .args(["--chunk-size", &chunk.to_string()])
+            // Longer than patience lasts, but not for ever.
+            .args(["--retries", "3000"])
+            .args(words)
+            .arg("--acks")
+            .arg(&acks)
+            .arg(format!("http://{}/upload", self.address))
+            .arg(source)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        self.seen.uploads += 1;
+        self.uploads.push(Upload {
+            identifier,
+            content,
+            acks,
+            client,
+        });
+        Ok(())
+    }
+
+    /// How many chunks were acknowledged.
+    pub fn acks(&self) -> usize {
+        let lines = |upload: &Upload| {
+            let text = std::fs::read(&upload.acks).unwrap_or_default();
+            text.iter().filter(|byte| **byte == b'\n').count()
+        };
+        self.uploads.iter().map(lines).sum()
+    }
+
+    pub fn clients_are_done(&mut self) -> bool {
+        let mut clients = self.uploads.iter_mut().map(|upload| &mut upload.client);
+        clients.all(|client| !matches!(client.try_wait(), Ok(None)))
+    }
+
+    /// Waits until some more chunks were acknowledged; whether the clients are still at work.
+    pub async fn some_acks(&mut self, chance: &mut Chance, most: u64) -> bool {
+        let enough = self.acks() + 1 + chance.below(most) as usize;
+        let start = std::time::Instant::now();
+        while self.acks() < enough && !self.clients_are_done() && start.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(2)).await;
+        }
+        !self.clients_are_done()
+    }
+
+    /// Waits for the next event of this name behind the first `seen` ones; the server that it comes
+    /// from, if that still runs.
+    pub async fn next(&mut self, event: &str, seen: &mut usize) -> Option<usize> {
+        loop {
+            let news = Arc::clone(&self.news);
+            let news = news.notified();
+            let found = {
+                let events = lock(&self.events);
+                let found = (*seen..events.len()).find(|i| events[*i]["event"] == event);
+                found.map(|at| {
+                    *seen = at + 1;
+                    events[at]["process"].as_u64()
+                })
+            };
+            if let Some(number) = found {
+                let is_it = |server: &Server| {
+                    let process = server.process.as_ref();
+                    process.map(|process| process.number) == number
+                };
+                if let Some(server) = self.servers.iter().position(is_it) {
+                    return Some(server);
+                }
+                continue;
+            }
+            if self.clients_are_done() {
+                return None;
+            }
+            let _ = timeout(Duration::from_millis(20), news).await;
+        }
+    }
+
+    /// Ends the clients in the middle, for good. What was complete by then is delivered nevertheless,
+    /// and is an upload; nothing shall be there of all the others.
+    pub async fn give_up(&mut self) {
+        for mut upload in std::mem::take(&mut self.uploads) {
+            let _ = upload.client.kill().await;
+        }
+        // For those that were just being delivered; without them it is a second of nothing.
+        sleep(self.setup.pause + Duration::from_secs(1)).await;
+        for event in lock(&self.events).iter() {
+            if let (Some(id), Some(sha256)) = (event["id"].as_str(), event["sha256"].as_str()) {
+                self.files.insert(id.to_owned(), sha256.to_owned());
+            }
+        }
+        self.seen.uploads = self.files.len() as u64;
+        self.seen.completions = self.seen.uploads;
+    }
+
+    /// What the client says of its only upload, when it has ended well.
+    pub async fn answer_of_client(&mut self) -> Result<Value, Error> {
+        let upload = self.uploads.pop().ok_or("no upload")?;
+        let output = timeout(PATIENCE, upload.client.wait_with_output()).await??;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into());
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// All requests since the last call, of all servers.
+    pub fn take_counts(&self) -> Counts {
+        let mut all = Counts::new();
+        for server in &self.servers {
+            for (kind, count) in server.proxy.take_counts() {
+                let sum = all.entry(kind).or_default();
+                sum.requests += count.requests;
+                sum.up += count.up;
+                sum.down += count.down;
+            }
+        }
+        all
+    }
+
+    /// Waits for all clients, then counts what they got, what was delivered, and what is left.
+    pub async fn finish(mut self) -> Seen {
+        for upload in std::mem::take(&mut self.uploads) {
+            self.check_client(upload).await;
+        }
+        for server in 0..self.servers.len() {
+            self.seen.faults += self.servers[server].proxy.faults();
+            let process = self.servers[server].process.as_ref();
+            if let Some(said) = process.map(|process| lock(&process.said).join("; ")) {
+                if said.contains("panicked") {
+                    self.seen.wrong.push(format!("server {server}: {said}"));
+                }
+            }
+            let before = self.may_leave_parts;
+            self.kill(server).await;
+            self.may_leave_parts = before;
+        }
+        let _ = self.nginx.kill().await;
+        if let Err(error) = self.check_bucket().await {
+            self.seen.wrong.push(format!("the bucket: {error}"));
+        }
+        self.seen
+    }
+
+    async fn check_client(&mut self, mut upload: Upload) {
+        let seen = &mut self.seen;
+        let name = &upload.identifier;
+        let ended = timeout(PATIENCE, async {
+            let status = upload.client.wait().await;
+            let mut texts = [String::new(), String::new()];
+            use tokio::io::AsyncReadExt as _;
+            if let Some(out) = &mut upload.client.stdout {
+                let _ = out.read_to_string(&mut texts[0]).await;
+            }
+            if let Some(err) = &mut upload.client.stderr {
+                let _ = err.read_to_string(&mut texts[1]).await;
+            }
+            (status, texts)
+        })
+        .await;
+        match ended {
+            Ok((Ok(status), [out, _])) if status.success() => {
+                let said: Value = serde_json::from_str(&out).unwrap_or_default();
+                seen.repeats += said["duplicates"].as_u64().unwrap_or(0);
+                seen.repeats += said["retries"].as_u64().unwrap_or(0);
+            }
+            Ok((status, texts)) => seen.wrong.push(format!("{name}: {status:?}: {texts:?}")),
+            Err(_) => {
+                let servers = self.servers.iter().map(|server| {
+                    let process = server.process.as_ref();
+                    process.map(|process| lock(&process.said).clone())
+                });
+                let servers: Vec<_> = servers.collect();
+                seen.wrong.push(format!(
+                    "{name}: its client is not done; the servers have said {servers:?}"
+                ));
+            }
+        }
+        let digest = hex(&Sha256::digest(&upload.content));
+        let events = lock(&self.events);
+        let ours = events.iter().filter(|event| event["identifier"] == *name);
+        let mut calls: Vec<&Value> = ours.clone().filter(|e| e["event"] == "called").collect();
+        // In the order in which they were made, whoever printed first.
+        calls.sort_by_key(|call| call["time"].as_u64());
+        for pair in calls.windows(2) {
+            // Another one is right only if the process that made the one before was dead.
+            let (first, second) = (pair[0], pair[1]);
+            let death = first["process"].as_u64().and_then(|n| self.deaths.get(&n));
+            match death.copied() < second["time"].as_u64() && death.is_some() {
+                true => seen.doubled_by_crash += 1,
+                false => {
+                    seen.doubled += 1;
+                    seen.wrong.push(format!("delivered twice: {calls:?}"));
+                }
+            }
+            if first["id"] != second["id"]
+                || first["attempt"].as_u64() >= second["attempt"].as_u64()
+            {
+                let what = format!("not one upload, or not one more attempt: {calls:?}");
+                seen.wrong.push(what);
+            }
+        }
+        let mut reads = ours.filter(|event| event["event"] == "read").peekable();
+        seen.completions += u64::from(reads.peek().is_some());
+        let bad = reads.filter(|read| read["sha256"] != *digest).count();
+        if bad > 0 {
+            seen.bad += bad as u64;
+            seen.wrong.push(format!("{name}: other bytes: {calls:?}"));
+        }
+        // And in the bucket, at the end.
+        if let Some(id) = calls.first().and_then(|call| call["id"].as_str()) {
+            self.files.insert(id.to_owned(), digest);
+        }
+    }
+
+    /// Sweeps everything; what remains are files that were delivered.
+    async fn check_bucket(&mut self) -> Result<(), Error> {
+        let store = server::store(
+            self.engine.gateways[0],
+            &self.engine.bucket,
+            &self.prefix,
+            self.setup.lease,
+        )
+        .await?;
+        // The machine of the store may have another clock.
+        let end = SystemTime::now() + Duration::from_secs(3600);
+        let all = Expiry {
+            abandoned_before: end,
+            undelivered_before: Some(end),
+            records_before: end,
+        };
+        let files = format!("{}/files/", self.prefix);
+        // The claim of a server that was killed lasts a while.
+        let patience = std::time::Instant::now() + self.setup.lease + Duration::from_secs(5);
+        let left = loop {
+            store.sweep(all).await?;
+            let found = self.engine.list(&self.prefix).await?;
+            let left = found
+                .into_iter()
+                .filter(|(key, _)| match key.strip_prefix(&files) {
+                    Some(id) => !self.files.contains_key(id),
+                    None => true,
+                });
+            let left: Vec<_> = left.collect();
+            if left.is_empty() || std::time::Instant::now() > patience {
+                break left;
+            }
+            sleep(Duration::from_millis(300)).await;
+        };
+        if !left.is_empty() {
+            self.seen.leftovers += left.len() as u64;
+            self.seen.wrong.push(format!("left behind: {left:?}"));
+        }
+        let multipart = self.engine.multipart_uploads(&self.prefix).await?;
+        if !multipart.is_empty() {
+            self.seen.multipart += multipart.len() as u64;
+            if !self.may_leave_parts {
+                self.seen.wrong.push(format!("never ended: {multipart:?}"));
+            }
+        }
+        let bucket = self.engine.direct()?;
+        for (id, digest) in &self.files {
+            let path = format!("{files}{id}").into();
+            let content = match bucket.get(&path).await {
+                Ok(found) => Some(found.bytes().await?),
+                Err(object_store::Error::NotFound { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let Some(content) = content else {
+                self.seen.bad += 1;
+                self.seen.wrong.push(format!("not in the bucket: {id}"));
+                continue;
+            };
+            if hex(&Sha256::digest(&content)) != *digest {
+                self.seen.bad += 1;
+                self.seen
+                    .wrong
+                    .push(format!("other bytes in the bucket: {id}"));
+            }
+            // So that the next row has room.
+            bucket.delete(&path).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    async fn start(
+        options: &server::Options,
+        number: u64,
+        events: &Events,
+        news: &Arc<Notify>,
+    ) -> Result<Self, Error> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("server")
+            .arg(options.to_word())
+            // Never written to: when it ends this process has died, and the server ends too.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        loop {
+            match lines.next_line().await? {
+                Some(line) if line.starts_with("listening on ") => break,
+                Some(line) => lock(&said).push(line),
+                None => return Err(format!("the server says: {:?}", lock(&said)).into()),
+            }
+        }
+        let all = Arc::clone(&said);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                lock(&all).push(line);
+            }
+        });
+        let mut lines = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
+        let (events, news) = (Arc::clone(events), Arc::clone(news));
+        let reader = tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Ok(mut event) = serde_json::from_str::<Value>(&line) {
+                    event["process"] = number.into();
+                    lock(&events).push(event);
+                    news.notify_waiters();
+                }
+            }
+        });
+        Ok(Self {
+            child,
+            number,
+            reader,
+            said,
+        })
+    }
+}
+
+/// Starts the balancer with the configuration of the example.
+pub async fn balance(
+    tools: &Tools,
+    dir: &std::path::Path,
+    address: SocketAddr,
+    servers: &[SocketAddr],
+) -> Result<Child, Error> {
+    let site = std::fs::read_to_string(&tools.nginx)?;
+    let mut lines = Vec::new();
+    for line in site.lines() {
+        match line.trim_start() {
+            // The first of the two places of the example becomes all of ours.
+            rest if rest.starts_with("server 127.0.0.1:3001") => {
+                let line =
+                    |server: &SocketAddr| line.replace("127.0.0.1:3001", &server.to_string());
+                lines.extend(servers.iter().map(line));
+            }
+            rest if rest.starts_with("server 127.0.0.1:") => {}
+            rest if rest.starts_with("listen ") => lines.push(format!("listen {address};")),
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    let at = dir.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {at}/{name};\n"))
+        .concat();
+    let all = format!(
+        "daemon off; master_process off; pid {at}/nginx.pid; error_log {at}/nginx.log;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{ access_log off;\n{temporary}{}\n}}\n",
+        lines.join("\n")
+    );
+    let path = dir.join("nginx.conf");
+    std::fs::write(&path, all)?;
+    let mut nginx = Command::new("nginx")
+        .arg("-p")
+        .arg(dir)
+        .arg("-e")
+        .arg(dir.join("nginx.log"))
+        .arg("-c")
+        .arg(path)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        if let Some(status) = nginx.try_wait()? {
+            let log = std::fs::read_to_string(dir.join("nginx.log")).unwrap_or_default();
+            return Err(format!("nginx ends with {status}: {log}").into());
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(nginx)
+}
+
+/// An address that a server can have again after it was killed: outside of those that the system
+/// gives to whoever asks for any.
+pub fn free_address(seed: u64) -> Result<SocketAddr, Error> {
+    let mut chance = Chance::new(seed ^ now());
+    for _ in 0..100 {
+        let port = 20_000 + chance.below(12_000) as u16;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err("no free port".into())
+}
