@@ -537,6 +537,187 @@ fn raw_chunks() {
 }
 
 #[test]
+fn what_the_fields_of_a_dialect_ask() {
+    let params = |query: &str| Params::from_query(Some(query)).unwrap();
+    // Of two dialects it is the one whose identifier is there.
+    let dialects = Dialects::default();
+    let both = params("resumableFilename=a&flowIdentifier=b");
+    assert_eq!(dialects.of(&both).unwrap().name, "flow.js");
+    let one = params("x=1&resumableFilename=a");
+    assert_eq!(dialects.of(&one).unwrap().name, ResumableJs::NAME);
+    assert!(dialects.of(&params("x=1")).is_none());
+
+    let flow = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=10&flowChunkNumber=2";
+    let test = Dialect::flow_js().form_test(&params(flow)).unwrap();
+    assert_eq!(show_chunk(&test.unwrap()), "i 10+? (<=15) of 25");
+    assert_eq!(
+        Dialect::flow_js().form_test(&params("")),
+        Err(missing("flowIdentifier"))
+    );
+    assert_eq!(resumable_js().form_test(&params(flow)), Ok(None));
+    let list = Dialect::bootstrap_fileinput().form_test(&params("fileId=i&fileSize=25"));
+    assert_eq!(show_chunk(&list.unwrap().unwrap()), "i 0+? (<=25) of 25");
+
+    let fine = Dialect::fine_uploader();
+    assert!(fine.is_resumed(&params("qquuid=i&qqresume=true")));
+    assert!(!fine.is_resumed(&params("qquuid=i")));
+    assert!(!resumable_js().is_resumed(&params("qqresume=true")));
+
+    // WebUploader's chunks have a number, and a size that is known.
+    let web_uploader = Dialect::web_uploader(10).with_identifier("id");
+    let chunk = params("id=i&size=25&chunk=1");
+    assert!(web_uploader.knows_where(&chunk));
+    let mut huge = Dialect::huge_uploader(10).with_identifier("id");
+    huge = huge.with_total_size("size").with_chunk_number("chunk", 0);
+    assert!(huge.knows_where(&chunk));
+    assert!(!huge.knows_where(&params("id=i&size=25")));
+}
+
+/// FilePond has a name for an upload made, and asks by it how far it is.
+#[test]
+fn names_of_uploads_that_are_made_here() {
+    const NAME: &str = "0123456789abcdef0123456789abcdef-25";
+    let filepond = Dialect::filepond();
+    let asked = |method, query: &str, length: Option<&'static str>| {
+        let mut parts = request(method, query, None);
+        if let Some(length) = length {
+            let length = http::HeaderValue::from_static(length);
+            parts.headers.insert("upload-length", length);
+        }
+        intent(&filepond, &parts, false).map(|intent| show(&intent))
+    };
+    let patch = format!("patch={NAME}");
+    let status = format!("status {NAME} 0+? (<=25) of 25");
+    for (method, query, length, expected) in [
+        ("POST", "", Some("25"), ok("create 25")),
+        ("POST", "", None, ok("pass")),
+        ("POST", &patch, Some("25"), ok("octets")),
+        ("HEAD", &patch, None, ok(&status)),
+        ("HEAD", &patch, Some("25"), ok(&status)),
+        (
+            "HEAD",
+            &patch,
+            Some("24"),
+            Err(UploadError::InvalidField {
+                name: "header:upload-length".into(),
+                reason: "is not what the upload was made for",
+            }),
+        ),
+        (
+            "HEAD",
+            "patch=mine",
+            Some("9"),
+            ok("status mine 0+? (<=9) of 9"),
+        ),
+        (
+            "HEAD",
+            "patch=mine",
+            None,
+            Err(missing("header:upload-length")),
+        ),
+        ("GET", &patch, None, Err(missing("header:upload-offset"))),
+    ] {
+        assert_eq!(
+            asked(method, query, length),
+            expected,
+            "{method} {query} {length:?}"
+        );
+    }
+    let made = super::created_identifier("0123456789abcdef0123456789abcdef", 25);
+    assert_eq!(made, NAME);
+    // No other client asks that way.
+    let head = request(
+        "HEAD",
+        "qquuid=i&qqtotalfilesize=25&qqpartbyteoffset=5",
+        None,
+    );
+    let probe = intent(&Dialect::fine_uploader(), &head, false).unwrap();
+    assert_eq!(show(&probe), "probe i 5+? (<=20) of 25");
+}
+
+#[test]
+fn offsets_and_lengths_that_are_declared() {
+    let read = |dialect: &Dialect, query: &str| {
+        let params = Params::from_query(Some(query)).unwrap();
+        dialect.chunk(&params).map(|chunk| show_range(&chunk))
+    };
+    let wrong = |name: &str| {
+        Err(UploadError::InvalidField {
+            name: name.into(),
+            reason: "is not the size of this chunk in any layout",
+        })
+    };
+    // Any length up to the end, but none that brings nothing.
+    let fine = Dialect::fine_uploader();
+    for (query, expected) in [
+        ("25&qqpartbyteoffset=20&qqchunksize=5", ok("20+5")),
+        ("25&qqpartbyteoffset=20&qqchunksize=1", ok("20+1")),
+        ("25&qqpartbyteoffset=20&qqchunksize=6", wrong("qqchunksize")),
+        ("25&qqpartbyteoffset=20&qqchunksize=0", wrong("qqchunksize")),
+        ("0&qqpartbyteoffset=0&qqchunksize=0", ok("0+0")),
+        ("0&qqpartbyteoffset=0&qqchunksize=1", wrong("qqchunksize")),
+    ] {
+        let query = format!("qquuid=i&qqtotalfilesize={query}");
+        assert_eq!(read(&fine, &query), expected, "{query}");
+    }
+    // The last chunk is what is left, and never more than one.
+    let dropzone = Dialect::dropzone().with_chunk_length("len");
+    for (query, expected) in [
+        ("dzchunkbyteoffset=20&len=5", ok("20+5")),
+        ("dzchunkbyteoffset=10&len=10", ok("10+10")),
+        ("dzchunkbyteoffset=10&len=15", wrong("len")),
+        ("dzchunkbyteoffset=20&len=4", wrong("len")),
+        ("dzchunkindex=1", Err(missing("dzchunkbyteoffset"))),
+    ] {
+        let query = format!("dzuuid=i&dztotalfilesize=25&dzchunksize=10&{query}");
+        assert_eq!(read(&dropzone, &query), expected, "{query}");
+    }
+    // A status request is about all of it.
+    let query = "dzuuid=i&dztotalfilesize=25&dzchunksize=10&dzchunkindex=1";
+    let params = Params::from_query(Some(query)).unwrap();
+    assert_eq!(dropzone.status(&params).unwrap().offset, 0);
+
+    let unchecked = ResumableJs::new()
+        .with_namespace("u_")
+        .with_length_check(false);
+    let query = "u_resumableIdentifier=i&u_resumableTotalSize=25&u_resumableChunkSize=10\
+                 &u_resumableChunkNumber=1&u_resumableCurrentChunkSize=9";
+    assert_eq!(read(&unchecked.into(), query), ok("0+? (<=25)"));
+}
+
+#[test]
+fn queries_up_to_their_limit() {
+    let query = |len: usize| format!("x={}", "y".repeat(len - 2));
+    assert!(Params::from_query(Some(&query(16 << 10))).is_ok());
+    let error = Params::from_query(Some(&query((16 << 10) + 1))).err();
+    assert_eq!(error, Some(UploadError::TooManyFields));
+}
+
+/// Only of clients that do not say the file's name it is that of the form's part.
+#[test]
+fn names_of_parts() {
+    let name = |dialect: Dialect, query: &str| {
+        let mut params = Params::from_query(Some(query)).unwrap();
+        params.set_part(FilePart {
+            file_name: Some("part.txt".into()),
+            content_type: None,
+        });
+        dialect.chunk(&params).unwrap().identity.file_name
+    };
+    let query = "dzuuid=i&dztotalfilesize=25&dzchunkbyteoffset=0";
+    assert_eq!(
+        name(Dialect::dropzone(), query).as_deref(),
+        Some("part.txt")
+    );
+    let named = Dialect::dropzone().with_file_name("name");
+    let query = format!("{query}&name=own.txt");
+    assert_eq!(name(named, &query).as_deref(), Some("own.txt"));
+    let query = "resumableIdentifier=i&resumableTotalSize=25&resumableChunkSize=10\
+                 &resumableChunkNumber=2";
+    assert_eq!(name(resumable_js(), query), None);
+}
+
+#[test]
 fn boundaries() {
     let longest = "x".repeat(70);
     let too_long = "x".repeat(71);
@@ -557,6 +738,9 @@ fn boundaries() {
             Some("a b'()+_,-./:=?"),
         ),
         ("multipart/form-data; boundary=a=b", Some("a=b")),
+        (r"multipart/form-data; x=\; boundary=abc", Some("abc")),
+        // Only inside quotes a backslash takes the next one's meaning.
+        (r#"multipart/form-data; x=\"; boundary=abc"#, None),
         (
             r#"multipart/form-data; x="; boundary=evil\"; boundary=evil"; boundary=abc"#,
             Some("abc"),
@@ -1107,6 +1291,10 @@ fn good() -> Vec<(&'static str, &'static str)> {
 
 fn ok(text: &str) -> Answer {
     Ok(text.into())
+}
+
+fn missing(name: &str) -> UploadError {
+    UploadError::MissingField { name: name.into() }
 }
 
 fn conflict(name: &str) -> UploadError {

@@ -433,6 +433,15 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_claims_to_be_endless() {
+        let mut record = encoded(&events()[..1]);
+        record[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+        let right = check(&record[..60], 0);
+        record[60..64].copy_from_slice(&right.to_le_bytes());
+        assert_eq!(read_all(&record), (vec![], 0));
+    }
+
+    #[test]
     fn records_that_say_nothing() {
         let mut chain = 0;
         let before = Event::Attempt(1).encode(&mut chain, 99);
