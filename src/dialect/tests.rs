@@ -615,6 +615,18 @@ fn names_of_uploads_that_are_made_here() {
             None,
             Err(missing("header:upload-length")),
         ),
+        (
+            "HEAD",
+            "patch=a-25",
+            None,
+            Err(missing("header:upload-length")),
+        ),
+        (
+            "HEAD",
+            "patch=0123456789abcdef0123456789abcdeX-25",
+            None,
+            Err(missing("header:upload-length")),
+        ),
         ("GET", &patch, None, Err(missing("header:upload-offset"))),
     ] {
         assert_eq!(
@@ -683,6 +695,35 @@ fn offsets_and_lengths_that_are_declared() {
     let query = "u_resumableIdentifier=i&u_resumableTotalSize=25&u_resumableChunkSize=10\
                  &u_resumableChunkNumber=1&u_resumableCurrentChunkSize=9";
     assert_eq!(read(&unchecked.into(), query), ok("0+? (<=25)"));
+}
+
+#[test]
+fn names_are_told_to_the_client() {
+    let renamed: Dialect = ResumableJs::new()
+        .with_chunk_number_name("a")
+        .with_chunk_size_name("b")
+        .with_current_chunk_size_name("c")
+        .with_total_size_name("d")
+        .with_type_name("e")
+        .with_identifier_name("f")
+        .with_file_name_name("g")
+        .with_relative_path_name("h")
+        .with_total_chunks_name("i")
+        .with_file_parameter_name("j")
+        .into();
+    let expected = [
+        ("chunkNumber", "a"),
+        ("chunkSize", "b"),
+        ("currentChunkSize", "c"),
+        ("totalSize", "d"),
+        ("type", "e"),
+        ("identifier", "f"),
+        ("fileName", "g"),
+        ("relativePath", "h"),
+        ("totalChunks", "i"),
+        ("file", "j"),
+    ];
+    assert_eq!(renamed.client_names(), expected);
 }
 
 #[test]
