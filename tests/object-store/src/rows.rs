@@ -283,7 +283,8 @@ async fn at_each_request(case: Case) -> Result<Seen, Error> {
     }
     // Which ones it is depends on who is first; but it is not always the same one.
     if kinds.len() < 8 {
-        all.wrong.push(format!("it died at few steps only: {kinds:?}"));
+        all.wrong
+            .push(format!("it died at few steps only: {kinds:?}"));
     }
     Ok(all)
 }
