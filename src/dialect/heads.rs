@@ -122,6 +122,56 @@ mod tests {
     }
 
     #[test]
+    fn fields_of_headers() {
+        let of = |headers: &[(&'static str, &'static str)]| {
+            let headers = headers.iter().map(|(name, value)| {
+                let name = http::HeaderName::from_static(name);
+                (name, http::HeaderValue::from_static(value))
+            });
+            headers.collect::<HeaderMap>()
+        };
+        for (name, headers, expected) in [
+            (
+                RANGE_FIRST,
+                &[("content-range", "bytes 5-9/25")][..],
+                Some("5"),
+            ),
+            (
+                RANGE_LENGTH,
+                &[("content-range", "bytes 5-9/25")],
+                Some("5"),
+            ),
+            (
+                RANGE_TOTAL,
+                &[("content-range", "bytes 5-9/25")],
+                Some("25"),
+            ),
+            (RANGE_TOTAL, &[("content-range", "bytes 5-9/*")], Some("?")),
+            (RANGE_TOTAL, &[("range", "bytes=5-9")], None),
+            (
+                FILE_NAME,
+                &[("content-disposition", "attachment; filename=\"a%20b\"")],
+                Some("a b"),
+            ),
+            (FILE_NAME, &[("content-range", "bytes 5-9/25")], None),
+            (
+                ENCODED_NAME,
+                &[("uploader-file-name", "a%20b+c")],
+                Some("a b+c"),
+            ),
+            ("header:x-clip", &[("x-clip", "a%20b")], Some("a%20b")),
+            ("header:x-clip", &[("x-clips", "a")], None),
+        ] {
+            let headers = of(headers);
+            let mut params = Params::default();
+            add(&mut params, &headers, name);
+            let value = params.one(name).unwrap();
+            assert_eq!(value.as_deref(), expected, "{name}");
+            assert_eq!(has(&headers, name), expected.is_some(), "{name}");
+        }
+    }
+
+    #[test]
     fn file_names() {
         for (value, expected) in [
             ("attachment; filename=\"x%20%C3%A9.txt\"", Some("x é.txt")),

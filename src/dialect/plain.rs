@@ -73,3 +73,66 @@ pub(crate) fn raw_file(parts: &Parts) -> Intent {
         _ => Intent::Pass,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: &str, query: &str, headers: &[(&str, &str)]) -> Parts {
+        let uri = format!("/upload?{query}");
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn pieces_are_no_whole_files() {
+        for (query, headers, whole) in [
+            ("", &[][..], true),
+            ("x=1&timezoneOffset=60", &[("x-y", "z")], true),
+            ("offset=0", &[], false),
+            ("myChunk=1", &[], false),
+            ("CHUNKS=1", &[], false),
+            ("", &[("x-chunk-number", "1")], false),
+            ("", &[("upload-offset", "0")], false),
+            ("", &[("upload-length", "9")], false),
+            ("", &[("x-upload-offset", "0")], true),
+            ("", &[("content-range", "bytes 0-3/10")], false),
+        ] {
+            let parts = parts("POST", query, headers);
+            let params = Params::from_query(parts.uri.query()).unwrap();
+            assert_eq!(is_whole_file(&parts, &params), whole, "{query} {headers:?}");
+            let knows = |name: &str| name == "offset";
+            assert_eq!(
+                may_be_whole(&params, knows),
+                query == "offset=0" || whole || !headers.is_empty(),
+                "{query} {headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn raw_bodies() {
+        let octets = ("content-type", "application/octet-stream");
+        let long = format!("x={}", "y".repeat(20 << 10));
+        for (method, query, headers, whole) in [
+            ("POST", "", &[octets][..], true),
+            ("PUT", "x=1", &[octets], true),
+            ("PATCH", "", &[octets], false),
+            ("GET", "", &[octets], false),
+            ("POST", "", &[], false),
+            ("POST", "", &[("content-type", "text/plain")], false),
+            ("POST", "", &[octets, ("content-encoding", "gzip")], false),
+            ("POST", "", &[octets, ("upload-offset", "0")], false),
+            ("POST", "chunk=1", &[octets], false),
+            ("POST", &long, &[octets], false),
+        ] {
+            let intent = raw_file(&parts(method, query, headers));
+            let got = matches!(intent, Intent::Put(_, Transport::Whole));
+            assert_eq!(got, whole, "{method} {headers:?}");
+            assert_eq!(matches!(intent, Intent::Pass), !whole);
+        }
+    }
+}

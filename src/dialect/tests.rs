@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use http::{Request, request::Parts};
 
 use super::{
-    Chunk, Dialect, Dialects, FilePart, Identity, Intent, Params, ResumableJs, Transport,
+    Chunk, Dialect, Dialects, FilePart, Identity, Intent, Params, ResumableJs, Transport, asks_for,
     is_whole_file, whole_file,
 };
 use crate::UploadError;
@@ -437,6 +437,103 @@ fn intents() {
         let got = intent(&dialect, &parts, empty).map(|intent| show(&intent));
         assert_eq!(got, expected, "{row}");
     }
+}
+
+#[test]
+fn what_a_layer_asks_of_all_dialects() {
+    let dialects = Dialects::default();
+    assert_eq!(dialects.named("flow.js").unwrap().name, "flow.js");
+    assert!(dialects.named("flow").is_none());
+    // Any dialect's file, and those of one whose fields are there. Only Resumable.js' can be text.
+    for (query, part, is_text, expected) in [
+        ("", "file", false, true),
+        ("", "file", true, true),
+        ("", "qqfile", false, true),
+        ("", "other", false, false),
+        ("flowIdentifier=a", "file", false, true),
+        ("flowIdentifier=a", "file", true, false),
+        ("flowIdentifier=a", "qqfile", false, false),
+    ] {
+        let params = Params::from_query(Some(query)).unwrap();
+        let is_file = dialects.is_file(&params, part, is_text);
+        assert_eq!(is_file, expected, "{query} {part} {is_text}");
+        if query.is_empty() {
+            assert_eq!(dialects.can_be_file(part, is_text), expected);
+        }
+    }
+    for (method, query, expected) in [
+        ("GET", "list", true),
+        ("HEAD", "x=1&list=", true),
+        ("GET", "lists", false),
+        ("POST", "list", false),
+    ] {
+        let parts = request(method, query, None);
+        assert_eq!(asks_for(&parts, "list"), expected, "{method} {query}");
+    }
+}
+
+#[test]
+fn which_answers_have_a_shape() {
+    let answers = |dialect: Dialect| dialect.answers(&Params::default());
+    assert!(!answers(resumable_js()).shapes_results());
+    assert!(answers(Dialect::fine_uploader()).shapes_results());
+    let query = Params::from_query(Some("chunkIndex=3")).unwrap();
+    let echo = Dialect::bootstrap_fileinput().answers(&query);
+    assert_eq!(echo.echo, Some(("chunkIndex", 3)));
+    assert!(echo.shapes_results());
+}
+
+/// Fine Uploader's last request is a form without a query.
+#[test]
+fn forms_that_ask_in_the_end() {
+    let form = Some("application/x-www-form-urlencoded; charset=utf-8");
+    for (method, query, content_type, expected) in [
+        ("POST", "", form, "finish"),
+        (
+            "POST",
+            "",
+            Some("APPLICATION/X-WWW-FORM-URLENCODED"),
+            "finish",
+        ),
+        ("POST", "", Some("text/plain"), "pass"),
+        ("POST", "", None, "pass"),
+        ("POST", "x=1", form, "pass"),
+        ("PUT", "", form, "pass"),
+    ] {
+        let parts = request(method, query, content_type);
+        let intent = intent(&Dialect::fine_uploader(), &parts, false);
+        assert_eq!(
+            show(&intent.unwrap()),
+            expected,
+            "{method} {query} {content_type:?}"
+        );
+        let others = Dialects::only([resumable_js()]);
+        assert_eq!(show(&others.intent(&parts, false).0.unwrap()), "pass");
+    }
+}
+
+/// What the head of a request says of a body that is the chunk itself.
+#[test]
+fn raw_chunks() {
+    let dialect = Dialect::fine_uploader();
+    let mut parts = request("POST", "qquuid=i&qqfile=a", Some("image/png"));
+    let length = http::HeaderValue::from_static("25");
+    parts.headers.insert("content-length", length);
+    let Ok(Intent::Put(params, Transport::Octets)) = intent(&dialect, &parts, false) else {
+        panic!("it brings a chunk");
+    };
+    // A file that comes as a whole is as long as what comes.
+    let chunk = dialect.chunk(&params).unwrap();
+    assert_eq!((chunk.identity.total, chunk.len), (25, Some(25)));
+
+    let query = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=25&flowChunkNumber=1";
+    let parts = request("POST", query, Some("image/png"));
+    let Ok(Intent::Put(params, Transport::Octets)) = intent(&Dialect::flow_js(), &parts, false)
+    else {
+        panic!("it brings a chunk");
+    };
+    let chunk = Dialect::flow_js().chunk(&params).unwrap();
+    assert_eq!(chunk.content_type.as_deref(), Some("image/png"));
 }
 
 #[test]

@@ -69,12 +69,16 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(120))]
+    #![proptest_config(config(600))]
 
     #[test]
     fn journals(data in bytes(200)) {
         checks::journal(&data);
     }
+}
+
+proptest! {
+    #![proptest_config(config(120))]
 
     #[test]
     fn requests_faults_and_restarts(data in bytes(400)) {

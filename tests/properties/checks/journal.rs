@@ -147,7 +147,12 @@ fn damage(journal: &mut Vec<u8>, input: &mut Input<'_>) -> bool {
         0 => journal.truncate(input.below(used + 1)),
         1 | 5 => {
             for _ in 0..input.below(8) + 1 {
-                let at = input.below(used);
+                // The last records are short, and say most.
+                let from = match input.bool() {
+                    true => used.saturating_sub(4 * 64),
+                    false => 0,
+                };
+                let at = from + input.below(used - from);
                 journal[at] ^= 1 << (input.u8() % 8);
             }
         }
