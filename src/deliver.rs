@@ -27,6 +27,7 @@ use crate::{
     digest::Expected,
     fault,
     layer::Shared,
+    ledger::Ledger,
     receive::store_error,
     sniff::head_len,
     store::{
@@ -91,28 +92,6 @@ where
     B: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
 {
-    let key = upload.key;
-    let handed = hand_over(shared, inner, request, upload, asks).await;
-    if handed.is_ok() {
-        shared.ledger.strike(&key);
-    }
-    handed
-}
-
-async fn hand_over<S, B, R>(
-    shared: &Shared,
-    inner: S,
-    request: Request<B>,
-    upload: Upload,
-    asks: Asks,
-) -> Handed<R>
-where
-    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send,
-    B: Send + 'static,
-    R: Body<Data = Bytes> + Send + 'static,
-{
     let deadline = Instant::now() + shared.config.delivery_timeout;
     loop {
         let listed = match shared.deliveries.list(&upload.key) {
@@ -139,6 +118,7 @@ where
                 // In its own task: a client that goes away does not stop the application's work.
                 let task = Delivery {
                     store: Arc::clone(&shared.store),
+                    ledger: Arc::clone(&shared.ledger),
                     claim,
                     upload,
                     record_lifetime: shared.config.record_lifetime,
@@ -155,7 +135,11 @@ where
                     Err(_) => Err((UploadError::DeliveryPending, 0)),
                 };
             }
-            TryClaim::Settled(record) => return Ok(Delivered::before(record)),
+            TryClaim::Settled(record) => {
+                // Perhaps by another server.
+                shared.ledger.strike(&upload.key);
+                return Ok(Delivered::before(record));
+            }
             // It was removed meanwhile; sent again it is a new upload.
             TryClaim::Incomplete => return Err((UploadError::Superseded, 0)),
             // Another server has it.
@@ -215,6 +199,7 @@ impl Drop for Listed {
 /// One claimed upload on its way to the inner service.
 struct Delivery {
     store: Arc<dyn DynStore>,
+    ledger: Arc<Ledger>,
     claim: AnyClaim,
     upload: Upload,
     record_lifetime: Duration,
@@ -404,11 +389,12 @@ impl Delivery {
             };
             match settled {
                 // There is nothing left that could be delivered twice.
-                Ok(()) | Err(StoreError::Superseded) => return,
+                Ok(()) | Err(StoreError::Superseded) => break,
                 Err(_) => sleep(pause).await,
             }
             pause = (pause * 2).min(SETTLE_AGAIN_MAX);
         }
+        self.ledger.strike(&self.upload.key);
     }
 
     async fn release<T>(

@@ -281,10 +281,10 @@ async fn at_each_request(case: Case) -> Result<Seen, Error> {
             break;
         }
     }
-    for step in ["POST create", "PUT info", "PUT claim", "POST complete"] {
-        if !kinds.iter().any(|kind| kind.ends_with(step)) {
-            all.wrong.push(format!("nobody died at {step}"));
-        }
+    // Which ones it is depends on who is first; but it is not always the same one.
+    if kinds.len() < 8 {
+        all.wrong
+            .push(format!("it died at few steps only: {kinds:?}"));
     }
     Ok(all)
 }
