@@ -60,7 +60,7 @@ async fn sign_in(mut request: Request, next: Next) -> Response {
     let user = match token.map(|token| token.as_bytes()) {
         Some(b"Bearer alices-token") => User("alice"),
         Some(b"Bearer bobs-token") => User("bob"),
-        // Clients give up on a 401 of Resumable.js' list of permanent errors.
+        // Resumable.js gives up on it if its `permanentErrors` has 401, as the layer's options do.
         _ => return StatusCode::UNAUTHORIZED.into_response(),
     };
     request.extensions_mut().insert(user);

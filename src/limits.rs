@@ -62,7 +62,7 @@ pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 /// | pace of a body, after a minute | 1 KiB/s | transient, `too_slow` | [`min_rate`](Self::min_rate) |
 /// | time for the whole body | 1 h | transient, `too_slow` | [`body_time`](Self::body_time) |
 /// | pieces in which an upload is stored | 10,000 | final, `too_many_ranges` | [`FileStoreBuilder::max_ranges`](crate::store::FileStoreBuilder::max_ranges) |
-/// | free space that is left on the disk | 1 GiB or 5 %, whichever is less | transient, `storage_full` | the [`FileStoreBuilder`](crate::store::FileStoreBuilder) |
+/// | free space that is left on the disk | 1 GiB or 5 %, whichever is less | transient, `storage_full` | [`FileStoreBuilder::free_space_reserve`](crate::store::FileStoreBuilder::free_space_reserve) |
 /// | query: bytes, fields | 16 KiB, 64 | final, `too_many_fields` | |
 /// | form: parts, bytes of all text fields | 64, 16 KiB | final, `too_many_fields` | |
 /// | part of a form: header lines, their bytes | 8, 4 KiB | final, `multipart` | |
