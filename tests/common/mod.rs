@@ -18,7 +18,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Location};
 
@@ -45,6 +48,16 @@ where
         }
     });
     addr
+}
+
+/// Sends the head of a request that says `expect: 100-continue`, and waits until its body is being
+/// read: the only sign of that which a client can see.
+pub async fn begin(socket: &mut TcpStream, head: &str) {
+    const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; CONTINUE.len()];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, CONTINUE, "{}", String::from_utf8_lossy(&answer));
 }
 
 /// What a finished upload was when the inner service got it.

@@ -575,7 +575,7 @@ async fn deliver_empty(store: &ObjectStore, upload: &Upload) -> Vec<Vec<u8>> {
 /// its claim however long the delivery takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_servers_claim_is_taken_over() {
-    const LEASE: Duration = Duration::from_millis(300);
+    const LEASE: Duration = Duration::from_secs(1);
     let engine = Arc::new(Engine::default());
     let server = || async {
         let store = ObjectStore::builder(Arc::clone(&engine)).self_test(false);

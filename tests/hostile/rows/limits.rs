@@ -13,6 +13,7 @@ use tower_resumable::{Limits, Purpose, Refusal, ResumableLayer};
 use super::case;
 use crate::{
     client::{Chunk, Client, File, Role, Way},
+    common,
     wire::{Answer, read_answer},
     world::{ATTACKER, Case, DELIVERED, Reply, World},
 };
@@ -181,28 +182,24 @@ async fn stalls(world: &World) {
     join_all(all).await;
 }
 
-/// The first half of a chunk.
-async fn half(world: &World, chunk: &Chunk) -> (TcpStream, Vec<u8>) {
-    let mut bytes = chunk.bytes();
-    let rest = bytes.split_off(bytes.len() - 5);
+/// All of a chunk that is being read by now, but for its last bytes.
+async fn half(world: &World, mut chunk: Chunk) -> (TcpStream, Vec<u8>) {
+    chunk.headers.push_str("expect: 100-continue\r\n");
+    let mut body = chunk.body();
+    let head = chunk.request_head(&format!("content-length: {}", body.len()));
+    let rest = body.split_off(body.len() - 5);
     let mut socket = TcpStream::connect(world.addr).await.unwrap();
-    socket.write_all(&bytes).await.unwrap();
+    common::begin(&mut socket, &head).await;
+    socket.write_all(&body).await.unwrap();
     (socket, rest)
 }
 
-/// Sends a chunk again and again until it is answered in this way: nobody says when a server begins
-/// to read a body, or has noticed that one has ended.
-async fn until(world: &World, chunk: &Chunk, is: impl Fn(&Answer) -> bool) -> Answer {
-    let trying = async {
-        loop {
-            let answer = world.attack(chunk).await;
-            if is(&answer) {
-                return answer;
-            }
-        }
-    };
+/// Sends a chunk again and again until there is room: nobody says when a server has noticed that
+/// others have gone.
+async fn until_let_in(world: &World, chunk: &Chunk) {
+    let trying = async { while is_busy(&world.attack(chunk).await) {} };
     let tried = tokio::time::timeout(crate::wire::PATIENCE, trying).await;
-    tried.unwrap_or_else(|_| panic!("no such answer to {chunk:?}"))
+    tried.unwrap_or_else(|_| panic!("never let in: {chunk:?}"));
 }
 
 fn is_busy(answer: &Answer) -> bool {
@@ -218,16 +215,17 @@ async fn bodies(world: &World) {
     world.begin(&file).await;
     let mut open = Vec::new();
     for number in 2..6 {
-        open.push(half(world, &file.chunk(number)).await);
+        open.push(half(world, file.chunk(number)).await);
     }
-    let answer = until(world, &file.chunk(1), is_busy).await;
+    let answer = world.attack(&file.chunk(1)).await;
+    assert!(is_busy(&answer), "{answer:?}");
     assert!(answer.header("retry-after").is_some());
     // Questions are no bodies, and others are not kept out.
     assert_eq!(world.attack_bytes(file.probe()).await.status, 200);
     world.accepted(&of("eve", 0), |chunk| chunk).await;
     // Whoever goes away makes room, and whoever ends.
     drop(open.pop());
-    until(world, &file.chunk(1), |answer| answer.status == 200).await;
+    until_let_in(world, &file.chunk(1)).await;
     for (mut socket, rest) in open {
         socket.write_all(&rest).await.unwrap();
         assert_eq!(read_answer(&mut socket).await.status, 200);
@@ -239,22 +237,17 @@ async fn bodies_in_all(world: &World) {
     let mut open = Vec::new();
     for user in [ATTACKER, "eve"] {
         for nth in 0..3 {
-            open.push(half(world, &of(user, nth).chunk(1)).await);
+            open.push(half(world, of(user, nth).chunk(1)).await);
         }
-        // One more of the same is too many; so all three are being read.
-        until(world, &of(user, 3).chunk(1), is_busy).await;
     }
-    let answer = world.attack(&of("adam", 0).chunk(1)).await;
-    assert!(is_busy(&answer), "{answer:?}");
-    drop(open);
     let adam = of("adam", 0);
-    until(world, &adam.chunk(1), |answer| answer.status == 200).await;
-    world.finish(&adam).await;
-    for user in [ATTACKER, "eve"] {
-        // Some of them may have got in while they were tried.
-        let file = of(user, 3);
-        world.attack_bytes(file.cancel()).await;
+    for file in [&of(ATTACKER, 3), &of("eve", 3), &adam] {
+        let answer = world.attack(&file.chunk(1)).await;
+        assert!(is_busy(&answer), "{answer:?}");
     }
+    drop(open);
+    until_let_in(world, &adam.chunk(1)).await;
+    world.finish(&adam).await;
 }
 
 /// One more upload of this owner is not let in for now, and leaves nothing.
