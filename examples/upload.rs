@@ -37,7 +37,7 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncSeekExt},
@@ -253,7 +253,8 @@ struct Upload<'a> {
     name: String,
     relative_path: String,
     count: Count,
-    /// The last one with success; one to a chunk goes before those to tests.
+    /// The last one with success; one to a chunk goes before those to tests, and the one to the
+    /// file before the progress of a chunk that was stored a little earlier and answered later.
     last_answer: RefCell<Option<Answer>>,
 }
 
@@ -397,7 +398,10 @@ impl<'a> Upload<'a> {
             acks.write_all(line.as_bytes())
                 .map_err(|error| Failure::Local(format!("--acks: {error}")))?;
         }
-        self.last_answer.replace(Some(answer));
+        let mut last = self.last_answer.borrow_mut();
+        if last.as_ref().is_none_or(Answer::is_progress) || !answer.is_progress() {
+            *last = Some(answer);
+        }
         Ok(())
     }
 
@@ -669,6 +673,11 @@ async fn connect(url: &Uri) -> Result<Connection, Failure> {
 impl Answer {
     fn is_success(&self) -> bool {
         matches!(self.status, StatusCode::OK | StatusCode::CREATED)
+    }
+
+    fn is_progress(&self) -> bool {
+        let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        body["state"] == "receiving"
     }
 }
 
