@@ -12,11 +12,13 @@ use crate::{
     UploadError,
     limits::{Bound, Limits},
     receive::store_error,
-    store::{DynStore, Upload, UploadKey},
+    store::{DynStore, ScopeKey, Upload, UploadKey, Usage},
 };
 
-/// How old a listing of the store may be that turns somebody away.
+/// How old a listing of the store may be that turns somebody away, and in how many times of what it took
+/// to make it: who is turned away must not keep the store busy with nothing else.
 const FRESH: Duration = Duration::from_secs(2);
+const FRESH_TIMES: u32 = 10;
 
 /// The unfinished uploads, and the bodies that are being read.
 ///
@@ -32,7 +34,7 @@ pub(crate) struct Ledger {
 #[derive(Default)]
 struct Book {
     uploads: HashMap<UploadKey, Line>,
-    scopes: HashMap<String, Sum>,
+    scopes: HashMap<ScopeKey, Sum>,
     all: Sum,
     /// Where those are counted that are being read.
     bodies: HashMap<String, u64>,
@@ -46,7 +48,7 @@ struct Book {
 
 /// One unfinished upload.
 struct Line {
-    scope: String,
+    scope: ScopeKey,
     total: u64,
     /// The listing that knows it, or the next one.
     listing: u64,
@@ -80,9 +82,10 @@ impl Ledger {
     ) -> Result<bool, UploadError> {
         let bounds = Bounds::new(limits, has_scopes);
         bounds.check_alone(upload.total)?;
+        let usage = Usage::from(upload);
         let mut may_ask = true;
         loop {
-            match self.lock().place(&bounds, upload, may_ask) {
+            match self.lock().place(&bounds, usage, may_ask) {
                 Place::Booked(is_new) => return Ok(is_new),
                 Place::None(error) => return Err(error),
                 Place::Unknown => {}
@@ -141,15 +144,17 @@ impl Ledger {
             book.listing += 1;
             book.listing
         };
-        let listed = store.unfinished(None).await.map_err(store_error)?;
-        self.lock()
-            .take_over(listing, listed.into_iter().map(|(upload, _)| upload));
+        let start = Instant::now();
+        let listed = store.usage().await.map_err(store_error)?;
+        let mut book = self.lock();
+        book.take_over(listing, listed);
+        book.fresh_until = Some(Instant::now() + FRESH.max(start.elapsed() * FRESH_TIMES));
         Ok(())
     }
 }
 
 impl Book {
-    fn place(&mut self, bounds: &Bounds, upload: &Upload, may_ask: bool) -> Place {
+    fn place(&mut self, bounds: &Bounds, upload: Usage, may_ask: bool) -> Place {
         if self.uploads.contains_key(&upload.key) {
             return Place::Booked(false);
         }
@@ -169,16 +174,16 @@ impl Book {
         Place::Booked(true)
     }
 
-    fn add(&mut self, upload: &Upload, listing: u64) {
+    fn add(&mut self, upload: Usage, listing: u64) {
         let Entry::Vacant(line) = self.uploads.entry(upload.key) else {
             return;
         };
         line.insert(Line {
-            scope: upload.scope.clone(),
+            scope: upload.scope,
             total: upload.total,
             listing,
         });
-        let of_scope = self.scopes.entry(upload.scope.clone()).or_default();
+        let of_scope = self.scopes.entry(upload.scope).or_default();
         for sum in [of_scope, &mut self.all] {
             sum.uploads += 1;
             sum.bytes = sum.bytes.saturating_add(upload.total);
@@ -201,9 +206,9 @@ impl Book {
     }
 
     /// What the store does not list is finished or gone, unless it came after the question.
-    fn take_over(&mut self, listing: u64, listed: impl Iterator<Item = Upload>) {
+    fn take_over(&mut self, listing: u64, listed: Vec<Usage>) {
         for upload in listed {
-            self.add(&upload, listing);
+            self.add(upload, listing);
             if let Some(line) = self.uploads.get_mut(&upload.key) {
                 line.listing = listing;
             }
@@ -216,7 +221,6 @@ impl Book {
             self.strike(&key);
         }
         self.listed = true;
-        self.fresh_until = Some(Instant::now() + FRESH);
     }
 }
 
@@ -286,49 +290,40 @@ impl Drop for Reading {
 mod tests {
     use super::*;
 
-    fn upload(n: u8, scope: &str, total: u64) -> Upload {
-        Upload {
+    fn usage(n: u8, scope: &str, total: u64) -> Usage {
+        Usage {
             key: UploadKey::from_bytes([n; 32]),
-            scope: scope.into(),
-            identifier: String::new(),
+            scope: ScopeKey::new(scope),
             total,
-            chunk_size: None,
-            file_name: None,
-            relative_path: None,
-            content_type: None,
-            fields: Vec::new(),
         }
     }
 
     fn sums(book: &Book) -> Vec<(&str, u64, u64)> {
-        let mut sums: Vec<_> = book
-            .scopes
-            .iter()
-            .map(|(scope, sum)| (scope.as_str(), sum.uploads, sum.bytes))
-            .collect();
-        sums.push(("all", book.all.uploads, book.all.bytes));
-        sums.sort_unstable();
-        sums
+        let scopes = ["a", "b", "c"].into_iter().filter_map(|scope| {
+            let sum = book.scopes.get(&ScopeKey::new(scope))?;
+            Some((scope, sum.uploads, sum.bytes))
+        });
+        let all = ("all", book.all.uploads, book.all.bytes);
+        scopes.chain([all]).collect()
     }
 
     #[test]
     fn what_is_listed_stays_and_what_comes_meanwhile() {
         let mut book = Book::default();
         for n in 0..3 {
-            book.add(&upload(n, "a", 10), 0);
+            book.add(usage(n, "a", 10), 0);
         }
         // The store is asked, and before it answers another upload begins.
         book.listing = 1;
-        book.add(&upload(3, "b", 5), 1);
-        let listed = [upload(1, "a", 10), upload(4, "c", 7)];
-        book.take_over(1, listed.into_iter());
+        book.add(usage(3, "b", 5), 1);
+        book.take_over(1, vec![usage(1, "a", 10), usage(4, "c", 7)]);
         assert_eq!(
             sums(&book),
-            [("a", 1, 10), ("all", 3, 22), ("b", 1, 5), ("c", 1, 7)]
+            [("a", 1, 10), ("b", 1, 5), ("c", 1, 7), ("all", 3, 22)]
         );
         // The next time it is not there.
         book.listing = 2;
-        book.take_over(2, [upload(1, "a", 10)].into_iter());
+        book.take_over(2, vec![usage(1, "a", 10)]);
         assert_eq!(sums(&book), [("a", 1, 10), ("all", 1, 10)]);
         book.strike(&UploadKey::from_bytes([1; 32]));
         book.strike(&UploadKey::from_bytes([1; 32]));

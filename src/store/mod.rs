@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
+use sha2::{Digest as _, Sha256};
 
 use crate::{BoxError, UploadError, content::FileStream, digest::Expected};
 
@@ -100,6 +101,19 @@ pub trait Store: Send + Sync + 'static {
         scope: Option<&str>,
     ) -> impl Future<Output = Result<Vec<(Upload, Progress)>, StoreError>> + Send;
 
+    /// What each upload that no inner service has taken or refused yet takes of the
+    /// [limits](crate::Limits); maybe also those of which no byte is stored.
+    ///
+    /// The layer asks for it when the first new upload of a process comes, and again before it turns a client
+    /// away. The default asks for all that is [`unfinished`](Self::unfinished): a store to which that is
+    /// much work should know better.
+    fn usage(&self) -> impl Future<Output = Result<Vec<Usage>, StoreError>> + Send {
+        async {
+            let unfinished = self.unfinished(None).await?;
+            Ok(unfinished.iter().map(|(upload, _)| upload.into()).collect())
+        }
+    }
+
     /// Removes what has expired; see [`Expiry`]. Never what a request or a claim is busy with, and
     /// never a file that was handed over.
     fn sweep(&self, expiry: Expiry) -> impl Future<Output = Result<Swept, StoreError>> + Send;
@@ -140,20 +154,7 @@ impl UploadKey {
 
     /// Reads what [`Display`](fmt::Display) writes: 64 lower-case hexadecimal digits.
     pub fn from_hex(hex: &str) -> Option<Self> {
-        let digits = hex.as_bytes();
-        if digits.len() != 64 {
-            return None;
-        }
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let digit = |d: u8| match d {
-                b'0'..=b'9' => Some(d - b'0'),
-                b'a'..=b'f' => Some(d - b'a' + 10),
-                _ => None,
-            };
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Some(Self(bytes))
+        from_hex(hex).map(Self)
     }
 }
 
@@ -166,6 +167,74 @@ impl fmt::Display for UploadKey {
 impl fmt::Debug for UploadKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "UploadKey({self})")
+    }
+}
+
+/// Server-made name of a scope: the first half of a SHA-256 over it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScopeKey([u8; 16]);
+
+impl ScopeKey {
+    /// The key of this scope.
+    pub fn new(scope: &str) -> Self {
+        let mut half = [0; 16];
+        half.copy_from_slice(&Sha256::digest(scope)[..16]);
+        Self(half)
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes: 32 lower-case hexadecimal digits.
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        from_hex(hex).map(Self)
+    }
+}
+
+impl fmt::Display for ScopeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ScopeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ScopeKey({self})")
+    }
+}
+
+fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
+    let digits = hex.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |d: u8| match d {
+            b'0'..=b'9' => Some(d - b'0'),
+            b'a'..=b'f' => Some(d - b'a' + 10),
+            _ => None,
+        };
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// What an unfinished upload takes of the [limits](crate::Limits); see [`Store::usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Usage {
+    /// The upload.
+    pub key: UploadKey,
+    /// Who owns it.
+    pub scope: ScopeKey,
+    /// Bytes of the whole file.
+    pub total: u64,
+}
+
+impl From<&Upload> for Usage {
+    fn from(upload: &Upload) -> Self {
+        Self {
+            key: upload.key,
+            scope: ScopeKey::new(&upload.scope),
+            total: upload.total,
+        }
     }
 }
 
@@ -580,6 +649,7 @@ pub(crate) trait DynStore: Send + Sync {
         &'a self,
         scope: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>>;
+    fn usage(&self) -> BoxFuture<'_, Result<Vec<Usage>, StoreError>>;
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>)
     -> BoxFuture<'a, Result<Spool, StoreError>>;
@@ -652,6 +722,10 @@ impl<T: Store> DynStore for T {
         scope: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>> {
         Box::pin(Store::unfinished(self, scope))
+    }
+
+    fn usage(&self) -> BoxFuture<'_, Result<Vec<Usage>, StoreError>> {
+        Box::pin(Store::usage(self))
     }
 
     fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>> {

@@ -24,8 +24,8 @@ use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
     CompletedUpload, DigestAlgorithm, ObjectStore, ResumableLayer, Store, StoreError, UploadError,
     store::{
-        ChunkBody, Expiry, Location, ObjectClaim, Progress, Record, Settlement, Status, TryClaim,
-        Upload, UploadKey, conformance,
+        ChunkBody, Expiry, Location, ObjectClaim, Progress, Record, Settlement, Status, Swept,
+        TryClaim, Upload, UploadKey, Usage, conformance,
     },
 };
 
@@ -110,6 +110,7 @@ async fn it_conforms() {
     // What is left are the files that were delivered, and what is to be known of them.
     let left = engine.keys("up").await;
     assert!(left.iter().all(|key| key.ends_with("/info")), "{left:?}");
+    assert_eq!(engine.keys("open").await, Vec::<String>::new());
     assert_eq!(engine.keys("scratch").await, Vec::<String>::new());
 }
 
@@ -419,6 +420,86 @@ async fn requests_are_bounded() {
     assert!(all.all() <= 24, "{all:?}");
 }
 
+/// An upload of one byte of this many.
+async fn begin(store: &ObjectStore, n: u8, scope: &str, total: u64) -> Upload {
+    let upload = Upload {
+        key: UploadKey::from_bytes([n; 32]),
+        scope: scope.into(),
+        ..upload(total, None)
+    };
+    put(store, &upload, 0, b"x").await.unwrap();
+    upload
+}
+
+/// There may be many more records than uploads on their way, and many uploads of others.
+#[tokio::test]
+async fn what_is_listed_costs_what_it_is() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    for n in 0..20 {
+        let upload = begin(&store, n, "a", 1).await;
+        finish(&store, &upload).await.unwrap();
+    }
+    let mut open_uploads = Vec::new();
+    for (n, scope) in [(30, "a"), (31, "b"), (32, "b"), (33, "b")] {
+        open_uploads.push(begin(&store, n, scope, 100).await);
+    }
+    let waiting = begin(&store, 34, "b", 1).await;
+    open_uploads.push(waiting.clone());
+    // By another server, which knows none of them.
+    let store = open(&engine).await;
+    engine.take_counts();
+    let mut usage = store.usage().await.unwrap();
+    usage.sort_unstable();
+    let expected: Vec<_> = open_uploads.iter().map(Usage::from).collect();
+    assert_eq!(usage, expected);
+    let counts = engine.take_counts();
+    assert_eq!((counts.all(), counts.bytes_out), (1, 0), "{counts:?}");
+    assert_eq!(store.unfinished(Some("a")).await.unwrap().len(), 1);
+    let counts = engine.take_counts();
+    assert!(counts.all() <= 1 + 3, "{counts:?}");
+    assert_eq!(store.undelivered().await.unwrap(), [waiting]);
+    let counts = engine.take_counts();
+    assert!(counts.all() <= 1 + 5 * 3, "{counts:?}");
+    // The records have to be read.
+    let nothing = Expiry {
+        records_before: SystemTime::now(),
+        ..everything(Duration::from_secs(60))
+    };
+    assert_eq!(store.sweep(nothing).await.unwrap(), Swept::default());
+    let counts = engine.take_counts();
+    assert_eq!(counts.all(), 3 + 3 + 25, "{counts:?}");
+}
+
+/// Nobody else's upload is hidden by one that cannot be read.
+#[tokio::test]
+async fn a_damaged_upload_is_passed_over() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    begin(&store, 1, "a", 1).await;
+    begin(&store, 2, "a", 1).await;
+    let key = UploadKey::from_bytes([1; 32]);
+    let path = format!("up/{key}/info").as_str().into();
+    for damage in [&b"{"[..], b"{\"version\":2}"] {
+        object_store::ObjectStoreExt::put(&*engine, &path, damage.to_vec().into())
+            .await
+            .unwrap();
+        let store = open(&engine).await;
+        assert_eq!(store.undelivered().await.unwrap().len(), 1);
+        assert_eq!(store.unfinished(None).await.unwrap().len(), 1);
+        assert!(store.status(&key).await.is_err());
+        // It takes its place all the same, and a sweep says that something is wrong.
+        assert_eq!(store.usage().await.unwrap().len(), 2);
+        assert!(
+            store
+                .sweep(everything(Duration::from_secs(60)))
+                .await
+                .is_err()
+        );
+        assert!(engine.bytes(&path).await.unwrap() == damage);
+    }
+}
+
 #[tokio::test]
 async fn a_probe_and_a_duplicate_cost_little() {
     let engine = Arc::new(Engine::default());
@@ -516,8 +597,11 @@ async fn each_request_may_fail() {
                 assert!(matches!(status, Status::Settled(_)), "{case}: {status:?}");
                 // What could not be tidied up goes when its claim is over.
                 let deadline = Instant::now() + Duration::from_secs(10);
-                while !engine.keys("up").await.is_empty() {
-                    let left = engine.keys("up").await;
+                loop {
+                    let left = [engine.keys("up").await, engine.keys("open").await].concat();
+                    if left.is_empty() {
+                        break;
+                    }
                     assert!(Instant::now() < deadline, "{case}: {left:?}");
                     store.sweep(everything(Duration::ZERO)).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(5)).await;

@@ -9,7 +9,7 @@ use super::{
     body::{Source, Then},
     delivered, described_as, later, put, record, upload,
 };
-use crate::store::{Location, Progress, Record, Settlement, Store, TryClaim, Upload};
+use crate::store::{Location, Progress, Record, Settlement, Store, TryClaim, Upload, Usage};
 
 impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
     /// A claim is to be had when all bytes are there, by one request at a time.
@@ -428,6 +428,21 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             expected.len(),
             "`unfinished` lists what is settled: {listed:?}"
         );
+        let usage = self.store.usage().await.expect("`usage` fails");
+        for (upload, _) in &expected {
+            let counted = usage.iter().filter(|usage| usage.key == upload.key);
+            assert_eq!(
+                counted.collect::<Vec<_>>(),
+                [&Usage::from(upload)],
+                "`usage` does not count an upload as it is: {upload:?}"
+            );
+        }
+        let is_settled = |usage: &&Usage| {
+            all.iter().any(|known| known.key == usage.key)
+                && expected.iter().all(|(upload, _)| upload.key != usage.key)
+        };
+        let settled: Vec<_> = usage.iter().filter(is_settled).collect();
+        assert_eq!(settled, [] as [&Usage; 0], "`usage` counts what is settled");
         let others = unfinished(Some("another scope")).await;
         assert_eq!(others, [], "`unfinished` lists another scope's upload");
     }

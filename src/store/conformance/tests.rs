@@ -18,7 +18,7 @@ use crate::{
     MemoryStore, UploadError,
     store::{
         ChunkBody, Expiry, Location, MemoryClaim, Progress, Sealed, Settlement, Spool, Status,
-        Store, StoreError, Swept, TryClaim, Upload, UploadKey,
+        Store, StoreError, Swept, TryClaim, Upload, UploadKey, Usage,
     },
 };
 
@@ -64,6 +64,8 @@ enum Fault {
     ListsReceiving,
     ListsAnyScope,
     ListsNoComplete,
+    CountsOnlyOne,
+    CountsSettled,
     RemovesClaimed,
     // Expiry.
     KeepsExpiredRecord,
@@ -568,6 +570,24 @@ impl Store for Broken {
         Ok(uploads)
     }
 
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        self.pause_if_slow().await;
+        let mut usage = self.inner.usage().await?;
+        if self.is(Fault::CountsOnlyOne) {
+            usage.truncate(1);
+        }
+        if self.is(Fault::CountsSettled) {
+            let open: HashSet<_> = usage.iter().map(|usage| usage.key).collect();
+            let ended = self.state().seen.clone().into_iter();
+            let ended = ended.filter(|key| !open.contains(key));
+            usage.extend(ended.map(|key| Usage {
+                key,
+                ..Usage::from(&super::upload(3))
+            }));
+        }
+        Ok(usage)
+    }
+
     async fn sweep(&self, mut expiry: Expiry) -> Result<Swept, StoreError> {
         self.pause_if_slow().await;
         let mut more = 0;
@@ -737,6 +757,8 @@ fn faults_of_delivery_are_found() {
             ListsNoComplete,
             "`unfinished` does not list an upload as it is",
         ),
+        (CountsOnlyOne, "`usage` does not count an upload as it is"),
+        (CountsSettled, "`usage` counts what is settled"),
         (RemovesClaimed, "`remove` removes a claimed upload"),
     ]);
 }

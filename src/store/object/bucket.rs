@@ -129,14 +129,6 @@ impl Bucket {
         found.map_ok(Listed::from).map_err(store_error).boxed()
     }
 
-    /// The names directly below `prefix` that have something below them.
-    pub(super) async fn folders(&self, prefix: &Path) -> Result<Vec<String>, StoreError> {
-        let found = self.objects.list_with_delimiter(Some(prefix)).await;
-        let paths = found.map_err(store_error)?.common_prefixes;
-        let names = paths.iter().filter_map(Path::filename);
-        Ok(names.map(ToOwned::to_owned).collect())
-    }
-
     pub(super) async fn create_multipart(&self, path: &Path) -> Result<String, StoreError> {
         self.parts.create_multipart(path).await.map_err(store_error)
     }

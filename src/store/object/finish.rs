@@ -191,6 +191,7 @@ impl Inner {
             claim.finish().await;
             // What stays is swept.
             let _ = self.clear(info.key(), &info.id, false).await;
+            let _ = self.bucket.delete(&self.keys.open(&info)).await;
         }
         Ok(StoreError::new(
             "the multipart upload is gone, was it aborted?",
@@ -301,8 +302,10 @@ impl Inner {
         if !record.delivered {
             self.bucket.delete(&self.keys.file(&info.id)).await?;
         }
-        let all = self.keys.of(info.key(), &info.id);
-        self.bucket.delete_below(&all).await
+        let (open, all) = (self.keys.open(info), self.keys.of(info.key(), &info.id));
+        let deleted =
+            futures_util::try_join!(self.bucket.delete(&open), self.bucket.delete_below(&all));
+        deleted.map(drop)
     }
 
     /// Takes an expired record away, so that the upload can begin anew.
@@ -393,6 +396,7 @@ impl Inner {
         claim.finish().await;
         // What stays is swept.
         let _ = self.clear(&info.upload.key, &info.id, has_file).await;
+        let _ = self.bucket.delete(&self.keys.open(&info)).await;
         if let Some(multipart) = &info.multipart {
             let file = self.keys.file(&info.id);
             self.bucket.abort_multipart(&file, multipart).await;

@@ -2,7 +2,8 @@
 
 use object_store::path::Path;
 
-use crate::store::UploadKey;
+use super::info::Info;
+use crate::store::{ScopeKey, UploadKey, Usage};
 
 /// Where everything is, below the store's prefix.
 #[derive(Clone, Debug)]
@@ -28,6 +29,19 @@ impl Keys {
     /// All uploads on their way, and the records.
     pub(super) fn uploads(&self) -> Path {
         self.root("up")
+    }
+
+    /// The uploads that are not settled: their names say all, so that one list has a thousand of them.
+    pub(super) fn open_uploads(&self) -> Path {
+        self.root("open")
+    }
+
+    /// Says that an upload is not settled. There from before it begins until after it has ended.
+    pub(super) fn open(&self, info: &Info) -> Path {
+        let Usage { key, scope, total } = Usage::from(&info.upload);
+        let id = &info.id;
+        self.open_uploads()
+            .join(format!("{key}-{id}-{scope}-{total}"))
     }
 
     /// All of the uploads with this key.
@@ -72,9 +86,34 @@ impl Keys {
         self.slots(key, id).join(format!("{slot:05}"))
     }
 
+    /// Which key an object below [`Keys::uploads`] is of, and what it is.
+    pub(super) fn below_upload(&self, path: &Path) -> Option<(UploadKey, Below)> {
+        let mut names = path.prefix_match(&self.uploads())?;
+        let key = UploadKey::from_hex(names.next()?.as_ref())?;
+        let below = match names.next()?.as_ref() {
+            "info" => Below::Info,
+            id => Below::Of {
+                id: id.to_owned(),
+                is_doomed: names.next().is_some_and(|name| name.as_ref() == "doomed"),
+            },
+        };
+        Some((key, below))
+    }
+
     pub(super) fn held(&self, key: &UploadKey, id: &str, slot: usize, held: &Held) -> Path {
         self.slot(key, id, slot).join(held.name())
     }
+}
+
+/// What an object of an upload is.
+#[derive(Debug, PartialEq)]
+pub(super) enum Below {
+    Info,
+    Of {
+        id: String,
+        /// Whether it is the one that [`Keys::doomed`] names.
+        is_doomed: bool,
+    },
 }
 
 /// What an object says of a slot.
@@ -121,6 +160,17 @@ impl Held {
     }
 }
 
+/// The id of an upload, and what it takes, as [`Keys::open`] has named it.
+pub(super) fn open_upload(path: &Path) -> Option<(String, Usage)> {
+    let mut words = path.filename()?.split('-');
+    let key = UploadKey::from_hex(words.next()?)?;
+    let id = words.next()?.to_owned();
+    let scope = ScopeKey::from_hex(words.next()?)?;
+    let total = words.next()?.parse().ok()?;
+    let usage = Usage { key, scope, total };
+    words.next().is_none().then_some((id, usage))
+}
+
 /// The number of a claim, and whether the object says that it was given back.
 pub(super) fn claim_number(path: &Path) -> Option<(u32, bool)> {
     let name = path.filename()?;
@@ -144,6 +194,7 @@ fn unhex(hex: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Upload, object::info::Phase};
 
     fn keys() -> Keys {
         Keys {
@@ -202,6 +253,55 @@ mod tests {
             assert_eq!(Held::from_path(&path), None, "{name}");
         }
         assert_eq!(Held::from_path(&Path::from("c-1-2")), None);
+    }
+
+    #[test]
+    fn objects_are_known_by_their_names() {
+        let (keys, key) = (keys(), UploadKey::from_bytes([7; 32]));
+        let of = |is_doomed| {
+            let id = "i".to_owned();
+            Some((key, Below::Of { id, is_doomed }))
+        };
+        for (path, expected) in [
+            (keys.info(&key), Some((key, Below::Info))),
+            (keys.doomed(&key, "i"), of(true)),
+            (keys.claim(&key, "i", 3), of(false)),
+            (keys.slot(&key, "i", 0).join("doomed"), of(false)),
+            (keys.uploads().join("x").join("info"), None),
+            (keys.upload(&key), None),
+            (keys.scratch().join("x"), None),
+        ] {
+            assert_eq!(keys.below_upload(&path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn open_uploads_say_all_in_their_names() {
+        let upload = Upload {
+            key: UploadKey::from_bytes([7; 32]),
+            scope: "alice/-".into(),
+            identifier: "i".into(),
+            total: u64::MAX,
+            chunk_size: None,
+            file_name: None,
+            relative_path: None,
+            content_type: None,
+            fields: Vec::new(),
+        };
+        let usage = Usage::from(&upload);
+        let info = Info {
+            id: "0af".into(),
+            upload,
+            slot: 1,
+            multipart: None,
+            phase: Phase::Receiving,
+        };
+        let path = keys().open(&info);
+        assert!(path.prefix_matches(&keys().open_uploads()), "{path}");
+        assert_eq!(open_upload(&path), Some(("0af".into(), usage)));
+        for end in ["-", "-1", "x"] {
+            assert_eq!(open_upload(&format!("{path}{end}").into()), None, "{end}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ use self::{
 pub use self::{claim::ObjectClaim, stored::StoredObject};
 use super::{
     ChunkBody, Expiry, Progress, Sealed, Settlement, Spool, Status, Store, StoreError, Swept,
-    TryClaim, Upload, UploadKey,
+    TryClaim, Upload, UploadKey, Usage,
 };
 
 /// Keeps uploads in an object store that many servers share.
@@ -97,14 +97,17 @@ use super::{
 /// | per chunk: PUT, part or LIST | 4 | 3 |
 /// | per chunk: GET | 1 | 1 |
 /// | per chunk that the client asks for first: LIST and GET | 1 + 1 | 1 + 1 |
-/// | per upload: PUT, part, LIST, begin, complete | 520 | 3,340 |
+/// | per upload: PUT, part, LIST, begin, complete | 521 | 3,341 |
 /// | per upload: GET (DELETE is free) | 135 | 2,060 |
 /// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
 /// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
 /// | after the last chunk | 12 requests, one after the other | and 1 GiB to read and write, in 2 slots at once |
 ///
 /// A list is counted for each 1,000 names: of files with more parts (or pieces) there are as many more
-/// at the end.
+/// at the end. [`usage`](super::Store::usage), which the layer's limits need, is a list of the uploads that are not settled;
+/// [`undelivered`](super::Store::undelivered) and [`unfinished`](super::Store::unfinished) make up to 3 requests more for each of those, the latter
+/// for those of its scope only; [`sweep`](super::Store::sweep) lists everything, and reads one small object for each
+/// upload and record.
 ///
 /// A chunk is held in memory until it is stored, at most
 /// [`max_buffered_bytes`](ObjectStoreBuilder::max_buffered_bytes) of all together. A chunk that touches several slots
@@ -116,12 +119,13 @@ use super::{
 /// | key, below the prefix | |
 /// |---|---|
 /// | `files/<id>` | a finished file; after its delivery it is the application's |
+/// | `open/…` | an empty one for each upload that is not settled, with its key, owner and size in its name |
 /// | `up/<key>/info` | what is known of an upload, and then the record of its delivery |
 /// | `up/<key>/<id>/s/<slot>/…` | small chunks, and empty marks with the ids of parts in their names |
 /// | `up/<key>/<id>/claim/…` | who delivers or removes it |
 /// | `scratch/…` | for a moment: to read the engine's clock, and for the self-test |
 ///
-/// The text of a client is in no key. The finished file has no content type or other attributes.
+/// The text of a client is in no key, nor the name of an owner. The finished file has no content type or other attributes.
 ///
 /// # Setting up the bucket
 ///
@@ -303,8 +307,7 @@ impl Inner {
             return Ok(None);
         };
         let info = Info::from_bytes(&bytes).filter(|info| info.key() == key);
-        let info = info.ok_or_else(|| StoreError::new("what is stored of an upload is damaged"))?;
-        let info = Arc::new(info);
+        let info = Arc::new(info.ok_or_else(|| StoreError::new(Unreadable))?);
         self.known.learn(&info);
         Ok(Some(info))
     }
@@ -314,6 +317,26 @@ impl Inner {
         self.bucket.put(&path, info.to_bytes()).await?;
         self.known.learn(info);
         Ok(())
+    }
+}
+
+/// Why an upload cannot be told of: its `info` is damaged, or another version of this crate has written it.
+#[derive(Debug)]
+struct Unreadable;
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what is stored of an upload is damaged, or of another version")
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+/// Nothing, of what cannot be read: all others shall be listed.
+fn if_readable<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Err(StoreError::Failed(error)) if error.is::<Unreadable>() => Ok(None),
+        read => read,
     }
 }
 
@@ -368,6 +391,11 @@ impl Store for ObjectStore {
 
     async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         self.inner.unfinished(scope).await
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        let open = self.inner.open_uploads().await?;
+        Ok(open.into_iter().map(|open| open.usage).collect())
     }
 
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {

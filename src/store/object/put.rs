@@ -2,6 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 
@@ -120,19 +121,24 @@ impl Inner {
             let limit = limits.max_total();
             return Err(StoreError::TooLarge { limit });
         };
-        let id = random_id()?;
-        let file = self.keys.file(&id);
-        let multipart = match upload.total {
-            0 => None,
-            _ => Some(self.bucket.create_multipart(&file).await?),
-        };
-        let info = Arc::new(Info {
-            id,
+        let mut info = Info {
+            id: random_id()?,
             upload: upload.clone(),
             slot,
-            multipart,
+            multipart: None,
             phase: Phase::Receiving,
-        });
+        };
+        let (file, open) = (self.keys.file(&info.id), self.keys.open(&info));
+        let beginning = async {
+            Ok(match upload.total {
+                0 => None,
+                _ => Some(self.bucket.create_multipart(&file).await?),
+            })
+        };
+        // Nothing begins without being listed.
+        let listing = self.bucket.put(&open, Bytes::new());
+        (info.multipart, ()) = futures_util::try_join!(beginning, listing)?;
+        let info = Arc::new(info);
         let path = self.keys.info(&upload.key);
         let created = self.bucket.create(&path, info.to_bytes().into()).await;
         // It can be ours all the same, if an answer was lost.
@@ -143,6 +149,8 @@ impl Inner {
                     if let Some(multipart) = &info.multipart {
                         self.bucket.abort_multipart(&file, multipart).await;
                     }
+                    // What stays is swept.
+                    let _ = self.bucket.delete(&open).await;
                     return created.map(|_| None);
                 }
                 // Who knows: it must not be aborted.
@@ -239,7 +247,7 @@ impl Inner {
         }
         let mark = Held::Part { crc, content_id };
         let mark = self.keys.held(info.key(), &info.id, slot, &mark);
-        self.bucket.put(&mark, bytes::Bytes::new()).await?;
+        self.bucket.put(&mark, Bytes::new()).await?;
         Ok(true)
     }
 

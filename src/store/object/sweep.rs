@@ -1,22 +1,24 @@
 //! What has expired goes; and what there is, listed.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use object_store::path::Path;
 
 use super::{
-    Inner,
-    bucket::Listed,
+    Inner, if_readable,
     info::{Info, Phase},
+    keys::{Below, open_upload},
     put::Extent,
 };
-use crate::store::{Expiry, Progress, StoreError, Swept, Upload, UploadKey};
+use crate::store::{Expiry, Progress, ScopeKey, StoreError, Swept, Upload, UploadKey, Usage};
 
 /// Uploads that are looked at at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 
 /// Objects that some process has written to read the time, or to test the store, and left when it died.
 const SCRATCH: Duration = Duration::from_secs(3600);
@@ -29,10 +31,10 @@ impl Inner {
             expiry,
         };
         self.sweep_scratch(&times).await?;
-        let keys = self.keys().await?;
+        let found = self.find_all().await?;
         let mut swept = Swept::default();
-        let mut each = stream::iter(keys)
-            .map(|key| self.sweep_key(key, &times))
+        let mut each = stream::iter(found)
+            .map(|(key, found)| self.sweep_key(key, found, &times))
             .buffer_unordered(AT_ONCE);
         // One that cannot be swept is no reason not to sweep the others.
         let mut failed = None;
@@ -49,42 +51,50 @@ impl Inner {
     }
 
     pub(super) async fn undelivered(self: &Arc<Self>) -> Result<Vec<Upload>, StoreError> {
-        let keys = self.keys().await?;
-        let found = stream::iter(keys).map(async |key| {
-            let Some((info, there)) = self.look(&key, Extent::UpToAGap).await? else {
-                return Ok(None);
-            };
-            let complete = info.progress(&there).complete;
-            Ok(info.unsettled().filter(|_| complete).cloned())
-        });
-        let found = found.buffer_unordered(AT_ONCE);
-        found
-            .try_filter_map(async |upload| Ok(upload))
-            .try_collect()
-            .await
+        let open = self.look_at_open(None, Extent::UpToAGap).await?;
+        let complete = open.into_iter().filter(|(_, progress)| progress.complete);
+        Ok(complete.map(|(upload, _)| upload).collect())
     }
 
     pub(super) async fn unfinished(
         self: &Arc<Self>,
         scope: Option<&str>,
     ) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        let keys = self.keys().await?;
+        let mut open = self.look_at_open(scope, Extent::All).await?;
+        open.retain(|(_, progress)| progress.complete || progress.received > 0);
+        Ok(open)
+    }
+
+    /// The uploads that are listed as not settled.
+    pub(super) async fn open_uploads(&self) -> Result<Vec<OpenUpload>, StoreError> {
+        let listed = self.bucket.list(&self.keys.open_uploads(), None);
+        let open = listed.try_filter_map(async |listed| {
+            Ok(open_upload(&listed.path).map(|(id, usage)| OpenUpload {
+                path: listed.path,
+                modified: listed.modified,
+                id,
+                usage,
+            }))
+        });
+        open.try_collect().await
+    }
+
+    async fn look_at_open(
+        self: &Arc<Self>,
+        scope: Option<&str>,
+        extent: Extent,
+    ) -> Result<Vec<(Upload, Progress)>, StoreError> {
+        let scope = scope.map(ScopeKey::new);
+        let open = self.open_uploads().await?;
+        let wanted = open.iter().map(|open| open.usage);
+        let wanted = wanted.filter(|usage| scope.is_none_or(|scope| usage.scope == scope));
+        let keys: BTreeSet<_> = wanted.map(|usage| usage.key).collect();
         let found = stream::iter(keys).map(async |key| {
-            // Whose it is needs one request, how far it is another.
-            let Some(info) = self.info(&key).await? else {
-                return Ok(None);
-            };
-            let is_ours = |upload: &Upload| scope.is_none_or(|scope| upload.scope == scope);
-            if !info.unsettled().is_some_and(is_ours) {
-                return Ok(None);
-            }
-            let Some((info, there)) = self.look(&key, Extent::All).await? else {
-                return Ok(None);
-            };
-            let progress = info.progress(&there);
-            let begun = progress.complete || progress.received > 0;
-            let upload = info.unsettled().filter(|_| begun);
-            Ok(upload.map(|upload| (upload.clone(), progress)))
+            let looked = if_readable(self.look(&key, extent).await)?;
+            Ok(looked.and_then(|(info, there)| {
+                let upload = info.unsettled()?.clone();
+                Some((upload, info.progress(&there)))
+            }))
         });
         let found = found.buffer_unordered(AT_ONCE);
         found
@@ -93,13 +103,31 @@ impl Inner {
             .await
     }
 
-    /// All keys of which there is something.
-    async fn keys(&self) -> Result<Vec<UploadKey>, StoreError> {
-        let names = self.bucket.folders(&self.keys.uploads()).await?;
-        Ok(names
-            .iter()
-            .filter_map(|name| UploadKey::from_hex(name))
-            .collect())
+    /// All that there is, by the keys of the uploads.
+    async fn find_all(&self) -> Result<HashMap<UploadKey, Found>, StoreError> {
+        let mut all = HashMap::<_, Found>::new();
+        for open in self.open_uploads().await? {
+            all.entry(open.usage.key).or_default().open.push(open);
+        }
+        let mut listed = self.bucket.list(&self.keys.uploads(), None);
+        while let Some(listed) = listed.try_next().await? {
+            let Some((key, below)) = self.keys.below_upload(&listed.path) else {
+                continue;
+            };
+            let found = all.entry(key).or_default();
+            match below {
+                Below::Info => found.written = Some(listed.modified),
+                Below::Of { id, is_doomed } => {
+                    let left = found.left.entry(id).or_insert(Left {
+                        newest: listed.modified,
+                        is_doomed,
+                    });
+                    left.newest = left.newest.max(listed.modified);
+                    left.is_doomed |= is_doomed;
+                }
+            }
+        }
+        Ok(all)
     }
 
     async fn sweep_scratch(&self, times: &Times) -> Result<(), StoreError> {
@@ -115,6 +143,7 @@ impl Inner {
     async fn sweep_key(
         self: &Arc<Self>,
         key: UploadKey,
+        found: Found,
         times: &Times,
     ) -> Result<Option<Expired>, StoreError> {
         // Not what a request of this process is writing to; and none begins to before it is through.
@@ -123,7 +152,8 @@ impl Inner {
             return Ok(None);
         };
         let info = self.info(&key).await?;
-        self.sweep_orphans(&key, info.as_deref(), times).await?;
+        self.sweep_orphans(&key, &found, info.as_deref(), times)
+            .await?;
         let Some(info) = info else {
             return Ok(None);
         };
@@ -134,16 +164,18 @@ impl Inner {
             let forgotten = self.forget_record(&info).await?;
             return Ok(forgotten.then_some(Expired::Record));
         }
-        let Some(written) = self.bucket.head(&self.keys.info(&key)).await? else {
-            return Ok(None);
-        };
         let limit = |before: Option<SystemTime>| before.map(|before| times.by_store(before));
         let abandoned = limit(Some(times.expiry.abandoned_before));
         let undelivered = limit(times.expiry.undelivered_before);
-        // Of most there is no need to know more.
-        if Some(written.modified) >= abandoned.max(undelivered) {
+        // Of most there is no need to know more. (What was not listed has come since.)
+        let is_old =
+            |written: Option<SystemTime>| written.is_some() && written < abandoned.max(undelivered);
+        if !is_old(found.written) {
             return Ok(None);
         }
+        let Some(written) = self.bucket.head(&self.keys.info(&key)).await? else {
+            return Ok(None);
+        };
         let there = self.survey(&info, Extent::UpToAGap).await?;
         let (kind, limit) = match info.progress(&there).complete {
             true => (Expired::Undelivered, undelivered),
@@ -178,27 +210,52 @@ impl Inner {
     async fn sweep_orphans(
         &self,
         key: &UploadKey,
+        found: &Found,
         info: Option<&Info>,
         times: &Times,
     ) -> Result<(), StoreError> {
         let before = times.by_store(times.expiry.abandoned_before);
-        for id in self.bucket.folders(&self.keys.upload(key)).await? {
-            if info.is_some_and(|info| info.id == id) {
-                continue;
+        let is_current = |id: &String| info.filter(|info| info.id == *id);
+        for (id, left) in &found.left {
+            if is_current(id).is_none() && left.newest < before {
+                self.clear(key, id, left.is_doomed).await?;
             }
-            let found: Vec<Listed> = self
-                .bucket
-                .list(&self.keys.of(key, &id), None)
-                .try_collect()
-                .await?;
-            if found.iter().all(|listed| listed.modified < before) {
-                let doomed = self.keys.doomed(key, &id);
-                let with_file = found.iter().any(|listed| listed.path == doomed);
-                self.clear(key, &id, with_file).await?;
+        }
+        for open in &found.open {
+            let has_ended = match is_current(&open.id) {
+                Some(info) => matches!(info.phase, Phase::Settled(_)),
+                // It may be about to begin.
+                None => open.modified < before,
+            };
+            if has_ended {
+                self.bucket.delete(&open.path).await?;
             }
         }
         Ok(())
     }
+}
+
+/// One that is listed as not settled.
+pub(super) struct OpenUpload {
+    path: Path,
+    modified: SystemTime,
+    id: String,
+    pub(super) usage: Usage,
+}
+
+/// What was found of one key.
+#[derive(Default)]
+struct Found {
+    /// When its `info` was written last, if there is one.
+    written: Option<SystemTime>,
+    /// What is left of each upload that has or had it, by their ids.
+    left: HashMap<String, Left>,
+    open: Vec<OpenUpload>,
+}
+
+struct Left {
+    newest: SystemTime,
+    is_doomed: bool,
 }
 
 enum Expired {

@@ -14,7 +14,7 @@ use tokio::sync::RwLock;
 use super::{ObjectClaim, ObjectStore, layout::Limits};
 use crate::store::{
     ChunkBody, Expiry, Location, Progress, Sealed, Settlement, Spool, Status, Store, StoreError,
-    Swept, TryClaim, Upload, UploadKey, conformance,
+    Swept, TryClaim, Upload, UploadKey, Usage, conformance,
 };
 
 /// Slots that the chunks of the suite straddle. Those that are dropped in the middle fit into one.
@@ -106,6 +106,10 @@ impl Store for Balanced {
 
     async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
         self.next().unfinished(scope).await
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        self.next().usage().await
     }
 
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
