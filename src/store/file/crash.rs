@@ -574,6 +574,30 @@ async fn sync_places() -> BTreeMap<&'static Place<'static>, bool> {
     world.disk.sync_places()
 }
 
+/// There may be many more records than uploads on their way.
+#[tokio::test]
+async fn what_is_settled_is_passed_over_without_syncs() {
+    let mut world = World::new(Durability::Power, &[]);
+    let mut store = None;
+    for step in [Step::Put('z', 0), Step::Deliver('z', Answer::Taken)] {
+        world.step(&mut store, step).await.unwrap();
+    }
+    let store = world.open().unwrap();
+    let calls = world.disk.calls();
+    let expiry = |time| Expiry {
+        abandoned_before: time,
+        undelivered_before: Some(time),
+        records_before: time,
+    };
+    let now = std::time::SystemTime::now();
+    assert_eq!(store.undelivered().await.unwrap(), []);
+    assert_eq!(store.sweep(expiry(now)).await.unwrap().records, 0);
+    assert_eq!(world.disk.calls(), calls);
+    let later = now + Duration::from_secs(10_000);
+    assert_eq!(store.sweep(expiry(later)).await.unwrap().records, 1);
+    assert!(world.disk.calls() > calls);
+}
+
 /// Two stores on one folder, which are to each other as two processes, and what they do in an order
 /// that the seed gives.
 fn scheduled(seed: u64) -> (tempfile::TempDir, [FileStore; 2]) {

@@ -261,48 +261,74 @@ impl Folder {
         Ok(())
     }
 
-    /// Looks at every upload that this version can read.
+    /// Looks closely at each upload that seems to be worth it, and that this version can read. A close
+    /// look costs syncs, and most journals are of what was delivered long ago.
     pub(super) fn each(
         &self,
+        is_worth_it: impl Fn(&Entry, &View) -> io::Result<bool>,
         mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        for (key, _) in self.journals()? {
-            if let Some((entry, view)) = of_this_version(self.look(&key))?.flatten() {
-                see(self, &entry, view)?;
-            }
+        // One that cannot be read is no reason not to look at the others.
+        let mut failed = None;
+        for (key, path) in self.journals()? {
+            let mut look = || {
+                let Some(seems) = of_this_version(self.peek(&key, &path, &is_worth_it))? else {
+                    return Ok(());
+                };
+                // What has no beginning is set aside by a close look.
+                if seems.transpose()?.unwrap_or(true) {
+                    if let Some((entry, view)) = of_this_version(self.look(&key))?.flatten() {
+                        see(self, &entry, view)?;
+                    }
+                }
+                Ok::<_, StoreError>(())
+            };
+            failed = look().err().or(failed);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Looks at every upload without a promise that what is seen is durable.
+    pub(super) fn each_as_it_seems(
+        &self,
+        mut see: impl FnMut(&Entry, &View),
+    ) -> Result<(), StoreError> {
+        for (key, path) in self.journals()? {
+            let seen = self.peek(&key, &path, |entry, view| match view.phase {
+                Phase::Removed => {}
+                // A crash of the system has lost the bytes, if they were not to be synced.
+                Phase::Receiving if entry.data.is_none() => {}
+                _ => see(entry, view),
+            });
+            of_this_version(seen)?;
         }
         Ok(())
     }
 
-    /// Looks at every upload without a promise that what is seen is durable: that would cost syncs.
-    pub(super) fn each_as_it_seems(
+    /// Looks at an upload as it seems to be; `None` if its journal is gone, or has no beginning.
+    fn peek<T>(
         &self,
-        mut see: impl FnMut(&Entry, View),
-    ) -> Result<(), StoreError> {
-        for (key, path) in self.journals()? {
-            let known = self.open_entries().get(&key).cloned();
-            if let Some(entry) = known {
-                let view = entry.view()?;
-                // Another process may have removed it, and the name may be another upload's by now.
-                if !matches!(view.phase, Phase::Removed) {
-                    see(&entry, view);
-                    continue;
-                }
-            }
-            let journal = match disk::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                journal => journal?,
-            };
-            let entry = Entry::open(path, journal, false, self.disk.clone());
-            if let Some(entry) = of_this_version(entry.map_err(Into::into))?.flatten() {
-                let view = entry.view()?;
-                // A crash of the system has lost the bytes, if they were not to be synced.
-                if entry.data.is_some() || !matches!(view.phase, Phase::Receiving) {
-                    see(&entry, view);
-                }
+        key: &UploadKey,
+        path: &Path,
+        see: impl FnOnce(&Entry, &View) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        let known = self.open_entries().get(key).cloned();
+        if let Some(entry) = known {
+            let view = entry.view()?;
+            // Another process may have removed it, and the name may be another upload's by now.
+            if !matches!(view.phase, Phase::Removed) {
+                return Ok(Some(see(&entry, &view)));
             }
         }
-        Ok(())
+        let journal = match disk::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            journal => journal?,
+        };
+        let Some(entry) = Entry::open(path.to_owned(), journal, false, self.disk.clone())? else {
+            return Ok(None);
+        };
+        let view = entry.view()?;
+        Ok(Some(see(&entry, &view)))
     }
 
     fn journals(&self) -> Result<Vec<(UploadKey, PathBuf)>, StoreError> {

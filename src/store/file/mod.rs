@@ -21,7 +21,7 @@ pub(super) use self::finish::{copy, persist};
 
 use std::{
     fmt,
-    io::{Seek as _, Write as _},
+    io::{self, Seek as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -30,7 +30,7 @@ use std::{
 use self::{
     blocks::{BLOCK, Blocks},
     disk::Disk,
-    entry::{Claim, Phase, View},
+    entry::{Claim, Entry, Phase, View},
     folder::{Folder, tempfile_in},
     journal::Event,
     room::Room,
@@ -499,7 +499,10 @@ impl Store for FileStore {
     async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
         self.blocking(|folder| {
             let mut uploads = Vec::new();
-            folder.each(|_, entry, view| {
+            let is_waiting = |_: &Entry, view: &View| {
+                Ok(view.complete && matches!(view.phase, Phase::Receiving | Phase::Sealed(_)))
+            };
+            folder.each(is_waiting, |_, entry, view| {
                 match view.phase {
                     Phase::Sealed(seal) => uploads.push(seal.upload),
                     Phase::Receiving if view.complete => uploads.push(entry.created.clone()),
@@ -517,15 +520,15 @@ impl Store for FileStore {
         self.blocking(move |folder| {
             let mut uploads = Vec::new();
             folder.each_as_it_seems(|entry, view| {
-                let upload = match view.phase {
-                    Phase::Sealed(seal) => seal.upload,
-                    Phase::Receiving => entry.created.clone(),
+                let upload = match &view.phase {
+                    Phase::Sealed(seal) => &seal.upload,
+                    Phase::Receiving => &entry.created,
                     _ => return,
                 };
                 let progress = entry.progress();
                 let wanted = scope.as_ref().is_none_or(|scope| upload.scope == *scope);
                 if wanted && (progress.complete || progress.received > 0) {
-                    uploads.push((upload, progress));
+                    uploads.push((upload.clone(), progress));
                 }
             })?;
             Ok(uploads)
@@ -536,21 +539,17 @@ impl Store for FileStore {
     async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
         self.blocking(move |folder| {
             let mut swept = Swept::default();
-            folder.each(|folder, entry, view| {
-                let touched = entry.last_touch(&view)?;
-                let before = |time: SystemTime| touched < unix_ms(time);
-                let (counter, expired) = match &view.phase {
-                    Phase::Settled(record) => {
-                        (&mut swept.records, record.expires < expiry.records_before)
+            let may_go = |entry: &Entry, view: &View| match view.phase {
+                // Of these a close look takes away what is left.
+                Phase::Removed => Ok(true),
+                Phase::Receiving if !entry.has_data()? => Ok(true),
+                _ => Ok(expired(entry, view, &expiry)?.is_some()),
+            };
+            folder.each(may_go, |folder, entry, view| {
+                if let Some(counter) = expired(entry, &view, &expiry)? {
+                    if folder.try_discard(entry, |_| true)? {
+                        *counter(&mut swept) += 1;
                     }
-                    _ if view.complete => (
-                        &mut swept.undelivered,
-                        expiry.undelivered_before.is_some_and(before),
-                    ),
-                    _ => (&mut swept.abandoned, before(expiry.abandoned_before)),
-                };
-                if expired && folder.try_discard(entry, |_| true)? {
-                    *counter += 1;
                 }
                 Ok(())
             })?;
@@ -592,6 +591,29 @@ impl Store for FileStore {
             }
         }
     }
+}
+
+/// What an upload is counted as that has expired.
+type Counter = fn(&mut Swept) -> &mut u64;
+
+fn expired(entry: &Entry, view: &View, expiry: &Expiry) -> io::Result<Option<Counter>> {
+    let touched = entry.last_touch(view)?;
+    let before = |time: SystemTime| touched < unix_ms(time);
+    let (counter, has_expired): (Counter, _) = match &view.phase {
+        Phase::Settled(record) => (
+            |swept| &mut swept.records,
+            record.expires < expiry.records_before,
+        ),
+        _ if view.complete => (
+            |swept| &mut swept.undelivered,
+            expiry.undelivered_before.is_some_and(before),
+        ),
+        _ => (
+            |swept| &mut swept.abandoned,
+            before(expiry.abandoned_before),
+        ),
+    };
+    Ok(has_expired.then_some(counter))
 }
 
 impl FileStore {

@@ -81,7 +81,10 @@ async fn measure(case: &Case, chunk: u64, file: u64) -> Result<(u64, Counts, Cou
     let before = world.take_counts();
     let answer = world.answer_of_client().await?;
     let after = world.take_counts();
-    world.finish().await;
+    let seen = world.finish().await;
+    if !seen.wrong.is_empty() {
+        return Err(seen.wrong.join("; ").into());
+    }
     let ms = answer["last_chunk_ms"].as_f64().ok_or("no time")?;
     Ok((chunks, before, after, ms))
 }

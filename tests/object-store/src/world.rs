@@ -392,6 +392,7 @@ impl World {
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into());
         }
+        self.check_deliveries(&upload.identifier, &upload.content);
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
@@ -467,7 +468,12 @@ impl World {
                 ));
             }
         }
-        let digest = hex(&Sha256::digest(&upload.content));
+        self.check_deliveries(&upload.identifier, &upload.content);
+    }
+
+    fn check_deliveries(&mut self, name: &str, content: &[u8]) {
+        let seen = &mut self.seen;
+        let digest = hex(&Sha256::digest(content));
         let events = lock(&self.events);
         let ours = events.iter().filter(|event| event["identifier"] == *name);
         let mut calls: Vec<&Value> = ours.clone().filter(|e| e["event"] == "called").collect();
