@@ -224,6 +224,7 @@ fn beside(kind: Kind, size: u64, slow: usize) -> Result<Figures, Error> {
     let file = file("large.bin", size, MIB);
     let bytes = content(MIB as usize);
     let done = AtomicBool::new(false);
+    let cpu = server.cpu()?;
     let (took, trickled) = std::thread::scope(|scope| {
         let trickling = scope.spawn(|| -> Result<(), Error> {
             for tenth in (0..10).cycle().take_while(|_| !done.load(Relaxed)) {
@@ -242,8 +243,10 @@ fn beside(kind: Kind, size: u64, slow: usize) -> Result<Figures, Error> {
     });
     // All of them are still served: a write to a closed connection fails.
     trickled.map_err(|_| "the slow ones have panicked")??;
+    let gib = size as f64 / 1024.0 / MIB as f64;
     Ok(vec![
         ("MiB/s", size as f64 / MIB as f64 / took?.as_secs_f64()),
+        ("CPU s/GiB", (server.cpu()? - cpu) / gib),
         ("peak MiB", server.peak()?),
     ])
 }
