@@ -147,7 +147,7 @@ impl Shared {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
-        if shared.state().faults.down {
+        if shared.state().faults.down || stream.set_nodelay(true).is_err() {
             continue;
         }
         let shared = Arc::clone(&shared);
@@ -185,7 +185,9 @@ async fn pass(shared: &Shared, links: &Links, request: Request<Incoming>) -> Res
         request.uri().query(),
     );
     let (plan, kill) = shared.plan(&kind, length(request.headers()));
-    tokio::time::sleep(plan.wait).await;
+    if !plan.wait.is_zero() {
+        tokio::time::sleep(plan.wait).await;
+    }
     if plan.down {
         return Err(Cut);
     }
@@ -312,6 +314,7 @@ fn kind(method: &Method, path: &str, query: Option<&str>) -> String {
     let last = parts.last().copied().unwrap_or_default();
     let object = match () {
         () if parts.contains(&"claim") => "claim",
+        () if parts.contains(&"open") => "open",
         () if parts.contains(&"files") => "file",
         () if last.starts_with("p-") => "mark",
         () if last.starts_with("c-") => "piece",
