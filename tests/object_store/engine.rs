@@ -19,7 +19,7 @@ use object_store::{
     multipart::{MultipartStore, PartId},
     path::Path,
 };
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, Notify};
 
 /// Keys in one answer to a list, and in one request to delete.
 const PAGE: usize = 1000;
@@ -37,6 +37,7 @@ pub struct Engine {
     uploads: Mutex<BTreeMap<MultipartId, Parts>>,
     /// Where requests that put a part meet before they do.
     meeting: Mutex<Option<Arc<Barrier>>>,
+    held: Mutex<Option<(u64, Arc<Held>)>>,
 }
 
 /// The sizes and ids of the parts of a multipart upload, as they were put last.
@@ -148,8 +149,35 @@ impl Engine {
         self.uploads.lock().unwrap().len()
     }
 
-    /// A request comes in. Whether it is to fail after its effect.
-    async fn request(&self, name: &'static str, bytes: usize) -> Result<bool> {
+    /// Lets the `number`-th request from now on have its effect and wait for its answer, if it changes
+    /// anything.
+    pub fn hold(&self, number: u64) -> Arc<Held> {
+        let held = Arc::new(Held::default());
+        *self.held.lock().unwrap() = Some((number, Arc::clone(&held)));
+        self.requests.store(0, SeqCst);
+        held
+    }
+
+    /// Requests since one was to fail or to wait.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(SeqCst)
+    }
+
+    /// A request has had its effect.
+    async fn after<T>(&self, at: At, result: Result<T>) -> Result<T> {
+        let held = self.held.lock().unwrap().clone();
+        if let Some((_, held)) = held.filter(|(number, _)| *number == at.number) {
+            held.comes.notify_one();
+            held.goes.notified().await;
+        }
+        match at.fails {
+            true => Err(failure()),
+            false => result,
+        }
+    }
+
+    /// A request comes in.
+    async fn request(&self, name: &'static str, bytes: usize) -> Result<At> {
         // As over a network, others come in between.
         tokio::task::yield_now().await;
         self.count(name, bytes);
@@ -158,9 +186,24 @@ impl Engine {
         let late = self.fail_late.load(SeqCst);
         match (fails && !late) || self.down.load(SeqCst) {
             true => Err(failure()),
-            false => Ok(fails),
+            false => Ok(At { number, fails }),
         }
     }
+}
+
+/// A request that has come in.
+#[derive(Clone, Copy)]
+struct At {
+    number: u64,
+    /// After its effect.
+    fails: bool,
+}
+
+/// A request that waits for its answer.
+#[derive(Debug, Default)]
+pub struct Held {
+    pub comes: Notify,
+    pub goes: Notify,
 }
 
 fn failure() -> Error {
@@ -174,13 +217,6 @@ fn no_upload(path: &Path) -> Error {
     Error::NotFound {
         path: path.to_string(),
         source: "NoSuchUpload".into(),
-    }
-}
-
-fn after<T>(late: bool, result: Result<T>) -> Result<T> {
-    match late {
-        true => Err(failure()),
-        false => result,
     }
 }
 
@@ -200,7 +236,7 @@ impl ObjectStore for Engine {
     ) -> Result<PutResult> {
         let create = options.mode == PutMode::Create;
         let name = if create { "create" } else { "put" };
-        let late = self.request(name, payload.content_length()).await?;
+        let at = self.request(name, payload.content_length()).await?;
         let conditions = *self.conditions.lock().unwrap();
         let result = match conditions {
             Conditions::Kept => self.inner.put_opts(path, payload, options).await,
@@ -223,7 +259,7 @@ impl ObjectStore for Engine {
                 implementer: self.to_string(),
             }),
         };
-        after(late, result)
+        self.after(at, result).await
     }
 
     async fn put_multipart_opts(
@@ -236,14 +272,14 @@ impl ObjectStore for Engine {
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         let name = if options.head { "head" } else { "get" };
-        let late = self.request(name, 0).await?;
+        let at = self.request(name, 0).await?;
         let result = self.inner.get_opts(path, options).await;
         if let Ok(found) = &result {
             if name == "get" {
                 self.state.lock().unwrap().bytes_out += found.range.end - found.range.start;
             }
         }
-        after(late, result)
+        self.after(at, result).await
     }
 
     fn delete_stream(
@@ -281,8 +317,9 @@ impl ObjectStore for Engine {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let late = self.request("list", 0).await?;
-        after(late, self.inner.list_with_delimiter(prefix).await)
+        let at = self.request("list", 0).await?;
+        self.after(at, self.inner.list_with_delimiter(prefix).await)
+            .await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -310,13 +347,13 @@ impl Engine {
 #[async_trait]
 impl MultipartStore for Engine {
     async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
-        let late = self.request("begin", 0).await?;
+        let at = self.request("begin", 0).await?;
         let id = self.inner.create_multipart(path).await?;
         self.uploads
             .lock()
             .unwrap()
             .insert(id.clone(), Parts::new());
-        after(late, Ok(id))
+        self.after(at, Ok(id)).await
     }
 
     async fn put_part(
@@ -327,20 +364,22 @@ impl MultipartStore for Engine {
         payload: PutPayload,
     ) -> Result<PartId> {
         let bytes = payload.content_length();
-        let late = self.request("part", bytes).await?;
+        let at = self.request("part", bytes).await?;
         let meeting = self.meeting.lock().unwrap().clone();
         if let Some(meeting) = meeting {
             meeting.wait().await;
         }
-        let mut uploads = self.uploads.lock().unwrap();
-        let parts = uploads.get_mut(id).ok_or_else(|| no_upload(path))?;
         // Encrypted ones have another id each time.
         let number = self.requests.fetch_add(0, SeqCst);
         let content_id = format!("\"{part}-{number}\"");
-        parts.insert(part, (bytes, content_id.clone()));
-        let put = self.inner.put_part(path, id, part, payload).now_or_never();
-        put.expect("memory does not wait")?;
-        after(late, Ok(PartId { content_id }))
+        {
+            let mut uploads = self.uploads.lock().unwrap();
+            let parts = uploads.get_mut(id).ok_or_else(|| no_upload(path))?;
+            parts.insert(part, (bytes, content_id.clone()));
+            let put = self.inner.put_part(path, id, part, payload).now_or_never();
+            put.expect("memory does not wait")?;
+        }
+        self.after(at, Ok(PartId { content_id })).await
     }
 
     async fn complete_multipart(
@@ -349,7 +388,7 @@ impl MultipartStore for Engine {
         id: &MultipartId,
         parts: Vec<PartId>,
     ) -> Result<PutResult> {
-        let late = self.request("complete", 0).await?;
+        let at = self.request("complete", 0).await?;
         let known = self.uploads.lock().unwrap().get(id).cloned();
         let known = known.ok_or_else(|| no_upload(path))?;
         let said = |code: &str| Error::Generic {
@@ -370,13 +409,13 @@ impl MultipartStore for Engine {
         }
         self.uploads.lock().unwrap().remove(id);
         let result = self.inner.complete_multipart(path, id, parts).await;
-        after(late, result)
+        self.after(at, result).await
     }
 
     async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
-        let late = self.request("abort", 0).await?;
+        let at = self.request("abort", 0).await?;
         let known = self.uploads.lock().unwrap().remove(id);
         let result = known.map(drop).ok_or_else(|| no_upload(path));
-        after(late, result)
+        self.after(at, result).await
     }
 }

@@ -623,6 +623,51 @@ async fn each_request_may_fail() {
     }
 }
 
+/// A client goes away while any request to the engine is on its way: nothing is left that keeps others
+/// waiting, or that no sweep finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_may_be_given_up() {
+    for (size, total) in [(5 * MIB, 5 * MIB + 100), (100_000, 250_000)] {
+        let bytes = content(total);
+        let upload = upload(total, Some(size));
+        for number in 1.. {
+            let engine = Arc::new(Engine::default());
+            let store = open(&engine).await;
+            let held = engine.hold(number);
+            let wants = async {
+                for (n, chunk) in bytes.chunks(size as usize).enumerate() {
+                    put(&store, &upload, n as u64 * size, chunk).await.unwrap();
+                }
+                drop(store.try_claim(&upload.key).await.unwrap());
+            };
+            tokio::select! {
+                () = wants => {}
+                () = held.comes.notified() => {}
+            }
+            let is_over = engine.requests() < number;
+            held.goes.notify_one();
+            let seen = deliver(&store, &upload, &bytes, size).await;
+            let case = format!("request {number}, {total} bytes");
+            assert!(seen.len() == 1 && seen[0] == bytes, "{case}");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                store.sweep(everything(Duration::ZERO)).await.unwrap();
+                let left = [engine.keys("up").await, engine.keys("open").await].concat();
+                let parts = engine.open_uploads();
+                if left.is_empty() && parts == 0 {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{case}: {left:?}, {parts}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            if is_over {
+                assert!(number > 10, "{case}");
+                break;
+            }
+        }
+    }
+}
+
 /// As a layer does it: until it is recorded.
 async fn settle(store: &ObjectStore, claim: &mut ObjectClaim) {
     let settlement = Settlement::Delivered(record(true));

@@ -320,6 +320,14 @@ impl Inner {
     }
 }
 
+/// Does all of it, also if the request ends that wants it, because its client has gone: half of it would
+/// be left behind, such as a claim that nobody gives back.
+async fn all_of<T: Send + 'static>(
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::spawn(work).await.map_err(StoreError::new)?
+}
+
 /// Why an upload cannot be told of: its `info` is damaged, or another version of this crate has written it.
 #[derive(Debug)]
 struct Unreadable;
@@ -366,7 +374,8 @@ impl Store for ObjectStore {
     }
 
     async fn try_claim(&self, key: &UploadKey) -> Result<TryClaim<ObjectClaim>, StoreError> {
-        self.inner.try_claim(key).await
+        let (inner, key) = (Arc::clone(&self.inner), *key);
+        all_of(async move { inner.try_claim(&key).await }).await
     }
 
     async fn seal(&self, claim: &mut ObjectClaim, upload: &Upload) -> Result<Sealed, StoreError> {
@@ -382,7 +391,8 @@ impl Store for ObjectStore {
     }
 
     async fn remove(&self, key: &UploadKey) -> Result<bool, StoreError> {
-        self.inner.remove(key).await
+        let (inner, key) = (Arc::clone(&self.inner), *key);
+        all_of(async move { inner.remove(&key).await }).await
     }
 
     async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {

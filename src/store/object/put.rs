@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 
 use super::{
-    Inner,
+    Inner, all_of,
     blocks::Blocks,
     bucket::store_error,
     info::{Info, Phase},
@@ -105,7 +105,9 @@ impl Inner {
                 }
                 Some(info) => return Ok(info),
                 None => {
-                    if let Some(info) = self.create(upload).await? {
+                    let (inner, upload) = (Arc::clone(self), upload.clone());
+                    let created = all_of(async move { inner.create(&upload).await });
+                    if let Some(info) = created.await? {
                         return Ok(info);
                     }
                 }

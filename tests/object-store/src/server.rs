@@ -128,6 +128,7 @@ async fn finished(
     if handler.reads {
         let sha256 = sha256(&upload).await.map_err(|error| {
             eprintln!("cannot read: {error}");
+            report("failed", &upload, Value::Null);
             StatusCode::INTERNAL_SERVER_ERROR
         })?;
         report("read", &upload, sha256.into());

@@ -480,8 +480,19 @@ impl World {
         // In the order in which they were made, whoever printed first.
         calls.sort_by_key(|call| call["time"].as_u64());
         for pair in calls.windows(2) {
-            // Another one is right only if the process that made the one before was dead.
+            // Another one is right only if the application has failed, which may read from a gateway that
+            // has died, or if the process that made the one before was dead.
             let (first, second) = (pair[0], pair[1]);
+            let is_of_first = |event: &Value| {
+                ["id", "attempt"].map(|name| &event[name])
+                    == ["id", "attempt"].map(|name| &first[name])
+            };
+            if ours
+                .clone()
+                .any(|event| event["event"] == "failed" && is_of_first(event))
+            {
+                continue;
+            }
             let death = first["process"].as_u64().and_then(|n| self.deaths.get(&n));
             match death.copied() < second["time"].as_u64() && death.is_some() {
                 true => seen.doubled_by_crash += 1,
