@@ -471,6 +471,28 @@ async fn what_is_listed_costs_what_it_is() {
     assert_eq!(counts.all(), 3 + 3 + 25, "{counts:?}");
 }
 
+/// Of a server that died while it read the engine's clock.
+#[tokio::test]
+async fn what_was_scratch_is_swept() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    object_store::ObjectStoreExt::put(&*engine, &"scratch/x".into(), vec![].into())
+        .await
+        .unwrap();
+    let hour = Duration::from_secs(3600);
+    store.sweep(everything(hour / 2)).await.unwrap();
+    assert_eq!(engine.keys("scratch").await, ["scratch/x"]);
+    // Of it and of the readings of others nothing is left.
+    let later = SystemTime::now() + hour;
+    let all = Expiry {
+        abandoned_before: later,
+        undelivered_before: Some(later),
+        records_before: later,
+    };
+    store.sweep(all).await.unwrap();
+    assert_eq!(engine.keys("scratch").await, Vec::<String>::new());
+}
+
 /// Nobody else's upload is hidden by one that cannot be read.
 #[tokio::test]
 async fn a_damaged_upload_is_passed_over() {

@@ -13,6 +13,9 @@ use crate::store::{StoreError, random_id};
 /// How long a reading counts.
 const VALID: Duration = Duration::from_secs(60);
 
+/// How often to try: another server may sweep at that very moment, with a limit that spares nothing.
+const TRIES: usize = 3;
+
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     read: Mutex<Option<Reading>>,
@@ -42,15 +45,17 @@ impl Clock {
 }
 
 async fn read_clock(bucket: &Bucket, keys: &Keys) -> Result<Reading, StoreError> {
-    let path = keys.scratch().join(random_id()?);
-    bucket.put(&path, Bytes::new()).await?;
-    let at = Instant::now();
-    let found = bucket.head(&path).await;
-    // What stays there is swept.
-    let _ = bucket.delete(&path).await;
-    let found = found?.ok_or_else(|| StoreError::new("what was written cannot be read back"))?;
-    Ok(Reading {
-        time: found.modified,
-        at,
-    })
+    for _ in 0..TRIES {
+        let path = keys.scratch().join(random_id()?);
+        bucket.put(&path, Bytes::new()).await?;
+        let at = Instant::now();
+        let found = bucket.head(&path).await;
+        // What stays there is swept.
+        let _ = bucket.delete(&path).await;
+        if let Some(found) = found? {
+            let time = found.modified;
+            return Ok(Reading { time, at });
+        }
+    }
+    Err(StoreError::new("what was written cannot be read back"))
 }

@@ -131,9 +131,10 @@ impl Inner {
     }
 
     async fn sweep_scratch(&self, times: &Times) -> Result<(), StoreError> {
+        let abandoned = times.by_store(times.expiry.abandoned_before);
         let mut found = self.bucket.list(&self.keys.scratch(), None);
         while let Some(listed) = found.try_next().await? {
-            if listed.modified + SCRATCH < times.store {
+            if listed.modified < abandoned || listed.modified + SCRATCH < times.store {
                 self.bucket.delete(&listed.path).await?;
             }
         }
