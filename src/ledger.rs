@@ -15,15 +15,17 @@ use crate::{
     store::{DynStore, ScopeKey, Upload, UploadKey, Usage},
 };
 
-/// How old a listing of the store may be that turns somebody away, and in how many times of what it took
-/// to make it: who is turned away must not keep the store busy with nothing else.
+/// How old a listing of the store may be that turns somebody away, at least.
 const FRESH: Duration = Duration::from_secs(2);
+
+/// The same in times of what it took to make it: who is turned away must not keep the store busy with
+/// nothing else.
 const FRESH_TIMES: u32 = 10;
 
 /// The unfinished uploads, and the bodies that are being read.
 ///
 /// The store is asked for the first new upload of this process, and again before anybody is turned away:
-/// other servers finish uploads too.
+/// other servers finish uploads too. What it has just answered is not asked again: see [`FRESH`].
 #[derive(Default)]
 pub(crate) struct Ledger {
     book: Mutex<Book>,

@@ -77,7 +77,8 @@ pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 ///
 /// The limits per scope hold if there is a scope hook; without one there is only one scope, and the limits
 /// in all hold. Unfinished uploads are counted by each process. It asks the store for them when its first new
-/// upload comes, and again before anybody is turned away: several servers that share a store may let through
+/// upload comes, and again before anybody is turned away, unless it has just done so (within two seconds, or ten
+/// times of what the answer took): several servers that share a store may let through
 /// some uploads each before they know of those of the others.
 ///
 /// ```
