@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     DigestAlgorithm, Limits, UploadError,
-    admission::Hooks,
-    dialect::{Answers, Chunk, Dialects, Identity, Intent, asks_for, raw_file},
+    hooks::Hooks,
+    protocol::chunked::{Answers, Chunk, Dialects, Identity, Intent, asks_for, raw_file},
     store::{Upload, UploadKey},
 };
 

@@ -8,21 +8,14 @@ use tower_service::Service;
 
 use crate::{
     Admission, Dialect, DigestAlgorithm, IdentityRule, Limits, Refusal, ResponseBody, Resumable,
-    Retention, Scope, Store, StoreError, UploadError, answer,
+    Retention, Scope, Store, StoreError, UploadError,
     config::Config,
-    deliver::{self, Asks, Delivered, Deliveries},
-    dialect::{Answers, Dialects},
-    ledger::Ledger,
-    store::{DynStore, Swept, Upload},
+    engine::Engine,
+    engine::deliver::{self, Asks, Delivered},
+    protocol::chunked::answer,
+    protocol::chunked::{Answers, Dialects},
+    store::{Swept, Upload},
 };
-
-/// Everything the clones of one layer share.
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) store: Arc<dyn DynStore>,
-    pub(crate) deliveries: Arc<Deliveries>,
-    pub(crate) ledger: Arc<Ledger>,
-}
 
 /// Layer that applies [`Resumable`], which answers upload requests and hands finished files on.
 ///
@@ -42,14 +35,14 @@ pub(crate) struct Shared {
 #[derive(Clone)]
 #[must_use]
 pub struct ResumableLayer {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) engine: Arc<Engine>,
 }
 
 impl ResumableLayer {
     /// A layer that keeps chunks in `store` and answers on the path `/upload`.
     pub fn new(store: impl Store) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            engine: Arc::new(Engine {
                 config: Config::default(),
                 store: Arc::new(store),
                 deliveries: Arc::default(),
@@ -383,7 +376,7 @@ impl ResumableLayer {
     ///
     /// Those of the store.
     pub async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
-        self.shared.store.undelivered().await
+        self.engine.store.undelivered().await
     }
 
     /// Hands a complete upload to `inner`, as if `request` had just completed it, and records the
@@ -439,7 +432,7 @@ impl ResumableLayer {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        match deliver::deliver(&self.shared, inner, request, upload, Asks::Nobody).await {
+        match deliver::deliver(&self.engine, inner, request, upload, Asks::Nobody).await {
             Ok(Delivered { record, response }) => {
                 Ok(response.unwrap_or_else(|| answer::recorded(Answers::default(), record)))
             }
@@ -454,8 +447,8 @@ impl ResumableLayer {
     ///
     /// Those of the store.
     pub async fn sweep(&self, retention: Retention) -> Result<Swept, StoreError> {
-        let swept = self.shared.store.sweep(retention.expiry()).await;
-        self.shared.ledger.distrust();
+        let swept = self.engine.store.sweep(retention.expiry()).await;
+        self.engine.ledger.distrust();
         swept
     }
 
@@ -492,14 +485,14 @@ impl ResumableLayer {
     }
 
     fn with(self, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = self.shared.config.clone();
+        let mut config = self.engine.config.clone();
         change(&mut config);
         Self {
-            shared: Arc::new(Shared {
+            engine: Arc::new(Engine {
                 config,
-                store: Arc::clone(&self.shared.store),
-                deliveries: Arc::clone(&self.shared.deliveries),
-                ledger: Arc::clone(&self.shared.ledger),
+                store: Arc::clone(&self.engine.store),
+                deliveries: Arc::clone(&self.engine.deliveries),
+                ledger: Arc::clone(&self.engine.ledger),
             }),
         }
     }
@@ -508,7 +501,7 @@ impl ResumableLayer {
 impl fmt::Debug for ResumableLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResumableLayer")
-            .field("config", &self.shared.config)
+            .field("config", &self.engine.config)
             .finish_non_exhaustive()
     }
 }
@@ -521,7 +514,7 @@ impl<S> Layer<S> for ResumableLayer {
     fn layer(&self, inner: S) -> Self::Service {
         Resumable {
             inner,
-            shared: Arc::clone(&self.shared),
+            engine: Arc::clone(&self.engine),
         }
     }
 }

@@ -36,46 +36,40 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
-mod admission;
-mod answer;
 mod body;
-mod client_options;
 mod config;
-mod content;
-mod deliver;
-mod dialect;
-mod digest;
+mod engine;
 mod error;
 mod fault;
 mod future;
+mod hooks;
 mod layer;
-mod ledger;
 mod limits;
-mod multipart;
+mod model;
 mod names;
-mod receive;
+mod protocol;
+mod response;
 mod retention;
 mod service;
-mod sniff;
 pub mod store;
 mod upload;
 
-pub use self::admission::{Admission, Purpose, Refusal, Scope};
-pub use self::body::ResponseBody;
+pub use self::body::digest::DigestAlgorithm;
 pub use self::config::IdentityRule;
-pub use self::content::Content;
-pub use self::dialect::{Dialect, ResumableJs};
-pub use self::digest::DigestAlgorithm;
 pub use self::error::{BoxError, UploadError};
 pub use self::future::ResponseFuture;
+pub use self::hooks::{Admission, Purpose, Refusal, Scope};
 pub use self::layer::ResumableLayer;
 pub use self::limits::Limits;
 pub use self::names::{safe_file_name, safe_relative_path};
+pub use self::protocol::chunked::{Dialect, ResumableJs};
+pub use self::response::ResponseBody;
 pub use self::retention::Retention;
 pub use self::service::Resumable;
 #[cfg(feature = "object-store")]
 pub use self::store::ObjectStore;
 pub use self::store::{FileStore, MemoryStore, Store, StoreError};
 pub use self::upload::CompletedUpload;
+pub use self::upload::Content;
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;

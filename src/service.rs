@@ -9,7 +9,11 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::{BoxError, ResponseBody, ResponseFuture, dialect::Intent, layer::Shared, receive};
+use crate::{
+    BoxError, ResponseBody, ResponseFuture,
+    engine::{Engine, receive},
+    protocol::chunked::Intent,
+};
 
 /// Middleware that receives uploads in chunks and hands finished files to the service behind it.
 ///
@@ -17,14 +21,14 @@ use crate::{BoxError, ResponseBody, ResponseFuture, dialect::Intent, layer::Shar
 #[derive(Clone)]
 pub struct Resumable<S> {
     pub(crate) inner: S,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) engine: Arc<Engine>,
 }
 
 impl<S: fmt::Debug> fmt::Debug for Resumable<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resumable")
             .field("inner", &self.inner)
-            .field("config", &self.shared.config)
+            .field("config", &self.engine.config)
             .finish_non_exhaustive()
     }
 }
@@ -49,7 +53,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let config = &self.shared.config;
+        let config = &self.engine.config;
         let (intent, answers) = config.intent(&parts, body.is_end_stream());
         if let Ok(Intent::Pass) = intent {
             return ResponseFuture::inner(self.inner.call(Request::from_parts(parts, body)));
@@ -59,7 +63,7 @@ where
         // is driven to readiness only when there is a finished upload to hand on.
         let inner = self.inner.clone();
         self.inner = inner.clone();
-        let shared = Arc::clone(&self.shared);
-        ResponseFuture::upload(receive::handle(shared, inner, intent, answers, parts, body))
+        let engine = Arc::clone(&self.engine);
+        ResponseFuture::upload(receive::handle(engine, inner, intent, answers, parts, body))
     }
 }

@@ -14,23 +14,22 @@ use bytes::Bytes;
 use futures_core::Stream;
 use sha2::{Digest as _, Sha256};
 
-use crate::{BoxError, UploadError, content::FileStream, digest::Expected};
+use crate::{BoxError, UploadError, body::digest::Expected, upload::FileStream};
 
+#[cfg(feature = "object-store")]
+mod bucket;
 pub mod conformance;
 mod file;
 mod json;
 mod memory;
-#[cfg(feature = "object-store")]
-mod object;
-mod range_set;
 
+#[cfg(feature = "object-store")]
+pub use self::bucket::{ObjectClaim, ObjectStore, ObjectStoreBuilder, StoredObject};
 pub use self::file::{Durability, FileClaim, FileStore, FileStoreBuilder};
 pub use self::memory::{MemoryClaim, MemoryStore};
 #[cfg(feature = "object-store")]
-pub use self::object::{ObjectClaim, ObjectStore, ObjectStoreBuilder, StoredObject};
-pub use self::range_set::RangeSet;
-#[cfg(feature = "object-store")]
-pub(crate) use self::{file::NewFile, object::ObjectStream};
+pub(crate) use self::{bucket::ObjectStream, file::NewFile};
+pub use crate::model::ranges::RangeSet;
 
 /// Where chunks go: the bytes, the marks that say what is there, and the right to deliver.
 ///

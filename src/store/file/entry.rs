@@ -28,11 +28,8 @@ use super::{
 };
 use crate::{
     fault,
-    store::{
-        RangeSet, Record, StoreError, Upload, random_id,
-        range_set::{Crc, Ranges},
-        unix_ms,
-    },
+    model::ranges::{Crc, Ranges},
+    store::{RangeSet, Record, StoreError, Upload, random_id, unix_ms},
 };
 
 /// Bytes far behind the end of any journal, whose locks stand for rights.

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 
-use crate::{UploadError, admission::Sniff, store::Upload};
+use crate::{UploadError, hooks::Sniff, store::Upload};
 
 /// Bytes that are looked at. The formats of files are told apart by fewer.
 const HEAD: usize = 8 << 10;

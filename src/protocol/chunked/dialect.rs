@@ -3,10 +3,9 @@ use std::borrow::Cow;
 use http::{Method, StatusCode};
 
 use super::{
-    Answers, Chunk, Identity, InOrder, Numbering, Params,
-    fields::{Fields, invalid, missing},
-    heads,
-    plain::may_be_whole,
+    super::plain::may_be_whole,
+    Answers, Chunk, Identity, InOrder, Numbering, Params, headers,
+    parse::{Fields, invalid, missing},
 };
 use crate::{
     UploadError,
@@ -276,7 +275,7 @@ impl Dialect {
     /// The names of headers that are fields.
     pub(super) fn header_names(&self) -> impl Iterator<Item = &str> {
         let names = self.names.all();
-        names.filter(|name| name.starts_with(heads::PREFIX))
+        names.filter(|name| name.starts_with(headers::PREFIX))
     }
 
     pub(crate) fn file_field(&self) -> String {

@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 
-use super::{Dialect, InOrder, heads, table::LastChunk};
+use super::{Dialect, InOrder, dialect::LastChunk, headers};
 
 /// The parameter that makes a status request, of clients whose names have nothing in common.
 const STATUS: &str = "uploadStatus";
@@ -172,12 +172,12 @@ impl Dialect {
     /// [blueimp's jQuery File Upload]: https://github.com/blueimp/jQuery-File-Upload
     pub fn blueimp() -> Self {
         let mut blueimp = Self::new("blueimp")
-            .with_identifier(heads::FILE_NAME)
+            .with_identifier(headers::FILE_NAME)
             .with_status(STATUS)
-            .with_total_size(heads::RANGE_TOTAL)
-            .with_offset(heads::RANGE_FIRST)
-            .with_chunk_length(heads::RANGE_LENGTH)
-            .with_file_name(heads::FILE_NAME)
+            .with_total_size(headers::RANGE_TOTAL)
+            .with_offset(headers::RANGE_FIRST)
+            .with_chunk_length(headers::RANGE_LENGTH)
+            .with_file_name(headers::FILE_NAME)
             .with_file_field("files[]");
         blueimp.whole_files = true;
         blueimp.answers.in_order = Some(InOrder::Range);
@@ -225,7 +225,7 @@ impl Dialect {
             .with_status(STATUS)
             .with_total_size("header:uploader-file-size")
             .with_chunk_number("header:uploader-chunk-number", 0)
-            .with_file_name(heads::ENCODED_NAME)
+            .with_file_name(headers::ENCODED_NAME)
             .with_unused("header:uploader-chunks-total");
         huge.chunk_size = Some(chunk_size);
         huge.last_chunk = LastChunk::Rest;

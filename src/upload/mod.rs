@@ -1,3 +1,8 @@
+mod content;
+
+pub use self::content::Content;
+pub(crate) use self::content::FileStream;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -5,7 +10,6 @@ use std::{
 };
 
 use crate::{
-    Content, content,
     names::{safe_file_name, safe_relative_path},
     store::{Location, Sealed, UploadKey},
 };

@@ -20,19 +20,19 @@ use tower_service::Service;
 
 use crate::{
     CompletedUpload, DigestAlgorithm, Purpose, Refusal, ResponseBody, UploadError,
-    admission::Hooks,
-    answer::{self, Outcome},
-    body::read_up_to,
-    content::Content,
-    digest::Expected,
+    body::digest::Expected,
+    body::sniff::head_len,
+    engine::Engine,
+    engine::quota::Ledger,
+    engine::receive::store_error,
     fault,
-    layer::Shared,
-    ledger::Ledger,
-    receive::store_error,
-    sniff::head_len,
+    hooks::Hooks,
+    protocol::chunked::answer::{self, Outcome},
+    response::read_up_to,
     store::{
         AnyClaim, DynStore, Record, Sealed, Settlement, StoreError, TryClaim, Upload, UploadKey,
     },
+    upload::Content,
 };
 
 /// How often to look whether another server has finished a delivery.
@@ -79,7 +79,7 @@ pub(crate) enum Asks {
 ///
 /// An error comes with the number of the attempt that failed, 0 if there was none.
 pub(crate) async fn deliver<S, B, R>(
-    shared: &Shared,
+    shared: &Engine,
     inner: S,
     request: Request<B>,
     upload: Upload,

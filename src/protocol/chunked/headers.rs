@@ -80,7 +80,7 @@ fn content_range(value: &str) -> Option<(u64, u64, u64)> {
 }
 
 /// The name that `Content-Disposition` has for the body.
-pub(super) fn file_name(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn file_name(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_DISPOSITION)?;
     attached_name(std::str::from_utf8(value.as_bytes()).ok()?)
 }

@@ -40,7 +40,7 @@ impl ResumableLayer {
     /// const r = new Resumable(await (await fetch('/upload-options')).json());
     /// ```
     pub fn resumable_js_options(&self, chunk_size: u64) -> String {
-        let config = &self.shared.config;
+        let config = &self.engine.config;
         let mut options = common(
             config,
             "target",
@@ -71,7 +71,7 @@ impl ResumableLayer {
     /// # Ok::<(), serde_json::Error>(())
     /// ```
     pub fn flow_js_options(&self, chunk_size: u64) -> String {
-        let config = &self.shared.config;
+        let config = &self.engine.config;
         let mut options = common(
             config,
             "target",
@@ -95,7 +95,7 @@ impl ResumableLayer {
     /// # Ok::<(), serde_json::Error>(())
     /// ```
     pub fn dropzone_options(&self, chunk_size: u64) -> String {
-        let config = &self.shared.config;
+        let config = &self.engine.config;
         let mut options = common(config, "url", chunk_size.min(config.limits.chunk_size));
         let max_file_size = match config.limits.file_size {
             // Its default would be 256.

@@ -38,7 +38,7 @@ impl Params {
         }
     }
 
-    pub(super) fn from_query(query: Option<&str>) -> Result<Self, UploadError> {
+    pub(crate) fn from_query(query: Option<&str>) -> Result<Self, UploadError> {
         let query = query.unwrap_or_default();
         if query.len() > QUERY_BYTES || query.split('&').count() > QUERY_FIELDS {
             return Err(UploadError::TooManyFields);
@@ -57,7 +57,7 @@ impl Params {
     }
 
     /// Whether the query has a field of such a name; for queries of any size.
-    pub(super) fn query_has(query: Option<&str>, name: impl Fn(&str) -> bool) -> bool {
+    pub(crate) fn query_has(query: Option<&str>, name: impl Fn(&str) -> bool) -> bool {
         let mut pairs = query.unwrap_or_default().split('&').filter_map(decode);
         pairs.any(|(n, _)| name(&n))
     }
@@ -68,7 +68,7 @@ impl Params {
     }
 
     /// Adds a header, or `None` if its value is not UTF-8.
-    pub(super) fn push_head(&mut self, name: &str, value: Option<String>) {
+    pub(crate) fn push_head(&mut self, name: &str, value: Option<String>) {
         if value.is_none() {
             self.garbled.push(name.to_owned());
         }
@@ -81,7 +81,7 @@ impl Params {
         self.part = part;
     }
 
-    pub(super) fn part(&self) -> &FilePart {
+    pub(crate) fn part(&self) -> &FilePart {
         &self.part
     }
 
@@ -92,13 +92,13 @@ impl Params {
     }
 
     /// Whether it is known before the body.
-    pub(super) fn in_head(&self, name: &str) -> bool {
+    pub(crate) fn in_head(&self, name: &str) -> bool {
         self.query.iter().chain(&self.heads).any(|(n, _)| n == name)
     }
 
     /// Whether there is this field. One without a name is none: it stands for those that a dialect
     /// does not have.
-    pub(super) fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         !name.is_empty() && self.has(|n| n == name)
     }
 
@@ -114,7 +114,7 @@ impl Params {
 
     /// The first value of a field. Resumable.js sends one that the application has set before its
     /// own in tests, and instead of its own in uploads.
-    pub(super) fn first<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
+    pub(crate) fn first<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
         match self.garbled.iter().any(|garbled| garbled == name) {
             true => Err(UploadError::InvalidField {
                 name: name.into(),

@@ -194,7 +194,7 @@ fn unhex(hex: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Upload, object::info::Phase};
+    use crate::store::{Upload, bucket::info::Phase};
 
     fn keys() -> Keys {
         Keys {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use crate::{
     UploadError,
+    engine::receive::store_error,
     limits::{Bound, Limits},
-    receive::store_error,
     store::{DynStore, ScopeKey, Upload, UploadKey, Usage},
 };
 

@@ -12,23 +12,25 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    BoxError, Purpose, ResponseBody, UploadError, answer,
+    BoxError, Purpose, ResponseBody, UploadError,
+    body::digest::Expected,
+    body::multipart::{self, Form, FormLimits, Item, Octets},
+    body::{pace::Guarded, sniff::Sniffed},
     config::Config,
-    deliver::{self, Asks, Delivered},
-    dialect::{self, Answers, Chunk, Dialect, Extra, Identity, InOrder, Intent, Params, Transport},
-    digest::Expected,
+    engine::Engine,
+    engine::deliver::{self, Asks, Delivered},
+    engine::quota::Reading,
     fault,
-    layer::Shared,
-    ledger::Reading,
     limits::DRAIN,
-    multipart::{self, Form, FormLimits, Guarded, Item, Octets},
-    sniff::Sniffed,
+    protocol::chunked::{
+        self, Answers, Chunk, Dialect, Extra, Identity, InOrder, Intent, Params, Transport, answer,
+    },
     store::{ChunkBody, Progress, Status, StoreError, Upload, random_id},
 };
 
 /// Answers a request that is not for the inner service as it is.
 pub(crate) async fn handle<S, B, R>(
-    shared: Arc<Shared>,
+    shared: Arc<Engine>,
     inner: S,
     intent: Result<Intent, UploadError>,
     mut answers: Answers,
@@ -107,7 +109,7 @@ enum Received {
 }
 
 async fn deliver<S, B, R>(
-    shared: &Shared,
+    shared: &Engine,
     inner: S,
     request: Request<B>,
     upload: Upload,
@@ -145,7 +147,7 @@ fn drained<B>(mut parts: Parts, body: B) -> Request<B> {
     Request::from_parts(parts, body)
 }
 
-impl Shared {
+impl Engine {
     async fn probe<R>(
         &self,
         parts: &Parts,
@@ -227,7 +229,7 @@ impl Shared {
         self.config.check_total(total)?;
         let random = random_id().map_err(store_error)?;
         let identity = Identity {
-            identifier: dialect::created_identifier(&random, total),
+            identifier: chunked::created_identifier(&random, total),
             total,
             file_name: None,
             relative_path: None,
@@ -316,7 +318,7 @@ impl Shared {
             Transport::Whole => {
                 let total = match body.is_end_stream() {
                     true => Some(0),
-                    false => dialect::content_length(&parts.headers),
+                    false => chunked::content_length(&parts.headers),
                 };
                 let total = total.ok_or_else(|| UploadError::MissingField {
                     name: header::CONTENT_LENGTH.to_string(),
@@ -434,7 +436,7 @@ impl Shared {
                     None => return Ok(Received::Lost),
                 }
             }
-            None if self.config.plain_uploads && dialect::is_whole_file(parts, params) => {
+            None if self.config.plain_uploads && chunked::is_whole_file(parts, params) => {
                 self.admit_whole(parts, scope, params, len).await?
             }
             None => return Err(dialects.unknown()),
@@ -475,7 +477,7 @@ impl Shared {
         len: u64,
     ) -> Result<(Chunk, Upload), UploadError> {
         let identifier = random_id().map_err(store_error)?;
-        let chunk = dialect::whole_file(params, identifier, len)?;
+        let chunk = chunked::whole_file(params, identifier, len)?;
         self.config.check(&chunk)?;
         let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
         self.ask(Purpose::Chunk, parts, &upload).await?;

@@ -8,18 +8,18 @@ use crate::{
 
 /// Fields with the way in which one that comes several times is read.
 #[derive(Clone, Copy)]
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     params: &'a Params,
     strict: bool,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn strict(params: &'a Params) -> Self {
+    pub(crate) fn strict(params: &'a Params) -> Self {
         let strict = true;
         Self { params, strict }
     }
 
-    pub(super) fn first(params: &'a Params) -> Self {
+    pub(crate) fn first(params: &'a Params) -> Self {
         let strict = false;
         Self { params, strict }
     }
@@ -33,12 +33,12 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn text(self, name: &'a str, max: usize) -> Result<Option<String>, UploadError> {
+    pub(crate) fn text(self, name: &'a str, max: usize) -> Result<Option<String>, UploadError> {
         fitting(name, self.get(name)?, max)
     }
 
     /// It may be missing, but not be empty.
-    pub(super) fn full_text(
+    pub(crate) fn full_text(
         self,
         name: &'a str,
         max: usize,
@@ -50,23 +50,23 @@ impl<'a> Fields<'a> {
     }
 
     /// What the part of the form that carries the file calls it.
-    pub(super) fn part_name(self) -> Result<Option<String>, UploadError> {
+    pub(crate) fn part_name(self) -> Result<Option<String>, UploadError> {
         let name = self.params.part().file_name.as_deref();
         fitting("filename", name.map(Cow::Borrowed), NAME_BYTES)
     }
 
     /// The media type of the part of the form that carries the file.
-    pub(super) fn part_type(self) -> Result<Option<String>, UploadError> {
+    pub(crate) fn part_type(self) -> Result<Option<String>, UploadError> {
         let name = self.params.part().content_type.as_deref();
         fitting("Content-Type", name.map(Cow::Borrowed), TYPE_BYTES)
     }
 
-    pub(super) fn required_number(self, name: &'a str, min: u64) -> Result<u64, UploadError> {
+    pub(crate) fn required_number(self, name: &'a str, min: u64) -> Result<u64, UploadError> {
         self.number(name, min)?.ok_or_else(|| missing(name))
     }
 
     /// Decimal digits only, as JavaScript writes integers.
-    pub(super) fn number(self, name: &'a str, min: u64) -> Result<Option<u64>, UploadError> {
+    pub(crate) fn number(self, name: &'a str, min: u64) -> Result<Option<u64>, UploadError> {
         let Some(value) = self.get(name)? else {
             return Ok(None);
         };
@@ -95,11 +95,11 @@ fn fitting(
     }
 }
 
-pub(super) fn missing(name: &str) -> UploadError {
+pub(crate) fn missing(name: &str) -> UploadError {
     UploadError::MissingField { name: name.into() }
 }
 
-pub(super) fn invalid(name: &str, reason: &'static str) -> UploadError {
+pub(crate) fn invalid(name: &str, reason: &'static str) -> UploadError {
     UploadError::InvalidField {
         name: name.into(),
         reason,

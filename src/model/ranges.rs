@@ -56,7 +56,7 @@ impl RangeSet {
 }
 
 /// What is known of the bytes of a range, and of two that follow each other.
-pub(super) trait Joined: Clone {
+pub(crate) trait Joined: Clone {
     fn join(&self, next: &Self, next_len: u64) -> Self;
 }
 
@@ -66,7 +66,7 @@ impl Joined for () {
 
 /// The CRC-32 of a range's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Crc(pub(super) u32);
+pub(crate) struct Crc(pub(crate) u32);
 
 impl Joined for Crc {
     fn join(&self, next: &Self, next_len: u64) -> Self {
@@ -78,7 +78,7 @@ impl Joined for Crc {
 
 /// Ranges that neither overlap nor touch, each with what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ranges<V> {
+pub(crate) struct Ranges<V> {
     /// From a range's start to its end.
     map: BTreeMap<u64, (u64, V)>,
     total: u64,
@@ -95,7 +95,7 @@ impl<V> Default for Ranges<V> {
 
 impl<V: Joined> Ranges<V> {
     /// Adds a range of which nothing is there yet.
-    pub(super) fn insert(&mut self, range: Range<u64>, value: V) {
+    pub(crate) fn insert(&mut self, range: Range<u64>, value: V) {
         let Range { mut start, mut end } = range;
         if start >= end {
             return;
@@ -116,13 +116,13 @@ impl<V: Joined> Ranges<V> {
         self.map.insert(start, (end, value));
     }
 
-    pub(super) fn covers(&self, offset: u64, len: u64) -> bool {
+    pub(crate) fn covers(&self, offset: u64, len: u64) -> bool {
         let end = offset.saturating_add(len);
         let around = self.map.range(..=offset).next_back();
         len == 0 || around.is_some_and(|(_, (stored, _))| *stored >= end)
     }
 
-    pub(super) fn gaps(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
+    pub(crate) fn gaps(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
         let end = offset.saturating_add(len);
         let first = self
             .map
@@ -143,16 +143,16 @@ impl<V: Joined> Ranges<V> {
         gaps
     }
 
-    pub(super) fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
 
     /// How many ranges there would be with another one.
-    pub(super) fn len_with(&self, offset: u64, len: u64) -> usize {
+    pub(crate) fn len_with(&self, offset: u64, len: u64) -> usize {
         let end = offset.saturating_add(len);
         let first = self
             .map
@@ -167,14 +167,14 @@ impl<V: Joined> Ranges<V> {
     }
 
     /// What is known of the range that starts at 0, if it ends at `end`.
-    pub(super) fn whole(&self, end: u64) -> Option<&V> {
+    pub(crate) fn whole(&self, end: u64) -> Option<&V> {
         self.map
             .get(&0)
             .filter(|(stored, _)| *stored == end)
             .map(|(_, value)| value)
     }
 
-    pub(super) fn to_set(&self) -> RangeSet {
+    pub(crate) fn to_set(&self) -> RangeSet {
         let map = self
             .map
             .iter()

@@ -3,7 +3,6 @@
 
 mod base64;
 mod disposition;
-mod guard;
 mod paced;
 
 use std::{
@@ -20,12 +19,9 @@ use self::{
     disposition::{Disposition, Head},
     paced::Feed,
 };
-use crate::{BoxError, UploadError, dialect::FilePart, digest::Expected, limits};
+use crate::{BoxError, UploadError, body::digest::Expected, limits, protocol::chunked::FilePart};
 
-pub(crate) use self::{
-    guard::Guarded,
-    paced::{Octets, drain},
-};
+pub(crate) use self::paced::{Octets, drain};
 
 /// What is read of a form beside its file.
 #[derive(Clone, Copy, Debug)]

@@ -2,13 +2,15 @@
 
 use http::{Method, header, request::Parts};
 
-use super::{Chunk, FilePart, Identity, Intent, Params, Transport, fields::Fields, heads};
+use super::chunked::{
+    Chunk, FilePart, Identity, Intent, Params, Transport, headers, parse::Fields,
+};
 use crate::UploadError;
 
 /// Whether fields that say nothing of a position can be those of a whole file. One that is not `known`
 /// and speaks of a chunk, or is an offset, says that it is a piece of one, from a client that the layer
 /// was not told of, or not enough: as a file of its own it would be a wrong one.
-pub(super) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
+pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
     !params.has(|name| !known(name) && is_of_pieces(name))
 }
 
@@ -65,7 +67,7 @@ pub(crate) fn raw_file(parts: &Parts) -> Intent {
     match Params::from_query(parts.uri.query()) {
         Ok(mut params) if is_file && is_whole_file(parts, &params) => {
             params.set_part(FilePart {
-                file_name: heads::file_name(headers),
+                file_name: headers::file_name(headers),
                 content_type: None,
             });
             Intent::Put(params, Transport::Whole)

@@ -11,7 +11,7 @@ use http_body::Body;
 use super::multipart;
 use crate::{
     BoxError, UploadError,
-    digest::Expected,
+    body::digest::Expected,
     limits::{PART_HEADER_BYTES, PREAMBLE_BYTES},
 };
 

@@ -1,25 +1,26 @@
 //! What a client says, made into what it wants. Pure: no IO, no async.
 
+pub(crate) mod answer;
 mod boundary;
 mod clients;
-mod fields;
-mod heads;
+mod dialect;
+pub(super) mod headers;
+mod options;
 mod params;
-mod plain;
+pub(super) mod parse;
 mod resumable;
-mod table;
 #[cfg(test)]
 mod tests;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 
-use self::{boundary::boundary, fields::Fields};
+use self::{boundary::boundary, parse::Fields};
+pub use self::{dialect::Dialect, resumable::ResumableJs};
 pub(crate) use self::{
+    dialect::created_identifier,
     params::{FilePart, Params},
-    plain::{is_whole_file, raw_file, whole_file},
-    table::created_identifier,
 };
-pub use self::{resumable::ResumableJs, table::Dialect};
+pub(crate) use super::plain::{is_whole_file, raw_file, whole_file};
 use crate::UploadError;
 
 /// What a request wants, as far as its head tells.
@@ -256,14 +257,14 @@ impl Dialects {
 
     fn has_heads(&self, headers: &HeaderMap) -> bool {
         let mut names = self.0.iter().flat_map(Dialect::header_names);
-        names.any(|name| heads::has(headers, name))
+        names.any(|name| headers::has(headers, name))
     }
 
     fn add_heads(&self, params: &mut Params, headers: &HeaderMap) {
         for name in self.0.iter().flat_map(Dialect::header_names) {
             // Several dialects can have the same one.
             if !params.contains(name) {
-                heads::add(params, headers, name);
+                headers::add(params, headers, name);
             }
         }
     }

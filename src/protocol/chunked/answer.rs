@@ -6,10 +6,10 @@ use serde_json::json;
 
 use crate::{
     UploadError,
-    body::ResponseBody,
     config::Config,
-    dialect::{Answers, Chunk, InOrder, Numbering},
     limits::LISTED_CHUNKS,
+    protocol::chunked::{Answers, Chunk, InOrder, Numbering},
+    response::ResponseBody,
     store::{Progress, RangeSet, Record, Status, Upload},
 };
 

@@ -1,0 +1,3 @@
+//! What an upload is. Imports nothing else of the crate.
+
+pub(crate) mod ranges;
