@@ -36,40 +36,15 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
-mod body;
-mod config;
-mod engine;
-mod error;
 mod fault;
-mod future;
-mod hooks;
-mod layer;
-mod limits;
+mod lock;
 mod model;
 mod names;
-mod protocol;
-mod response;
-mod retention;
-mod service;
 pub mod store;
-mod upload;
 
-pub use self::body::digest::DigestAlgorithm;
-pub use self::config::IdentityRule;
-pub use self::error::{BoxError, UploadError};
-pub use self::future::ResponseFuture;
-pub use self::hooks::{Admission, Purpose, Refusal, Scope};
-pub use self::layer::ResumableLayer;
-pub use self::limits::Limits;
+pub use self::model::{
+    BoxError,
+    upload::{Role, Scope, Upload, UploadId},
+};
 pub use self::names::{safe_file_name, safe_relative_path};
-pub use self::protocol::chunked::{Dialect, ResumableJs};
-pub use self::response::ResponseBody;
-pub use self::retention::Retention;
-pub use self::service::Resumable;
-#[cfg(feature = "object-store")]
-pub use self::store::ObjectStore;
-pub use self::store::{FileStore, MemoryStore, Store, StoreError};
-pub use self::upload::CompletedUpload;
-pub use self::upload::Content;
-#[cfg(feature = "axum")]
-pub use self::upload::MissingUpload;
+pub use self::store::{content::Content, memory::MemoryStore};

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, ops::Range};
 
-/// A set of bytes, as ranges that neither overlap nor touch.
+/// A set of byte positions, as ranges that neither overlap nor touch.
 ///
 /// ```
 /// use tower_resumable::store::RangeSet;
@@ -32,6 +32,12 @@ impl RangeSet {
     /// What of the `len` bytes from `offset` is not in the set.
     pub fn gaps(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
         self.0.gaps(offset, len)
+    }
+
+    /// How many bytes follow each other from byte 0 without a gap.
+    pub fn prefix(&self) -> u64 {
+        let first = self.iter().next().filter(|range| range.start == 0);
+        first.map_or(0, |range| range.end)
     }
 
     /// How many bytes are in the set.
@@ -74,6 +80,11 @@ impl Joined for Crc {
         hasher.combine(&crc32fast::Hasher::new_with_initial_len(next.0, next_len));
         Self(hasher.finalize())
     }
+}
+
+impl Crc {
+    /// The CRC-32 of nothing.
+    pub(crate) const EMPTY: Self = Self(0);
 }
 
 /// Ranges that neither overlap nor touch, each with what is known of it.

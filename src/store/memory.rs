@@ -1,14 +1,19 @@
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{
-    ChunkBody, Expiry, Location, Progress, RangeSet, Record, Sealed, Settlement, Status, Store,
-    StoreError, Swept, TryClaim, Upload, UploadKey, random_id,
+    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Listed, Page, Progress,
+    RangeSet, Record, Sealed, State, Status, Store, StoreError, Stored, Swept, random_id,
+};
+use crate::{
+    lock::lock,
+    model::upload::{Upload, UploadId},
 };
 
 /// Keeps uploads in the memory of this process: for tests, and to try things out.
@@ -16,116 +21,30 @@ use super::{
 /// Clones share their uploads. There is no limit to what it takes.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
-    uploads: Arc<Mutex<HashMap<UploadKey, Entry>>>,
+    uploads: Arc<Mutex<Uploads>>,
 }
+
+type Uploads = BTreeMap<UploadId, Entry>;
 
 #[derive(Debug)]
 struct Entry {
+    /// Tells the upload from earlier and later ones with the same [`UploadId`].
     id: String,
     upload: Upload,
     pieces: BTreeMap<u64, Bytes>,
     ranges: RangeSet,
     touched: SystemTime,
     claimed: bool,
-    /// Requests that are writing.
+    /// How many requests are writing.
     writers: usize,
     sealed: Option<Sealed>,
     record: Option<Record>,
 }
 
 impl Entry {
-    fn is_complete(&self) -> bool {
-        self.ranges.covers(0, self.upload.total)
-    }
-
-    fn progress(&self) -> Progress {
-        Progress {
-            received: self.ranges.total(),
-            complete: self.is_complete(),
-        }
-    }
-}
-
-/// The right to deliver one upload of a [`MemoryStore`].
-#[derive(Debug)]
-pub struct MemoryClaim {
-    store: MemoryStore,
-    key: UploadKey,
-    id: String,
-}
-
-impl Drop for MemoryClaim {
-    fn drop(&mut self) {
-        if let Some(entry) = self.store.lock().get_mut(&self.key) {
-            entry.claimed &= entry.id != self.id;
-        }
-    }
-}
-
-/// A request that is writing to an upload that is there already: keeps it from being swept.
-struct Writer<'a> {
-    store: &'a MemoryStore,
-    key: UploadKey,
-    id: Option<String>,
-}
-
-impl<'a> Writer<'a> {
-    fn new(store: &'a MemoryStore, key: &UploadKey) -> Self {
-        let id = store.lock_for(key).get_mut(key).map(|entry| {
-            entry.writers += 1;
-            entry.id.clone()
-        });
-        Self {
-            store,
-            key: *key,
-            id,
-        }
-    }
-}
-
-impl Drop for Writer<'_> {
-    fn drop(&mut self) {
-        if let (Some(entry), Some(id)) = (self.store.lock().get_mut(&self.key), &self.id) {
-            entry.writers -= usize::from(entry.id == *id);
-        }
-    }
-}
-
-impl MemoryStore {
-    fn lock(&self) -> MutexGuard<'_, HashMap<UploadKey, Entry>> {
-        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The uploads, without this one if its record has expired.
-    fn lock_for(&self, key: &UploadKey) -> MutexGuard<'_, HashMap<UploadKey, Entry>> {
-        let mut uploads = self.lock();
-        let record = uploads.get(key).and_then(|entry| entry.record.as_ref());
-        if record.is_some_and(|record| record.expires <= SystemTime::now()) {
-            uploads.remove(key);
-        }
-        uploads
-    }
-}
-
-impl Store for MemoryStore {
-    type Claim = MemoryClaim;
-
-    async fn put(
-        &self,
-        upload: &Upload,
-        offset: u64,
-        body: &mut ChunkBody<'_>,
-    ) -> Result<Progress, StoreError> {
-        let _writer = Writer::new(self, &upload.key);
-        let mut bytes = Vec::new();
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece?);
-        }
-        let bytes = Bytes::from(bytes);
-        let id = random_id()?;
-        let mut uploads = self.lock_for(&upload.key);
-        let entry = uploads.entry(upload.key).or_insert_with(|| Entry {
-            id,
+    fn new(upload: &Upload) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: random_id()?,
             upload: upload.clone(),
             pieces: BTreeMap::new(),
             ranges: RangeSet::default(),
@@ -134,143 +53,236 @@ impl Store for MemoryStore {
             writers: 0,
             sealed: None,
             record: None,
-        });
-        for gap in entry.ranges.gaps(offset, bytes.len() as u64) {
+        })
+    }
+
+    fn is_complete(&self) -> bool {
+        let length = self.upload.length;
+        length.is_some_and(|length| self.ranges.covers(0, length))
+    }
+
+    fn status(&self) -> Status {
+        let state = match &self.record {
+            Some(record) => State::Settled(record.clone()),
+            None if self.is_complete() => State::Complete,
+            None => State::Receiving(self.ranges.clone()),
+        };
+        let upload = self
+            .sealed
+            .as_ref()
+            .map_or(&self.upload, |sealed| &sealed.upload);
+        Status::new(upload.clone(), state)
+    }
+
+    /// Stores what is not there yet.
+    fn insert(&mut self, offset: u64, bytes: &Bytes) {
+        for gap in self.ranges.gaps(offset, bytes.len() as u64) {
             let piece = (gap.start - offset) as usize..(gap.end - offset) as usize;
-            entry.pieces.insert(gap.start, bytes.slice(piece));
-            entry.ranges.insert(gap.start, gap.end - gap.start);
-            entry.touched = SystemTime::now();
+            self.pieces.insert(gap.start, bytes.slice(piece));
+            self.ranges.insert(gap.start, gap.end - gap.start);
         }
-        Ok(Progress {
-            received: entry.ranges.total(),
-            complete: entry.is_complete(),
-        })
+        self.touched = SystemTime::now();
     }
 
-    async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
-        Ok(match self.lock_for(key).get(key) {
-            None => Status::Absent,
-            Some(Entry {
-                record: Some(record),
-                ..
-            }) => Status::Settled(record.clone()),
-            Some(entry) if entry.is_complete() => Status::Complete,
-            Some(entry) => Status::Receiving(entry.ranges.clone()),
-        })
-    }
-
-    async fn try_claim(&self, key: &UploadKey) -> Result<TryClaim<MemoryClaim>, StoreError> {
-        Ok(match self.lock_for(key).get_mut(key) {
-            Some(Entry {
-                record: Some(record),
-                ..
-            }) => TryClaim::Settled(record.clone()),
-            Some(entry) if !entry.is_complete() => TryClaim::Incomplete,
-            Some(Entry { claimed: true, .. }) => TryClaim::Busy,
-            Some(entry) => {
-                entry.claimed = true;
-                TryClaim::Won(MemoryClaim {
-                    store: self.clone(),
-                    key: *key,
-                    id: entry.id.clone(),
-                })
-            }
-            None => TryClaim::Incomplete,
-        })
-    }
-
-    async fn seal(&self, claim: &mut MemoryClaim, upload: &Upload) -> Result<Sealed, StoreError> {
-        let mut uploads = self.lock();
-        let entry = uploads
-            .get_mut(&claim.key)
-            .ok_or_else(|| StoreError::new("it is gone"))?;
-        let sealed = entry.sealed.get_or_insert_with(|| {
-            let pieces: Vec<_> = entry.pieces.values().cloned().collect();
-            let content = pieces.concat();
-            Sealed {
-                id: entry.id.clone(),
-                upload: upload.clone(),
-                attempt: 0,
-                crc32: Some(crc32fast::hash(&content)),
-                location: Location::Memory(content.into()),
-            }
+    fn seal(&mut self, upload: &Upload) -> Sealed {
+        let sealed = self.sealed.get_or_insert_with(|| {
+            let pieces: Vec<_> = self.pieces.values().cloned().collect();
+            let content = Bytes::from(pieces.concat());
+            let crc32 = crc32fast::hash(&content);
+            Sealed::new(self.id.clone(), upload.clone(), 0, InMemory(content)).with_crc32(crc32)
         });
         sealed.attempt += 1;
-        Ok(sealed.clone())
+        sealed.clone()
+    }
+}
+
+/// A finished file in memory.
+#[derive(Debug)]
+struct InMemory(Bytes);
+
+impl Stored for InMemory {
+    fn read(&self) -> Content {
+        self.0.clone().into()
     }
 
-    async fn settle(
+    /// Does nothing: the memory is free when the last handle is dropped.
+    fn delete(&self) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// The right to deliver one upload of a [`MemoryStore`].
+#[derive(Debug)]
+pub struct MemoryClaim {
+    store: MemoryStore,
+    sealed: Sealed,
+}
+
+impl MemoryClaim {
+    fn with_entry(&self, change: impl FnOnce(&mut Entry)) -> Result<(), StoreError> {
+        let mut uploads = lock(&self.store.uploads);
+        let entry = uploads.get_mut(&self.sealed.upload.id);
+        let entry = entry.filter(|entry| entry.id == self.sealed.id);
+        entry.map(change).ok_or(StoreError::Superseded)
+    }
+}
+
+impl Claim for MemoryClaim {
+    fn sealed(&self) -> &Sealed {
+        &self.sealed
+    }
+
+    async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
+        self.with_entry(|entry| {
+            entry.record = Some(record.clone());
+            entry.pieces.clear();
+        })
+    }
+}
+
+impl Drop for MemoryClaim {
+    fn drop(&mut self) {
+        // The upload may be gone.
+        let _ = self.with_entry(|entry| entry.claimed = false);
+    }
+}
+
+/// A request that is writing to an upload: keeps the upload from being swept.
+struct Writer<'a>(&'a MemoryStore, UploadId, Option<String>);
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        let Self(store, upload, id) = self;
+        if let Some(entry) = lock(&store.uploads).get_mut(upload) {
+            entry.writers -= usize::from(Some(&entry.id) == id.as_ref());
+        }
+    }
+}
+
+impl MemoryStore {
+    /// The uploads, without this one if its record has expired.
+    fn uploads_for(&self, id: &UploadId) -> MutexGuard<'_, Uploads> {
+        let mut uploads = lock(&self.uploads);
+        let record = uploads.get(id).and_then(|entry| entry.record.as_ref());
+        if record.is_some_and(Record::is_expired) {
+            uploads.remove(id);
+        }
+        uploads
+    }
+
+    fn writer(&self, id: &UploadId) -> Writer<'_> {
+        let entry_id = self.uploads_for(id).get_mut(id).map(|entry| {
+            entry.writers += 1;
+            entry.id.clone()
+        });
+        Writer(self, *id, entry_id)
+    }
+
+    /// Does something with an upload, which is created if it is absent.
+    fn with_entry<T>(
         &self,
-        claim: &mut MemoryClaim,
-        settlement: &Settlement,
-    ) -> Result<(), StoreError> {
-        if let Settlement::Delivered(record) | Settlement::Rejected(record) = settlement {
-            if let Some(entry) = self.lock().get_mut(&claim.key) {
-                entry.record = Some(record.clone());
-                entry.pieces.clear();
-                entry.sealed = None;
+        upload: &Upload,
+        work: impl FnOnce(&mut Entry) -> T,
+    ) -> Result<T, StoreError> {
+        let new = Entry::new(upload)?;
+        let mut uploads = self.uploads_for(&upload.id);
+        Ok(work(uploads.entry(upload.id).or_insert(new)))
+    }
+}
+
+impl Store for MemoryStore {
+    type Claim = MemoryClaim;
+
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        self.with_entry(upload, |entry| entry.status())
+    }
+
+    async fn write(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+        keep: Keep,
+    ) -> Result<Progress, StoreError> {
+        let _writer = self.writer(&upload.id);
+        let (mut bytes, mut failed) = (BytesMut::new(), None);
+        while let Some(piece) = body.next().await {
+            match piece {
+                Ok(piece) => bytes.extend_from_slice(&piece),
+                Err(error) if keep == Keep::Whole => return Err(error.into()),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
         }
-        Ok(())
+        let bytes = bytes.freeze();
+        let progress = self.with_entry(upload, |entry| {
+            if entry.sealed.is_none() {
+                entry.insert(offset, &bytes);
+            }
+            entry.status().progress()
+        })?;
+        failed.map_or(Ok(progress), |error| Err(error.into()))
     }
 
-    async fn remove(&self, key: &UploadKey) -> Result<bool, StoreError> {
-        let mut uploads = self.lock();
-        let free = uploads
-            .get(key)
-            .is_some_and(|e| !e.claimed && e.record.is_none());
-        Ok(free && uploads.remove(key).is_some())
+    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        Ok(self.uploads_for(id).get(id).map(Entry::status))
     }
 
-    async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
-        let uploads = self.lock();
-        let waiting = uploads
-            .values()
-            .filter(|entry| entry.is_complete() && entry.record.is_none());
-        let known = waiting.map(|entry| match &entry.sealed {
-            Some(sealed) => &sealed.upload,
-            None => &entry.upload,
-        });
-        Ok(known.cloned().collect())
+    async fn claim(&self, upload: &Upload) -> Result<Claimed<MemoryClaim>, StoreError> {
+        let mut uploads = self.uploads_for(&upload.id);
+        let Some(entry) = uploads.get_mut(&upload.id) else {
+            return Ok(Claimed::Incomplete);
+        };
+        if let Some(record) = &entry.record {
+            return Ok(Claimed::Settled(record.clone()));
+        }
+        if !entry.is_complete() {
+            return Ok(Claimed::Incomplete);
+        }
+        if std::mem::replace(&mut entry.claimed, true) {
+            return Ok(Claimed::Busy);
+        }
+        let (store, sealed) = (self.clone(), entry.seal(upload));
+        Ok(Claimed::Won(MemoryClaim { store, sealed }))
     }
 
-    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        let uploads = self.lock();
-        let unsettled = uploads.values().filter(|entry| entry.record.is_none());
-        let all = unsettled.map(|entry| {
-            let upload = match &entry.sealed {
-                Some(sealed) => &sealed.upload,
-                None => &entry.upload,
-            };
-            (upload, entry.progress())
-        });
-        let all = all.filter(|(upload, progress)| {
-            scope.is_none_or(|scope| upload.scope == scope)
-                && (progress.complete || progress.received > 0)
-        });
-        Ok(all
-            .map(|(upload, progress)| (upload.clone(), progress))
-            .collect())
+    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let mut uploads = lock(&self.uploads);
+        let entry = uploads.get(id);
+        let is_free = entry.is_some_and(|entry| !entry.claimed && entry.record.is_none());
+        Ok(is_free && uploads.remove(id).is_some())
     }
 
-    async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
+    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        let uploads = lock(&self.uploads);
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let unsettled = uploads
+            .range((start, Bound::Unbounded))
+            .filter(|(_, entry)| entry.record.is_none())
+            .map(|(_, entry)| entry.status());
+        let mut accepted = unsettled
+            .map(|status| Listed::new(status.upload.clone(), status.progress()))
+            .filter(|listed| filter.accepts(&listed.upload, listed.progress));
+        let page: Vec<_> = accepted.by_ref().take(Page::MAX).collect();
+        let more = accepted.next().is_some();
+        let next = page.last().filter(|_| more).map(|last| last.upload.id);
+        Ok(Page::new(page, next))
+    }
+
+    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        let mut uploads = self.lock();
-        uploads.retain(|_, entry| {
-            let (counter, keep) = match &entry.record {
-                Some(record) => (&mut swept.records, record.expires >= expiry.records_before),
-                None if entry.is_complete() => (
-                    &mut swept.undelivered,
-                    expiry
-                        .undelivered_before
-                        .is_none_or(|before| entry.touched >= before),
-                ),
-                None => (
-                    &mut swept.abandoned,
-                    entry.touched >= expiry.abandoned_before,
-                ),
+        lock(&self.uploads).retain(|_, entry| {
+            let untouched = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);
+            let (counter, expired) = match &entry.record {
+                Some(record) => (&mut swept.records, record.expires < expiry.records_before),
+                None if entry.is_complete() => {
+                    (&mut swept.undelivered, untouched(expiry.undelivered_before))
+                }
+                None => (&mut swept.abandoned, untouched(expiry.abandoned_before)),
             };
-            let keep = keep || entry.claimed || entry.writers > 0;
+            let keep = !expired || entry.claimed || entry.writers > 0;
             *counter += u64::from(!keep);
             keep
         });

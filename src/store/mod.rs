@@ -1,742 +1,426 @@
-//! Bytes and marks: where chunks go, and who may hand a finished upload over.
+//! Where uploads are kept: the [`Store`] trait, what it is made of, and the stores of this crate.
+//!
+//! # Writing a store
+//!
+//! A store keeps the bytes of uploads, knows which of them are there, and grants the right to deliver
+//! a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a complete
+//! store in a database.
+//!
+//! An upload is a set of byte ranges and a length. It is complete when the length is known and the
+//! ranges cover it. The number of chunks says nothing. An upload goes through these states:
+//!
+//! ```text
+//!            write, create            claim            settle
+//! (absent) ───────────────► receiving ──────► sealed ─────────► settled ──► (absent)
+//!                               │    complete   │    delivered or rejected    expired
+//!                               └── remove, sweep ──► (absent)
+//! ```
+//!
+//! The contract, as a checklist:
+//!
+//! * **Ok means durable.** When [`write`](Store::write) or [`create`](Store::create) returns `Ok`, the
+//!   bytes and the upload survive what the store promises to survive, and every server that shares
+//!   the store sees them.
+//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had not
+//!   been called. An upload that only the failed chunk would have created does not exist. With
+//!   [`Keep::Prefix`] the bytes that arrived before the body failed stay, durably.
+//! * **Stored bytes stay.** A byte that is stored is never written again. A chunk that arrives twice is
+//!   read to its end, dropped, and `Ok`. So is a chunk for an upload that is sealed or settled.
+//! * **A chunk counts when its body has ended** with `None`, not before.
+//! * **Any order, any overlap, at the same time.** Chunks of one upload are written concurrently. Of two
+//!   concurrent chunks with the same bytes both succeed, or one fails with
+//!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
+//! * **The last chunk knows.** Of the chunks that complete an upload at least one gets
+//!   [`complete: true`](crate::store::Progress::complete).
+//! * **At most one claim** of an upload is live, on all servers together. A claim ends when it is
+//!   settled, released or dropped, and when its process dies.
+//! * **A seal is kept.** The first [`claim`](Store::claim) seals the upload: it publishes the file under
+//!   its final name and stores what the completing request declared. All later claims return the same
+//!   id, file and upload, with a higher attempt.
+//! * **A record is kept** until it [expires](Record::expires). Then the upload is absent, and the next
+//!   chunk begins a new one with a new id. The file of a delivered upload belongs to the application:
+//!   the store never touches it again. The file of a rejected upload is removed.
+//! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an upload that
+//!   is claimed. `sweep` never removes one to which a request is writing.
+//! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list) and
+//!   `sweep`.
+//! * **Futures are run to their end**, also when the client goes away. Only the end of the process, or
+//!   of its runtime, stops them: a store has to recover from that as from a crash.
+//!
+//! [`conformance`] checks all of this, prints what it checks, and is the place to begin:
+//!
+//! ```no_run
+//! # async fn check() {
+//! # let store = tower_resumable::MemoryStore::default();
+//! tower_resumable::store::conformance::check(&store).await;
+//! # }
+//! ```
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    path::{Path, PathBuf},
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
-};
+// #[cfg(feature = "object-store")]
+// pub(crate) mod bucket;
+mod body;
+// pub mod conformance;
+pub(crate) mod content;
+mod disk;
+mod erased;
+mod error;
+pub(crate) mod export;
+// pub(crate) mod file;
+pub(crate) mod memory;
+mod stored;
 
-use bytes::Bytes;
-use futures_core::Stream;
+use std::{future::Future, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{BoxError, UploadError, body::digest::Expected, upload::FileStream};
+// #[cfg(feature = "object-store")]
+// pub use self::bucket::{BucketStoreBuilder, StoredObject};
+use self::content::Content;
+pub(crate) use self::erased::{DynClaim, DynStore};
+pub use self::{
+    body::{BodyError, ChunkBody},
+    error::StoreError,
+    // file::{Durability, FileStoreBuilder},
+    stored::{BoxFuture, Sealed, Stored},
+};
+use crate::model::{
+    hex::{self, Hex},
+    upload::{Scope, Upload, UploadId},
+};
+pub use crate::model::{
+    ranges::RangeSet,
+    state::{Progress, Record, State, Status},
+};
 
-#[cfg(feature = "object-store")]
-mod bucket;
-pub mod conformance;
-mod file;
-mod json;
-mod memory;
-
-#[cfg(feature = "object-store")]
-pub use self::bucket::{ObjectClaim, ObjectStore, ObjectStoreBuilder, StoredObject};
-pub use self::file::{Durability, FileClaim, FileStore, FileStoreBuilder};
-pub use self::memory::{MemoryClaim, MemoryStore};
-#[cfg(feature = "object-store")]
-pub(crate) use self::{bucket::ObjectStream, file::NewFile};
-pub use crate::model::ranges::RangeSet;
-
-/// Where chunks go: the bytes, the marks that say what is there, and the right to deliver.
+/// Keeps uploads. See the [module](self) for the contract.
 ///
-/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than
-/// one process's memory, by all servers: coordination is its task, there is no separate lock
-/// service. [`conformance`] tests what is promised here.
-pub trait Store: Send + Sync + 'static {
-    /// The right to deliver one upload, held until it is settled or dropped.
-    ///
-    /// Dropping it (a panic, a cancelled task) must give the right back, as must the death of the
-    /// process.
-    type Claim: Send + Sync + 'static;
+/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than the
+/// memory of one process, by all servers. Coordination is the task of the store: there is no separate
+/// lock service.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a store of uploads",
+    note = "`FileStore`, `MemoryStore` and (with the feature `object-store`) `BucketStore` are",
+    note = "a store has to be `Debug + Send + Sync + 'static`"
+)]
+pub trait Store: std::fmt::Debug + Send + Sync + 'static {
+    /// The right to deliver one upload.
+    type Claim: Claim;
 
-    /// Stores the bytes of `body` at `offset` of the upload, creating it if it is new.
+    /// Creates the upload, durably, before any byte of it arrives.
     ///
-    /// `Ok` means that exactly these bytes are stored, with the durability that the store
-    /// promises, and visible to every server. After an `Err`, or if the future is dropped, it is as
-    /// if it had never been called. A byte that is already stored is never written again: what
-    /// comes twice is read and dropped, and is `Ok`. So is what comes for a sealed or settled upload.
+    /// Idempotent: if the upload exists nothing changes. Returns what is stored of it.
+    fn create(&self, upload: &Upload) -> impl Future<Output = Result<Status, StoreError>> + Send;
+
+    /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is absent.
     ///
-    /// The bytes may be kept only after `body` has ended with `None`.
-    fn put(
+    /// Returns how far the upload is, with these bytes.
+    fn write(
         &self,
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
+        keep: Keep,
     ) -> impl Future<Output = Result<Progress, StoreError>> + Send;
 
-    /// What is there of an upload. A record past its [`expires`](Record::expires) counts as absent.
-    fn status(&self, key: &UploadKey) -> impl Future<Output = Result<Status, StoreError>> + Send;
-
-    /// Asks for the right to deliver a complete upload. At most one claim of an upload is live, on
-    /// all servers together.
-    fn try_claim(
+    /// What is stored of an upload. `None` if it is absent, or its record has expired.
+    fn status(
         &self,
-        key: &UploadKey,
-    ) -> impl Future<Output = Result<TryClaim<Self::Claim>, StoreError>> + Send;
+        id: &UploadId,
+    ) -> impl Future<Output = Result<Option<Status>, StoreError>> + Send;
 
-    /// Publishes the claimed upload's file, durably, and counts one more attempt to deliver it.
+    /// Takes the right to deliver a complete upload, and seals it.
     ///
-    /// `upload` is what the completing request said; what the first call got is kept and returned
-    /// by all later ones.
-    fn seal(
+    /// The first claim publishes the file, durably, under its final name, and keeps `upload`: what the
+    /// completing request declared. Each claim counts one more [attempt](Sealed::attempt).
+    fn claim(
         &self,
-        claim: &mut Self::Claim,
         upload: &Upload,
-    ) -> impl Future<Output = Result<Sealed, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Claimed<Self::Claim>, StoreError>> + Send;
 
-    /// Records the outcome durably, and removes the file of a rejected upload. After an error it can
-    /// be called again. The claim ends when it is dropped.
-    fn settle(
-        &self,
-        claim: &mut Self::Claim,
-        settlement: &Settlement,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Removes an upload that is neither settled nor claimed, with its file. Requests that are writing
+    /// to it fail. `false` if nothing was removed.
+    fn remove(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Removes an upload that is not settled and not claimed. `false` if there is none.
-    fn remove(&self, key: &UploadKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
-
-    /// The complete uploads that no inner service has taken yet: what the completing request said
-    /// of those that are sealed, what the first one said of the others.
-    fn undelivered(&self) -> impl Future<Output = Result<Vec<Upload>, StoreError>> + Send;
-
-    /// The uploads of a scope, or of all, that no inner service has taken or refused yet, with how far
-    /// they are, as the first request of each (or, once sealed, the completing one) described them.
-    fn unfinished(
-        &self,
-        scope: Option<&str>,
-    ) -> impl Future<Output = Result<Vec<(Upload, Progress)>, StoreError>> + Send;
-
-    /// What each upload that no inner service has taken or refused yet takes of the
-    /// [limits](crate::Limits); maybe also those of which no byte is stored.
+    /// Lists uploads that are not settled, in the order of their ids, from the first one behind `after`.
     ///
-    /// The layer asks for it when the first new upload of a process comes, and again before it turns a client
-    /// away. The default asks for all that is [`unfinished`](Self::unfinished): a store to which that is
-    /// much work should know better.
+    /// What cannot be read is passed over.
+    fn list(
+        &self,
+        filter: &Filter,
+        after: Option<&UploadId>,
+    ) -> impl Future<Output = Result<Page, StoreError>> + Send;
+
+    /// Removes what has expired: see [`Expiry`].
+    fn sweep(&self, expiry: &Expiry) -> impl Future<Output = Result<Swept, StoreError>> + Send;
+
+    /// What each upload that is not settled takes of the [limits](crate::Limits).
+    ///
+    /// The layer calls it for the first new upload of a process, and before it refuses an upload. The
+    /// default [lists](Self::list) all uploads. Override it if the store can answer with less work.
     fn usage(&self) -> impl Future<Output = Result<Vec<Usage>, StoreError>> + Send {
         async {
-            let unfinished = self.unfinished(None).await?;
-            Ok(unfinished.iter().map(|(upload, _)| upload.into()).collect())
+            let (filter, mut after, mut usage) = (Filter::default(), None, Vec::new());
+            loop {
+                let page = self.list(&filter, after.as_ref()).await?;
+                usage.extend(
+                    page.uploads
+                        .iter()
+                        .map(|listed| Usage::from(&listed.upload)),
+                );
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => return Ok(usage),
+                }
+            }
         }
     }
 
-    /// Removes what has expired; see [`Expiry`]. Never what a request or a claim is busy with, and
-    /// never a file that was handed over.
-    fn sweep(&self, expiry: Expiry) -> impl Future<Output = Result<Swept, StoreError>> + Send;
-
-    /// Keeps the bytes of a file part that came before the fields that say where it belongs.
+    /// Keeps the bytes of a file part that arrives before the fields which say where it belongs.
     ///
     /// The default keeps them in memory.
     fn spool(
         &self,
         body: &mut ChunkBody<'_>,
-    ) -> impl Future<Output = Result<Spool, StoreError>> + Send {
+    ) -> impl Future<Output = Result<Content, StoreError>> + Send {
         async {
-            let mut pieces = Vec::new();
+            let mut bytes = bytes::BytesMut::new();
             while let Some(piece) = body.next().await {
-                pieces.push(piece?);
+                bytes.extend_from_slice(&piece?);
             }
-            Ok(Spool::from_pieces(pieces))
+            Ok(Content::from(bytes.freeze()))
         }
     }
 }
 
-/// Server-made name of an upload: a SHA-256 over its scope and what identifies it.
+/// The right to deliver one sealed upload, returned by [`Store::claim`].
 ///
-/// No text of a client is ever a path, a file name or an object key; this is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UploadKey([u8; 32]);
+/// Dropping it gives it back, as does the death of the process.
+pub trait Claim: Send + Sync + 'static {
+    /// The sealed upload.
+    fn sealed(&self) -> &Sealed;
 
-impl UploadKey {
-    /// The key with these bytes.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
+    /// Records the answer of the inner service, durably, and removes the file if the answer
+    /// [rejects](Record::delivered) it.
+    ///
+    /// After an error it can be called again. After `Ok` the claim has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`Superseded`](StoreError::Superseded) if the upload is gone, or another server has settled it.
+    fn settle(&mut self, record: &Record) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// The key's bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// Reads what [`Display`](fmt::Display) writes: 64 lower-case hexadecimal digits.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        from_hex(hex).map(Self)
-    }
-}
-
-impl fmt::Display for UploadKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for UploadKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "UploadKey({self})")
+    /// Gives the claim back, and waits until others can have it. The upload stays complete.
+    ///
+    /// The default drops the claim.
+    fn release(self) -> impl Future<Output = ()> + Send
+    where
+        Self: Sized,
+    {
+        async { drop(self) }
     }
 }
 
-/// Server-made name of a scope: the first half of a SHA-256 over it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ScopeKey([u8; 16]);
+/// Outcome of [`Store::claim`].
+#[derive(Debug)]
+pub enum Claimed<C> {
+    /// The caller may deliver the upload.
+    Won(C),
+    /// Another request is delivering it.
+    Busy,
+    /// It was delivered or rejected.
+    Settled(Record),
+    /// There is nothing to deliver: bytes are missing, or the upload is absent.
+    Incomplete,
+}
 
-impl ScopeKey {
-    /// The key of this scope.
-    pub fn new(scope: &str) -> Self {
-        let mut half = [0; 16];
-        half.copy_from_slice(&Sha256::digest(scope)[..16]);
-        Self(half)
-    }
-
-    /// Reads what [`Display`](fmt::Display) writes: 32 lower-case hexadecimal digits.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        from_hex(hex).map(Self)
+impl<C> Claimed<C> {
+    pub(crate) fn map<D>(self, map: impl FnOnce(C) -> D) -> Claimed<D> {
+        match self {
+            Self::Won(claim) => Claimed::Won(map(claim)),
+            Self::Busy => Claimed::Busy,
+            Self::Settled(record) => Claimed::Settled(record),
+            Self::Incomplete => Claimed::Incomplete,
+        }
     }
 }
 
-impl fmt::Display for ScopeKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+/// What stays of a chunk whose body fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// All bytes of the chunk, or none.
+    Whole,
+    /// The bytes that arrived before the body failed. `write` still returns the error of the body.
+    Prefix,
+}
+
+/// Which uploads [`Store::list`] returns. The default is all that are not settled.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Filter {
+    /// Only uploads of this scope.
+    pub scope: Option<Scope>,
+    /// Only complete uploads. What is listed then is durable.
+    pub complete: bool,
+}
+
+impl Filter {
+    /// All complete uploads that are not settled.
+    pub fn complete() -> Self {
+        Self {
+            complete: true,
+            ..Self::default()
+        }
+    }
+
+    /// Only the uploads of `scope`.
+    #[must_use]
+    pub fn with_scope(mut self, scope: Scope) -> Self {
+        self.scope = Some(scope);
+        self
+    }
+
+    /// Whether an upload that is this far is to be listed.
+    pub fn accepts(&self, upload: &Upload, progress: Progress) -> bool {
+        let of_scope = self
+            .scope
+            .as_ref()
+            .is_none_or(|scope| upload.scope == *scope);
+        of_scope && (progress.complete || !self.complete)
     }
 }
 
-impl fmt::Debug for ScopeKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ScopeKey({self})")
+/// Some of the uploads that a [`Filter`] accepts.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Page {
+    /// The uploads, in the order of their ids. May be empty although more follow.
+    pub uploads: Vec<Listed>,
+    /// The `after` of the next page. `None` if this is the last one.
+    pub next: Option<UploadId>,
+}
+
+impl Page {
+    /// How many uploads a page has at the most.
+    pub const MAX: usize = 1000;
+
+    /// A page of a list.
+    pub fn new(uploads: Vec<Listed>, next: Option<UploadId>) -> Self {
+        Self { uploads, next }
     }
 }
 
-fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
-    let digits = hex.as_bytes();
-    if digits.len() != 2 * N {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |d: u8| match d {
-            b'0'..=b'9' => Some(d - b'0'),
-            b'a'..=b'f' => Some(d - b'a' + 10),
-            _ => None,
-        };
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
+/// An upload in a [`Page`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listed {
+    /// The upload as its first request described it, or, once it is sealed, as the request described
+    /// it that completed it.
+    pub upload: Upload,
+    /// How far it is.
+    pub progress: Progress,
 }
 
-/// What an unfinished upload takes of the [limits](crate::Limits); see [`Store::usage`].
+impl Listed {
+    /// An upload and how far it is.
+    pub fn new(upload: Upload, progress: Progress) -> Self {
+        Self { upload, progress }
+    }
+}
+
+/// What an upload takes of the [limits](crate::Limits): see [`Store::usage`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Usage {
     /// The upload.
-    pub key: UploadKey,
-    /// Who owns it.
-    pub scope: ScopeKey,
-    /// Bytes of the whole file.
-    pub total: u64,
+    pub id: UploadId,
+    /// The hash of the owner.
+    pub scope: ScopeHash,
+    /// Bytes that count: the declared length, or what is stored while that is unknown.
+    pub bytes: u64,
+}
+
+impl Usage {
+    /// What an upload takes.
+    pub fn new(id: UploadId, scope: ScopeHash, bytes: u64) -> Self {
+        Self { id, scope, bytes }
+    }
 }
 
 impl From<&Upload> for Usage {
     fn from(upload: &Upload) -> Self {
-        Self {
-            key: upload.key,
-            scope: ScopeKey::new(&upload.scope),
-            total: upload.total,
-        }
+        let bytes = upload.length.unwrap_or_default();
+        Self::new(upload.id, ScopeHash::new(&upload.scope), bytes)
     }
 }
 
-/// One file on its way, as its client declares it. All strings are the client's: not to be trusted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upload {
-    /// The server-made name.
-    pub key: UploadKey,
-    /// Who owns it.
-    pub scope: String,
-    /// The client's name for it.
-    pub identifier: String,
-    /// Bytes of the whole file.
-    pub total: u64,
-    /// Bytes of each chunk but the last, if the client has said so. A store may choose its layout by
-    /// it; no chunk has to keep to it.
-    pub chunk_size: Option<u64>,
-    /// The file's name.
-    pub file_name: Option<String>,
-    /// The file's path inside the folder that was chosen.
-    pub relative_path: Option<String>,
-    /// The file's media type.
-    pub content_type: Option<String>,
-    /// The application's own form and query fields.
-    pub fields: Vec<(String, String)>,
+/// The first half of a SHA-256 over a [`Scope`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScopeHash([u8; 16]);
+
+impl ScopeHash {
+    /// The hash of this scope.
+    pub fn new(scope: &Scope) -> Self {
+        let mut half = [0; 16];
+        half.copy_from_slice(&Sha256::digest(scope.as_str())[..16]);
+        Self(half)
+    }
+
+    /// Parses what [`Display`](std::fmt::Display) writes: 32 lower-case hexadecimal digits.
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        hex::decode_exact(hex).map(Self)
+    }
 }
 
-/// How far an upload is after a [`Store::put`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes stored.
-    pub received: u64,
-    /// Whether all are, or were when it was sealed.
-    pub complete: bool,
+impl std::fmt::Display for ScopeHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Hex(&self.0).fmt(f)
+    }
 }
 
-/// What a store has of an upload.
-#[derive(Clone, Debug)]
-pub enum Status {
-    /// Nothing.
-    Absent,
-    /// These bytes, not all of them.
-    Receiving(RangeSet),
-    /// All bytes, and no inner service has taken them yet.
-    Complete,
-    /// The inner service has taken or refused it.
-    Settled(Record),
+impl std::fmt::Debug for ScopeHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ScopeHash({self})")
+    }
 }
 
-/// Outcome of [`Store::try_claim`].
-#[derive(Debug)]
-pub enum TryClaim<C> {
-    /// The caller may deliver.
-    Won(C),
-    /// Another request is delivering.
-    Busy,
-    /// It is done.
-    Settled(Record),
-    /// There is nothing to deliver: bytes are missing, or the upload is gone.
-    Incomplete,
-}
-
-/// A complete upload with its file published under its final name.
-#[derive(Clone, Debug)]
-pub struct Sealed {
-    /// Names this upload for good: two uploads of the same file have the same key, but not the same
-    /// id. The idempotency key of its deliveries.
-    pub id: String,
-    /// Where the file is.
-    pub location: Location,
-    /// What the request that completed it declared.
-    pub upload: Upload,
-    /// 1 for the first delivery, one more for each that follows.
-    pub attempt: u32,
-    /// CRC-32 (as in zlib and PNG) of the whole file, if the store knows it without reading it again.
-    pub crc32: Option<u32>,
-}
-
-/// Where a finished file is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Location {
-    /// A file.
-    File(PathBuf),
-    /// The memory of this process.
-    Memory(Bytes),
-    /// An object in an object store.
-    #[cfg(feature = "object-store")]
-    Object(StoredObject),
-}
-
-/// How a delivery ended.
-#[derive(Clone, Debug)]
-pub enum Settlement {
-    /// The inner service took the upload and answered this.
-    Delivered(Record),
-    /// The inner service refused the upload for good and answered this. Its file is removed.
-    Rejected(Record),
-    /// The inner service failed: the upload stays complete, and can be claimed again.
-    Released,
-}
-
-/// The remembered answer of the inner service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Whether the inner service took the upload (else it refused it).
-    pub delivered: bool,
-    /// Its status.
-    pub status: u16,
-    /// Its headers.
-    pub headers: Vec<(String, Vec<u8>)>,
-    /// Its body, unless that was too long to remember.
-    pub body: Option<Bytes>,
-    /// Bytes of the file.
-    pub size: u64,
-    /// When the answer is to be forgotten.
-    pub expires: SystemTime,
-}
-
-/// What [`Store::sweep`] shall remove.
+/// What [`Store::sweep`] removes. The default removes expired records only.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads of which no byte was stored since.
-    pub abandoned_before: SystemTime,
-    /// Complete uploads without delivery that were sealed before; `None` keeps them all.
+    /// Incomplete uploads that were last written to or asked for before this time.
+    pub abandoned_before: Option<SystemTime>,
+    /// Complete uploads without a delivery that were last touched before this time.
     pub undelivered_before: Option<SystemTime>,
-    /// Records that expired before.
+    /// Records that expired before this time.
     pub records_before: SystemTime,
 }
 
+impl Default for Expiry {
+    fn default() -> Self {
+        Self {
+            abandoned_before: None,
+            undelivered_before: None,
+            records_before: SystemTime::now(),
+        }
+    }
+}
+
 /// What [`Store::sweep`] has removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Swept {
     /// Incomplete uploads.
     pub abandoned: u64,
-    /// Complete uploads without delivery.
+    /// Complete uploads without a delivery.
     pub undelivered: u64,
     /// Records.
     pub records: u64,
-}
-
-/// Error of a store.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The chunk's body failed; passed on as it came.
-    Body(UploadError),
-    /// Another request has taken over the range.
-    Superseded,
-    /// The stored bytes would be in too many pieces.
-    TooManyRanges,
-    /// There is no room left.
-    Full(BoxError),
-    /// The upload can never fit: said of its first chunk.
-    TooLarge {
-        /// Most bytes of a file.
-        limit: u64,
-    },
-    /// The store has too much to do at the moment. Nothing is stored; it can be tried again.
-    Busy,
-    /// Anything else.
-    Failed(BoxError),
-}
-
-impl StoreError {
-    /// Wraps a backend's error.
-    pub fn new(error: impl Into<BoxError>) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-impl From<UploadError> for StoreError {
-    fn from(error: UploadError) -> Self {
-        Self::Body(error)
-    }
-}
-
-impl From<std::io::Error> for StoreError {
-    fn from(error: std::io::Error) -> Self {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        match error.kind() {
-            StorageFull | QuotaExceeded => Self::Full(error.into()),
-            _ => Self::Failed(error.into()),
-        }
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Body(_) => "the chunk's body failed",
-            Self::Superseded => "another request has taken over the range",
-            Self::TooManyRanges => "the upload is in too many pieces",
-            Self::Full(_) => "the store is full",
-            Self::TooLarge { .. } => "the upload is larger than the store can keep",
-            Self::Busy => "the store is busy",
-            Self::Failed(_) => "the store failed",
-        })
-    }
-}
-
-impl std::error::Error for StoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Body(error) => Some(error),
-            Self::Full(error) | Self::Failed(error) => Some(error.as_ref()),
-            Self::Superseded | Self::TooManyRanges | Self::TooLarge { .. } | Self::Busy => None,
-        }
-    }
-}
-
-/// The bytes of one chunk while they arrive.
-///
-/// It yields no more bytes than the chunk may have, and ends with `None` only if they are all
-/// there and the request that carries them is whole: an error says otherwise.
-pub struct ChunkBody<'a> {
-    stream: Pin<&'a mut (dyn Stream<Item = Result<Bytes, UploadError>> + Send)>,
-    exact: Option<u64>,
-    max: u64,
-    received: u64,
-    digest: Option<Expected>,
-}
-
-impl<'a> ChunkBody<'a> {
-    /// A body of exactly `exact` bytes, or, if that is `None`, of at most `max`.
-    pub fn new(
-        stream: Pin<&'a mut (dyn Stream<Item = Result<Bytes, UploadError>> + Send)>,
-        exact: Option<u64>,
-        max: u64,
-    ) -> Self {
-        Self {
-            stream,
-            exact,
-            max: exact.unwrap_or(max),
-            received: 0,
-            digest: None,
-        }
-    }
-
-    /// It ends well only if these were its bytes.
-    pub(crate) fn expecting(mut self, digest: Option<Expected>) -> Self {
-        self.digest = digest;
-        self
-    }
-
-    /// How many bytes it has, if that is known before they came.
-    pub fn exact_len(&self) -> Option<u64> {
-        self.exact
-    }
-
-    /// The most bytes that it can have.
-    pub fn max_len(&self) -> u64 {
-        self.max
-    }
-
-    /// How many have come.
-    pub(crate) fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// The next bytes, `None` at the end. Cancel safe. Not to be called again after an error or the end.
-    pub async fn next(&mut self) -> Option<Result<Bytes, UploadError>> {
-        let piece = std::future::poll_fn(|cx| self.stream.as_mut().poll_next(cx)).await;
-        match piece {
-            Some(Ok(piece)) => {
-                self.received += piece.len() as u64;
-                if self.received > self.max {
-                    return Some(Err(self.wrong_length()));
-                }
-                if let Some(digest) = &mut self.digest {
-                    digest.update(&piece);
-                }
-                Some(Ok(piece))
-            }
-            Some(Err(error)) => Some(Err(error)),
-            None if self.exact.is_some_and(|exact| exact != self.received) => {
-                Some(Err(self.wrong_length()))
-            }
-            None => self.digest.take()?.finish().err().map(Err),
-        }
-    }
-
-    fn wrong_length(&self) -> UploadError {
-        UploadError::ChunkLength {
-            expected: self.max,
-            received: self.received,
-        }
-    }
-}
-
-impl fmt::Debug for ChunkBody<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChunkBody")
-            .field("exact", &self.exact)
-            .field("received", &self.received)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A chunk's bytes, kept until it is known where they belong.
-#[derive(Debug)]
-pub struct Spool(pub(crate) Spooled);
-
-#[derive(Debug)]
-pub(crate) enum Spooled {
-    Pieces(Vec<Bytes>),
-    File(std::fs::File),
-}
-
-impl Spool {
-    /// Kept in memory.
-    pub fn from_pieces(pieces: Vec<Bytes>) -> Self {
-        Self(Spooled::Pieces(pieces))
-    }
-
-    /// Kept in a file, read from its beginning. It should have no name any more, so that it
-    /// vanishes when it is closed.
-    pub fn from_file(file: std::fs::File) -> Self {
-        Self(Spooled::File(file))
-    }
-
-    pub(crate) fn into_stream(self) -> SpoolStream {
-        match self.0 {
-            Spooled::Pieces(pieces) => SpoolStream::Pieces(pieces.into_iter()),
-            Spooled::File(file) => SpoolStream::File(FileStream::Open(file)),
-        }
-    }
-}
-
-/// What was spooled, read again.
-pub(crate) enum SpoolStream {
-    Pieces(std::vec::IntoIter<Bytes>),
-    File(FileStream),
-}
-
-impl Stream for SpoolStream {
-    type Item = Result<Bytes, UploadError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match &mut *self {
-            Self::Pieces(pieces) => Poll::Ready(pieces.next().map(Ok)),
-            Self::File(file) => {
-                let piece = ready!(Pin::new(file).poll_next(cx));
-                Poll::Ready(piece.map(|piece| piece.map_err(|_| UploadError::Storage)))
-            }
-        }
-    }
 }
 
 /// 128 random bits as 32 hexadecimal digits.
 pub(crate) fn random_id() -> Result<String, StoreError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| StoreError::new(error.to_string()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Hex(&bytes).to_string())
 }
-
-/// Milliseconds since 1970.
-fn unix_ms(time: SystemTime) -> u64 {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn from_unix_ms(since: Duration) -> SystemTime {
-    SystemTime::UNIX_EPOCH
-        .checked_add(since)
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// See [`CompletedUpload::persist`](crate::CompletedUpload::persist).
-pub(crate) fn persist(sealed: &Sealed, to: &Path) -> io::Result<()> {
-    file::persist(sealed, to)
-}
-
-/// See [`CompletedUpload::copy_to`](crate::CompletedUpload::copy_to).
-pub(crate) fn copy(sealed: &Sealed, to: &Path) -> io::Result<()> {
-    file::copy(sealed, to)
-}
-
-type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// A claim of any store.
-pub(crate) type AnyClaim = Box<dyn std::any::Any + Send + Sync>;
-
-/// Private, dyn-compatible mirror of [`Store`], so that no store type reaches the layer's type.
-pub(crate) trait DynStore: Send + Sync {
-    fn put<'a>(
-        &'a self,
-        upload: &'a Upload,
-        offset: u64,
-        body: &'a mut ChunkBody<'_>,
-    ) -> BoxFuture<'a, Result<Progress, StoreError>>;
-    fn status<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<Status, StoreError>>;
-    fn try_claim<'a>(
-        &'a self,
-        key: &'a UploadKey,
-    ) -> BoxFuture<'a, Result<TryClaim<AnyClaim>, StoreError>>;
-    fn seal<'a>(
-        &'a self,
-        claim: &'a mut AnyClaim,
-        upload: &'a Upload,
-    ) -> BoxFuture<'a, Result<Sealed, StoreError>>;
-    fn settle<'a>(
-        &'a self,
-        claim: &'a mut AnyClaim,
-        settlement: &'a Settlement,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
-    fn remove<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<bool, StoreError>>;
-    fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>>;
-    fn unfinished<'a>(
-        &'a self,
-        scope: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>>;
-    fn usage(&self) -> BoxFuture<'_, Result<Vec<Usage>, StoreError>>;
-    fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>>;
-    fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>)
-    -> BoxFuture<'a, Result<Spool, StoreError>>;
-}
-
-impl<T: Store> DynStore for T {
-    fn put<'a>(
-        &'a self,
-        upload: &'a Upload,
-        offset: u64,
-        body: &'a mut ChunkBody<'_>,
-    ) -> BoxFuture<'a, Result<Progress, StoreError>> {
-        Box::pin(Store::put(self, upload, offset, body))
-    }
-
-    fn status<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<Status, StoreError>> {
-        Box::pin(Store::status(self, key))
-    }
-
-    fn try_claim<'a>(
-        &'a self,
-        key: &'a UploadKey,
-    ) -> BoxFuture<'a, Result<TryClaim<AnyClaim>, StoreError>> {
-        Box::pin(async {
-            Ok(match Store::try_claim(self, key).await? {
-                TryClaim::Won(claim) => TryClaim::Won(Box::new(claim) as AnyClaim),
-                TryClaim::Busy => TryClaim::Busy,
-                TryClaim::Settled(record) => TryClaim::Settled(record),
-                TryClaim::Incomplete => TryClaim::Incomplete,
-            })
-        })
-    }
-
-    fn seal<'a>(
-        &'a self,
-        claim: &'a mut AnyClaim,
-        upload: &'a Upload,
-    ) -> BoxFuture<'a, Result<Sealed, StoreError>> {
-        Box::pin(async {
-            let claim = claim
-                .downcast_mut()
-                .ok_or_else(|| StoreError::new(FOREIGN))?;
-            Store::seal(self, claim, upload).await
-        })
-    }
-
-    fn settle<'a>(
-        &'a self,
-        claim: &'a mut AnyClaim,
-        settlement: &'a Settlement,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async {
-            let claim = claim
-                .downcast_mut()
-                .ok_or_else(|| StoreError::new(FOREIGN))?;
-            Store::settle(self, claim, settlement).await
-        })
-    }
-
-    fn remove<'a>(&'a self, key: &'a UploadKey) -> BoxFuture<'a, Result<bool, StoreError>> {
-        Box::pin(Store::remove(self, key))
-    }
-
-    fn undelivered(&self) -> BoxFuture<'_, Result<Vec<Upload>, StoreError>> {
-        Box::pin(Store::undelivered(self))
-    }
-
-    fn unfinished<'a>(
-        &'a self,
-        scope: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Vec<(Upload, Progress)>, StoreError>> {
-        Box::pin(Store::unfinished(self, scope))
-    }
-
-    fn usage(&self) -> BoxFuture<'_, Result<Vec<Usage>, StoreError>> {
-        Box::pin(Store::usage(self))
-    }
-
-    fn sweep(&self, expiry: Expiry) -> BoxFuture<'_, Result<Swept, StoreError>> {
-        Box::pin(Store::sweep(self, expiry))
-    }
-
-    fn spool<'a>(
-        &'a self,
-        body: &'a mut ChunkBody<'_>,
-    ) -> BoxFuture<'a, Result<Spool, StoreError>> {
-        Box::pin(Store::spool(self, body))
-    }
-}
-
-const FOREIGN: &str = "a claim of another store";

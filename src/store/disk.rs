@@ -18,7 +18,7 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// How many files this process may have open at once, as far as its system says.
 #[cfg(target_os = "linux")]
-pub(super) fn most_open_files() -> u64 {
+pub(in crate::store) fn most_open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit};
 
     getrlimit(Resource::RLIMIT_NOFILE).map_or(256, |(soft, _)| soft)
@@ -26,26 +26,26 @@ pub(super) fn most_open_files() -> u64 {
 
 /// What macOS allows if nobody asks for more.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn most_open_files() -> u64 {
+pub(in crate::store) fn most_open_files() -> u64 {
     256
 }
 
 /// The way to the file system.
 #[derive(Clone, Debug)]
-pub(super) struct Disk {
+pub(in crate::store) struct Disk {
     /// What is created gets these rights, as far as the process's umask lets it.
     #[cfg(unix)]
-    pub(super) file_mode: u32,
+    pub(in crate::store) file_mode: u32,
     #[cfg(unix)]
-    pub(super) dir_mode: u32,
+    pub(in crate::store) dir_mode: u32,
     #[cfg(all(test, target_os = "linux"))]
-    pub(super) simulated: Option<std::sync::Arc<super::simulated::Simulated>>,
+    pub(in crate::store) simulated: Option<std::sync::Arc<super::file::simulated::Simulated>>,
 }
 
 /// A call that changes or syncs something.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "for tests"))]
-pub(super) enum Op<'a> {
+pub(in crate::store) enum Op<'a> {
     Create(&'a Path),
     CreateDir(&'a Path),
     Write(&'a File, &'a [u8], u64),
@@ -95,7 +95,7 @@ impl Disk {
 
     /// Creates a file that is not there yet. A link of that name is there.
     #[track_caller]
-    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+    pub(in crate::store) fn create(&self, path: &Path) -> io::Result<File> {
         let it = || {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create_new(true);
@@ -113,7 +113,7 @@ impl Disk {
     /// Creates a folder, and those between it and `base`, which is there already, and makes their
     /// names durable. See [`is_dir`] for what may be in the way.
     #[track_caller]
-    pub(super) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
+    pub(in crate::store) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
         let Some(parent) = path.parent().filter(|_| path != base) else {
             return Ok(());
         };
@@ -125,7 +125,7 @@ impl Disk {
 
     /// Creates a folder, if it is not there. See [`is_dir`] for what may be in the way.
     #[track_caller]
-    pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
+    pub(in crate::store) fn create_dir(&self, path: &Path) -> io::Result<()> {
         if is_dir(path)? {
             return Ok(());
         }
@@ -148,7 +148,7 @@ impl Disk {
     }
 
     #[track_caller]
-    pub(super) fn write_all_at(
+    pub(in crate::store) fn write_all_at(
         &self,
         name: &'static str,
         file: &File,
@@ -160,20 +160,20 @@ impl Disk {
     }
 
     #[track_caller]
-    pub(super) fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+    pub(in crate::store) fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         let op = Op::SetLen(file, len);
         self.call("set-len", op, || Ok(()), || file.set_len(len))
     }
 
     /// Makes a file's bytes durable, and what is needed to find them, but not its name.
     #[track_caller]
-    pub(super) fn sync(&self, name: &'static str, file: &File) -> io::Result<()> {
+    pub(in crate::store) fn sync(&self, name: &'static str, file: &File) -> io::Result<()> {
         self.call(name, Op::Sync(file), || Ok(()), || file.sync_data())
     }
 
     /// Makes the names in a folder durable. Windows has no such call, and does it by itself.
     #[track_caller]
-    pub(super) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+    pub(in crate::store) fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let it = || match cfg!(unix) {
             true => File::open(path)?.sync_all(),
             false => Ok(()),
@@ -183,13 +183,13 @@ impl Disk {
 
     /// Renames a file, never over another one: that is an error of kind `AlreadyExists`.
     #[track_caller]
-    pub(super) fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+    pub(in crate::store) fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         let it = || rename_new(from, to);
         self.call("rename", Op::Rename(from, to), || Ok(()), it)
     }
 
     #[track_caller]
-    pub(super) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
+    pub(in crate::store) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
         let it = || match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -199,13 +199,13 @@ impl Disk {
 
     /// Removes a folder, if it is empty.
     #[track_caller]
-    pub(super) fn remove_dir(&self, path: &Path) -> io::Result<()> {
+    pub(in crate::store) fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let it = || std::fs::remove_dir(path);
         self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
     }
 
     /// Waits a little, because another thread or process has to go on first.
-    pub(super) fn pause(&self) {
+    pub(in crate::store) fn pause(&self) {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
             return scheduler.pass();
@@ -214,7 +214,7 @@ impl Disk {
     }
 
     /// Tests let others go on until `free` says that a lock can be had; the lock itself waits else.
-    pub(super) fn before_lock(&self, free: impl Fn() -> bool) {
+    pub(in crate::store) fn before_lock(&self, free: impl Fn() -> bool) {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
             while !free() {
@@ -225,7 +225,7 @@ impl Disk {
     }
 
     /// Does what is made of calls of this disk.
-    pub(super) fn work<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub(in crate::store) fn work<T>(&self, work: impl FnOnce() -> T) -> T {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
             scheduler.enter();
@@ -237,12 +237,12 @@ impl Disk {
     }
 
     #[cfg(all(test, target_os = "linux"))]
-    fn scheduler(&self) -> Option<&super::scheduled::Scheduler> {
+    fn scheduler(&self) -> Option<&super::file::scheduled::Scheduler> {
         self.simulated.as_ref()?.scheduler.as_ref()
     }
 
     /// What tells the file from others of its name; `None` where that cannot be known.
-    pub(super) fn file_id(&self, file: &File) -> io::Result<Option<u64>> {
+    pub(in crate::store) fn file_id(&self, file: &File) -> io::Result<Option<u64>> {
         let id = file_id(file)?;
         #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
@@ -253,7 +253,7 @@ impl Disk {
 
     /// A number that is another one after the machine was started again; `None` where it is not
     /// known.
-    pub(super) fn boot(&self) -> Option<u64> {
+    pub(in crate::store) fn boot(&self) -> Option<u64> {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
             return Some(simulated.boot());
@@ -263,12 +263,12 @@ impl Disk {
 }
 
 /// Opens a file for reading and writing. Links are not followed.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub(in crate::store) fn open(path: &Path) -> io::Result<File> {
     open_with(OpenOptions::new().read(true).write(true), path)
 }
 
 /// Opens a file for reading. Links are not followed.
-pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
+pub(in crate::store) fn open_to_read(path: &Path) -> io::Result<File> {
     open_with(OpenOptions::new().read(true), path)
 }
 
@@ -292,7 +292,7 @@ fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 
 /// Whether there is a folder. A link to one is an error, and is not followed; anything else is one of
 /// kind `NotADirectory`.
-pub(super) fn is_dir(path: &Path) -> io::Result<bool> {
+pub(in crate::store) fn is_dir(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -303,7 +303,7 @@ pub(super) fn is_dir(path: &Path) -> io::Result<bool> {
 }
 
 /// Whether there is a folder, and nothing between it and `base` is a link.
-pub(super) fn is_dir_below(path: &Path, base: &Path) -> io::Result<bool> {
+pub(in crate::store) fn is_dir_below(path: &Path, base: &Path) -> io::Result<bool> {
     match path.parent().filter(|_| path != base) {
         Some(parent) => Ok(is_dir_below(parent, base)? && is_dir(path)?),
         None => Ok(true),
@@ -315,7 +315,7 @@ fn is_link(path: &Path) -> io::Error {
 }
 
 /// Whether an open file has still this name.
-pub(super) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
+pub(in crate::store) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     use io::ErrorKind::{NotADirectory, NotFound};
     let named = match path.symlink_metadata() {
         Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(false),
@@ -335,7 +335,7 @@ pub(super) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Whether everybody may put something there, and take away what others have put there.
-pub(super) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
+pub(in crate::store) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;
@@ -351,15 +351,15 @@ pub(super) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
 /// What a file system has, in all and for us.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-pub(super) struct Free {
-    pub(super) bytes: u64,
-    pub(super) total_bytes: u64,
+pub(in crate::store) struct Free {
+    pub(in crate::store) bytes: u64,
+    pub(in crate::store) total_bytes: u64,
     /// How many files and folders can be created, where that is limited.
-    pub(super) files: Option<u64>,
+    pub(in crate::store) files: Option<u64>,
 }
 
 /// What is free in the file system of a folder; `None` where that cannot be known.
-pub(super) fn free(dir: &Path) -> io::Result<Option<Free>> {
+pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     #[cfg(target_os = "linux")]
     {
         let stat = nix::sys::statvfs::statvfs(dir)?;
@@ -388,7 +388,7 @@ pub(super) fn free(dir: &Path) -> io::Result<Option<Free>> {
 
 /// Lets the system begin to write bytes to the disk, if it can be asked to. Unlike a sync it waits
 /// for nothing, promises nothing, and takes no errors from whoever syncs later.
-pub(super) fn begin_to_write(file: &File, range: &Range<u64>) {
+pub(in crate::store) fn begin_to_write(file: &File, range: &Range<u64>) {
     #[cfg(target_os = "linux")]
     {
         use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -425,7 +425,7 @@ fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
 
 /// As much as there is of `bytes.len()` bytes.
 #[cfg(unix)]
-pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
     while read < bytes.len() {
         let at = offset + read as u64;
@@ -453,7 +453,7 @@ fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()
 }
 
 #[cfg(windows)]
-pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
     while read < bytes.len() {
         let at = offset + read as u64;
@@ -479,7 +479,7 @@ fn file_id(file: &File) -> io::Result<Option<u64>> {
 }
 
 /// Whether two folders are on one file system, as a rename needs it.
-pub(super) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool> {
+pub(in crate::store) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;
@@ -509,7 +509,7 @@ fn boot() -> Option<u64> {
 ///
 /// They belong to the open file: within one process they exclude nobody who uses the same one. On
 /// other systems than Linux they always succeed.
-pub(super) mod lock {
+pub(in crate::store) mod lock {
     use std::{fs::File, io, ops::Range};
 
     /// Locks `range` if it is free.

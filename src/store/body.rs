@@ -1,0 +1,157 @@
+use std::{error::Error, fmt, pin::Pin, task::ready};
+
+use bytes::Bytes;
+use http_body::Body;
+
+use crate::model::BoxError;
+
+/// The bytes of one chunk while they arrive.
+///
+/// It yields at most as many bytes as the chunk may have. It ends with `None` only if they are all
+/// there and the request that carries them is whole.
+///
+/// ```
+/// use std::pin::pin;
+/// use http_body_util::{BodyExt as _, Full};
+/// use tower_resumable::store::{BodyError, ChunkBody};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let source = Full::new("hello".into()).map_err(|never| match never {});
+/// let mut source = pin!(source);
+/// let mut body = ChunkBody::new(source.as_mut(), Some(6), 100);
+/// assert_eq!(body.next().await.unwrap().unwrap(), "hello");
+/// // Six bytes were declared.
+/// let error = body.next().await.unwrap().unwrap_err();
+/// assert!(matches!(error, BodyError::Length { expected: 6, received: 5 }));
+/// # }
+/// ```
+pub struct ChunkBody<'a> {
+    body: Pin<&'a mut (dyn Body<Data = Bytes, Error = BoxError> + Send)>,
+    exact: Option<u64>,
+    max: u64,
+    received: u64,
+}
+
+impl<'a> ChunkBody<'a> {
+    /// A chunk of exactly `exact` bytes, or, if that is `None`, of at most `max` bytes.
+    pub fn new(
+        body: Pin<&'a mut (dyn Body<Data = Bytes, Error = BoxError> + Send)>,
+        exact: Option<u64>,
+        max: u64,
+    ) -> Self {
+        Self {
+            body,
+            exact,
+            max: exact.unwrap_or(max),
+            received: 0,
+        }
+    }
+
+    /// The length of the chunk in bytes, if it is known before the bytes arrive.
+    pub fn exact_len(&self) -> Option<u64> {
+        self.exact
+    }
+
+    /// The most bytes that the chunk can have.
+    pub fn max_len(&self) -> u64 {
+        self.max
+    }
+
+    /// How many bytes have arrived.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The next bytes, `None` at the end. Cancel safe.
+    ///
+    /// Do not call it again after the end or an error.
+    ///
+    /// # Errors
+    ///
+    /// If the body breaks off, or has another length than it should.
+    pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        std::future::poll_fn(|cx| {
+            loop {
+                let piece = match ready!(self.body.as_mut().poll_frame(cx)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(piece) => piece,
+                        // Trailers are not content.
+                        Err(_) => continue,
+                    },
+                    Some(Err(error)) => return Some(Err(BodyError::Failed(error))).into(),
+                    None => return self.end().map(Err).into(),
+                };
+                self.received += piece.len() as u64;
+                return Some(match self.received > self.max {
+                    true => Err(self.wrong_length()),
+                    false => Ok(piece),
+                })
+                .into();
+            }
+        })
+        .await
+    }
+
+    fn end(&self) -> Option<BodyError> {
+        let differs = |exact| exact != self.received;
+        self.exact.is_some_and(differs).then(|| self.wrong_length())
+    }
+
+    fn wrong_length(&self) -> BodyError {
+        BodyError::Length {
+            expected: self.max,
+            received: self.received,
+        }
+    }
+}
+
+impl fmt::Debug for ChunkBody<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChunkBody")
+            .field("exact", &self.exact)
+            .field("max", &self.max)
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the body of a chunk did not end well.
+///
+/// A store passes it on: `?` makes a [`StoreError`](super::StoreError) of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// The body has more or fewer bytes than it should.
+    Length {
+        /// Bytes declared, or the most that were allowed.
+        expected: u64,
+        /// Bytes counted. Reading stops at the first one too many.
+        received: u64,
+    },
+    /// The request failed.
+    Failed(BoxError),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length { expected, received } => {
+                write!(
+                    f,
+                    "the chunk should have {expected} bytes, but {received} were read"
+                )
+            }
+            Self::Failed(_) => f.write_str("the request failed"),
+        }
+    }
+}
+
+impl Error for BodyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Failed(error) => Some(error.as_ref()),
+            Self::Length { .. } => None,
+        }
+    }
+}

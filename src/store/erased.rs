@@ -1,0 +1,101 @@
+//! [`Store`] without its type, so that no store type reaches the type of the layer.
+
+use super::{
+    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Page, Sealed, Store,
+    StoreError, Swept, Usage,
+};
+use crate::model::{
+    state::{Progress, Record, Status},
+    upload::{Upload, UploadId},
+};
+
+type Result<'a, T> = BoxFuture<'a, std::result::Result<T, StoreError>>;
+
+/// Dyn-compatible mirror of [`Store`].
+pub(crate) trait DynStore: Send + Sync {
+    fn create<'a>(&'a self, upload: &'a Upload) -> Result<'a, Status>;
+    fn write<'a>(
+        &'a self,
+        upload: &'a Upload,
+        offset: u64,
+        body: &'a mut ChunkBody<'_>,
+        keep: Keep,
+    ) -> Result<'a, Progress>;
+    fn status<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>>;
+    fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>>;
+    fn remove<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
+    fn list<'a>(&'a self, filter: &'a Filter, after: Option<&'a UploadId>) -> Result<'a, Page>;
+    fn usage(&self) -> Result<'_, Vec<Usage>>;
+    fn sweep<'a>(&'a self, expiry: &'a Expiry) -> Result<'a, Swept>;
+    fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>) -> Result<'a, Content>;
+}
+
+impl<T: Store> DynStore for T {
+    fn create<'a>(&'a self, upload: &'a Upload) -> Result<'a, Status> {
+        Box::pin(Store::create(self, upload))
+    }
+
+    fn write<'a>(
+        &'a self,
+        upload: &'a Upload,
+        offset: u64,
+        body: &'a mut ChunkBody<'_>,
+        keep: Keep,
+    ) -> Result<'a, Progress> {
+        Box::pin(Store::write(self, upload, offset, body, keep))
+    }
+
+    fn status<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>> {
+        Box::pin(Store::status(self, id))
+    }
+
+    fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>> {
+        let claim = Store::claim(self, upload);
+        Box::pin(async {
+            Ok(claim
+                .await?
+                .map(|claim| Box::new(claim) as Box<dyn DynClaim>))
+        })
+    }
+
+    fn remove<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool> {
+        Box::pin(Store::remove(self, id))
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, after: Option<&'a UploadId>) -> Result<'a, Page> {
+        Box::pin(Store::list(self, filter, after))
+    }
+
+    fn usage(&self) -> Result<'_, Vec<Usage>> {
+        Box::pin(Store::usage(self))
+    }
+
+    fn sweep<'a>(&'a self, expiry: &'a Expiry) -> Result<'a, Swept> {
+        Box::pin(Store::sweep(self, expiry))
+    }
+
+    fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>) -> Result<'a, Content> {
+        Box::pin(Store::spool(self, body))
+    }
+}
+
+/// Dyn-compatible mirror of [`Claim`].
+pub(crate) trait DynClaim: Send + Sync {
+    fn sealed(&self) -> &Sealed;
+    fn settle<'a>(&'a mut self, record: &'a Record) -> Result<'a, ()>;
+    fn release(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+impl<T: Claim> DynClaim for T {
+    fn sealed(&self) -> &Sealed {
+        Claim::sealed(self)
+    }
+
+    fn settle<'a>(&'a mut self, record: &'a Record) -> Result<'a, ()> {
+        Box::pin(Claim::settle(self, record))
+    }
+
+    fn release(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(Claim::release(*self))
+    }
+}

@@ -1,0 +1,96 @@
+use std::{error::Error, fmt, io};
+
+use super::BodyError;
+use crate::model::BoxError;
+
+/// Error of a [`Store`](super::Store).
+///
+/// Each kind decides what the client is told: see the variants. `?` converts [`io::Error`] (a full
+/// disk becomes [`Full`](Self::Full)) and [`BodyError`].
+///
+/// ```
+/// use std::{error::Error as _, io};
+/// use tower_resumable::store::StoreError;
+///
+/// let full = StoreError::from(io::Error::from(io::ErrorKind::StorageFull));
+/// assert!(matches!(full, StoreError::Full(_)));
+///
+/// let failed = StoreError::new("the database is closed");
+/// assert_eq!(failed.source().map(ToString::to_string).as_deref(), Some("the database is closed"));
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The body of the chunk failed. Pass the error of [`ChunkBody::next`](super::ChunkBody::next)
+    /// on as it is.
+    Body(BodyError),
+    /// Another request has taken over the range, or has removed the upload. The client may send the
+    /// chunk again.
+    Superseded,
+    /// The stored bytes would be in more ranges than the store accepts. Final.
+    TooManyRanges,
+    /// There is no room left. The client may try again later.
+    Full(BoxError),
+    /// The upload can never fit. Returned for its first chunk. Final.
+    TooLarge {
+        /// Most bytes of a file.
+        limit: u64,
+    },
+    /// The chunk does not fit into the length of the upload. Final.
+    OutOfBounds,
+    /// The store has too much to do at the moment. The client may try again later.
+    Busy,
+    /// The store cannot do this, such as keep an upload without a length. Final.
+    Unsupported,
+    /// Anything else. The client may try again later.
+    Failed(BoxError),
+}
+
+impl StoreError {
+    /// Wraps the error of a backend.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<BodyError> for StoreError {
+    fn from(error: BodyError) -> Self {
+        Self::Body(error)
+    }
+}
+
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded => Self::Full(error.into()),
+            _ => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Body(_) => "the body of the chunk failed",
+            Self::Superseded => "another request has taken over the range",
+            Self::TooManyRanges => "the upload is stored in too many ranges",
+            Self::Full(_) => "the store is full",
+            Self::TooLarge { .. } => "the upload is larger than the store can keep",
+            Self::OutOfBounds => "the chunk lies outside of the upload",
+            Self::Busy => "the store is busy",
+            Self::Unsupported => "the store does not support this",
+            Self::Failed(_) => "the store failed",
+        })
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Body(error) => Some(error),
+            Self::Full(error) | Self::Failed(error) => Some(error.as_ref()),
+            _ => None,
+        }
+    }
+}

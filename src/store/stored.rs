@@ -1,0 +1,123 @@
+use std::{any::Any, fmt, io, path::Path, pin::Pin, sync::Arc};
+
+use super::{Content, export};
+use crate::model::upload::Upload;
+
+/// A boxed future, as the dyn-compatible methods of [`Stored`] return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A complete upload whose file is published under its final name.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Sealed {
+    /// Names this upload for good: the idempotency key of its deliveries. A file that is uploaded
+    /// again has the same [`UploadId`](crate::UploadId) and another id.
+    pub id: String,
+    /// The file.
+    pub stored: Arc<dyn Stored>,
+    /// The upload as the request described it that completed it.
+    pub upload: Upload,
+    /// 1 for the first delivery, one more for each that follows.
+    pub attempt: u32,
+    /// CRC-32 (as in zlib and PNG) of the file, if the store knows it without reading the file.
+    pub crc32: Option<u32>,
+}
+
+impl Sealed {
+    /// A sealed upload whose CRC-32 is unknown.
+    pub fn new(id: String, upload: Upload, attempt: u32, stored: impl Stored) -> Self {
+        Self {
+            id,
+            stored: Arc::new(stored),
+            upload,
+            attempt,
+            crc32: None,
+        }
+    }
+
+    /// Sets the CRC-32 of the file.
+    #[must_use]
+    pub fn with_crc32(mut self, crc32: u32) -> Self {
+        self.crc32 = Some(crc32);
+        self
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> u64 {
+        self.upload.length.unwrap_or_default()
+    }
+
+    /// Reads the file. An error if it does not have its [`size`](Self::size).
+    pub fn content(&self) -> Content {
+        self.stored.read().with_exact_len(self.size())
+    }
+}
+
+/// A finished file, where its store keeps it.
+///
+/// A file may be gone: the application may have moved it in an earlier delivery.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::BodyExt as _;
+/// use tower_resumable::{Content, store::{BoxFuture, Stored}};
+///
+/// /// A file that is in memory, or in a row of a database.
+/// #[derive(Debug)]
+/// struct Row(Bytes);
+///
+/// impl Stored for Row {
+///     fn read(&self) -> Content {
+///         self.0.clone().into()
+///     }
+///
+///     fn delete(&self) -> BoxFuture<'_, std::io::Result<()>> {
+///         Box::pin(async { Ok(()) })
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// let dir = tempfile::tempdir()?;
+/// let row = Row("hello".into());
+/// row.move_to(&dir.path().join("hello.txt")).await?;
+/// assert_eq!(std::fs::read(dir.path().join("hello.txt"))?, b"hello");
+/// # Ok(())
+/// # }
+/// ```
+pub trait Stored: fmt::Debug + Send + Sync + 'static {
+    /// The path of the file, if it is one of the local file system. Default: `None`.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Reads the file from its begin. A missing file is an error of the content:
+    /// [`NotFound`](io::ErrorKind::NotFound).
+    fn read(&self) -> Content;
+
+    /// Deletes the file. No error if it is not there.
+    fn delete(&self) -> BoxFuture<'_, io::Result<()>>;
+
+    /// Moves the file to `to` in the local file system: durably, and never over an existing file.
+    ///
+    /// The default copies the file and then deletes it.
+    ///
+    /// # Errors
+    ///
+    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`. Other errors of
+    /// the file system and of the store. Nothing is at `to` then.
+    fn move_to<'a>(&'a self, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move {
+            export::copy(self.read(), None, to).await?;
+            self.delete().await
+        })
+    }
+
+    /// Access to more than this trait has, such as the key of an object: what it is, is said in the
+    /// docs of each store. Default: `None`.
+    ///
+    /// [`CompletedUpload::stored_as`](crate::CompletedUpload::stored_as) downcasts it.
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
+}
