@@ -1,141 +1,129 @@
-use std::fmt;
+use std::{error::Error as StdError, fmt, sync::Arc};
 
-use crate::Refusal;
-
-/// Alias for a type-erased error type.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::{
+    hooks::Refusal,
+    model::BoxError,
+    store::{BodyError, StoreError},
+};
 
 /// Why the layer answered a request with an error.
 ///
-/// It is also found in the extensions of that response, so that outer middleware can log it or put
-/// its own answer in its place. Which status a client sees for it depends on the client family:
-/// see [`UploadError::is_transient`] for the one distinction that matters to all of them.
+/// It is in the extensions of that response, so that outer middleware can log it or answer
+/// differently. Which status a client gets depends on its protocol. The one distinction that all
+/// protocols make is [`is_retryable`](Self::is_retryable).
 ///
 /// ```
-/// use tower_resumable::UploadError;
+/// use http::Request;
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_resumable::{Error, ErrorKind, MemoryStore, ResumableLayer};
+/// # use http::Response;
 ///
-/// let error = UploadError::MissingField { name: "resumableIdentifier".into() };
-/// assert_eq!(error.code(), "missing_field");
-/// assert_eq!(error.to_string(), "the field `resumableIdentifier` is missing");
-/// assert!(!error.is_transient());
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let inner = service_fn(async |_: Request<String>| {
+/// #     Ok::<_, std::io::Error>(Response::new(String::new()))
+/// # });
+/// let service = ResumableLayer::new(MemoryStore::default()).layer(inner);
+/// let request = Request::post("/upload?resumableIdentifier=1-a").body(String::new())?;
+/// let response = service.oneshot(request).await?;
+/// let error = response.extensions().get::<Error>().expect("the request was incomplete");
+/// assert_eq!(error.kind(), ErrorKind::MissingField);
+/// assert_eq!(error.to_string(), "the field `resumableTotalSize` is missing");
+/// assert!(!error.is_retryable());
+/// # Ok(())
+/// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum UploadError {
-    /// A field that every chunk needs is not there.
-    MissingField {
-        /// The field's name as the client would send it.
-        name: String,
-    },
-    /// A field is there, but its value cannot be used.
-    InvalidField {
-        /// The field's name as the client would send it.
-        name: String,
-        /// What is wrong with the value.
-        reason: &'static str,
-    },
-    /// A field came more than once, with different values.
-    ConflictingField {
-        /// The field's name as the client would send it.
-        name: String,
-    },
-    /// The query or the form has more fields, or longer ones, than the layer reads.
-    TooManyFields,
-    /// The chunk lies wholly or partly behind the end of the file.
-    OutOfBounds,
-    /// The body has more or fewer bytes than the chunk's declared size.
-    ChunkLength {
-        /// Bytes declared.
-        expected: u64,
-        /// Bytes counted; reading stops at the first one too many.
-        received: u64,
-    },
-    /// The chunk is larger than the layer accepts.
-    ChunkTooLarge {
-        /// Most bytes of a chunk.
-        limit: u64,
-    },
-    /// The file is larger than the layer accepts.
-    FileTooLarge {
-        /// Most bytes of a file.
-        limit: u64,
-    },
-    /// The body is not the multipart form its content type promises.
-    Multipart {
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// The form has no file part.
-    MissingFile {
-        /// The name the file part should have.
-        name: String,
-    },
-    /// The form has a file part that was not asked for: a second one, or one of another name.
-    UnexpectedFile,
-    /// The file is a text field, but not base64.
-    Base64,
-    /// The upload's stored ranges would be in more pieces than the store accepts.
-    TooManyRanges,
-    /// The method is not one an upload uses.
-    MethodNotAllowed,
-    /// The bytes are not those that the client's digest is of.
-    DigestMismatch {
-        /// Where the digest was: a field's name, or a header's.
-        name: String,
-    },
-    /// The finished file is not what its digest is of. It is removed, and can be sent again from the
-    /// beginning.
-    FileDigestMismatch {
-        /// The field of the digest.
-        name: String,
-    },
-    /// The request ended before its body was complete.
-    Interrupted,
-    /// Another request took over this chunk, because this one had stalled.
-    Superseded,
-    /// The body came too slowly: see [`Limits`](crate::Limits). Nothing of it is stored.
-    TooSlow,
-    /// There are as many requests under way as the layer, or the store, allows: see
-    /// [`Limits`](crate::Limits). The chunk is not stored.
-    Busy,
-    /// There are as many unfinished uploads as the layer allows: see [`Limits`](crate::Limits).
-    TooManyUploads,
-    /// The unfinished uploads would have more bytes than the layer allows: see
-    /// [`Limits`](crate::Limits).
-    QuotaExceeded,
-    /// The store failed; the chunk is not stored.
-    Storage,
-    /// The store has no room left; the chunk is not stored.
-    StorageFull,
-    /// The service behind the layer failed to take the finished upload. It is kept, and the next
-    /// request for any of its chunks tries again.
-    DeliveryFailed,
-    /// The service behind the layer is still busy with the finished upload.
-    DeliveryPending,
-    /// A hook of the application refused the request.
-    Refused(Refusal),
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    reason: Reason,
+    source: Option<BoxError>,
 }
 
-impl UploadError {
-    /// A short, stable name of the kind of error, in `snake_case`.
-    pub fn code(&self) -> &'static str {
+/// The kind of an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A field that every chunk needs is missing.
+    MissingField,
+    /// The value of a field cannot be used.
+    InvalidField,
+    /// A field came more than once, with different values.
+    ConflictingField,
+    /// The query or the form has more fields, or longer ones, than the layer reads.
+    TooManyFields,
+    /// The chunk lies behind the end of the file.
+    OutOfBounds,
+    /// The body has more or fewer bytes than declared.
+    ChunkLength,
+    /// The chunk is larger than [allowed](crate::Limits).
+    ChunkTooLarge,
+    /// The file is larger than [allowed](crate::Limits).
+    FileTooLarge,
+    /// The body is not the multipart form that its content type declares.
+    Multipart,
+    /// The form has no file part.
+    MissingFile,
+    /// The form has a second file part, or one of an unknown name.
+    UnexpectedFile,
+    /// The file is a text field that should be base64, and is not.
+    Base64,
+    /// The stored bytes would be in more ranges than the store accepts.
+    TooManyRanges,
+    /// Uploads do not use this method.
+    MethodNotAllowed,
+    /// The bytes of the chunk do not match their digest.
+    DigestMismatch,
+    /// The file does not match its digest. It is removed, and can be sent again.
+    FileDigestMismatch,
+    /// The store cannot keep this upload.
+    Unsupported,
+    /// The request ended before its body was complete.
+    Interrupted,
+    /// Another request has taken over the chunk, or has removed the upload.
+    Superseded,
+    /// The body came too slowly: see [`Limits`](crate::Limits).
+    TooSlow,
+    /// As many requests are under way as the layer or the store allows: see [`Limits`](crate::Limits).
+    Busy,
+    /// There are as many unfinished uploads as [allowed](crate::Limits).
+    TooManyUploads,
+    /// The unfinished uploads would have more bytes than [allowed](crate::Limits).
+    QuotaExceeded,
+    /// The store failed.
+    Storage,
+    /// The store has no room left.
+    StorageFull,
+    /// The inner service failed to take the complete upload. The upload is kept, and delivered again.
+    DeliveryFailed,
+    /// The inner service is still busy with the complete upload.
+    DeliveryPending,
+    /// A hook of the application refused the request.
+    Refused,
+}
+
+impl ErrorKind {
+    /// A short, stable name in `snake_case`, such as `missing_field`.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::MissingField { .. } => "missing_field",
-            Self::InvalidField { .. } => "invalid_field",
-            Self::ConflictingField { .. } => "conflicting_field",
+            Self::MissingField => "missing_field",
+            Self::InvalidField => "invalid_field",
+            Self::ConflictingField => "conflicting_field",
             Self::TooManyFields => "too_many_fields",
             Self::OutOfBounds => "out_of_bounds",
-            Self::ChunkLength { .. } => "chunk_length",
-            Self::ChunkTooLarge { .. } => "chunk_too_large",
-            Self::FileTooLarge { .. } => "file_too_large",
-            Self::Multipart { .. } => "multipart",
-            Self::MissingFile { .. } => "missing_file",
+            Self::ChunkLength => "chunk_length",
+            Self::ChunkTooLarge => "chunk_too_large",
+            Self::FileTooLarge => "file_too_large",
+            Self::Multipart => "multipart",
+            Self::MissingFile => "missing_file",
             Self::UnexpectedFile => "unexpected_file",
             Self::Base64 => "base64",
             Self::TooManyRanges => "too_many_ranges",
             Self::MethodNotAllowed => "method_not_allowed",
-            Self::DigestMismatch { .. } => "digest_mismatch",
-            Self::FileDigestMismatch { .. } => "file_digest_mismatch",
+            Self::DigestMismatch => "digest_mismatch",
+            Self::FileDigestMismatch => "file_digest_mismatch",
+            Self::Unsupported => "unsupported",
             Self::Interrupted => "interrupted",
             Self::Superseded => "superseded",
             Self::TooSlow => "too_slow",
@@ -146,84 +134,245 @@ impl UploadError {
             Self::StorageFull => "storage_full",
             Self::DeliveryFailed => "delivery_failed",
             Self::DeliveryPending => "delivery_pending",
-            Self::Refused(_) => "refused",
-        }
-    }
-
-    /// Whether the same request can succeed later. Such an error is answered with a status that
-    /// makes the client try again; any other one with a status that makes it stop.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Refused(refusal) => refusal.is_transient(),
-            Self::DigestMismatch { .. }
-            | Self::Interrupted
-            | Self::Superseded
-            | Self::TooSlow
-            | Self::Busy
-            | Self::TooManyUploads
-            | Self::QuotaExceeded
-            | Self::Storage
-            | Self::StorageFull
-            | Self::DeliveryFailed
-            | Self::DeliveryPending => true,
-            _ => false,
+            Self::Refused => "refused",
         }
     }
 }
 
-impl fmt::Display for UploadError {
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What an [`Error`] says: its kind with the details.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    MissingField { name: String },
+    InvalidField { name: String, problem: &'static str },
+    ConflictingField { name: String },
+    TooManyFields,
+    OutOfBounds,
+    ChunkLength { expected: u64, received: u64 },
+    ChunkTooLarge { limit: u64 },
+    FileTooLarge { limit: u64 },
+    Multipart { problem: &'static str },
+    MissingFile { name: String },
+    UnexpectedFile,
+    Base64,
+    TooManyRanges,
+    MethodNotAllowed,
+    DigestMismatch { name: String },
+    FileDigestMismatch { name: String },
+    Unsupported,
+    Interrupted,
+    Superseded,
+    TooSlow,
+    Busy,
+    TooManyUploads,
+    QuotaExceeded,
+    Storage,
+    StorageFull,
+    DeliveryFailed,
+    DeliveryPending,
+    Refused(Refusal),
+}
+
+impl Reason {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::MissingField { .. } => ErrorKind::MissingField,
+            Self::InvalidField { .. } => ErrorKind::InvalidField,
+            Self::ConflictingField { .. } => ErrorKind::ConflictingField,
+            Self::TooManyFields => ErrorKind::TooManyFields,
+            Self::OutOfBounds => ErrorKind::OutOfBounds,
+            Self::ChunkLength { .. } => ErrorKind::ChunkLength,
+            Self::ChunkTooLarge { .. } => ErrorKind::ChunkTooLarge,
+            Self::FileTooLarge { .. } => ErrorKind::FileTooLarge,
+            Self::Multipart { .. } => ErrorKind::Multipart,
+            Self::MissingFile { .. } => ErrorKind::MissingFile,
+            Self::UnexpectedFile => ErrorKind::UnexpectedFile,
+            Self::Base64 => ErrorKind::Base64,
+            Self::TooManyRanges => ErrorKind::TooManyRanges,
+            Self::MethodNotAllowed => ErrorKind::MethodNotAllowed,
+            Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
+            Self::FileDigestMismatch { .. } => ErrorKind::FileDigestMismatch,
+            Self::Unsupported => ErrorKind::Unsupported,
+            Self::Interrupted => ErrorKind::Interrupted,
+            Self::Superseded => ErrorKind::Superseded,
+            Self::TooSlow => ErrorKind::TooSlow,
+            Self::Busy => ErrorKind::Busy,
+            Self::TooManyUploads => ErrorKind::TooManyUploads,
+            Self::QuotaExceeded => ErrorKind::QuotaExceeded,
+            Self::Storage => ErrorKind::Storage,
+            Self::StorageFull => ErrorKind::StorageFull,
+            Self::DeliveryFailed => ErrorKind::DeliveryFailed,
+            Self::DeliveryPending => ErrorKind::DeliveryPending,
+            Self::Refused(_) => ErrorKind::Refused,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MissingField { name } => write!(f, "the field `{name}` is missing"),
-            Self::InvalidField { name, reason } => write!(f, "the field `{name}` {reason}"),
+            Self::InvalidField { name, problem } => write!(f, "the field `{name}` {problem}"),
             Self::ConflictingField { name } => {
                 write!(f, "the field `{name}` was sent twice with different values")
             }
             Self::TooManyFields => f.write_str("too many fields, or too long ones"),
             Self::OutOfBounds => f.write_str("the chunk lies behind the end of the file"),
             Self::ChunkLength { expected, received } => {
-                write!(
-                    f,
-                    "the chunk should have {expected} bytes, but {received} were read"
-                )
+                let received = format_args!("but {received} were read");
+                write!(f, "the chunk should have {expected} bytes, {received}")
             }
             Self::ChunkTooLarge { limit } => write!(f, "a chunk may have at most {limit} bytes"),
             Self::FileTooLarge { limit } => write!(f, "a file may have at most {limit} bytes"),
-            Self::Multipart { reason } => write!(f, "the multipart form is broken: {reason}"),
+            Self::Multipart { problem } => write!(f, "the multipart form is broken: {problem}"),
             Self::MissingFile { name } => write!(f, "the form has no file part named `{name}`"),
-            Self::UnexpectedFile => f.write_str("the form has a file part that was not asked for"),
+            Self::UnexpectedFile => f.write_str("the form has an unexpected file part"),
             Self::Base64 => {
                 f.write_str("the file part has no file name, so it should be base64, but it is not")
             }
             Self::TooManyRanges => f.write_str("the upload is in too many pieces"),
             Self::MethodNotAllowed => f.write_str("this method is not used by uploads"),
             Self::DigestMismatch { name } => {
-                write!(f, "the bytes are not those of the digest in `{name}`")
+                write!(f, "the bytes do not match the digest in `{name}`")
             }
             Self::FileDigestMismatch { name } => {
-                write!(f, "the file is not that of the digest in `{name}`")
+                write!(f, "the file does not match the digest in `{name}`")
             }
+            Self::Unsupported => f.write_str("the store cannot keep this upload"),
             Self::Interrupted => f.write_str("the request ended before its body was complete"),
             Self::Superseded => f.write_str("another request has taken over this chunk"),
             Self::TooSlow => f.write_str("the body came too slowly"),
             Self::Busy => f.write_str("the server is busy"),
             Self::TooManyUploads => f.write_str("there are too many unfinished uploads"),
-            Self::QuotaExceeded => {
-                f.write_str("the unfinished uploads would have too many bytes together")
-            }
+            Self::QuotaExceeded => f.write_str("the unfinished uploads would have too many bytes"),
             Self::Storage => f.write_str("the chunk could not be stored"),
             Self::StorageFull => f.write_str("there is no room for the chunk"),
-            Self::DeliveryFailed => f.write_str("the finished upload could not be handed over yet"),
-            Self::DeliveryPending => f.write_str("the finished upload is still being handed over"),
+            Self::DeliveryFailed => f.write_str("the complete upload could not be delivered yet"),
+            Self::DeliveryPending => f.write_str("the complete upload is still being delivered"),
             Self::Refused(refusal) => f.write_str(refusal.reason()),
         }
     }
 }
 
-impl std::error::Error for UploadError {}
+impl Error {
+    pub(crate) fn new(reason: Reason, source: impl Into<BoxError>) -> Self {
+        let source = Some(source.into());
+        Self(Arc::new(Inner { reason, source }))
+    }
 
-impl From<Refusal> for UploadError {
+    /// The kind of the error.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.reason.kind()
+    }
+
+    /// Whether the same request can succeed later. The client gets a status at which it tries again,
+    /// otherwise one at which it stops.
+    pub fn is_retryable(&self) -> bool {
+        match &self.0.reason {
+            Reason::Refused(refusal) => refusal.is_retryable(),
+            Reason::DigestMismatch { .. }
+            | Reason::Interrupted
+            | Reason::Superseded
+            | Reason::TooSlow
+            | Reason::Busy
+            | Reason::TooManyUploads
+            | Reason::QuotaExceeded
+            | Reason::Storage
+            | Reason::StorageFull
+            | Reason::DeliveryFailed
+            | Reason::DeliveryPending => true,
+            _ => false,
+        }
+    }
+
+    /// The refusal of the application, if the kind is [`Refused`](ErrorKind::Refused).
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match &self.0.reason {
+            Reason::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn reason(&self) -> &Reason {
+        &self.0.reason
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("reason", &self.0.reason)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.reason.fmt(f)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<Reason> for Error {
+    fn from(reason: Reason) -> Self {
+        let source = None;
+        Self(Arc::new(Inner { reason, source }))
+    }
+}
+
+impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Reason::Refused(refusal).into()
+    }
+}
+
+impl From<BodyError> for Error {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Length { expected, received } => {
+                Reason::ChunkLength { expected, received }.into()
+            }
+            // The layer's own reason, or what the connection says.
+            BodyError::Failed(error) => match error.downcast::<Self>() {
+                Ok(error) => *error,
+                Err(error) => Self::new(Reason::Interrupted, error),
+            },
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let reason = match error {
+            StoreError::Body(error) => return error.into(),
+            StoreError::Superseded => Reason::Superseded,
+            StoreError::TooManyRanges => Reason::TooManyRanges,
+            StoreError::Full(_) => Reason::StorageFull,
+            StoreError::TooLarge { limit } => Reason::FileTooLarge { limit },
+            StoreError::OutOfBounds => Reason::OutOfBounds,
+            StoreError::Busy => Reason::Busy,
+            StoreError::Unsupported => Reason::Unsupported,
+            StoreError::Failed(_) => Reason::Storage,
+        };
+        Self::new(reason, error)
+    }
+}
+
+/// For tests: two errors are equal if they say the same.
+#[cfg(test)]
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        self.reason() == other.reason()
     }
 }

@@ -1,74 +1,32 @@
-//! The application's say: who owns an upload, and what is let in.
+//! The hooks of the application: who owns an upload, and which requests are admitted.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
 
-use crate::store::Upload;
+use crate::model::upload::{Scope, Upload};
 
-/// Who owns an upload: a user, a tenant, a session, by whatever name the application has for them.
+/// The application refuses a request, with a status and a reason, or with a response.
 ///
-/// Uploads of different scopes can neither see nor touch each other. It is hashed into the name of the
-/// upload, and is never a path.
-///
-/// ```
-/// use tower_resumable::Scope;
-///
-/// assert_eq!(Scope::new("user-7"), Scope::from("user-7".to_owned()));
-/// assert_eq!(Scope::default().as_str(), ""); // everybody's
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Scope(String);
-
-impl Scope {
-    /// The scope of this owner.
-    pub fn new(owner: impl Into<String>) -> Self {
-        Self(owner.into())
-    }
-
-    /// The owner's name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    pub(crate) fn into_string(self) -> String {
-        self.0
-    }
-}
-
-impl From<String> for Scope {
-    fn from(owner: String) -> Self {
-        Self(owner)
-    }
-}
-
-impl From<&str> for Scope {
-    fn from(owner: &str) -> Self {
-        Self(owner.to_owned())
-    }
-}
-
-/// The application's "no", with the answer to it.
-///
-/// The client sees the status at which it gives up (400 for most of them), because others would be sent
-/// again and again; the status given here stands in `x-resumable-status`. 408, 425, 429 and 5xx mean "not
-/// now": they become 503, and the client tries again.
+/// What the client gets depends on its protocol. A chunk client gets a status at which it stops (400 for
+/// most of them), because it sends the chunk again on others; the status given here is in the header
+/// `x-resumable-status`. 408, 425, 429 and 5xx mean that the request can succeed later: they become 503.
 ///
 /// ```
 /// use http::{Response, StatusCode};
 /// use tower_resumable::Refusal;
 ///
 /// let refusal = Refusal::new(StatusCode::FORBIDDEN, "members only");
-/// assert!(!refusal.is_transient());
+/// assert!(!refusal.is_retryable());
 ///
-/// // With headers and a body of one's own.
+/// // With headers and a body:
 /// let refusal = Response::builder()
 ///     .status(429)
 ///     .header("retry-after", "30")
 ///     .body("one at a time, please".into())?;
 /// let refusal = Refusal::from(refusal);
-/// assert!(refusal.is_transient());
+/// assert!(refusal.is_retryable());
 /// # Ok::<(), http::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -79,7 +37,9 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Refuses with a status and a short reason, which the client is shown as problem details (RFC 9457).
+    /// Refuses with a status and a short reason. The client gets both as problem details ([RFC 9457]).
+    ///
+    /// [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
     pub fn new(status: StatusCode, reason: impl Into<String>) -> Self {
         Self {
             status,
@@ -88,18 +48,18 @@ impl Refusal {
         }
     }
 
-    /// The status, as the application gave it.
+    /// The status that the application gave.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The reason, as the application gave it.
+    /// The reason that the application gave.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// Whether the client is told to try again.
-    pub fn is_transient(&self) -> bool {
+    /// Whether the same request can succeed later.
+    pub fn is_retryable(&self) -> bool {
         matches!(self.status.as_u16(), 408 | 425 | 429 | 500..)
     }
 
@@ -138,33 +98,34 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// What a request wants that asks for [admission](crate::ResumableLayer::with_admission).
+/// What a request wants, for the [admission hook](crate::ResumableLayer::with_admission).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Purpose {
-    /// To know whether a chunk is there.
+    /// Ask whether a chunk is stored.
     Test,
-    /// To know what is there of an upload.
+    /// Ask what is stored of an upload.
     Status,
-    /// To know what its owner has not finished.
+    /// List the unfinished uploads of the scope.
     List,
-    /// To begin an upload that has no bytes yet (FilePond).
+    /// Create an upload that has no bytes yet.
     Create,
-    /// To store a chunk, or a whole file. A file part that comes before its fields has been read already,
-    /// but is stored nowhere yet.
+    /// Store a chunk or a whole file. A file part that comes before its fields has been read already,
+    /// but is not stored yet.
     Chunk,
-    /// To hand over a file that is complete. A final refusal removes it.
+    /// Deliver a complete file. A final refusal removes it.
     Deliver,
-    /// To forget an upload.
+    /// Remove an upload.
     Cancel,
 }
 
-/// A request that asks to be let in, with what it declares. All of that is the client's word.
+/// A request for the [admission hook](crate::ResumableLayer::with_admission), with all that it declares.
+/// Do not trust what the client declares.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission<'a> {
     purpose: Purpose,
     parts: &'a Parts,
-    scope: &'a str,
+    scope: &'a Scope,
     upload: Option<&'a Upload>,
 }
 
@@ -174,18 +135,17 @@ impl<'a> Admission<'a> {
         self.purpose
     }
 
-    /// The request's head, with what outer layers have put into its extensions.
+    /// The head of the request, with the extensions that outer layers have added.
     pub fn parts(&self) -> &'a Parts {
         self.parts
     }
 
-    /// Who owns the upload.
-    pub fn scope(&self) -> &'a str {
+    /// The owner of the upload.
+    pub fn scope(&self) -> &'a Scope {
         self.scope
     }
 
-    /// The upload as this request declares it: name, path, size in bytes, media type, and the
-    /// application's own fields. `None` for a [list](Purpose::List), which is of no single one.
+    /// The upload as this request describes it. `None` for a [list](Purpose::List).
     pub fn upload(&self) -> Option<&'a Upload> {
         self.upload
     }
@@ -196,7 +156,10 @@ type Answer = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
 type ScopeOf = Arc<dyn Fn(&Parts) -> Result<Scope, Refusal> + Send + Sync>;
 type Admit = Arc<dyn Fn(&Admission<'_>) -> Answer + Send + Sync>;
 
-/// The hooks by which the application decides.
+/// See [`with_sniff`](crate::ResumableLayer::with_sniff).
+pub(crate) type Sniff = Arc<dyn Fn(&[u8], &Upload) -> Result<(), Refusal> + Send + Sync>;
+
+/// The hooks that are set.
 #[derive(Clone, Default)]
 pub(crate) struct Hooks {
     pub(crate) scope: Option<ScopeOf>,
@@ -204,25 +167,19 @@ pub(crate) struct Hooks {
     pub(crate) sniff: Option<Sniff>,
 }
 
-/// See [`with_sniff`](crate::ResumableLayer::with_sniff).
-pub(crate) type Sniff = Arc<dyn Fn(&[u8], &Upload) -> Result<(), Refusal> + Send + Sync>;
-
 impl Hooks {
-    /// The owner of what this request is about.
-    pub(crate) fn scope(&self, parts: &Parts) -> Result<String, Refusal> {
-        match &self.scope {
-            Some(scope) => Ok(scope(parts)?.into_string()),
-            None => Ok(String::new()),
-        }
+    /// The owner of the upload that a request is about.
+    pub(crate) fn scope(&self, parts: &Parts) -> Result<Scope, Refusal> {
+        self.scope.as_ref().map_or_else(|| Ok(Scope::default()), |scope| scope(parts))
     }
 
-    /// Asks whether a request is let in.
-    // The future borrows nothing of the request: what the hook needs of it, it takes at once.
+    /// Asks whether a request is admitted.
+    // The future borrows nothing of the request: the hook takes what it needs at once.
     pub(crate) fn admit(
         &self,
         purpose: Purpose,
         parts: &Parts,
-        scope: &str,
+        scope: &Scope,
         upload: Option<&Upload>,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
         let answer = self.admission.as_ref().map(|admission| {

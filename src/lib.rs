@@ -36,12 +36,18 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod error;
 mod fault;
+mod hooks;
+mod limits;
 mod lock;
 mod model;
 mod names;
+mod protocol;
 pub mod store;
 
+pub use self::error::{Error, ErrorKind};
+pub use self::hooks::{Admission, Purpose, Refusal};
 pub use self::model::{
     BoxError,
     upload::{Role, Scope, Upload, UploadId},
