@@ -2,20 +2,19 @@ use std::time::{Duration, SystemTime};
 
 use crate::store::Expiry;
 
-/// How long a store keeps what nobody asks for; see [`ResumableLayer::sweep_every`].
+/// How long uploads are kept that are not delivered: see [`Uploads::sweep`](crate::Uploads::sweep).
 ///
-/// The records of delivered uploads have their own time, that of
-/// [`with_record_lifetime`](crate::ResumableLayer::with_record_lifetime).
-///
-/// [`ResumableLayer::sweep_every`]: crate::ResumableLayer::sweep_every
+/// How long the records of delivered uploads are kept is
+/// [another setting](crate::Delivery::with_record_lifetime).
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_resumable::Retention;
+/// use tower_resumable::{MemoryStore, ResumableLayer, Retention};
 ///
 /// const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// let retention = Retention::default().abandoned(2 * DAY).undelivered(30 * DAY);
-/// # let _ = retention;
+/// let retention = Retention::default().with_abandoned(2 * DAY).with_undelivered(30 * DAY);
+/// let layer = ResumableLayer::new(MemoryStore::default()).with_retention(retention);
+/// # let _ = layer;
 /// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -25,7 +24,7 @@ pub struct Retention {
 }
 
 impl Default for Retention {
-    /// A week for uploads that are not complete, no end for those that are.
+    /// Incomplete uploads are kept for a week, complete ones without limit.
     fn default() -> Self {
         Self {
             abandoned: Duration::from_secs(7 * 24 * 60 * 60),
@@ -35,26 +34,27 @@ impl Default for Retention {
 }
 
 impl Retention {
-    /// Removes incomplete uploads of which nothing has come for this long.
-    pub fn abandoned(mut self, after: Duration) -> Self {
-        self.abandoned = after;
-        self
+    /// How long an incomplete upload is kept after its last request. Default: 7 days.
+    pub fn with_abandoned(self, abandoned: Duration) -> Self {
+        Self { abandoned, ..self }
     }
 
-    /// Removes complete uploads, with their files, that the inner service has not taken for this
-    /// long. They are kept without this: all their bytes were acknowledged.
-    pub fn undelivered(mut self, after: Duration) -> Self {
-        self.undelivered = Some(after);
-        self
+    /// How long a complete upload is kept that the inner service does not take. Default: without limit,
+    /// because all its bytes were acknowledged.
+    pub fn with_undelivered(self, undelivered: Duration) -> Self {
+        Self {
+            undelivered: Some(undelivered),
+            ..self
+        }
     }
 
     pub(crate) fn expiry(&self) -> Expiry {
         let now = SystemTime::now();
+        // An age that reaches back behind 1970 keeps everything.
         let before = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        Expiry {
-            abandoned_before: before(self.abandoned),
-            undelivered_before: self.undelivered.map(before),
-            records_before: now,
-        }
+        let mut expiry = Expiry::default();
+        expiry.abandoned_before = Some(before(self.abandoned));
+        expiry.undelivered_before = self.undelivered.map(before);
+        expiry
     }
 }

@@ -1,16 +1,25 @@
 //! Digests that a client declares, checked while the bytes arrive.
 
-use std::io;
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use base64::{
     Engine as _,
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
+use bytes::Bytes;
 use http::{HeaderMap, Method, header, request::Parts};
+use http_body::{Body, Frame};
 use sha2::digest::DynDigest;
 
-use crate::{Content, UploadError, store::Sealed};
+use super::Source;
+use crate::{
+    error::{Error, Reason},
+    model::{BoxError, hex},
+};
 
 /// The digest of a whole message, as the client sends it (RFC 9530 §2), and that of what it stands for
 /// (§3). Without content codings, which uploads do not have, they are the same.
@@ -38,9 +47,9 @@ pub enum DigestAlgorithm {
     Crc32c,
 }
 
-/// What bytes that are still to come have to be.
+/// The digests that bytes which are still to come should have.
 pub(crate) struct Expected {
-    /// Where the client has said it.
+    /// The name of the field or header.
     name: String,
     each: Vec<(Hasher, Vec<u8>)>,
 }
@@ -54,13 +63,14 @@ enum Hasher {
 
 impl Expected {
     /// What a request says of its body; `None` if it says nothing that can be checked.
-    pub(crate) fn of_content(parts: &Parts) -> Result<Option<Self>, UploadError> {
-        // Of a part of something it is the digest of all.
+    pub(crate) fn of_content(parts: &Parts) -> Result<Option<Self>, Error> {
+        // The representation digest of a part is that of the whole.
         let is_part = parts.method == Method::PATCH;
         let is_part = is_part || parts.headers.contains_key(header::CONTENT_RANGE);
-        let names = match is_part {
-            true => &[CONTENT_DIGEST][..],
-            false => &[CONTENT_DIGEST, REPR_DIGEST],
+        let names = if is_part {
+            &[CONTENT_DIGEST][..]
+        } else {
+            &[CONTENT_DIGEST, REPR_DIGEST]
         };
         let mut found = None;
         for name in names {
@@ -76,13 +86,13 @@ impl Expected {
         Ok(found)
     }
 
-    fn of_header(headers: &HeaderMap, header: &str) -> Result<Vec<(Hasher, Vec<u8>)>, UploadError> {
+    fn of_header(headers: &HeaderMap, header: &str) -> Result<Vec<(Hasher, Vec<u8>)>, Error> {
         let mut each = Vec::new();
         for value in headers.get_all(header) {
             let members = value.to_str().map_err(|_| invalid(header))?;
             for member in members.split(',') {
                 let member = member.split(';').next().unwrap_or_default();
-                let (name, digest) = member.split_once('=').ok_or(invalid(header))?;
+                let (name, digest) = member.split_once('=').ok_or_else(|| invalid(header))?;
                 let algorithm = match name.trim() {
                     "sha-256" => DigestAlgorithm::Sha256,
                     "sha-512" => DigestAlgorithm::Sha512,
@@ -93,7 +103,7 @@ impl Expected {
                 let digest = digest.and_then(|digest| digest.strip_suffix(':'));
                 let digest = digest.and_then(decode_base64);
                 let digest = digest.filter(|digest| digest.len() == algorithm.len());
-                each.push((Hasher::new(algorithm), digest.ok_or(invalid(header))?));
+                each.push((Hasher::new(algorithm), digest.ok_or_else(|| invalid(header))?));
             }
         }
         Ok(each)
@@ -104,39 +114,29 @@ impl Expected {
         name: &str,
         algorithm: DigestAlgorithm,
         value: &str,
-    ) -> Result<Self, UploadError> {
+    ) -> Result<Self, Error> {
         let value = value.trim();
-        let digest = decode_hex(value).filter(|digest| digest.len() == algorithm.len());
+        let digest = hex::decode(value).filter(|digest| digest.len() == algorithm.len());
         let digest = digest.or_else(|| decode_base64(value));
         let digest = digest.filter(|digest| digest.len() == algorithm.len());
         Ok(Self {
             name: name.to_owned(),
-            each: vec![(Hasher::new(algorithm), digest.ok_or(invalid(name))?)],
+            each: vec![(Hasher::new(algorithm), digest.ok_or_else(|| invalid(name))?)],
         })
     }
 
-    /// Whether a finished file has these bytes. It is read once, unless it is known without. Not for
-    /// the async threads: this computes for long.
-    pub(crate) async fn check_file(
-        mut self,
-        sealed: &Sealed,
-    ) -> io::Result<Result<(), UploadError>> {
-        match (&self.each[..], sealed.crc32) {
-            ([(Hasher::Crc32(_), expected)], Some(crc)) if *expected == crc.to_be_bytes() => {
-                return Ok(Ok(()));
-            }
-            ([(Hasher::Crc32(_), _)], Some(_)) => {}
-            _ => {
-                let mut content = Content::new(sealed);
-                while let Some(piece) = content.next().await {
-                    self.update(&piece?);
-                }
-            }
+    /// The CRC-32 that is expected, if nothing else is.
+    pub(crate) fn crc32(&self) -> Option<u32> {
+        match &self.each[..] {
+            [(Hasher::Crc32(_), crc)] => crc.as_slice().try_into().ok().map(u32::from_be_bytes),
+            _ => None,
         }
-        Ok(self.finish().map_err(|error| match error {
-            UploadError::DigestMismatch { name } => UploadError::FileDigestMismatch { name },
-            error => error,
-        }))
+    }
+
+    /// The error that says that these were not the bytes.
+    pub(crate) fn mismatch(&self) -> Error {
+        let name = self.name.clone();
+        Reason::DigestMismatch { name }.into()
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
@@ -146,13 +146,52 @@ impl Expected {
     }
 
     /// Whether these were the bytes.
-    pub(crate) fn finish(self) -> Result<(), UploadError> {
-        let Self { name, each } = self;
-        let mut each = each.into_iter();
-        match each.all(|(hasher, digest)| hasher.finish() == digest) {
-            true => Ok(()),
-            false => Err(UploadError::DigestMismatch { name }),
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        let mismatch = self.mismatch();
+        let mut each = self.each.into_iter();
+        if each.all(|(hasher, digest)| hasher.finish() == digest) {
+            Ok(())
+        } else {
+            Err(mismatch)
         }
+    }
+}
+
+/// A chunk that ends well only if it has the expected digest.
+pub(crate) struct Verified<'a> {
+    chunk: Source<'a>,
+    expected: Option<Expected>,
+}
+
+impl<'a> Verified<'a> {
+    pub(crate) fn new(chunk: Source<'a>, expected: Option<Expected>) -> Self {
+        Self { chunk, expected }
+    }
+}
+
+impl Body for Verified<'_> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let frame = ready!(this.chunk.as_mut().poll_frame(cx));
+        Poll::Ready(match &frame {
+            Some(Ok(frame_data)) => {
+                if let (Some(expected), Some(data)) = (&mut this.expected, frame_data.data_ref()) {
+                    expected.update(data);
+                }
+                frame
+            }
+            Some(Err(_)) => frame,
+            None => {
+                let checked = this.expected.take().map_or(Ok(()), Expected::finish);
+                checked.err().map(|error| Err(error.into()))
+            }
+        })
     }
 }
 
@@ -215,38 +254,24 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     LENIENT.decode(text).ok()
 }
 
-fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.as_bytes().chunks(2);
-    pairs
-        .map(|pair| {
-            let pair = std::str::from_utf8(pair)
-                .ok()
-                .filter(|pair| pair.len() == 2)?;
-            let plain = pair.bytes().all(|b| b.is_ascii_hexdigit());
-            u8::from_str_radix(pair, 16).ok().filter(|_| plain)
-        })
-        .collect()
-}
-
-fn invalid(name: &str) -> UploadError {
-    UploadError::InvalidField {
-        name: name.into(),
-        reason: "is not a digest of its kind",
-    }
+fn invalid(name: &str) -> Error {
+    let problem = "is not a digest of its kind";
+    let name = name.into();
+    Reason::InvalidField { name, problem }.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(expected: Result<Expected, UploadError>) -> Result<(), &'static str> {
+    fn check(expected: Result<Expected, Error>) -> Result<(), &'static str> {
         let checked = expected.and_then(|mut expected| {
             // The check value of CRCs is that of these bytes.
             expected.update(b"1234");
             expected.update(b"56789");
             expected.finish()
         });
-        checked.map_err(|error| error.code())
+        checked.map_err(|error| error.kind().as_str())
     }
 
     #[test]

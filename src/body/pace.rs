@@ -1,5 +1,5 @@
 use std::{
-    future::Future as _,
+    future::Future,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -9,24 +9,34 @@ use bytes::Buf as _;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 
-use crate::{BoxError, UploadError, limits::Pace};
+use crate::{error::{Error, Reason}, limits::Pace, model::BoxError};
 
-/// A body that ends with an error when its client is too slow, and may be asked again after its end:
-/// some panic then.
-pub(crate) struct Guarded<B> {
+tokio::task_local! {
+    /// Set in a task that finishes a request whose client has gone.
+    static CLIENT_IS_GONE: ();
+}
+
+/// Runs the rest of a request whose client has gone. Its body ends with an error at the next poll.
+pub(crate) async fn without_client<T>(rest: impl Future<Output = T>) -> T {
+    CLIENT_IS_GONE.scope((), rest).await
+}
+
+/// A body that ends with an error when its client is too slow or gone. It may be polled again after its
+/// end, at which some bodies panic.
+pub(crate) struct Paced<B> {
     body: B,
     ended: bool,
     pace: Pace,
     received: u64,
-    /// How long it was waited for, without the time since `waiting`.
+    /// How long the client was waited for, without the time since `waiting`.
     waited: Duration,
     waiting: Option<Instant>,
-    /// How long it was waited for when the last byte came.
+    /// The value of `waited` when the last byte came.
     last: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Guarded<B> {
+impl<B> Paced<B> {
     pub(crate) fn new(body: B, pace: Pace) -> Self {
         Self {
             body,
@@ -44,10 +54,9 @@ impl<B> Guarded<B> {
         self.body
     }
 
-    /// For how long it may still be waited.
+    /// How long the client may still take.
     ///
-    /// What counts is only the time in which nothing was there: if the store is slow it is not the
-    /// client's fault.
+    /// Only the time counts in which no bytes were there: a slow store is not the client's fault.
     fn patience(&self) -> Duration {
         let Pace {
             idle,
@@ -66,17 +75,17 @@ impl<B> Guarded<B> {
         end.saturating_sub(self.waited)
     }
 
-    /// Adds the time since it began to wait.
+    /// Adds the time since `waiting`.
     fn note_waiting(&mut self) {
         if let Some(since) = self.waiting.take() {
             self.waited += since.elapsed();
         }
     }
 
-    /// Ends it because of its client.
-    fn too_slow<T>(&mut self) -> Poll<Option<Result<T, BoxError>>> {
+    /// Ends the body because of its client.
+    fn fail<T>(&mut self, reason: Reason) -> Poll<Option<Result<T, BoxError>>> {
         self.ended = true;
-        Poll::Ready(Some(Err(UploadError::TooSlow.into())))
+        Poll::Ready(Some(Err(Error::from(reason).into())))
     }
 
     /// Whether to go on waiting.
@@ -87,11 +96,11 @@ impl<B> Guarded<B> {
         if patience.is_zero() {
             return Poll::Ready(());
         }
-        // No client waits for longer than a day.
+        // Far enough, and no overflow.
         let end = now + patience.min(Duration::from_secs(24 * 60 * 60));
         let timer = match &mut self.timer {
             Some(timer) => {
-                // To set it back costs a lock, and most bytes come at once.
+                // Resetting the timer takes a lock, and most bytes come at once.
                 if timer.deadline() > end || timer.is_elapsed() {
                     timer.as_mut().reset(end);
                 }
@@ -109,7 +118,7 @@ impl<B> Guarded<B> {
     }
 }
 
-impl<B> Body for Guarded<B>
+impl<B> Body for Paced<B>
 where
     B: Body + Unpin,
     B::Error: Into<BoxError>,
@@ -124,6 +133,10 @@ where
         if self.ended {
             return Poll::Ready(None);
         }
+        if CLIENT_IS_GONE.try_with(|()| ()).is_ok() {
+            // The body need not know that its connection has ended, and could end well.
+            return self.fail(Reason::Interrupted);
+        }
         self.note_waiting();
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         let bytes = match &frame {
@@ -136,12 +149,12 @@ where
         }
         match frame {
             Poll::Pending => match self.poll_patience(cx) {
-                Poll::Ready(()) => self.too_slow(),
+                Poll::Ready(()) => self.fail(Reason::TooSlow),
                 Poll::Pending => Poll::Pending,
             },
-            Poll::Ready(Some(Ok(_))) if bytes == 0 && self.patience().is_zero() => self.too_slow(),
+            Poll::Ready(Some(Ok(_))) if bytes == 0 && self.patience().is_zero() => self.fail(Reason::TooSlow),
             Poll::Ready(Some(Ok(frame))) => {
-                // Who sends empty frames is waited for all the same.
+                // Empty frames do not end the waiting.
                 self.waiting = (bytes == 0).then(Instant::now);
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -213,13 +226,13 @@ mod tests {
             grace: second(60),
             body_time: second(1000),
         };
-        let mut body = Guarded::new(slow, pace);
+        let mut body = Paced::new(slow, pace);
         let (start, mut frames) = (Instant::now(), 0);
         loop {
             match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
                 Some(Ok(_)) => frames += 1,
                 Some(Err(error)) => {
-                    assert_eq!(error.downcast_ref(), Some(&UploadError::TooSlow));
+                    assert_eq!(error.downcast_ref::<Error>(), Some(&Reason::TooSlow.into()));
                     let seconds = start.elapsed().as_secs();
                     assert!(
                         poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))

@@ -1,4 +1,4 @@
-//! A look at the first bytes of a file, before anything of them is kept.
+//! A look at the first bytes of a file, before any of them is stored.
 
 use std::{
     collections::VecDeque,
@@ -7,61 +7,63 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
+use http_body::{Body, Frame};
 
-use crate::{UploadError, hooks::Sniff, store::Upload};
+use super::Source;
+use crate::{error::Error, hooks::Sniff, model::{BoxError, upload::Upload}};
 
-/// Bytes that are looked at. The formats of files are told apart by fewer.
+/// The most bytes that the hook gets. File formats need fewer to be told apart.
 const HEAD: usize = 8 << 10;
 
-/// How many bytes of a file of this size are looked at.
-pub(crate) fn head_len(total: u64) -> usize {
-    usize::try_from(total).map_or(HEAD, |total| total.min(HEAD))
+/// How many bytes of a file of this length the hook gets.
+pub(crate) fn head_len(length: Option<u64>) -> usize {
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    length.map_or(HEAD, |length| length.min(HEAD))
 }
 
-type Chunk<'a> = Pin<&'a mut (dyn Stream<Item = Result<Bytes, UploadError>> + Send)>;
-
-/// A chunk that yields nothing before its head has found favour, if it is the first of its file and as long
-/// as that.
+/// A chunk that yields nothing before the hook has accepted its first bytes. The hook gets them if the
+/// chunk is the first one of its file and has enough of them.
 pub(crate) struct Sniffed<'a> {
-    chunk: Chunk<'a>,
-    /// Until that is known.
-    asked: Option<(&'a Sniff, &'a Upload)>,
+    chunk: Source<'a>,
+    /// Until the hook was called.
+    hook: Option<(&'a Sniff, &'a Upload)>,
     head: Vec<u8>,
     held: VecDeque<Bytes>,
     ended: bool,
 }
 
 impl<'a> Sniffed<'a> {
-    pub(crate) fn new(chunk: Chunk<'a>, sniff: Option<&'a Sniff>, upload: &'a Upload) -> Self {
+    pub(crate) fn new(chunk: Source<'a>, hook: Option<&'a Sniff>, upload: &'a Upload) -> Self {
         Self {
             chunk,
-            asked: sniff.map(|sniff| (sniff, upload)),
+            hook: hook.map(|hook| (hook, upload)),
             head: Vec::new(),
             held: VecDeque::new(),
             ended: false,
         }
     }
 
-    /// Takes in bytes until they can be looked at.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
-        while let Some((sniff, upload)) = self.asked {
-            let wanted = head_len(upload.total);
+    /// Holds bytes back until the hook can be called.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        while let Some((hook, upload)) = self.hook {
+            let wanted = head_len(upload.length);
             if self.head.len() == wanted {
-                sniff(&self.head, upload)?;
-                self.asked = None;
+                hook(&self.head, upload).map_err(Error::from)?;
+                self.hook = None;
                 break;
             }
-            match ready!(self.chunk.as_mut().poll_next(cx)).transpose()? {
-                Some(piece) => {
+            match ready!(self.chunk.as_mut().poll_frame(cx)).transpose()? {
+                Some(frame) => {
+                    let Ok(piece) = frame.into_data() else {
+                        continue;
+                    };
                     let missing = wanted - self.head.len();
-                    self.head
-                        .extend_from_slice(&piece[..piece.len().min(missing)]);
+                    self.head.extend_from_slice(&piece[..piece.len().min(missing)]);
                     self.held.push_back(piece);
                 }
-                // Too little to be judged: the whole file will be.
+                // There are too few bytes. The hook is called again before the delivery.
                 None => {
-                    self.asked = None;
+                    self.hook = None;
                     self.ended = true;
                 }
             }
@@ -70,18 +72,22 @@ impl<'a> Sniffed<'a> {
     }
 }
 
-impl Stream for Sniffed<'_> {
-    type Item = Result<Bytes, UploadError>;
+impl Body for Sniffed<'_> {
+    type Data = Bytes;
+    type Error = BoxError;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         if let Err(error) = ready!(this.poll_head(cx)) {
             return Poll::Ready(Some(Err(error)));
         }
         match this.held.pop_front() {
-            Some(piece) => Poll::Ready(Some(Ok(piece))),
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
             None if this.ended => Poll::Ready(None),
-            None => this.chunk.as_mut().poll_next(cx),
+            None => this.chunk.as_mut().poll_frame(cx),
         }
     }
 }

@@ -1,18 +1,35 @@
-//! What happens to an upload: received, counted, delivered.
+//! What happens to uploads: they are received, counted and delivered.
 
+pub(crate) mod active;
 pub(crate) mod deliver;
 pub(crate) mod quota;
 pub(crate) mod receive;
+mod registry;
+mod verify;
 
 use std::sync::Arc;
 
-use self::{deliver::Deliveries, quota::Ledger};
+use self::{active::Active, quota::Quota, registry::Registry};
 use crate::{config::Config, store::DynStore};
 
-/// Everything the clones of one layer share.
+/// What all clones of a layer share.
+#[derive(Clone)]
 pub(crate) struct Engine {
-    pub(crate) config: Config,
+    pub(crate) config: Arc<Config>,
     pub(crate) store: Arc<dyn DynStore>,
-    pub(crate) deliveries: Arc<Deliveries>,
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) quota: Arc<Quota>,
+    pub(crate) active: Arc<Active>,
+}
+
+impl Engine {
+    pub(crate) fn new(store: Arc<dyn DynStore>) -> Self {
+        Self {
+            config: Arc::default(),
+            store,
+            registry: Arc::default(),
+            quota: Arc::default(),
+            active: Arc::default(),
+        }
+    }
 }

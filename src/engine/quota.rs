@@ -1,59 +1,59 @@
-//! What this process knows to be under way, so that it stays within its limits.
+//! Limits on unfinished uploads and on bodies, as this process counts them.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
 use crate::{
-    UploadError,
-    engine::receive::store_error,
+    error::{Error, Reason},
     limits::{Bound, Limits},
-    store::{DynStore, ScopeKey, Upload, UploadKey, Usage},
+    lock::lock,
+    model::upload::{Scope, Upload, UploadId},
+    store::{DynStore, ScopeHash, Usage},
 };
 
-/// How old a listing of the store may be that turns somebody away, at least.
+/// How old the count of the store may be, at least, when an upload is refused because of it.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// The same in times of what it took to make it: who is turned away must not keep the store busy with
-/// nothing else.
+/// The same in multiples of the time that the store took to count. Refused requests must not keep the
+/// store busy.
 const FRESH_TIMES: u32 = 10;
 
-/// The unfinished uploads, and the bodies that are being read.
+/// Counts unfinished uploads, and bodies that are being read.
 ///
-/// The store is asked for the first new upload of this process, and again before anybody is turned away:
-/// other servers finish uploads too. What it has just answered is not asked again: see [`FRESH`].
+/// The store is asked at the first new upload of this process, and again before an upload is refused,
+/// because other servers finish uploads too. See [`FRESH`] for when it is not asked again.
 #[derive(Default)]
-pub(crate) struct Ledger {
-    book: Mutex<Book>,
+pub(crate) struct Quota {
+    counts: Mutex<Counts>,
     /// Held by the request that asks the store.
     asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-struct Book {
-    uploads: HashMap<UploadKey, Line>,
-    scopes: HashMap<ScopeKey, Sum>,
+struct Counts {
+    uploads: HashMap<UploadId, Counted>,
+    scopes: HashMap<ScopeHash, Sum>,
     all: Sum,
-    /// Where those are counted that are being read.
-    bodies: HashMap<String, u64>,
+    bodies: HashMap<Scope, u64>,
     all_bodies: u64,
     /// Whether the store was ever asked.
-    listed: bool,
+    asked: bool,
     fresh_until: Option<Instant>,
-    /// Counts the listings, so that one knows what has come while it was made.
-    listing: u64,
+    /// The number of the last question to the store. Tells which uploads are newer than its answer.
+    round: u64,
 }
 
 /// One unfinished upload.
-struct Line {
-    scope: ScopeKey,
-    total: u64,
-    /// The listing that knows it, or the next one.
-    listing: u64,
+struct Counted {
+    scope: ScopeHash,
+    bytes: u64,
+    /// The last round in which the store knew the upload, or in which it was reserved.
+    round: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -62,171 +62,165 @@ struct Sum {
     bytes: u64,
 }
 
-/// Whether a new upload has a place.
-enum Place {
-    /// It is in the book; `true` if it was not there before.
-    Booked(bool),
-    /// The store is to be asked first.
+/// Whether there is room for a new upload.
+enum Reserved {
+    /// `true` if it was not counted before.
+    Yes(bool),
+    /// The store has to be asked first.
     Unknown,
-    None(UploadError),
+    No(Error),
 }
 
-impl Ledger {
-    /// Books an upload, if it is within the limits; `true` if it was not there before.
+impl Quota {
+    /// Counts an upload, if it is within the limits. `true` if it was not counted before.
     ///
-    /// `has_scopes` tells whether there are limits for each.
-    pub(crate) async fn book(
+    /// `has_scopes`: the limits of each scope apply.
+    pub(crate) async fn reserve(
         &self,
         store: &dyn DynStore,
         limits: &Limits,
         has_scopes: bool,
         upload: &Upload,
-    ) -> Result<bool, UploadError> {
+    ) -> Result<bool, Error> {
         let bounds = Bounds::new(limits, has_scopes);
-        bounds.check_alone(upload.total)?;
         let usage = Usage::from(upload);
+        bounds.check_alone(usage.bytes)?;
         let mut may_ask = true;
         loop {
-            match self.lock().place(&bounds, usage, may_ask) {
-                Place::Booked(is_new) => return Ok(is_new),
-                Place::None(error) => return Err(error),
-                Place::Unknown => {}
+            match lock(&self.counts).reserve(&bounds, usage, may_ask) {
+                Reserved::Yes(is_new) => return Ok(is_new),
+                Reserved::No(error) => return Err(error),
+                Reserved::Unknown => {}
             }
             self.ask(store).await?;
             may_ask = false;
         }
     }
 
-    /// Strikes an upload out: it is finished, or gone.
-    pub(crate) fn strike(&self, key: &UploadKey) {
-        self.lock().strike(key);
+    /// Stops counting an upload: it is finished, or gone.
+    pub(crate) fn release(&self, id: &UploadId) {
+        lock(&self.counts).release(id);
     }
 
-    /// Much may have changed in the store.
-    pub(crate) fn distrust(&self) {
-        self.lock().fresh_until = None;
+    /// Makes the next refusal ask the store first.
+    pub(crate) fn mark_stale(&self) {
+        lock(&self.counts).fresh_until = None;
     }
 
-    /// Counts a body that is read from now on.
+    /// Counts a body until the guard is dropped.
     pub(crate) fn read_body(
         self: &Arc<Self>,
         limits: &Limits,
         has_scopes: bool,
-        scope: &str,
-    ) -> Result<Reading, UploadError> {
+        scope: &Scope,
+    ) -> Result<BodyGuard, Error> {
         let Bound { per_scope, in_all } = limits.bodies;
-        let mut book = self.lock();
-        let of_scope = book.bodies.get(scope).copied().unwrap_or_default();
-        if book.all_bodies >= in_all || (has_scopes && of_scope >= per_scope) {
-            return Err(UploadError::Busy);
+        let mut counts = lock(&self.counts);
+        let of_scope = counts.bodies.get(scope).copied().unwrap_or_default();
+        if counts.all_bodies >= in_all || (has_scopes && of_scope >= per_scope) {
+            return Err(Reason::Busy.into());
         }
-        book.all_bodies += 1;
-        book.bodies.insert(scope.to_owned(), of_scope + 1);
-        drop(book);
-        Ok(Reading {
-            ledger: Arc::clone(self),
-            scope: scope.to_owned(),
+        counts.all_bodies += 1;
+        counts.bodies.insert(scope.clone(), of_scope + 1);
+        drop(counts);
+        Ok(BodyGuard {
+            quota: Arc::clone(self),
+            scope: scope.clone(),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes over what the store lists.
-    async fn ask(&self, store: &dyn DynStore) -> Result<(), UploadError> {
-        let seen = self.lock().listing;
+    /// Takes over what the store counts.
+    async fn ask(&self, store: &dyn DynStore) -> Result<(), Error> {
+        let seen = lock(&self.counts).round;
         let _asking = self.asking.lock().await;
-        let listing = {
-            let mut book = self.lock();
-            if book.listing != seen {
+        let round = {
+            let mut counts = lock(&self.counts);
+            if counts.round != seen {
                 // Another request has asked meanwhile.
                 return Ok(());
             }
-            book.listing += 1;
-            book.listing
+            counts.round += 1;
+            counts.round
         };
         let start = Instant::now();
-        let listed = store.usage().await.map_err(store_error)?;
-        let mut book = self.lock();
-        book.take_over(listing, listed);
-        book.fresh_until = Some(Instant::now() + FRESH.max(start.elapsed() * FRESH_TIMES));
+        let usage = store.usage().await?;
+        let mut counts = lock(&self.counts);
+        counts.take_over(round, usage);
+        counts.fresh_until = Some(Instant::now() + FRESH.max(start.elapsed() * FRESH_TIMES));
         Ok(())
     }
 }
 
-impl Book {
-    fn place(&mut self, bounds: &Bounds, upload: Usage, may_ask: bool) -> Place {
-        if self.uploads.contains_key(&upload.key) {
-            return Place::Booked(false);
+impl Counts {
+    fn reserve(&mut self, bounds: &Bounds, upload: Usage, may_ask: bool) -> Reserved {
+        if self.uploads.contains_key(&upload.id) {
+            return Reserved::Yes(false);
         }
-        if may_ask && !self.listed {
-            return Place::Unknown;
+        if may_ask && !self.asked {
+            return Reserved::Unknown;
         }
         let of_scope = self.scopes.get(&upload.scope).copied().unwrap_or_default();
-        if let Err(error) = bounds.check(of_scope, self.all, upload.total) {
-            let is_old = self.fresh_until.is_none_or(|end| end <= Instant::now());
-            return match may_ask && is_old {
-                true => Place::Unknown,
-                false => Place::None(error),
+        if let Err(error) = bounds.check(of_scope, self.all, upload.bytes) {
+            let is_stale = self.fresh_until.is_none_or(|end| end <= Instant::now());
+            return if may_ask && is_stale {
+                Reserved::Unknown
+            } else {
+                Reserved::No(error)
             };
         }
-        let listing = self.listing;
-        self.add(upload, listing);
-        Place::Booked(true)
+        let round = self.round;
+        self.add(upload, round);
+        Reserved::Yes(true)
     }
 
-    fn add(&mut self, upload: Usage, listing: u64) {
-        let Entry::Vacant(line) = self.uploads.entry(upload.key) else {
+    fn add(&mut self, upload: Usage, round: u64) {
+        let Entry::Vacant(place) = self.uploads.entry(upload.id) else {
             return;
         };
-        line.insert(Line {
+        place.insert(Counted {
             scope: upload.scope,
-            total: upload.total,
-            listing,
+            bytes: upload.bytes,
+            round,
         });
         let of_scope = self.scopes.entry(upload.scope).or_default();
         for sum in [of_scope, &mut self.all] {
             sum.uploads += 1;
-            sum.bytes = sum.bytes.saturating_add(upload.total);
+            sum.bytes = sum.bytes.saturating_add(upload.bytes);
         }
     }
 
-    fn strike(&mut self, key: &UploadKey) {
-        let Some(line) = self.uploads.remove(key) else {
+    fn release(&mut self, id: &UploadId) {
+        let Some(counted) = self.uploads.remove(id) else {
             return;
         };
-        let take_off = |sum: &mut Sum| {
+        let subtract = |sum: &mut Sum| {
             sum.uploads -= 1;
-            sum.bytes = sum.bytes.saturating_sub(line.total);
+            sum.bytes = sum.bytes.saturating_sub(counted.bytes);
             sum.uploads == 0
         };
-        take_off(&mut self.all);
-        if self.scopes.get_mut(&line.scope).is_some_and(take_off) {
-            self.scopes.remove(&line.scope);
+        subtract(&mut self.all);
+        if self.scopes.get_mut(&counted.scope).is_some_and(subtract) {
+            self.scopes.remove(&counted.scope);
         }
     }
 
-    /// What the store does not list is finished or gone, unless it came after the question.
-    fn take_over(&mut self, listing: u64, listed: Vec<Usage>) {
-        for upload in listed {
-            self.add(upload, listing);
-            if let Some(line) = self.uploads.get_mut(&upload.key) {
-                line.listing = listing;
+    /// Releases what the store does not count, unless it was reserved after the question.
+    fn take_over(&mut self, round: u64, usage: Vec<Usage>) {
+        for upload in usage {
+            self.add(upload, round);
+            if let Some(counted) = self.uploads.get_mut(&upload.id) {
+                counted.round = round;
             }
         }
-        let gone = self
-            .uploads
-            .iter()
-            .filter(|(_, line)| line.listing < listing);
-        for key in gone.map(|(key, _)| *key).collect::<Vec<_>>() {
-            self.strike(&key);
+        let gone = self.uploads.iter().filter(|(_, counted)| counted.round < round);
+        for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.release(&id);
         }
-        self.listed = true;
+        self.asked = true;
     }
 }
 
-/// What holds for a new upload.
+/// The limits for a new upload.
 struct Bounds {
     uploads: Bound,
     bytes: Bound,
@@ -235,11 +229,7 @@ struct Bounds {
 impl Bounds {
     fn new(limits: &Limits, has_scopes: bool) -> Self {
         let bound = |bound: Bound| Bound {
-            per_scope: if has_scopes {
-                bound.per_scope
-            } else {
-                u64::MAX
-            },
+            per_scope: if has_scopes { bound.per_scope } else { u64::MAX },
             ..bound
         };
         Self {
@@ -248,38 +238,39 @@ impl Bounds {
         }
     }
 
-    /// What would not fit if there were nothing else never will.
-    fn check_alone(&self, total: u64) -> Result<(), UploadError> {
+    /// Refuses for good what would not fit even if there were nothing else.
+    fn check_alone(&self, bytes: u64) -> Result<(), Error> {
         let limit = self.bytes.per_scope.min(self.bytes.in_all);
-        match total > limit {
-            true => Err(UploadError::FileTooLarge { limit }),
-            false => Ok(()),
+        if bytes > limit {
+            return Err(Reason::FileTooLarge { limit }.into());
         }
+        Ok(())
     }
 
-    fn check(&self, of_scope: Sum, all: Sum, total: u64) -> Result<(), UploadError> {
+    fn check(&self, of_scope: Sum, all: Sum, bytes: u64) -> Result<(), Error> {
         if of_scope.uploads >= self.uploads.per_scope || all.uploads >= self.uploads.in_all {
-            return Err(UploadError::TooManyUploads);
+            return Err(Reason::TooManyUploads.into());
         }
-        let fits = |sum: Sum, limit| sum.bytes.checked_add(total).is_some_and(|sum| sum <= limit);
-        match fits(of_scope, self.bytes.per_scope) && fits(all, self.bytes.in_all) {
-            true => Ok(()),
-            false => Err(UploadError::QuotaExceeded),
+        let fits = |sum: Sum, limit| sum.bytes.checked_add(bytes).is_some_and(|sum| sum <= limit);
+        if fits(of_scope, self.bytes.per_scope) && fits(all, self.bytes.in_all) {
+            Ok(())
+        } else {
+            Err(Reason::QuotaExceeded.into())
         }
     }
 }
 
-/// A body that is being read; it counts until this is dropped.
-pub(crate) struct Reading {
-    ledger: Arc<Ledger>,
-    scope: String,
+/// A body that is being read.
+pub(crate) struct BodyGuard {
+    quota: Arc<Quota>,
+    scope: Scope,
 }
 
-impl Drop for Reading {
+impl Drop for BodyGuard {
     fn drop(&mut self) {
-        let mut book = self.ledger.lock();
-        book.all_bodies -= 1;
-        if let Entry::Occupied(mut of_scope) = book.bodies.entry(std::mem::take(&mut self.scope)) {
+        let mut counts = lock(&self.quota.counts);
+        counts.all_bodies -= 1;
+        if let Entry::Occupied(mut of_scope) = counts.bodies.entry(std::mem::take(&mut self.scope)) {
             *of_scope.get_mut() -= 1;
             if *of_scope.get() == 0 {
                 of_scope.remove();
@@ -293,53 +284,50 @@ mod tests {
     use super::*;
 
     fn usage(n: u8, scope: &str, total: u64) -> Usage {
-        Usage {
-            key: UploadKey::from_bytes([n; 32]),
-            scope: ScopeKey::new(scope),
-            total,
-        }
+        let id = UploadId::from_bytes([n; 32]);
+        Usage::new(id, ScopeHash::new(&scope.into()), total)
     }
 
-    fn sums(book: &Book) -> Vec<(&str, u64, u64)> {
+    fn sums(counts: &Counts) -> Vec<(&str, u64, u64)> {
         let scopes = ["a", "b", "c"].into_iter().filter_map(|scope| {
-            let sum = book.scopes.get(&ScopeKey::new(scope))?;
+            let sum = counts.scopes.get(&ScopeHash::new(&scope.into()))?;
             Some((scope, sum.uploads, sum.bytes))
         });
-        let all = ("all", book.all.uploads, book.all.bytes);
+        let all = ("all", counts.all.uploads, counts.all.bytes);
         scopes.chain([all]).collect()
     }
 
     #[test]
-    fn what_is_listed_stays_and_what_comes_meanwhile() {
-        let mut book = Book::default();
+    fn uploads_that_the_store_counts_stay_and_newer_ones() {
+        let mut counts = Counts::default();
         for n in 0..3 {
-            book.add(usage(n, "a", 10), 0);
+            counts.add(usage(n, "a", 10), 0);
         }
         // The store is asked, and before it answers another upload begins.
-        book.listing = 1;
-        book.add(usage(3, "b", 5), 1);
-        book.take_over(1, vec![usage(1, "a", 10), usage(4, "c", 7)]);
+        counts.round = 1;
+        counts.add(usage(3, "b", 5), 1);
+        counts.take_over(1, vec![usage(1, "a", 10), usage(4, "c", 7)]);
         assert_eq!(
-            sums(&book),
+            sums(&counts),
             [("a", 1, 10), ("b", 1, 5), ("c", 1, 7), ("all", 3, 22)]
         );
         // The next time it is not there.
-        book.listing = 2;
-        book.take_over(2, vec![usage(1, "a", 10)]);
-        assert_eq!(sums(&book), [("a", 1, 10), ("all", 1, 10)]);
-        book.strike(&UploadKey::from_bytes([1; 32]));
-        book.strike(&UploadKey::from_bytes([1; 32]));
-        assert_eq!(sums(&book), [("all", 0, 0)]);
+        counts.round = 2;
+        counts.take_over(2, vec![usage(1, "a", 10)]);
+        assert_eq!(sums(&counts), [("a", 1, 10), ("all", 1, 10)]);
+        counts.release(&UploadId::from_bytes([1; 32]));
+        counts.release(&UploadId::from_bytes([1; 32]));
+        assert_eq!(sums(&counts), [("all", 0, 0)]);
     }
 
     #[test]
     fn the_last_one_that_fits() {
         let bounds = |has_scopes| {
             let limits = Limits::default()
-                .uploads_per_scope(2)
-                .uploads(3)
-                .unfinished_bytes_per_scope(20)
-                .unfinished_bytes(30);
+                .with_uploads_per_scope(2)
+                .with_uploads(3)
+                .with_unfinished_bytes_per_scope(20)
+                .with_unfinished_bytes(30);
             Bounds::new(&limits, has_scopes)
         };
         let sum = |uploads, bytes| Sum { uploads, bytes };
@@ -350,35 +338,35 @@ mod tests {
                 sum(1, 10),
                 sum(1, 10),
                 11,
-                Err(UploadError::QuotaExceeded),
+                Err(Reason::QuotaExceeded.into()),
             ),
             (
                 true,
                 sum(2, 0),
                 sum(2, 0),
                 1,
-                Err(UploadError::TooManyUploads),
+                Err(Reason::TooManyUploads.into()),
             ),
             (
                 true,
                 sum(0, 0),
                 sum(3, 0),
                 1,
-                Err(UploadError::TooManyUploads),
+                Err(Reason::TooManyUploads.into()),
             ),
             (
                 true,
                 sum(0, 0),
                 sum(2, 20),
                 11,
-                Err(UploadError::QuotaExceeded),
+                Err(Reason::QuotaExceeded.into()),
             ),
             (
                 true,
                 sum(1, u64::MAX),
                 sum(1, u64::MAX),
                 1,
-                Err(UploadError::QuotaExceeded),
+                Err(Reason::QuotaExceeded.into()),
             ),
             // Without scopes there is one, and only the limits in all hold.
             (false, sum(2, 10), sum(2, 10), 20, Ok(())),
@@ -387,14 +375,14 @@ mod tests {
                 sum(3, 0),
                 sum(3, 0),
                 1,
-                Err(UploadError::TooManyUploads),
+                Err(Reason::TooManyUploads.into()),
             ),
         ] {
             let checked = bounds(has_scopes).check(of_scope, all, total);
             assert_eq!(checked, expected, "{has_scopes} {total}");
         }
         assert_eq!(bounds(true).check_alone(20), Ok(()));
-        let too_large = Err(UploadError::FileTooLarge { limit: 20 });
+        let too_large = Err(Reason::FileTooLarge { limit: 20 }.into());
         assert_eq!(bounds(true).check_alone(21), too_large);
         assert_eq!(bounds(false).check_alone(30), Ok(()));
     }

@@ -1,40 +1,54 @@
-//! The one async path of an upload request: scope, limits, body into the store, answer.
+//! The async path of an upload request: scope, limits, body into the store, response.
 
 use std::{
+    io,
     pin::{Pin, pin},
-    sync::Arc,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
-use http::{Method, Request, Response, header, request::Parts};
-use http_body::Body;
+use http::{HeaderMap, Request, Response, header, request::Parts};
+use http_body::{Body, Frame};
 use tower_service::Service;
 
+use super::{
+    Engine,
+    deliver::{Delivered, deliver},
+    quota::BodyGuard,
+    verify::Ask,
+};
 use crate::{
-    BoxError, Purpose, ResponseBody, UploadError,
-    body::digest::Expected,
-    body::multipart::{self, Form, FormLimits, Item, Octets},
-    body::{pace::Guarded, sniff::Sniffed},
-    config::Config,
-    engine::Engine,
-    engine::deliver::{self, Asks, Delivered},
-    engine::quota::Reading,
-    fault,
-    limits::DRAIN,
-    protocol::chunked::{
-        self, Answers, Chunk, Dialect, Extra, Identity, InOrder, Intent, Params, Transport, answer,
+    body::{
+        Source,
+        digest::{Expected, Verified},
+        multipart::{self, FormLimits, Item},
+        pace::Paced,
+        raw::{Raw, drain},
+        sniff::Sniffed,
     },
-    store::{ChunkBody, Progress, Status, StoreError, Upload, random_id},
+    config::Config,
+    error::{Error, Reason},
+    fault,
+    hooks::Purpose,
+    limits::DRAIN,
+    model::{
+        BoxError,
+        state::{Progress, State, Status},
+        upload::{Scope, Upload},
+    },
+    protocol::{
+        Command, Create, Described, Exchange, FilePart, Form, Outcome, Reply, Target, Write,
+    },
+    response::ResponseBody,
+    store::{ChunkBody, Content, Filter, Keep, StoreError, random_id},
 };
 
-/// Answers a request that is not for the inner service as it is.
+/// Answers a request of a protocol.
 pub(crate) async fn handle<S, B, R>(
-    shared: Arc<Engine>,
+    engine: Engine,
     inner: S,
-    intent: Result<Intent, UploadError>,
-    mut answers: Answers,
-    parts: Parts,
+    exchange: Exchange,
+    head: Parts,
     body: B,
 ) -> Response<ResponseBody<R>>
 where
@@ -46,567 +60,522 @@ where
     B::Error: Into<BoxError>,
     R: Body<Data = Bytes> + Send + 'static,
 {
-    let mut body = Guarded::new(body, shared.config.limits.pace);
-    let outcome = match intent {
-        Ok(Intent::Probe(chunk, extra)) => shared.probe(&parts, answers, &chunk, extra).await,
-        Ok(Intent::BlindProbe) => Ok(answer::missing()),
-        Ok(Intent::List) => shared.list(&parts).await,
-        Ok(Intent::Create(total)) => shared.create(&parts, &mut body, total).await,
-        Ok(Intent::Status(chunk, extra)) => shared.status(&parts, answers, &chunk, extra).await,
-        Ok(Intent::Cancel(identity, extra)) => shared.cancel(&parts, &identity, extra).await,
-        Ok(Intent::Finish) => match shared.finished(&parts, &mut body).await {
-            Ok(Some(upload)) => {
-                let request = drained(parts, body.into_inner());
-                return deliver(&shared, inner, request, upload, answers).await;
-            }
-            Ok(None) => Ok(answer::reset()),
-            Err(error) => Err(error),
-        },
-        Ok(Intent::Put(mut params, transport)) => {
-            let received = shared.put(&parts, &mut body, &mut params, transport).await;
-            // The form has told whose it is.
-            if let Some(dialect) = shared.config.dialects.of(&params) {
-                answers = dialect.answers(&params);
-            }
-            match received {
-                Ok(Received::Chunk(upload, progress)) if progress.complete => {
-                    let request = drained(parts, body.into_inner());
-                    return deliver(&shared, inner, request, upload, answers).await;
-                }
-                Ok(Received::Chunk(upload, progress)) => {
-                    shared.progress(answers, &upload, progress).await
-                }
-                Ok(Received::Test(chunk, extra)) => {
-                    shared.probe(&parts, answers, &chunk, extra).await
-                }
-                Ok(Received::Lost) => {
-                    shared.drain(&mut body).await;
-                    Ok(answer::reset())
-                }
-                Err(error) => Err(error),
-            }
-        }
-        // The service hands these on itself.
-        Ok(Intent::Pass) => Err(UploadError::MethodNotAllowed),
+    let _active = engine.active.enter();
+    let mut body = Paced::new(body, engine.config.limits.pace);
+    let Exchange { command, mut reply } = exchange;
+    let found = match command {
+        Ok(command) => engine.run(command, &head, &mut body, &mut reply).await,
         Err(error) => Err(error),
     };
-    match outcome {
-        Ok(response) => response,
+    match found {
+        Ok(Found::Response(response)) => response.map(ResponseBody::answer),
+        Ok(Found::Complete(upload)) => {
+            let request = without_content(head, body.into_inner());
+            engine.complete(inner, request, upload, &reply).await
+        }
         Err(error) => {
-            shared.drain(&mut body).await;
-            shared.refuse(answers, error, 0).await
+            engine.drain(&mut body).await;
+            engine.refuse(&reply, error, 0).await.map(ResponseBody::answer)
         }
     }
 }
 
-/// What a request that seemed to bring a chunk has brought.
-enum Received {
-    Chunk(Upload, Progress),
-    /// No file: a test.
-    Test(Chunk, Extra),
-    /// A part of what its client believes to be here, and is not.
-    Lost,
+/// What a command has come to.
+enum Found {
+    Response(Response<Bytes>),
+    /// The upload is complete, and is to be delivered.
+    Complete(Upload),
 }
 
-async fn deliver<S, B, R>(
-    shared: &Engine,
-    inner: S,
-    request: Request<B>,
-    upload: Upload,
-    answers: Answers,
-) -> Response<ResponseBody<R>>
-where
-    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send,
-    B: Send + 'static,
-    R: Body<Data = Bytes> + Send + 'static,
-{
-    match deliver::deliver(shared, inner, request, upload, Asks::Application).await {
-        Ok(Delivered { record, response }) => match response {
-            // Such a client reads a form of it that not all services give.
-            Some(mut response) if !answers.shapes_results() => {
-                answer::translate(answers, &mut response, record.size);
-                response
-            }
-            _ => answer::recorded(answers, record),
-        },
-        Err((error, attempt)) => shared.refuse(answers, error, attempt).await,
-    }
-}
-
-/// The request as the inner service gets it: its body is read, so what describes it would lie.
-fn drained<B>(mut parts: Parts, body: B) -> Request<B> {
+/// The request for the inner service. Its body has been read, so the headers about it are removed.
+fn without_content<B>(mut head: Parts, body: B) -> Request<B> {
     for name in [
         header::CONTENT_LENGTH,
         header::CONTENT_TYPE,
         header::TRANSFER_ENCODING,
     ] {
-        parts.headers.remove(name);
+        head.headers.remove(name);
     }
-    Request::from_parts(parts, body)
+    Request::from_parts(head, body)
 }
 
 impl Engine {
-    async fn probe<R>(
+    async fn run<B>(
         &self,
-        parts: &Parts,
-        answers: Answers,
-        chunk: &Chunk,
-        extra: Extra,
-    ) -> Result<Response<ResponseBody<R>>, UploadError> {
-        self.config.check(chunk)?;
-        let upload = self.config.upload(self.scope(parts)?, chunk, extra);
-        self.ask(Purpose::Test, parts, &upload).await?;
-        Ok(match self.look(&upload).await? {
-            status if answers.list.is_some() => answer::list(answers, chunk, &status),
-            Status::Receiving(ranges)
-                if ranges.covers(chunk.offset, chunk.len.unwrap_or(chunk.max_len)) =>
-            {
-                answer::progress(answers, ranges.total(), chunk.identity.total)
-            }
-            Status::Settled(record) if record.delivered => answer::recorded(answers, record),
-            // A client that is told "have it" everywhere never sends again. So a complete upload
-            // that nobody has taken yet, or that was refused, is not here: what the client then
-            // sends is answered with a new attempt, or with the refusal.
-            _ => answer::missing(),
-        })
-    }
-
-    async fn progress<R>(
-        &self,
-        answers: Answers,
-        upload: &Upload,
-        progress: Progress,
-    ) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let mut response = answer::progress(answers, progress.received, upload.total);
-        if answers.in_order == Some(InOrder::Range) {
-            let status = self.look(upload).await?;
-            answer::say_range(&mut response, answer::prefix(&status, upload.total));
-        }
-        Ok(response)
-    }
-
-    async fn status<R>(
-        &self,
-        parts: &Parts,
-        answers: Answers,
-        chunk: &Chunk,
-        extra: Extra,
-    ) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let upload = self.config.upload(self.scope(parts)?, chunk, extra);
-        self.ask(Purpose::Status, parts, &upload).await?;
-        let status = self.look(&upload).await?;
-        Ok(match answers.in_order {
-            Some(InOrder::UploadOffset) if parts.method == Method::HEAD => {
-                answer::upload_offset(&status, chunk.identity.total)
-            }
-            _ => answer::status(chunk, &status),
-        })
-    }
-
-    /// What the owner of this request has not finished.
-    async fn list<R>(&self, parts: &Parts) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let scope = self.scope(parts)?;
-        let hooks = &self.config.hooks;
-        hooks.admit(Purpose::List, parts, &scope, None).await?;
-        let uploads = self.store.unfinished(Some(&scope)).await;
-        Ok(answer::uploads(uploads.map_err(store_error)?))
-    }
-
-    /// A name for an upload whose client wants one first. Nothing is stored before its first byte.
-    async fn create<B, R>(
-        &self,
-        parts: &Parts,
-        body: &mut B,
-        total: u64,
-    ) -> Result<Response<ResponseBody<R>>, UploadError>
-    where
-        B: Body + Unpin,
-        B::Error: Into<BoxError>,
-    {
-        let scope = self.scope(parts)?;
-        self.config.check_total(total)?;
-        let random = random_id().map_err(store_error)?;
-        let identity = Identity {
-            identifier: chunked::created_identifier(&random, total),
-            total,
-            file_name: None,
-            relative_path: None,
-            is_unique: true,
-        };
-        let upload = self.config.named(scope, &identity);
-        self.ask(Purpose::Create, parts, &upload).await?;
-        self.drain(body).await;
-        Ok(answer::created(identity.identifier))
-    }
-
-    async fn cancel<R>(
-        &self,
-        parts: &Parts,
-        identity: &Identity,
-        extra: Extra,
-    ) -> Result<Response<ResponseBody<R>>, UploadError> {
-        let upload = Upload {
-            fields: extra,
-            ..self.config.named(self.scope(parts)?, identity)
-        };
-        self.ask(Purpose::Cancel, parts, &upload).await?;
-        self.forget(&upload).await?;
-        // Whether there was anything to forget is nobody's business.
-        Ok(answer::missing())
-    }
-
-    /// The upload that a client believes to be complete, if it is.
-    async fn finished<B>(&self, parts: &Parts, body: &mut B) -> Result<Option<Upload>, UploadError>
+        mut command: Command,
+        head: &Parts,
+        body: &mut Paced<B>,
+        reply: &mut Reply,
+    ) -> Result<Found, Error>
     where
         B: Body + Send + Unpin,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let scope = self.scope(parts)?;
-        let _reading = self.read_body(&scope)?;
-        let mut form = Vec::new();
-        let digest = Expected::of_content(parts)?;
-        let stream = pin!(Octets::new(body, digest));
-        let mut pieces = ChunkBody::new(stream, None, Params::MAX);
-        while let Some(piece) = pieces.next().await {
-            form.extend_from_slice(&piece.map_err(|error| match error {
-                UploadError::ChunkLength { .. } => UploadError::TooManyFields,
-                error => error,
-            })?);
+        // The owner is known before a byte of the body is read.
+        let scope = self.config.hooks.scope(head)?;
+        if let Command::Read { max, then } = command {
+            let _reading = self.count_body(&scope)?;
+            let exchange = then(&self.read_all(head, body, max).await?);
+            *reply = exchange.reply;
+            command = exchange.command?;
         }
-        let params = Params::from_form(&form)?;
-        let (chunk, fields) = self.config.dialects.finished(&params)?;
-        self.config.check(&chunk)?;
-        let upload = self.config.upload(scope, &chunk, fields);
-        self.ask(Purpose::Status, parts, &upload).await?;
-        let status = self.look(&upload).await?;
-        let is_complete = matches!(status, Status::Complete | Status::Settled(_));
-        Ok(is_complete.then_some(upload))
+        let response = match command {
+            Command::Write(write) => {
+                let _reading = self.count_body(&scope)?;
+                return self.write(write, head, scope, body, reply).await;
+            }
+            Command::Conclude(described) => return self.conclude(described, head, scope, reply).await,
+            Command::Look(purpose, Some(described)) => {
+                let upload = self.upload(described, scope)?;
+                self.admit(purpose, head, &upload).await?;
+                reply.encode(Outcome::State(self.status(&upload).await?.as_ref()))
+            }
+            Command::Look(_, None) => reply.encode(Outcome::State(None)),
+            Command::List => {
+                let hooks = &self.config.hooks;
+                hooks.admit(Purpose::List, head, &scope, None).await?;
+                reply.encode(Outcome::Listed(&self.unfinished(scope).await?))
+            }
+            Command::Create(create) => {
+                let upload = self.name(create, head, scope).await?;
+                self.drain(body).await;
+                reply.encode(Outcome::Created(&upload))
+            }
+            Command::Remove(described) => {
+                let upload = self.upload(described, scope)?;
+                self.admit(Purpose::Cancel, head, &upload).await?;
+                self.remove(&upload).await?;
+                // Whether there was such an upload is not told.
+                reply.encode(Outcome::Removed)
+            }
+            // A command that is read from the body is none that has to be read.
+            Command::Read { .. } => return Err(Reason::MethodNotAllowed.into()),
+        };
+        Ok(Found::Response(response))
     }
 
-    async fn put<B>(
+    /// Makes a name for an upload. Nothing is stored before its first byte.
+    async fn name(&self, create: Create, head: &Parts, scope: Scope) -> Result<Upload, Error> {
+        let Create { length, describe } = create;
+        self.config.check(Some(length), None)?;
+        let upload = self.upload(describe(&random_id()?, length), scope)?;
+        self.admit(Purpose::Create, head, &upload).await?;
+        Ok(upload)
+    }
+
+    /// The upload that its client believes to be complete, if it is.
+    async fn conclude(
         &self,
-        parts: &Parts,
-        body: &mut B,
-        params: &mut Params,
-        transport: Transport,
-    ) -> Result<Received, UploadError>
+        described: Described,
+        head: &Parts,
+        scope: Scope,
+        reply: &Reply,
+    ) -> Result<Found, Error> {
+        self.config.check(described.length, None)?;
+        let upload = self.upload(described, scope)?;
+        self.admit(Purpose::Status, head, &upload).await?;
+        let state = self.status(&upload).await?.map(|status| status.state);
+        Ok(match state {
+            Some(State::Complete | State::Settled(_)) => Found::Complete(upload),
+            _ => Found::Response(reply.encode(Outcome::Gone)),
+        })
+    }
+
+    async fn write<B>(
+        &self,
+        write: Write,
+        head: &Parts,
+        scope: Scope,
+        body: &mut Paced<B>,
+        reply: &mut Reply,
+    ) -> Result<Found, Error>
     where
         B: Body + Send + Unpin,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        // The scope is known before a byte of the body is read.
-        let scope = self.scope(parts)?;
-        let _reading = self.read_body(&scope)?;
-        let digest = Expected::of_content(parts)?;
-        match transport {
-            Transport::Octets => {
-                let dialects = &self.config.dialects;
-                let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
-                let admitted = self.admit(parts, scope, dialect, params).await?;
-                let Some((chunk, upload)) = admitted else {
-                    return Ok(Received::Lost);
-                };
-                let stream = pin!(Octets::new(body, digest));
-                let digest = self.chunk_digest(params)?;
-                let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
-                Ok(Received::Chunk(upload, progress))
+        let digest = Expected::of_content(head)?;
+        let stored = match write {
+            Write::Raw(target) => {
+                let mut source = pin!(Raw::new(&mut *body, digest));
+                self.write_to(target, head, scope, source.as_mut()).await?
             }
-            Transport::Whole => {
-                let total = match body.is_end_stream() {
-                    true => Some(0),
-                    false => chunked::content_length(&parts.headers),
+            Write::Whole(mut target) => {
+                let length = if body.is_end_stream() {
+                    Some(0)
+                } else {
+                    content_length(&head.headers)
                 };
-                let total = total.ok_or_else(|| UploadError::MissingField {
+                let missing = || Reason::MissingField {
                     name: header::CONTENT_LENGTH.to_string(),
-                })?;
-                let (chunk, upload) = self.admit_whole(parts, scope, params, total).await?;
-                let stream = pin!(Octets::new(body, digest));
-                let digest = self.chunk_digest(params)?;
-                let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
-                Ok(Received::Chunk(upload, progress))
+                };
+                target.set_length(length.ok_or_else(missing)?);
+                let mut source = pin!(Raw::new(&mut *body, digest));
+                self.write_to(target, head, scope, source.as_mut()).await?
             }
-            Transport::Multipart { boundary } => {
-                let form = Form::new(&mut *body, boundary, digest, FormLimits::default());
-                self.put_form(parts, scope, form, params).await
-            }
-        }
-    }
-
-    async fn put_form(
-        &self,
-        parts: &Parts,
-        scope: String,
-        mut form: Form<'_>,
-        params: &mut Params,
-    ) -> Result<Received, UploadError> {
-        let dialects = &self.config.dialects;
-        loop {
-            match form
-                .next(&|part, is_text| dialects.is_file(params, part, is_text))
-                .await?
-            {
-                Item::Text { name, value } => params.push_body(name, value),
-                Item::File => break,
-                Item::End => {
-                    let dialect = dialects.of(params).ok_or_else(|| dialects.unknown())?;
-                    if let Some(chunk) = dialect.form_test(params)? {
-                        return Ok(Received::Test(chunk, dialect.extra(params)));
+            Write::Form { boundary, mut form } => {
+                let parts = multipart::Form::new(&mut *body, boundary, digest, FormLimits::default());
+                let written = self.write_form(parts, &mut *form, head, scope).await;
+                // The form says only in its parts how it is answered.
+                *reply = form.reply();
+                match written? {
+                    Written::Stored(stored) => stored,
+                    Written::Asked(purpose, described) => {
+                        return self.look(purpose, described, head, reply).await;
                     }
-                    // Name what is missing first: without the fields the file is no help either.
-                    dialect.chunk(params)?;
-                    return Err(UploadError::MissingFile {
-                        name: dialect.file_field(),
-                    });
                 }
             }
+        };
+        let Some((upload, progress)) = stored else {
+            self.drain(body).await;
+            return Ok(Found::Response(reply.encode(Outcome::Gone)));
+        };
+        if progress.complete {
+            return Ok(Found::Complete(upload));
         }
-        params.set_part(form.file_part().cloned().unwrap_or_default());
-        match dialects.of(params) {
-            Some(dialect) if dialect.knows_where(params) => {
-                self.put_file(parts, scope, dialect, form, params).await
-            }
-            _ => self.put_spooled(parts, scope, form, params).await,
-        }
-    }
-
-    /// Stores the file of a form that has said where it belongs.
-    async fn put_file(
-        &self,
-        parts: &Parts,
-        scope: String,
-        dialect: &Dialect,
-        mut form: Form<'_>,
-        params: &mut Params,
-    ) -> Result<Received, UploadError> {
-        let admitted = self.admit(parts, scope, dialect, params).await?;
-        let Some((chunk, mut upload)) = admitted else {
-            return Ok(Received::Lost);
+        let status = if reply.needs_status() {
+            self.status(&upload).await?
+        } else {
+            None
         };
-        let digest = self.chunk_digest(params)?;
-        let mut on_late = |name: String, value: String| {
-            if self.config.is_chunk_digest(&name) {
-                let reason = "comes after the file";
-                return Err(UploadError::InvalidField { name, reason });
-            }
-            let ours = dialect.is_ours(&name);
-            params.push_body(name.clone(), value);
-            if ours && dialect.chunk(params)? != chunk {
-                return Err(UploadError::ConflictingField { name });
-            }
-            Ok(())
-        };
-        let is_file = |part: &str, is_text| dialect.is_file(part, is_text);
-        let content = pin!(form.content(&is_file, &mut on_late));
-        let progress = self.store_chunk(&chunk, &upload, content, digest).await?;
-        // Those that came after the file too.
-        upload.fields = dialect.extra(params);
-        Ok(Received::Chunk(upload, progress))
+        Ok(Found::Response(reply.encode(Outcome::Stored {
+            upload: &upload,
+            progress,
+            status: status.as_ref(),
+        })))
     }
 
-    /// Keeps the file of a form until it is known where it belongs, or that it belongs nowhere: then
-    /// it is a file of its own.
-    async fn put_spooled(
+    /// Stores a body where it belongs. `None` if its client goes on with an upload that is gone.
+    async fn write_to(
         &self,
-        parts: &Parts,
-        scope: String,
-        mut form: Form<'_>,
-        params: &mut Params,
-    ) -> Result<Received, UploadError> {
-        let dialects = &self.config.dialects;
-        let (spool, len) = {
-            let mut on_late = |name: String, value: String| {
-                params.push_body(name, value);
-                Ok(())
-            };
-            let is_file = |part: &str, is_text| dialects.can_be_file(part, is_text);
-            let content = pin!(form.content(&is_file, &mut on_late));
-            let mut body = ChunkBody::new(content, None, self.config.limits.chunk_size);
-            let spool = self.store.spool(&mut body).await.map_err(store_error)?;
-            (spool, body.received())
-        };
-        let (chunk, upload) = match dialects.of(params) {
-            Some(dialect) => {
-                dialect.add_total(params, len);
-                match self.admit(parts, scope, dialect, params).await? {
-                    Some(admitted) => admitted,
-                    None => return Ok(Received::Lost),
-                }
-            }
-            None if self.config.plain_uploads && chunked::is_whole_file(parts, params) => {
-                self.admit_whole(parts, scope, params, len).await?
-            }
-            None => return Err(dialects.unknown()),
-        };
-        let stream = pin!(spool.into_stream());
-        let digest = self.chunk_digest(params)?;
-        let progress = self.store_chunk(&chunk, &upload, stream, digest).await?;
-        Ok(Received::Chunk(upload, progress))
-    }
-
-    /// What the fields say, if it is allowed; `None` if the client goes on, without having asked, with
-    /// an upload that is gone.
-    async fn admit(
-        &self,
-        parts: &Parts,
-        scope: String,
-        dialect: &Dialect,
-        params: &Params,
-    ) -> Result<Option<(Chunk, Upload)>, UploadError> {
-        let chunk = dialect.chunk(params)?;
-        self.config.check(&chunk)?;
-        let upload = self.config.upload(scope, &chunk, dialect.extra(params));
-        if dialect.is_resumed(params) {
-            if let Status::Absent = self.look(&upload).await? {
-                return Ok(None);
-            }
-        }
-        self.ask(Purpose::Chunk, parts, &upload).await?;
-        Ok(Some((chunk, upload)))
-    }
-
-    /// A file of no chunk client, if it is allowed.
-    async fn admit_whole(
-        &self,
-        parts: &Parts,
-        scope: String,
-        params: &Params,
-        len: u64,
-    ) -> Result<(Chunk, Upload), UploadError> {
-        let identifier = random_id().map_err(store_error)?;
-        let chunk = chunked::whole_file(params, identifier, len)?;
-        self.config.check(&chunk)?;
-        let upload = self.config.upload(scope, &chunk, params.extra(|_| false));
-        self.ask(Purpose::Chunk, parts, &upload).await?;
-        Ok((chunk, upload))
-    }
-
-    /// What the client says that the bytes of this chunk are.
-    fn chunk_digest(&self, params: &Params) -> Result<Option<Expected>, UploadError> {
-        let Some((name, algorithm)) = &self.config.chunk_digest else {
+        target: Target,
+        head: &Parts,
+        scope: Scope,
+        source: Source<'_>,
+    ) -> Result<Option<(Upload, Progress)>, Error> {
+        let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(None);
         };
-        let value = params.one(name)?;
-        let digest = value.map(|value| Expected::of_field(name, *algorithm, &value));
-        digest.transpose()
+        let progress = self.store_chunk(&chunk, source).await?;
+        Ok(Some((chunk.upload, progress)))
     }
 
-    async fn store_chunk(
+    async fn write_form(
         &self,
-        chunk: &Chunk,
-        upload: &Upload,
-        stream: Pin<&mut (dyn Stream<Item = Result<Bytes, UploadError>> + Send)>,
-        digest: Option<Expected>,
-    ) -> Result<Progress, UploadError> {
-        let is_new = self.book(upload).await?;
-        let max = chunk.max_len.min(self.config.limits.chunk_size);
-        let sniff = self.config.hooks.sniff.as_ref();
-        let sniff = sniff.filter(|_| chunk.offset == 0);
-        let stream = pin!(Sniffed::new(stream, sniff, upload));
-        let mut body = ChunkBody::new(stream, chunk.len, max).expecting(digest);
-        let stored = self.store.put(upload, chunk.offset, &mut body).await;
-        let stored = stored.map_err(store_error);
-        if let Err(error) = &stored {
-            if matches!(error, UploadError::Refused(refusal) if !refusal.is_transient()) {
-                // Other chunks of the same file may be here; what is left is swept.
-                let _ = self.forget(upload).await;
-            }
-            if is_new && matches!(self.look(upload).await, Ok(Status::Absent)) {
-                self.ledger.strike(&upload.key);
+        mut parts: multipart::Form<'_>,
+        form: &mut dyn Form,
+        head: &Parts,
+        scope: Scope,
+    ) -> Result<Written, Error> {
+        loop {
+            match parts.next(&Fields(form)).await? {
+                Item::Text { name, value } => form.field(name, value),
+                Item::File => break,
+                Item::End => {
+                    let Command::Look(purpose, Some(described)) = form.no_file()? else {
+                        return Err(Reason::MethodNotAllowed.into());
+                    };
+                    let upload = self.upload(described, scope)?;
+                    return Ok(Written::Asked(purpose, upload));
+                }
             }
         }
-        stored
+        let (file_name, content_type) = parts.file_part().cloned().unwrap_or_default();
+        let part = FilePart {
+            file_name,
+            content_type,
+        };
+        let Some(target) = form.file(part)? else {
+            return self.write_spooled(parts, form, head, scope).await;
+        };
+        let Some(mut chunk) = self.admit_chunk(target, head, scope).await? else {
+            return Ok(Written::Stored(None));
+        };
+        let mut fields = Fields(form);
+        let mut content = pin!(parts.content(&mut fields));
+        let progress = self.store_chunk(&chunk, content.as_mut()).await?;
+        // Those that came after the file too.
+        chunk.upload.fields = form.fields();
+        Ok(Written::Stored(Some((chunk.upload, progress))))
     }
 
-    /// The owner of what this request is about.
-    fn scope(&self, parts: &Parts) -> Result<String, UploadError> {
-        Ok(self.config.hooks.scope(parts)?)
+    /// Keeps the file of a form aside until the fields after it have said where it belongs.
+    async fn write_spooled(
+        &self,
+        mut parts: multipart::Form<'_>,
+        form: &mut dyn Form,
+        head: &Parts,
+        scope: Scope,
+    ) -> Result<Written, Error> {
+        let (spooled, len) = {
+            let mut fields = Fields(form);
+            let mut content = pin!(parts.content(&mut fields));
+            let mut body = ChunkBody::new(content.as_mut(), None, self.config.limits.chunk_size);
+            let spooled = self.store.spool(&mut body).await;
+            (spooled.inspect_err(fault::report)?, body.received())
+        };
+        let target = form.place(len)?;
+        let mut source = pin!(Reread(spooled));
+        let stored = self.write_to(target, head, scope, source.as_mut()).await?;
+        Ok(Written::Stored(stored))
     }
 
-    /// Asks the application whether a request is let in.
-    async fn ask(
+    /// The chunk, if limits and application admit it. `None` if its client goes on, without having
+    /// asked, with an upload that is gone.
+    async fn admit_chunk(
+        &self,
+        target: Target,
+        head: &Parts,
+        scope: Scope,
+    ) -> Result<Option<Chunk>, Error> {
+        self.config.check(target.upload.length, target.len)?;
+        let digest = match (&self.config.digests.chunk, &target.digest) {
+            (Some((name, algorithm)), Some(value)) => {
+                Some(Expected::of_field(name, *algorithm, value)?)
+            }
+            _ => None,
+        };
+        let upload = self.upload(target.upload, scope)?;
+        if target.must_exist && self.status(&upload).await?.is_none() {
+            return Ok(None);
+        }
+        self.admit(Purpose::Chunk, head, &upload).await?;
+        Ok(Some(Chunk {
+            upload,
+            offset: target.offset,
+            len: target.len,
+            max_len: target.max_len.min(self.config.limits.chunk_size),
+            digest,
+        }))
+    }
+
+    async fn store_chunk(&self, chunk: &Chunk, source: Source<'_>) -> Result<Progress, Error> {
+        let Chunk { upload, offset, .. } = chunk;
+        let is_new = self.reserve(upload).await?;
+        let sniff = self.config.hooks.sniff.as_ref().filter(|_| *offset == 0);
+        let sniffed = pin!(Sniffed::new(source, sniff, upload));
+        let mut verified = pin!(Verified::new(sniffed, chunk.digest.clone()));
+        let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
+        let written = self.store.write(upload, *offset, &mut body, Keep::Whole).await;
+        let written = written.inspect_err(fault::report).map_err(Error::from);
+        if let Err(error) = &written {
+            if error.refusal().is_some() && !error.is_retryable() {
+                // Other chunks of the file may be stored. If they cannot be removed now, they are swept.
+                let _ = self.remove(upload).await;
+            }
+            if is_new && matches!(self.status(upload).await, Ok(None)) {
+                self.quota.release(&upload.id);
+            }
+        }
+        written
+    }
+
+    /// Delivers a complete upload, and encodes the answer of the inner service.
+    async fn complete<S, B, R>(
+        &self,
+        inner: S,
+        request: Request<B>,
+        upload: Upload,
+        reply: &Reply,
+    ) -> Response<ResponseBody<R>>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+    {
+        let delivered = deliver(self, inner, request, upload.clone(), Ask::Application).await;
+        let Delivered { record, response } = match delivered {
+            Ok(delivered) => delivered,
+            Err((error, attempt)) => {
+                return self.refuse(reply, error, attempt).await.map(ResponseBody::answer);
+            }
+        };
+        if let Some(response) = response {
+            let (mut head, body) = response.into_parts();
+            if reply.forward(&mut head, &upload, record.delivered) {
+                return Response::from_parts(head, body);
+            }
+        }
+        reply.encode(Outcome::Answer(&record)).map(ResponseBody::answer)
+    }
+
+    async fn look(
         &self,
         purpose: Purpose,
-        parts: &Parts,
-        upload: &Upload,
-    ) -> Result<(), UploadError> {
+        upload: Upload,
+        head: &Parts,
+        reply: &Reply,
+    ) -> Result<Found, Error> {
+        self.admit(purpose, head, &upload).await?;
+        let status = self.status(&upload).await?;
+        Ok(Found::Response(reply.encode(Outcome::State(status.as_ref()))))
+    }
+
+    /// The unfinished uploads of a scope.
+    async fn unfinished(&self, scope: Scope) -> Result<Vec<(Upload, Progress)>, Error> {
+        let (filter, mut after, mut found) = (Filter::default().with_scope(scope), None, Vec::new());
+        loop {
+            let page = self.store.list(&filter, after.as_ref()).await;
+            let page = page.inspect_err(fault::report)?;
+            found.extend(page.uploads.into_iter().map(|listed| (listed.upload, listed.progress)));
+            after = page.next;
+            if after.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn upload(&self, described: Described, scope: Scope) -> Result<Upload, Error> {
+        described.upload(scope, || Ok(random_id()?))
+    }
+
+    /// Asks the application whether a request is admitted.
+    async fn admit(&self, purpose: Purpose, head: &Parts, upload: &Upload) -> Result<(), Error> {
         let hooks = &self.config.hooks;
-        let asked = hooks.admit(purpose, parts, &upload.scope, Some(upload));
-        Ok(asked.await?)
+        Ok(hooks.admit(purpose, head, &upload.scope, Some(upload)).await?)
     }
 
-    async fn look(&self, upload: &Upload) -> Result<Status, UploadError> {
-        self.store.status(&upload.key).await.map_err(store_error)
+    async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {
+        let status = self.store.status(&upload.id).await;
+        Ok(status.inspect_err(fault::report)?)
     }
 
-    /// Removes an upload, if nobody delivers it.
-    async fn forget(&self, upload: &Upload) -> Result<(), UploadError> {
-        let removed = self.store.remove(&upload.key).await.map_err(store_error)?;
-        if removed {
-            self.ledger.strike(&upload.key);
+    /// Removes an upload, unless it is being delivered.
+    async fn remove(&self, upload: &Upload) -> Result<(), Error> {
+        let removed = self.store.remove(&upload.id).await;
+        if removed.inspect_err(fault::report)? {
+            self.quota.release(&upload.id);
         }
         Ok(())
     }
 
-    fn read_body(&self, scope: &str) -> Result<Reading, UploadError> {
-        let Config { hooks, limits, .. } = &self.config;
-        self.ledger.read_body(limits, hooks.scope.is_some(), scope)
+    fn count_body(&self, scope: &Scope) -> Result<BodyGuard, Error> {
+        let Config { hooks, limits, .. } = &*self.config;
+        self.quota.read_body(limits, hooks.scope.is_some(), scope)
     }
 
-    /// Counts an upload as unfinished, if there may be one more; whether it was not counted before.
-    async fn book(&self, upload: &Upload) -> Result<bool, UploadError> {
-        let Config { hooks, limits, .. } = &self.config;
+    /// Counts an upload as unfinished, if it is within the limits. Whether it was not counted before.
+    async fn reserve(&self, upload: &Upload) -> Result<bool, Error> {
+        let Config { hooks, limits, .. } = &*self.config;
         let has_scopes = hooks.scope.is_some();
-        let booked = self.ledger.book(&*self.store, limits, has_scopes, upload);
-        match booked.await {
-            Err(error) if error.is_transient() => match self.look(upload).await? {
-                Status::Absent => Err(error),
-                // It is no new one, but one that another server has begun, or that is delivered.
-                _ => Ok(false),
+        let reserved = self.quota.reserve(&*self.store, limits, has_scopes, upload);
+        match reserved.await {
+            Err(error) if error.is_retryable() => match self.status(upload).await? {
+                None => Err(error),
+                // It is not new: another server has begun it, or it is delivered.
+                Some(_) => Ok(false),
             },
-            booked => booked,
+            reserved => reserved,
         }
     }
 
-    /// Reads what is left of a body, within bounds: a client that is still sending when the answer
+    /// Reads a body of at most `max` bytes.
+    async fn read_all<B>(
+        &self,
+        head: &Parts,
+        body: &mut Paced<B>,
+        max: u64,
+    ) -> Result<Vec<u8>, Error>
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let mut source = pin!(Raw::new(body, Expected::of_content(head)?));
+        let mut chunk = ChunkBody::new(source.as_mut(), None, max);
+        let mut bytes = Vec::new();
+        while let Some(piece) = chunk.next().await {
+            let piece = piece.map_err(Error::from);
+            bytes.extend_from_slice(&piece.map_err(|error| match error.reason() {
+                Reason::ChunkLength { .. } => Reason::TooManyFields.into(),
+                _ => error,
+            })?);
+        }
+        Ok(bytes)
+    }
+
+    /// Reads what is left of a body, within bounds: a client that is still sending when the response
     /// comes sees a broken connection instead.
-    async fn drain<B>(&self, body: &mut B)
+    async fn drain<B>(&self, body: &mut Paced<B>)
     where
         B: Body + Unpin,
         B::Error: Into<BoxError>,
     {
         let (bytes, time) = DRAIN;
-        let _ = tokio::time::timeout(time, multipart::drain(body, bytes)).await;
+        // However far it comes, the response is sent.
+        let _ = tokio::time::timeout(time, drain(body, bytes)).await;
     }
 
-    /// The answer to an error. The transient ones are held back, the longer the more often it was
-    /// tried, because clients try again at once.
-    async fn refuse<R>(
-        &self,
-        answers: Answers,
-        error: UploadError,
-        attempt: u32,
-    ) -> Response<ResponseBody<R>> {
-        if error.is_transient() {
-            let delay = self.config.hold_back * (1 << attempt.saturating_sub(1).min(3));
-            tokio::time::sleep(delay).await;
+    /// The response to an error. A retryable one is held back, the longer the more attempts there were,
+    /// because clients try again at once.
+    async fn refuse(&self, reply: &Reply, error: Error, attempt: u32) -> Response<Bytes> {
+        if error.is_retryable() {
+            let factor = 1 << attempt.saturating_sub(1).min(3);
+            tokio::time::sleep(self.config.hold_back.saturating_mul(factor)).await;
         }
-        answer::error(&self.config, answers, error)
+        let mut response = reply.encode(Outcome::Failed(&error));
+        if let Some(change) = &self.config.error_response {
+            response = change(&error, response);
+        }
+        response.extensions_mut().insert(error);
+        response
     }
 }
 
-pub(crate) fn store_error(error: StoreError) -> UploadError {
-    fault::report(&error);
-    match error {
-        StoreError::Body(error) => error,
-        StoreError::Superseded => UploadError::Superseded,
-        StoreError::TooManyRanges => UploadError::TooManyRanges,
-        StoreError::Full(_) => UploadError::StorageFull,
-        StoreError::TooLarge { limit } => UploadError::FileTooLarge { limit },
-        StoreError::Busy => UploadError::Busy,
-        StoreError::Failed(_) => UploadError::Storage,
+/// An admitted chunk.
+struct Chunk {
+    upload: Upload,
+    offset: u64,
+    len: Option<u64>,
+    max_len: u64,
+    digest: Option<Expected>,
+}
+
+/// What a form has brought.
+enum Written {
+    /// A chunk. `None` if its client goes on with an upload that is gone.
+    Stored(Option<(Upload, Progress)>),
+    /// A question.
+    Asked(Purpose, Upload),
+}
+
+/// The fields of a form, for the reader of its parts.
+struct Fields<'a>(&'a mut dyn Form);
+
+impl multipart::Fields for Fields<'_> {
+    fn is_file(&self, name: &str, is_text: bool) -> bool {
+        self.0.is_file(name, is_text)
     }
+
+    fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
+        self.0.late_field(name, value)
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// A file that was kept aside, read again.
+struct Reread(Content);
+
+impl Body for Reread {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = Pin::new(&mut self.0).poll_frame(cx);
+        frame.map(|frame| frame.map(|frame| frame.map_err(unreadable)))
+    }
+}
+
+/// The store cannot read what it has kept: the client is not to blame.
+fn unreadable(error: io::Error) -> BoxError {
+    Error::from(StoreError::from(error)).into()
 }

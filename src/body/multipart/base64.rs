@@ -1,7 +1,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 
-use crate::UploadError;
+use crate::error::{Error, Reason};
 
 /// Longest `data:…;base64,` that is looked for.
 const PREFIX: usize = 256;
@@ -37,7 +37,7 @@ enum State {
 }
 
 impl Decoder {
-    pub(super) fn push(&mut self, input: &[u8]) -> Result<Bytes, UploadError> {
+    pub(super) fn push(&mut self, input: &[u8]) -> Result<Bytes, Error> {
         for block in input.chunks(BLOCK) {
             match self.state {
                 State::Digits if self.padding == 0 && !has_others(block) => {
@@ -54,7 +54,7 @@ impl Decoder {
         self.decode(self.digits.len() / 4 * 4)
     }
 
-    fn push_each(&mut self, input: &[u8]) -> Result<(), UploadError> {
+    fn push_each(&mut self, input: &[u8]) -> Result<(), Error> {
         for &byte in input {
             match &mut self.state {
                 State::Digits => self.digit(byte)?,
@@ -74,13 +74,13 @@ impl Decoder {
                 State::Head(head) if byte == b',' => {
                     let start = head.len().saturating_sub(b";base64".len());
                     if !head[start..].eq_ignore_ascii_case(b";base64") {
-                        return Err(UploadError::Base64);
+                        return Err(Reason::Base64.into());
                     }
                     self.state = State::Digits;
                 }
                 State::Head(head) => {
                     if head.len() == PREFIX {
-                        return Err(UploadError::Base64);
+                        return Err(Reason::Base64.into());
                     }
                     head.push(byte);
                 }
@@ -89,7 +89,7 @@ impl Decoder {
         Ok(())
     }
 
-    pub(super) fn finish(&mut self) -> Result<Bytes, UploadError> {
+    pub(super) fn finish(&mut self) -> Result<Bytes, Error> {
         match std::mem::replace(&mut self.state, State::Digits) {
             State::Digits => {}
             State::Start => {
@@ -97,12 +97,12 @@ impl Decoder {
                     self.digit(byte)?;
                 }
             }
-            State::Head(_) => return Err(UploadError::Base64),
+            State::Head(_) => return Err(Reason::Base64.into()),
         }
         let whole = self.digits.len() / 4 * 4;
         let padding = (4 - self.digits.len() % 4) % 4;
         if self.padding != 0 && self.padding != padding || padding == 3 {
-            return Err(UploadError::Base64);
+            return Err(Reason::Base64.into());
         }
         let mut bytes = self.decode(whole)?.to_vec();
         if padding > 0 {
@@ -112,14 +112,14 @@ impl Decoder {
         Ok(bytes.into())
     }
 
-    fn digit(&mut self, byte: u8) -> Result<(), UploadError> {
+    fn digit(&mut self, byte: u8) -> Result<(), Error> {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' if self.blanks == BLANKS => {
-                return Err(UploadError::Base64);
+                return Err(Reason::Base64.into());
             }
             b' ' | b'\t' | b'\r' | b'\n' => self.blanks += 1,
             b'=' if self.padding < 2 => self.padding += 1,
-            _ if self.padding > 0 => return Err(UploadError::Base64),
+            _ if self.padding > 0 => return Err(Reason::Base64.into()),
             _ => {
                 self.blanks = self.blanks.saturating_sub(1);
                 self.digits.push(byte);
@@ -129,10 +129,10 @@ impl Decoder {
     }
 
     /// Decodes the first `len` of the digits, a multiple of four.
-    fn decode(&mut self, len: usize) -> Result<Bytes, UploadError> {
+    fn decode(&mut self, len: usize) -> Result<Bytes, Error> {
         let bytes = BASE64_STANDARD
             .decode(&self.digits[..len])
-            .map_err(|_| UploadError::Base64)?;
+            .map_err(|error| Error::new(Reason::Base64, error))?;
         self.digits.drain(..len);
         Ok(bytes.into())
     }
@@ -151,7 +151,7 @@ fn has_others(block: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, UploadError> {
+    fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
         let mut decoder = Decoder::default();
         let mut bytes = Vec::new();
         for piece in pieces {
@@ -218,12 +218,12 @@ mod tests {
         ] {
             assert_eq!(
                 decode([input.as_bytes()]),
-                Err(UploadError::Base64),
+                Err(Reason::Base64.into()),
                 "{input}"
             );
             assert_eq!(
                 decode(input.as_bytes().chunks(1)),
-                Err(UploadError::Base64),
+                Err(Reason::Base64.into()),
                 "{input}"
             );
         }
@@ -233,10 +233,10 @@ mod tests {
     fn how_much_white_space_it_takes() {
         let blanks = |count| " ".repeat(count);
         assert_eq!(decode([blanks(256).as_bytes()]), Ok(vec![]));
-        assert_eq!(decode([blanks(257).as_bytes()]), Err(UploadError::Base64));
+        assert_eq!(decode([blanks(257).as_bytes()]), Err(Reason::Base64.into()));
         assert_eq!(
             decode([&b"YWJj"[..], blanks(257).as_bytes()]),
-            Err(UploadError::Base64)
+            Err(Reason::Base64.into())
         );
         // As Python's `encodebytes` breaks lines, and with a line break after each digit.
         let lines = ("A".repeat(76) + "\n").repeat(1000);

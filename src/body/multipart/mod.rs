@@ -1,5 +1,4 @@
-//! Bodies as streams of bytes. The only room that names multer: it is kept behind a pacing stream,
-//! and no type of it leaves.
+//! Multipart forms (RFC 7578) while they arrive. The only module that names multer: no type of it leaves.
 
 mod base64;
 mod disposition;
@@ -11,17 +10,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
-use http_body::Body;
+use http_body::{Body, Frame};
 
 use self::{
     base64::Decoder,
     disposition::{Disposition, Head},
     paced::Feed,
 };
-use crate::{BoxError, UploadError, body::digest::Expected, limits, protocol::chunked::FilePart};
-
-pub(crate) use self::paced::{Octets, drain};
+use super::digest::Expected;
+use crate::{
+    error::{Error, Reason},
+    limits,
+    model::BoxError,
+};
 
 /// What is read of a form beside its file.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +60,17 @@ pub(crate) enum Item {
     End,
 }
 
-/// Tells whether a field carries the file, by its name and by whether it looks like text.
-pub(crate) type IsFile<'f> = &'f (dyn Fn(&str, bool) -> bool + Sync);
+/// What a form's parts are for.
+pub(crate) trait Fields: Send + Sync {
+    /// Whether a part carries the file. `is_text`: it has neither a file name nor a media type.
+    fn is_file(&self, name: &str, is_text: bool) -> bool;
+
+    /// Takes a text field that comes after the file.
+    fn late_field(&mut self, name: String, value: String) -> Result<(), Error>;
+}
+
+/// The file name and the media type that the head of a part has.
+pub(crate) type PartHead = (Option<String>, Option<String>);
 
 /// A multipart form while it arrives.
 pub(crate) struct Form<'a> {
@@ -71,7 +81,7 @@ pub(crate) struct Form<'a> {
     stage: Stage<'a>,
     limits: FormLimits,
     /// The part that carries the file, once it has begun.
-    file: Option<FilePart>,
+    file: Option<PartHead>,
 }
 
 enum Stage<'a> {
@@ -88,7 +98,7 @@ enum Stage<'a> {
     Epilogue,
     End,
     /// Here to stay, else the next poll would read on behind what was refused.
-    Failed(UploadError),
+    Failed(Error),
 }
 
 impl<'a> Form<'a> {
@@ -116,9 +126,9 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// The next text field, or the news that the file begins.
-    pub(crate) async fn next(&mut self, is_file: IsFile<'_>) -> Result<Item, UploadError> {
-        let item = std::future::poll_fn(|cx| self.poll_item(cx, is_file)).await;
+    /// The next text field, or the begin of the file.
+    pub(crate) async fn next(&mut self, fields: &dyn Fields) -> Result<Item, Error> {
+        let item = std::future::poll_fn(|cx| self.poll_item(cx, fields)).await;
         if let Err(error) = &item {
             self.stage = Stage::Failed(error.clone());
         }
@@ -126,32 +136,24 @@ impl<'a> Form<'a> {
     }
 
     /// What the head of the file's part says, if it has begun.
-    pub(crate) fn file_part(&self) -> Option<&FilePart> {
+    pub(crate) fn file_part(&self) -> Option<&PartHead> {
         self.file.as_ref()
     }
 
     /// The bytes of the file that [`next`](Self::next) has announced, decoded if they are base64.
     ///
-    /// After the file it reads the rest of the form, gives the text fields to `on_late`, and ends
-    /// with `None` only if that is accepted and the form is whole. So a store that keeps nothing
-    /// before the `None` keeps nothing of a broken request.
-    pub(crate) fn content<'f>(
-        &'f mut self,
-        is_file: IsFile<'f>,
-        on_late: &'f mut OnLate<'f>,
-    ) -> Content<'f, 'a> {
-        Content {
-            form: self,
-            is_file,
-            on_late,
-        }
+    /// After the file it reads the rest of the form, gives the text fields to `fields`, and ends well
+    /// only if they are accepted and the form is whole. So a store that keeps nothing before the end
+    /// keeps nothing of a broken request.
+    pub(crate) fn content<'f>(&'f mut self, fields: &'f mut dyn Fields) -> Content<'f, 'a> {
+        Content { form: self, fields }
     }
 
     fn poll_item(
         &mut self,
         cx: &mut Context<'_>,
-        is_file: IsFile<'_>,
-    ) -> Poll<Result<Item, UploadError>> {
+        fields: &dyn Fields,
+    ) -> Poll<Result<Item, Error>> {
         loop {
             match &mut self.stage {
                 Stage::Between => {
@@ -160,7 +162,7 @@ impl<'a> Form<'a> {
                         .poll_part(&mut self.multipart, &self.delimiter, cx);
                     match ready!(part)? {
                         Some((field, head)) => {
-                            self.begin(field, &head, is_file)?;
+                            self.begin(field, &head, fields)?;
                             if let Stage::File { .. } = self.stage {
                                 return Poll::Ready(Ok(Item::File));
                             }
@@ -175,7 +177,7 @@ impl<'a> Form<'a> {
                                 .limits
                                 .text
                                 .checked_sub(piece.len())
-                                .ok_or(UploadError::TooManyFields)?;
+                                .ok_or_else(too_many)?;
                             value.extend_from_slice(&piece);
                         }
                         None => {
@@ -203,8 +205,8 @@ impl<'a> Form<'a> {
         &mut self,
         field: multer::Field<'a>,
         head: &[u8],
-        is_file: IsFile<'_>,
-    ) -> Result<(), UploadError> {
+        fields: &dyn Fields,
+    ) -> Result<(), Error> {
         let head = Head::parse(head, self.limits.headers).map_err(multipart)?;
         let content_type = head.content_type;
         let Disposition { name, file_name } = head.disposition;
@@ -213,29 +215,26 @@ impl<'a> Form<'a> {
             .limits
             .parts
             .checked_sub(1)
-            .ok_or(UploadError::TooManyFields)?;
+            .ok_or_else(too_many)?;
         let is_text = file_name.is_none() && content_type.is_none();
-        if is_file(&name, is_text) {
+        if fields.is_file(&name, is_text) {
             if self.file.is_some() {
-                return Err(UploadError::UnexpectedFile);
+                return Err(Reason::UnexpectedFile.into());
             }
-            self.file = Some(FilePart {
-                file_name,
-                content_type,
-            });
+            self.file = Some((file_name, content_type));
             self.stage = Stage::File {
                 field,
                 // A text field instead of a file holds base64.
                 decoder: is_text.then(Decoder::default),
             };
         } else if file_name.is_some() {
-            return Err(UploadError::UnexpectedFile);
+            return Err(Reason::UnexpectedFile.into());
         } else {
             self.limits.text = self
                 .limits
                 .text
                 .checked_sub(name.len())
-                .ok_or(UploadError::TooManyFields)?;
+                .ok_or_else(too_many)?;
             self.stage = Stage::Text {
                 field,
                 name,
@@ -246,31 +245,32 @@ impl<'a> Form<'a> {
     }
 }
 
-/// Takes a text field that comes after the file.
-pub(crate) type OnLate<'f> = dyn FnMut(String, String) -> Result<(), UploadError> + Send + 'f;
-
 /// See [`Form::content`].
 pub(crate) struct Content<'f, 'a> {
     form: &'f mut Form<'a>,
-    is_file: IsFile<'f>,
-    on_late: &'f mut OnLate<'f>,
+    fields: &'f mut dyn Fields,
 }
 
-impl Stream for Content<'_, '_> {
-    type Item = Result<Bytes, UploadError>;
+impl Body for Content<'_, '_> {
+    type Data = Bytes;
+    type Error = BoxError;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let piece = ready!(this.poll_piece(cx));
         if let Err(error) = &piece {
             this.form.stage = Stage::Failed(error.clone());
         }
-        Poll::Ready(piece.transpose())
+        let piece = piece.map_err(BoxError::from).transpose();
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
 impl Content<'_, '_> {
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, UploadError>> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
         while let Stage::File { field, decoder } = &mut self.form.stage {
             let piece = ready!(self.form.feed.poll_field(field, cx))?;
             let bytes = match (piece, decoder) {
@@ -287,17 +287,21 @@ impl Content<'_, '_> {
             }
         }
         loop {
-            match ready!(self.form.poll_item(cx, self.is_file))? {
-                Item::Text { name, value } => (self.on_late)(name, value)?,
-                Item::File => return Poll::Ready(Err(UploadError::UnexpectedFile)),
+            match ready!(self.form.poll_item(cx, self.fields))? {
+                Item::Text { name, value } => self.fields.late_field(name, value)?,
+                Item::File => return Poll::Ready(Err(Reason::UnexpectedFile.into())),
                 Item::End => return Poll::Ready(Ok(None)),
             }
         }
     }
 }
 
-fn multipart(reason: &'static str) -> UploadError {
-    UploadError::Multipart { reason }
+fn too_many() -> Error {
+    Reason::TooManyFields.into()
+}
+
+fn multipart(problem: &'static str) -> Error {
+    Reason::Multipart { problem }.into()
 }
 
 #[cfg(test)]
@@ -324,12 +328,12 @@ mod tests {
     }
 
     /// Each frame comes after a `Pending` if `late`.
-    fn read(frames: impl IntoIterator<Item = Vec<u8>>, late: bool) -> Result<Read, UploadError> {
+    fn read(frames: impl IntoIterator<Item = Vec<u8>>, late: bool) -> Result<Read, Error> {
         read_body(&mut script(frames, late))
     }
 
     /// Fields before the file, the file, fields after it.
-    fn read_body(body: &mut Script) -> Result<Read, UploadError> {
+    fn read_body(body: &mut Script) -> Result<Read, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
@@ -368,7 +372,7 @@ mod tests {
         })
     }
 
-    fn whole(body: &[u8]) -> Result<Read, UploadError> {
+    fn whole(body: &[u8]) -> Result<Read, Error> {
         read([body.to_vec()], false)
     }
 
@@ -376,7 +380,7 @@ mod tests {
         format!("--X\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n")
     }
 
-    fn reason(result: Result<Read, UploadError>) -> &'static str {
+    fn reason(result: Result<Read, Error>) -> &'static str {
         result.expect_err("it was accepted").code()
     }
 
@@ -549,7 +553,7 @@ mod tests {
             let mut body = Script::new([Step::Data(body[..end].to_vec()), Step::Fail]);
             assert_eq!(
                 read_body(&mut body),
-                Err(UploadError::Interrupted),
+                Err(Reason::Interrupted),
                 "at {end}"
             );
         }

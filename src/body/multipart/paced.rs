@@ -1,18 +1,20 @@
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_core::Stream;
 use http_body::Body;
 
 use super::multipart;
 use crate::{
-    BoxError, UploadError,
-    body::digest::Expected,
+    body::{digest::Expected, raw::Pieces},
+    error::Error,
     limits::{PART_HEADER_BYTES, PREAMBLE_BYTES},
+    lock::lock,
+    model::BoxError,
 };
 
 /// Largest piece that multer gets; a slice of `Bytes` is no copy.
@@ -80,7 +82,7 @@ impl<'a> Feed<'a> {
         multipart: &mut multer::Multipart<'m>,
         delimiter: &str,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Part<'m>>, UploadError>> {
+    ) -> Poll<Result<Option<Part<'m>>, Error>> {
         let field = ready!(self.poll_fed(cx, |cx| multipart.poll_next_field(cx)))?;
         Poll::Ready(match field {
             Some(field) => self.head(delimiter).map(|head| Some((field, head))),
@@ -93,7 +95,7 @@ impl<'a> Feed<'a> {
         &self,
         field: &mut multer::Field<'_>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, UploadError>> {
+    ) -> Poll<Result<Option<Bytes>, Error>> {
         let piece = ready!(self.poll_fed(cx, |cx| {
             Pin::new(&mut *field).poll_next(cx).map(Option::transpose)
         }))?;
@@ -109,7 +111,7 @@ impl<'a> Feed<'a> {
         &self,
         left: &mut usize,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), UploadError>> {
+    ) -> Poll<Result<(), Error>> {
         let mut state = lock(&self.state);
         while let Some(piece) = ready!(state.data.poll_piece(cx, PIECE)).transpose()? {
             *left = left
@@ -123,7 +125,7 @@ impl<'a> Feed<'a> {
         &self,
         cx: &mut Context<'_>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<multer::Result<T>>,
-    ) -> Poll<Result<T, UploadError>> {
+    ) -> Poll<Result<T, Error>> {
         loop {
             if let Poll::Ready(result) = poll(cx) {
                 return Poll::Ready(result.map_err(broken));
@@ -143,7 +145,7 @@ impl<'a> Feed<'a> {
     }
 
     /// Cuts off the boundary and the headers of the part that multer has just found.
-    fn head(&self, delimiter: &str) -> Result<Vec<u8>, UploadError> {
+    fn head(&self, delimiter: &str) -> Result<Vec<u8>, Error> {
         let mut state = lock(&self.state);
         let max = if state.first { PREAMBLE_BYTES } else { 0 };
         state.first = false;
@@ -168,18 +170,14 @@ impl<'a> Feed<'a> {
 
 const TOO_LONG: &str = "its preamble or the headers of a part are too long";
 
-fn broken(error: multer::Error) -> UploadError {
+fn broken(error: multer::Error) -> Error {
     match error {
-        multer::Error::StreamReadFailed(error) => ended_by(error),
+        multer::Error::StreamReadFailed(error) => crate::body::raw::failed(error),
         multer::Error::IncompleteStream
         | multer::Error::IncompleteFieldData { .. }
         | multer::Error::IncompleteHeaders => multipart("it is cut off, or has no boundaries"),
         _ => multipart("the headers of a part cannot be read"),
     }
-}
-
-fn lock<'l, 'a>(state: &'l State<'a>) -> MutexGuard<'l, Shared<dyn Data + Send + 'a>> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where `needle` is, if it begins within the first `max` bytes or right after them.
@@ -233,7 +231,7 @@ pub(super) struct PacedBody<'a> {
 }
 
 impl Stream for PacedBody<'_> {
-    type Item = Result<Bytes, UploadError>;
+    type Item = Result<Bytes, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let state = &mut *lock(&self.state);
@@ -242,7 +240,8 @@ impl Stream for PacedBody<'_> {
             return Poll::Pending;
         };
         state.unread.let_go();
-        let piece = ready!(state.data.poll_piece(cx, PIECE)).transpose()?;
+        let piece = ready!(state.data.poll_piece(cx, PIECE)).transpose();
+        let piece = piece.map_err(BoxError::from)?;
         state.gate = Gate::Passed;
         if let Some(piece) = &piece {
             state.unread.push(piece.clone());
@@ -251,86 +250,13 @@ impl Stream for PacedBody<'_> {
     }
 }
 
-/// A body whose bytes are the chunk's.
-pub(crate) struct Octets<'a, B: Body> {
-    pieces: Pieces<'a, B>,
-}
-
-impl<'a, B: Body> Octets<'a, B> {
-    pub(crate) fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
-        Self {
-            pieces: Pieces::new(body, digest),
-        }
-    }
-}
-
-impl<B> Stream for Octets<'_, B>
-where
-    B: Body + Unpin,
-    B::Error: Into<BoxError>,
-{
-    type Item = Result<Bytes, UploadError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().pieces.poll_piece(cx, usize::MAX)
-    }
-}
-
-/// Reads and drops what is left of a body; `false` if it is more than `max` bytes or breaks off.
-pub(crate) async fn drain<B>(body: &mut B, max: u64) -> bool
-where
-    B: Body + Unpin,
-    B::Error: Into<BoxError>,
-{
-    let mut pieces = Pieces::new(body, None);
-    let mut left = max;
-    while let Some(piece) = std::future::poll_fn(|cx| pieces.poll_piece(cx, usize::MAX)).await {
-        match piece
-            .ok()
-            .and_then(|piece| left.checked_sub(piece.len() as u64))
-        {
-            Some(rest) => left = rest,
-            None => return false,
-        }
-    }
-    true
-}
-
+/// Data of a body, without the body's type.
 trait Data {
     fn poll_piece(
         &mut self,
         cx: &mut Context<'_>,
         max: usize,
-    ) -> Poll<Option<Result<Bytes, UploadError>>>;
-}
-
-/// A body ends early by what the layer says, or by what its client does.
-fn ended_by(error: BoxError) -> UploadError {
-    match error.downcast::<UploadError>() {
-        Ok(error) => *error,
-        Err(_) => UploadError::Interrupted,
-    }
-}
-
-/// The data of a body, without empty frames and trailers.
-struct Pieces<'a, B: Body> {
-    body: &'a mut B,
-    frame: Option<B::Data>,
-    /// What all of it has to be.
-    digest: Option<Expected>,
-    /// How it ended: a body that broke off never ends well, however often it is asked.
-    end: Option<Result<(), UploadError>>,
-}
-
-impl<'a, B: Body> Pieces<'a, B> {
-    fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
-        Self {
-            body,
-            frame: None,
-            digest,
-            end: None,
-        }
-    }
+    ) -> Poll<Option<Result<Bytes, Error>>>;
 }
 
 impl<B> Data for Pieces<'_, B>
@@ -342,161 +268,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
         max: usize,
-    ) -> Poll<Option<Result<Bytes, UploadError>>> {
-        loop {
-            if let Some(data) = &mut self.frame {
-                let piece = data.copy_to_bytes(data.remaining().min(max));
-                if !data.has_remaining() {
-                    self.frame = None;
-                }
-                if piece.is_empty() {
-                    // A client that sends empty frames only must not keep this poll busy.
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                if let Some(digest) = &mut self.digest {
-                    digest.update(&piece);
-                }
-                return Poll::Ready(Some(Ok(piece)));
-            }
-            if let Some(end) = &self.end {
-                return Poll::Ready(end.clone().err().map(Err));
-            }
-            match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => self.frame = frame.into_data().ok(),
-                Some(Err(error)) => self.end = Some(Err(ended_by(error.into()))),
-                None => self.end = Some(self.digest.take().map_or(Ok(()), Expected::finish)),
-            }
-        }
-    }
-}
-
-// `B` is only used through `&mut B`.
-impl<B: Body> Unpin for Octets<'_, B> {}
-
-#[cfg(test)]
-pub(super) mod tests {
-    use std::{collections::VecDeque, io, task::Waker};
-
-    use http_body::Frame;
-
-    use super::*;
-
-    pub(in super::super) enum Step {
-        Data(Vec<u8>),
-        Trailers,
-        Pending,
-        Fail,
-    }
-
-    /// A body that does these things, one a poll, and then ends.
-    pub(in super::super) struct Script {
-        pub(in super::super) steps: VecDeque<Step>,
-        /// Bytes that were taken of it.
-        pub(in super::super) given: usize,
-    }
-
-    impl Script {
-        pub(in super::super) fn new(steps: impl IntoIterator<Item = Step>) -> Self {
-            Self {
-                steps: steps.into_iter().collect(),
-                given: 0,
-            }
-        }
-    }
-
-    impl Body for Script {
-        type Data = Bytes;
-        type Error = io::Error;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-            Poll::Ready(match self.steps.pop_front() {
-                Some(Step::Data(data)) => {
-                    self.given += data.len();
-                    Some(Ok(Frame::data(data.into())))
-                }
-                Some(Step::Trailers) => Some(Ok(Frame::trailers(Default::default()))),
-                Some(Step::Pending) => {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                Some(Step::Fail) => Some(Err(io::Error::other("gone"))),
-                None => None,
-            })
-        }
-    }
-
-    fn data(text: &str) -> Step {
-        Step::Data(text.into())
-    }
-
-    #[tokio::test]
-    async fn octets() {
-        let steps = [
-            data("a"),
-            data(""),
-            Step::Pending,
-            data("bc"),
-            Step::Trailers,
-        ];
-        let mut body = Script::new(steps);
-        let mut octets = Octets::new(&mut body, None);
-        let mut next =
-            async || std::future::poll_fn(|cx| Pin::new(&mut octets).poll_next(cx)).await;
-        assert_eq!(next().await, Some(Ok("a".into())));
-        assert_eq!(next().await, Some(Ok("bc".into())));
-        assert_eq!(next().await, None);
-        assert_eq!(next().await, None);
-    }
-
-    #[tokio::test]
-    async fn a_body_that_broke_off_never_ends_well() {
-        let mut body = Script::new([data("a"), Step::Fail]);
-        let mut octets = Octets::new(&mut body, None);
-        let mut next =
-            async || std::future::poll_fn(|cx| Pin::new(&mut octets).poll_next(cx)).await;
-        assert_eq!(next().await, Some(Ok("a".into())));
-        for _ in 0..3 {
-            assert_eq!(next().await, Some(Err(UploadError::Interrupted)));
-        }
-    }
-
-    #[test]
-    fn empty_frames_do_not_keep_a_poll_busy() {
-        let mut body = Script::new((0..100).map(|_| data("")));
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(
-            Pin::new(&mut Octets::new(&mut body, None))
-                .poll_next(&mut cx)
-                .is_pending()
-        );
-        assert_eq!(body.steps.len(), 99);
-    }
-
-    #[test]
-    fn octets_are_not_copied() {
-        let frame = vec![b'a'; 1 << 20];
-        let at = frame.as_ptr();
-        let mut body = Script::new([Step::Data(frame)]);
-        let mut cx = Context::from_waker(Waker::noop());
-        match Pin::new(&mut Octets::new(&mut body, None)).poll_next(&mut cx) {
-            Poll::Ready(Some(Ok(piece))) => {
-                assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20))
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn draining() {
-        for (max, expected) in [(0, false), (3, false), (4, true), (5, true)] {
-            let mut body = Script::new([data("ab"), Step::Pending, data("cd")]);
-            assert_eq!(drain(&mut body, max).await, expected, "{max}");
-        }
-        assert!(!drain(&mut Script::new([data("ab"), Step::Fail]), 9).await);
-        assert!(drain(&mut Script::new([]), 0).await);
+    ) -> Poll<Option<Result<Bytes, Error>>> {
+        Pieces::poll_piece(self, cx, max)
     }
 }

@@ -1,0 +1,274 @@
+//! Bodies that are a chunk themselves.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use http_body::{Body, Frame};
+
+use super::digest::Expected;
+use crate::{
+    error::{Error, Reason},
+    model::BoxError,
+};
+
+/// A request body whose bytes are the chunk.
+pub(crate) struct Raw<'a, B: Body> {
+    pieces: Pieces<'a, B>,
+}
+
+impl<'a, B: Body> Raw<'a, B> {
+    /// `digest` is of the whole body.
+    pub(crate) fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
+        Self {
+            pieces: Pieces::new(body, digest),
+        }
+    }
+}
+
+impl<B> Body for Raw<'_, B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let piece = ready!(self.get_mut().pieces.poll_piece(cx, usize::MAX));
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data).map_err(BoxError::from)))
+    }
+}
+
+// `B` is only used through `&mut B`.
+impl<B: Body> Unpin for Raw<'_, B> {}
+
+/// Reads and drops what is left of a body, up to `max` bytes.
+pub(crate) async fn drain<B>(body: &mut B, max: u64) -> Drained
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    let mut pieces = Pieces::new(body, None);
+    let mut left = max;
+    while let Some(piece) = std::future::poll_fn(|cx| pieces.poll_piece(cx, usize::MAX)).await {
+        let rest = piece.ok().and_then(|piece| left.checked_sub(piece.len() as u64));
+        let Some(rest) = rest else {
+            return Drained::Partly;
+        };
+        left = rest;
+    }
+    Drained::ToTheEnd
+}
+
+/// How far [`drain`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    ToTheEnd,
+    /// There is more than allowed, or the body broke off.
+    Partly,
+}
+
+/// The data of a body, without empty frames and trailers.
+pub(crate) struct Pieces<'a, B: Body> {
+    body: &'a mut B,
+    frame: Option<B::Data>,
+    /// What the bytes have to be.
+    digest: Option<Expected>,
+    /// How it ended. A body that broke off never ends well, however often it is polled.
+    end: Option<Result<(), Error>>,
+}
+
+impl<'a, B: Body> Pieces<'a, B> {
+    pub(crate) fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
+        Self {
+            body,
+            frame: None,
+            digest,
+            end: None,
+        }
+    }
+}
+
+impl<B> Pieces<'_, B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    /// The next piece, of at most `max` bytes.
+    pub(crate) fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Option<Result<Bytes, Error>>> {
+        loop {
+            if let Some(data) = &mut self.frame {
+                let piece = data.copy_to_bytes(data.remaining().min(max));
+                if !data.has_remaining() {
+                    self.frame = None;
+                }
+                if piece.is_empty() {
+                    // A client that sends empty frames only must not keep this poll busy.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                if let Some(digest) = &mut self.digest {
+                    digest.update(&piece);
+                }
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            if let Some(end) = &self.end {
+                return Poll::Ready(end.clone().err().map(Err));
+            }
+            match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => self.frame = frame.into_data().ok(),
+                Some(Err(error)) => self.end = Some(Err(failed(error.into()))),
+                None => self.end = Some(self.digest.take().map_or(Ok(()), Expected::finish)),
+            }
+        }
+    }
+}
+
+/// The error of a body: the layer's own, or that its client broke off.
+pub(crate) fn failed(error: BoxError) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(error) => Error::new(Reason::Interrupted, error),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{collections::VecDeque, io, task::Waker};
+
+    use super::*;
+
+    pub(crate) enum Step {
+        Data(Vec<u8>),
+        Trailers,
+        Pending,
+        Fail,
+    }
+
+    /// A body that does these things, one a poll, and then ends.
+    pub(crate) struct Script {
+        pub(crate) steps: VecDeque<Step>,
+        /// Bytes that were taken of it.
+        pub(crate) given: usize,
+    }
+
+    impl Script {
+        pub(crate) fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+            Self {
+                steps: steps.into_iter().collect(),
+                given: 0,
+            }
+        }
+    }
+
+    impl Body for Script {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            Poll::Ready(match self.steps.pop_front() {
+                Some(Step::Data(data)) => {
+                    self.given += data.len();
+                    Some(Ok(Frame::data(data.into())))
+                }
+                Some(Step::Trailers) => Some(Ok(Frame::trailers(Default::default()))),
+                Some(Step::Pending) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Some(Step::Fail) => Some(Err(io::Error::other("gone"))),
+                None => None,
+            })
+        }
+    }
+
+    async fn next(body: &mut (impl Body<Data = Bytes, Error = BoxError> + Unpin)) -> Option<Result<Bytes, Error>> {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+        Some(frame.map(|frame| frame.into_data().unwrap()).map_err(failed))
+    }
+
+    fn data(text: &str) -> Step {
+        Step::Data(text.into())
+    }
+
+    #[tokio::test]
+    async fn octets() {
+        let steps = [
+            data("a"),
+            data(""),
+            Step::Pending,
+            data("bc"),
+            Step::Trailers,
+        ];
+        let mut body = Script::new(steps);
+        let mut octets = Raw::new(&mut body, None);
+        let mut next = async || next(&mut octets).await;
+        assert_eq!(next().await, Some(Ok(Bytes::from("a"))));
+        assert_eq!(next().await, Some(Ok(Bytes::from("bc"))));
+        assert_eq!(next().await, None);
+        assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_broke_off_never_ends_well() {
+        let mut body = Script::new([data("a"), Step::Fail]);
+        let mut octets = Raw::new(&mut body, None);
+        let mut next = async || next(&mut octets).await;
+        assert_eq!(next().await, Some(Ok(Bytes::from("a"))));
+        for _ in 0..3 {
+            assert_eq!(next().await, Some(Err(Reason::Interrupted.into())));
+        }
+    }
+
+    #[test]
+    fn empty_frames_do_not_keep_a_poll_busy() {
+        let mut body = Script::new((0..100).map(|_| data("")));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(
+            Pin::new(&mut Raw::new(&mut body, None))
+                .poll_frame(&mut cx)
+                .is_pending()
+        );
+        assert_eq!(body.steps.len(), 99);
+    }
+
+    #[test]
+    fn octets_are_not_copied() {
+        let frame = vec![b'a'; 1 << 20];
+        let at = frame.as_ptr();
+        let mut body = Script::new([Step::Data(frame)]);
+        let mut cx = Context::from_waker(Waker::noop());
+        match Pin::new(&mut Raw::new(&mut body, None)).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let piece = frame.into_data().unwrap();
+                assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn draining() {
+        use Drained::{Partly, ToTheEnd};
+        for (max, expected) in [(0, Partly), (3, Partly), (4, ToTheEnd), (5, ToTheEnd)] {
+            let mut body = Script::new([data("ab"), Step::Pending, data("cd")]);
+            assert_eq!(drain(&mut body, max).await, expected, "{max}");
+        }
+        let mut broken = Script::new([data("ab"), Step::Fail]);
+        assert_eq!(drain(&mut broken, 9).await, Partly);
+        assert_eq!(drain(&mut Script::new([]), 0).await, ToTheEnd);
+    }
+}

@@ -1,0 +1,97 @@
+//! Checks of a complete file before it is delivered.
+
+use std::io;
+
+use http::request::Parts;
+use tokio::{runtime::Handle, task::spawn_blocking};
+
+use crate::{
+    body::{digest::Expected, sniff::head_len},
+    config::Config,
+    error::{Error, Reason},
+    hooks::Purpose,
+    store::Sealed,
+};
+
+/// Whether the application is asked before a file is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    Application,
+    /// The application itself delivers the file.
+    Nothing,
+}
+
+/// Whether a file may be delivered: asks the application, and compares the digest.
+///
+/// The future borrows nothing of `head`.
+pub(crate) fn verify<'a>(
+    config: &'a Config,
+    ask: Ask,
+    head: &Parts,
+    sealed: &'a Sealed,
+) -> impl Future<Output = Result<(), Error>> + Send + use<'a> {
+    let upload = &sealed.upload;
+    let hooks = &config.hooks;
+    let admitted = (ask == Ask::Application)
+        .then(|| hooks.admit(Purpose::Deliver, head, &upload.scope, Some(upload)));
+    async move {
+        if let Some(admitted) = admitted {
+            admitted.await?;
+        }
+        match content(config, sealed).await {
+            Ok(checked) => checked,
+            // An earlier attempt has checked the file, and the inner service has moved it.
+            Err(error) if sealed.attempt > 1 && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::new(Reason::DeliveryFailed, error)),
+        }
+    }
+}
+
+async fn content(config: &Config, sealed: &Sealed) -> io::Result<Result<(), Error>> {
+    if let Some(sniff) = &config.hooks.sniff {
+        if let Err(refusal) = sniff(&first_bytes(sealed).await?, &sealed.upload) {
+            return Ok(Err(refusal.into()));
+        }
+    }
+    let Some((name, algorithm)) = &config.digests.file else {
+        return Ok(Ok(()));
+    };
+    let Some(value) = sealed.upload.field(name) else {
+        return Ok(Ok(()));
+    };
+    let expected = match Expected::of_field(name, *algorithm, value) {
+        Ok(expected) => expected,
+        Err(error) => return Ok(Err(error)),
+    };
+    let sealed = sealed.clone();
+    // Digests are computed on a thread for blocking work, which waits for what it reads.
+    let runtime = Handle::current();
+    let check = spawn_blocking(move || runtime.block_on(digest(expected, &sealed)));
+    let matches = check.await.map_err(io::Error::other)??;
+    let mismatch = || Reason::FileDigestMismatch { name: name.clone() };
+    Ok(if matches { Ok(()) } else { Err(mismatch().into()) })
+}
+
+/// Whether the file has this digest. It is read, unless the store knows the digest.
+async fn digest(mut expected: Expected, sealed: &Sealed) -> io::Result<bool> {
+    if let (Some(expected), Some(crc32)) = (expected.crc32(), sealed.crc32) {
+        return Ok(expected == crc32);
+    }
+    let mut content = sealed.content();
+    while let Some(piece) = content.next().await {
+        expected.update(&piece?);
+    }
+    Ok(expected.finish().is_ok())
+}
+
+async fn first_bytes(sealed: &Sealed) -> io::Result<Vec<u8>> {
+    let len = head_len(sealed.upload.length);
+    let (mut head, mut content) = (Vec::with_capacity(len), sealed.content());
+    while head.len() < len {
+        let Some(piece) = content.next().await.transpose()? else {
+            break;
+        };
+        head.extend_from_slice(&piece[..piece.len().min(len - head.len())]);
+    }
+    Ok(head)
+}
