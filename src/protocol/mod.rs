@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-/// One way of talking to a client.
-pub(crate) trait Protocol: fmt::Debug + Send + Sync {
+/// The half of a protocol that reads.
+pub(crate) trait Decode: fmt::Debug + Send + Sync {
     /// What the request wants. `None` if it is not a request of this protocol.
     fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange>;
 }
@@ -57,8 +57,16 @@ pub(crate) enum Command {
     Create(Create),
     /// Store the bytes of a body.
     Write(Write),
-    /// Say what is stored. `None` if the client does not say of which upload.
-    Look(Purpose, Option<Described>),
+    /// Say what is stored.
+    Look {
+        /// A test or a status request.
+        purpose: Purpose,
+        /// `None` if the client does not say of which upload: the answer is then that of an absent one.
+        upload: Option<Described>,
+        /// Bytes of the chunk that the client asks for, if it declares them. The limit of a chunk
+        /// applies to them.
+        chunk_len: Option<u64>,
+    },
     /// Deliver an upload that the client believes to be complete.
     Conclude(Described),
     /// Remove an upload.
@@ -66,11 +74,11 @@ pub(crate) enum Command {
     /// List the unfinished uploads of the scope.
     List,
     /// The command is in the body of at most `max` bytes.
-    Read { max: u64, then: Decode },
+    Read { max: u64, then: DecodeBody },
 }
 
 /// Decodes a command from the body of a request.
-pub(crate) type Decode = Box<dyn FnOnce(&[u8]) -> Exchange + Send>;
+pub(crate) type DecodeBody = Box<dyn FnOnce(&[u8]) -> Exchange + Send>;
 
 /// A new upload whose name is made here, from random text.
 pub(crate) struct Create {
@@ -83,9 +91,16 @@ pub(crate) enum Write {
     /// The body is the chunk.
     Raw(Target),
     /// The body is a whole file. Its length is that of the body, if the client does not declare it.
-    Whole(Described),
+    Whole {
+        upload: Described,
+        /// The digest of the file, from the field that the layer was told.
+        digest: Option<String>,
+    },
     /// The chunk is a part of a multipart form.
-    Form { boundary: String, form: Box<dyn Form> },
+    Form {
+        boundary: String,
+        form: Box<dyn Form>,
+    },
 }
 
 /// Reads the parts of a multipart form, and finds out where its file belongs.
@@ -163,7 +178,11 @@ pub(crate) enum Identity {
 
 impl Described {
     /// The upload of this owner. `random` names an upload that has no identity.
-    pub(crate) fn upload(self, scope: Scope, random: impl FnOnce() -> Result<String, Error>) -> Result<Upload, Error> {
+    pub(crate) fn upload(
+        self,
+        scope: Scope,
+        random: impl FnOnce() -> Result<String, Error>,
+    ) -> Result<Upload, Error> {
         let (identity, identifier) = match self.identity {
             Identity::Named(values) => (values, self.identifier),
             Identity::Fresh => {
