@@ -118,7 +118,11 @@ impl Digests {
     /// The field with the digest of the chunk. In a form it comes before the file. Default: none.
     ///
     /// A chunk that does not match is not stored. The client is told to send it again.
-    pub fn with_chunk_field(mut self, field: impl Into<String>, algorithm: DigestAlgorithm) -> Self {
+    pub fn with_chunk_field(
+        mut self,
+        field: impl Into<String>,
+        algorithm: DigestAlgorithm,
+    ) -> Self {
         self.chunk = Some((field.into(), algorithm));
         self
     }

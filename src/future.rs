@@ -7,25 +7,27 @@ use std::{
 
 use http::Response;
 use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
 
-use crate::ResponseBody;
+use crate::{body::pace::without_client, response::ResponseBody};
 
 pin_project! {
     /// Response future of [`Resumable`](crate::Resumable).
+    ///
+    /// If it is dropped before it has finished, the client has gone. The work on the bytes that have
+    /// arrived goes on in a task of its own: they are stored or discarded, and a complete upload is
+    /// delivered.
     pub struct ResponseFuture<F, R> {
         #[pin]
         kind: Kind<F, R>,
     }
 }
 
-type Upload<R> = Pin<Box<dyn Future<Output = Response<ResponseBody<R>>> + Send>>;
-
 pin_project! {
     #[project = KindProj]
     enum Kind<F, R> {
         Inner { #[pin] future: F },
-        // Only requests on the upload path allocate.
-        Upload { future: Upload<R> },
+        Upload { upload: Upload<R> },
     }
 }
 
@@ -36,13 +38,17 @@ impl<F, R> ResponseFuture<F, R> {
         }
     }
 
-    pub(crate) fn upload(
-        future: impl Future<Output = Response<ResponseBody<R>>> + Send + 'static,
-    ) -> Self {
+    pub(crate) fn upload<U>(future: U) -> Self
+    where
+        U: Future<Output = Response<ResponseBody<R>>> + Send + 'static,
+        R: 'static,
+    {
+        let upload = Upload {
+            future: Some(Box::pin(future)),
+            has_begun: false,
+        };
         Self {
-            kind: Kind::Upload {
-                future: Box::pin(future),
-            },
+            kind: Kind::Upload { upload },
         }
     }
 }
@@ -58,7 +64,7 @@ where
             KindProj::Inner { future } => future
                 .poll(cx)
                 .map_ok(|response| response.map(ResponseBody::inner)),
-            KindProj::Upload { future } => future.as_mut().poll(cx).map(Ok),
+            KindProj::Upload { upload } => upload.poll(cx).map(Ok),
         }
     }
 }
@@ -66,5 +72,55 @@ where
 impl<F, R> fmt::Debug for ResponseFuture<F, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// A request for the layer itself. Only these are boxed.
+struct Upload<R> {
+    /// `None` when it has finished.
+    future: Option<Pin<Box<dyn Detach<R>>>>,
+    /// Whether it was ever polled. If not, nothing of the request was accepted.
+    has_begun: bool,
+}
+
+impl<R> Upload<R> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody<R>>> {
+        // Taken out for the time of the poll: a future that panics is not polled again.
+        let Some(mut future) = self.future.take() else {
+            return Poll::Pending;
+        };
+        self.has_begun = true;
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.future = Some(future);
+        }
+        polled
+    }
+}
+
+impl<R> Drop for Upload<R> {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take().filter(|_| self.has_begun) {
+            future.detach();
+        }
+    }
+}
+
+/// A request that can go on without its client.
+trait Detach<R>: Future<Output = Response<ResponseBody<R>>> + Send {
+    /// Moves the rest of the work into a task of its own.
+    fn detach(self: Pin<Box<Self>>);
+}
+
+impl<F, R> Detach<R> for F
+where
+    F: Future<Output = Response<ResponseBody<R>>> + Send + 'static,
+    R: 'static,
+{
+    fn detach(self: Pin<Box<Self>>) {
+        // Outside of a runtime nothing can go on: that is as if the process had ended.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(without_client(async move { drop(self.await) }));
+        }
     }
 }

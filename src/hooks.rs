@@ -170,7 +170,9 @@ pub(crate) struct Hooks {
 impl Hooks {
     /// The owner of the upload that a request is about.
     pub(crate) fn scope(&self, parts: &Parts) -> Result<Scope, Refusal> {
-        self.scope.as_ref().map_or_else(|| Ok(Scope::default()), |scope| scope(parts))
+        self.scope
+            .as_ref()
+            .map_or_else(|| Ok(Scope::default()), |scope| scope(parts))
     }
 
     /// Asks whether a request is admitted.

@@ -1,9 +1,9 @@
-//! Tower middleware for resumable, chunked uploads.
+//! Tower middleware for resumable uploads.
 //!
-//! [`ResumableLayer`] answers the requests that [Resumable.js] and [other clients](Dialect) send to one
-//! path of a service: it reads their fields from the query, the headers or the multipart form, keeps
-//! each chunk in a [`Store`], and hands the finished file to the service behind it as **one ordinary
-//! request**, with a [`CompletedUpload`] in its extensions. Everything else passes through untouched.
+//! Clients send a file in chunks: out of order, in parallel, twice, across reloads and restarts. The
+//! service behind [`ResumableLayer`] receives **one ordinary request with a finished file**: a
+//! [`CompletedUpload`] is in its extensions. [Resumable.js] and [other clients](Dialect) need no change.
+//! Requests that are not uploads pass untouched.
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -18,39 +18,68 @@
 //! let app: Router = Router::new()
 //!     .route("/upload", post(finished))
 //!     .layer(ResumableLayer::new(FileStore::open(root)?));
-//! # Ok::<(), tower_resumable::StoreError>(())
+//! # Ok::<(), tower_resumable::store::StoreError>(())
 //! ```
 //!
-//! The same layer goes onto every stack that is made of `Service<Request<B>>`: axum, tonic, plain
-//! hyper. It needs a tokio runtime.
+//! The layer applies to every `Service<Request<B>>`: axum, tonic, plain hyper. It needs a tokio runtime.
 //!
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
-//! * `object-store`: `ObjectStore` keeps uploads in an object store (Amazon S3 and what is compatible,
-//!   Azure, Google Cloud) that many servers share.
+//! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible engines,
+//!   Azure, Google Cloud Storage) that many servers share.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
+//! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic versioning.
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod body;
+mod config;
+mod delivery;
+mod engine;
 mod error;
 mod fault;
+mod future;
 mod hooks;
+mod layer;
 mod limits;
 mod lock;
 mod model;
 mod names;
 mod protocol;
+mod response;
+mod retention;
+mod route;
+mod service;
 pub mod store;
+mod upload;
+mod uploads;
 
-pub use self::error::{Error, ErrorKind};
-pub use self::hooks::{Admission, Purpose, Refusal};
-pub use self::model::{
-    BoxError,
-    upload::{Role, Scope, Upload, UploadId},
+#[cfg(feature = "axum")]
+pub use self::upload::MissingUpload;
+pub use self::{
+    body::digest::DigestAlgorithm,
+    config::Digests,
+    delivery::{Delivery, Verdict},
+    error::{Error, ErrorKind},
+    future::ResponseFuture,
+    hooks::{Admission, Purpose, Refusal},
+    layer::ResumableLayer,
+    limits::Limits,
+    model::{
+        BoxError,
+        upload::{Role, Scope, Upload, UploadId},
+    },
+    names::{safe_file_name, safe_relative_path},
+    protocol::{ClientOptions, IdentityRule, Protocol},
+    response::ResponseBody,
+    retention::Retention,
+    service::Resumable,
+    store::{content::Content, memory::MemoryStore},
+    upload::CompletedUpload,
+    uploads::Uploads,
 };
-pub use self::names::{safe_file_name, safe_relative_path};
-pub use self::store::{content::Content, memory::MemoryStore};

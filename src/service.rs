@@ -1,6 +1,5 @@
 use std::{
     fmt,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -10,18 +9,40 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    BoxError, ResponseBody, ResponseFuture,
     engine::{Engine, receive},
-    protocol::chunked::Intent,
+    future::ResponseFuture,
+    model::BoxError,
+    response::ResponseBody,
 };
 
-/// Middleware that receives uploads in chunks and hands finished files to the service behind it.
+/// Middleware that receives uploads and delivers complete files to the inner service.
 ///
 /// Made by [`ResumableLayer`](crate::ResumableLayer). It needs a tokio runtime.
 #[derive(Clone)]
 pub struct Resumable<S> {
-    pub(crate) inner: S,
-    pub(crate) engine: Arc<Engine>,
+    inner: S,
+    engine: Engine,
+}
+
+impl<S> Resumable<S> {
+    pub(crate) fn new(inner: S, engine: Engine) -> Self {
+        Self { inner, engine }
+    }
+
+    /// The inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The inner service, without the middleware.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for Resumable<S> {
@@ -52,18 +73,22 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (parts, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let config = &self.engine.config;
-        let (intent, answers) = config.intent(&parts, body.is_end_stream());
-        if let Ok(Intent::Pass) = intent {
-            return ResponseFuture::inner(self.inner.call(Request::from_parts(parts, body)));
-        }
-        // A slow chunk must not sit on the readiness (a concurrency permit, a buffer slot) that
-        // `poll_ready` reserved: the ready service is dropped for a fresh clone, and another clone
-        // is driven to readiness only when there is a finished upload to hand on.
+        let exchange = if config.route.matches(&head) {
+            config.protocols.decode(&head, body.is_end_stream())
+        } else {
+            None
+        };
+        let Some(exchange) = exchange else {
+            return ResponseFuture::inner(self.inner.call(Request::from_parts(head, body)));
+        };
+        // A slow chunk must not hold the readiness (a concurrency permit, a buffer slot) that
+        // `poll_ready` reserved. So the ready service is dropped for a fresh clone, and another clone
+        // is driven to readiness only when there is a complete upload to deliver.
         let inner = self.inner.clone();
         self.inner = inner.clone();
-        let engine = Arc::clone(&self.engine);
-        ResponseFuture::upload(receive::handle(engine, inner, intent, answers, parts, body))
+        let engine = self.engine.clone();
+        ResponseFuture::upload(receive::handle(engine, inner, exchange, head, body))
     }
 }

@@ -103,7 +103,10 @@ impl Expected {
                 let digest = digest.and_then(|digest| digest.strip_suffix(':'));
                 let digest = digest.and_then(decode_base64);
                 let digest = digest.filter(|digest| digest.len() == algorithm.len());
-                each.push((Hasher::new(algorithm), digest.ok_or_else(|| invalid(header))?));
+                each.push((
+                    Hasher::new(algorithm),
+                    digest.ok_or_else(|| invalid(header))?,
+                ));
             }
         }
         Ok(each)

@@ -9,7 +9,11 @@ use bytes::Buf as _;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 
-use crate::{error::{Error, Reason}, limits::Pace, model::BoxError};
+use crate::{
+    error::{Error, Reason},
+    limits::Pace,
+    model::BoxError,
+};
 
 tokio::task_local! {
     /// Set in a task that finishes a request whose client has gone.
@@ -152,7 +156,9 @@ where
                 Poll::Ready(()) => self.fail(Reason::TooSlow),
                 Poll::Pending => Poll::Pending,
             },
-            Poll::Ready(Some(Ok(_))) if bytes == 0 && self.patience().is_zero() => self.fail(Reason::TooSlow),
+            Poll::Ready(Some(Ok(_))) if bytes == 0 && self.patience().is_zero() => {
+                self.fail(Reason::TooSlow)
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 // Empty frames do not end the waiting.
                 self.waiting = (bytes == 0).then(Instant::now);

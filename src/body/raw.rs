@@ -57,7 +57,9 @@ where
     let mut pieces = Pieces::new(body, None);
     let mut left = max;
     while let Some(piece) = std::future::poll_fn(|cx| pieces.poll_piece(cx, usize::MAX)).await {
-        let rest = piece.ok().and_then(|piece| left.checked_sub(piece.len() as u64));
+        let rest = piece
+            .ok()
+            .and_then(|piece| left.checked_sub(piece.len() as u64));
         let Some(rest) = rest else {
             return Drained::Partly;
         };
@@ -195,9 +197,15 @@ pub(crate) mod tests {
         }
     }
 
-    async fn next(body: &mut (impl Body<Data = Bytes, Error = BoxError> + Unpin)) -> Option<Result<Bytes, Error>> {
+    async fn next(
+        body: &mut (impl Body<Data = Bytes, Error = BoxError> + Unpin),
+    ) -> Option<Result<Bytes, Error>> {
         let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
-        Some(frame.map(|frame| frame.into_data().unwrap()).map_err(failed))
+        Some(
+            frame
+                .map(|frame| frame.into_data().unwrap())
+                .map_err(failed),
+        )
     }
 
     fn data(text: &str) -> Step {

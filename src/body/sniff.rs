@@ -10,7 +10,11 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 
 use super::Source;
-use crate::{error::Error, hooks::Sniff, model::{BoxError, upload::Upload}};
+use crate::{
+    error::Error,
+    hooks::Sniff,
+    model::{BoxError, upload::Upload},
+};
 
 /// The most bytes that the hook gets. File formats need fewer to be told apart.
 const HEAD: usize = 8 << 10;
@@ -58,7 +62,8 @@ impl<'a> Sniffed<'a> {
                         continue;
                     };
                     let missing = wanted - self.head.len();
-                    self.head.extend_from_slice(&piece[..piece.len().min(missing)]);
+                    self.head
+                        .extend_from_slice(&piece[..piece.len().min(missing)]);
                     self.held.push_back(piece);
                 }
                 // There are too few bytes. The hook is called again before the delivery.

@@ -165,7 +165,11 @@ impl Delivery {
             return Err((error, attempt));
         }
         head.extensions.insert(CompletedUpload::new(sealed));
-        let answer = call(inner, Request::from_parts(head, body), config.delivery.record_body);
+        let answer = call(
+            inner,
+            Request::from_parts(head, body),
+            config.delivery.record_body,
+        );
         let (head, read) = match answer.await {
             Ok(answer) => answer,
             Err(error) => {
@@ -236,7 +240,9 @@ where
     fault::step("deliver").map_err(|error| Error::new(Reason::DeliveryFailed, error))?;
     // The error of the service has no bounds that would let it be kept.
     let failed = |_| Error::from(Reason::DeliveryFailed);
-    std::future::poll_fn(|cx| inner.poll_ready(cx)).await.map_err(failed)?;
+    std::future::poll_fn(|cx| inner.poll_ready(cx))
+        .await
+        .map_err(failed)?;
     let response = inner.call(request).await.map_err(failed)?;
     // A place for tests to kill the process: it cannot fail.
     let _ = fault::step("delivered");

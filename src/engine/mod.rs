@@ -5,7 +5,7 @@ pub(crate) mod deliver;
 pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
-mod verify;
+pub(crate) mod verify;
 
 use std::sync::Arc;
 

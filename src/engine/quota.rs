@@ -212,7 +212,10 @@ impl Counts {
                 counted.round = round;
             }
         }
-        let gone = self.uploads.iter().filter(|(_, counted)| counted.round < round);
+        let gone = self
+            .uploads
+            .iter()
+            .filter(|(_, counted)| counted.round < round);
         for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.release(&id);
         }
@@ -229,7 +232,11 @@ struct Bounds {
 impl Bounds {
     fn new(limits: &Limits, has_scopes: bool) -> Self {
         let bound = |bound: Bound| Bound {
-            per_scope: if has_scopes { bound.per_scope } else { u64::MAX },
+            per_scope: if has_scopes {
+                bound.per_scope
+            } else {
+                u64::MAX
+            },
             ..bound
         };
         Self {
@@ -270,7 +277,8 @@ impl Drop for BodyGuard {
     fn drop(&mut self) {
         let mut counts = lock(&self.quota.counts);
         counts.all_bodies -= 1;
-        if let Entry::Occupied(mut of_scope) = counts.bodies.entry(std::mem::take(&mut self.scope)) {
+        if let Entry::Occupied(mut of_scope) = counts.bodies.entry(std::mem::take(&mut self.scope))
+        {
             *of_scope.get_mut() -= 1;
             if *of_scope.get() == 0 {
                 of_scope.remove();

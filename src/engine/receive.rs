@@ -37,10 +37,10 @@ use crate::{
         upload::{Scope, Upload},
     },
     protocol::{
-        Command, Create, Described, Exchange, FilePart, Form, Outcome, Reply, Target, Write,
+        Command, Create, Described, Exchange, FilePart, Form, Look, Outcome, Reply, Target, Write,
     },
     response::ResponseBody,
-    store::{ChunkBody, Content, Filter, Keep, StoreError, random_id},
+    store::{ChunkBody, Filter, Keep, StoreError, content::Content, random_id},
 };
 
 /// Answers a request of a protocol.
@@ -75,7 +75,10 @@ where
         }
         Err(error) => {
             engine.drain(&mut body).await;
-            engine.refuse(&reply, error, 0).await.map(ResponseBody::answer)
+            engine
+                .refuse(&reply, error, 0)
+                .await
+                .map(ResponseBody::answer)
         }
     }
 }
@@ -125,13 +128,10 @@ impl Engine {
                 let _reading = self.count_body(&scope)?;
                 return self.write(write, head, scope, body, reply).await;
             }
-            Command::Conclude(described) => return self.conclude(described, head, scope, reply).await,
-            Command::Look(purpose, Some(described)) => {
-                let upload = self.upload(described, scope)?;
-                self.admit(purpose, head, &upload).await?;
-                reply.encode(Outcome::State(self.status(&upload).await?.as_ref()))
+            Command::Conclude(described) => {
+                return self.conclude(described, head, scope, reply).await;
             }
-            Command::Look(_, None) => reply.encode(Outcome::State(None)),
+            Command::Look(look) => self.look(look, head, scope, reply).await?,
             Command::List => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;
@@ -201,7 +201,10 @@ impl Engine {
                 let mut source = pin!(Raw::new(&mut *body, digest));
                 self.write_to(target, head, scope, source.as_mut()).await?
             }
-            Write::Whole(mut target) => {
+            Write::Whole {
+                mut upload,
+                digest: field,
+            } => {
                 let length = if body.is_end_stream() {
                     Some(0)
                 } else {
@@ -210,19 +213,30 @@ impl Engine {
                 let missing = || Reason::MissingField {
                     name: header::CONTENT_LENGTH.to_string(),
                 };
-                target.set_length(length.ok_or_else(missing)?);
+                let length = length.ok_or_else(missing)?;
+                upload.length = Some(length);
+                let target = Target {
+                    upload,
+                    offset: 0,
+                    len: Some(length),
+                    max_len: length,
+                    must_exist: false,
+                    digest: field,
+                };
                 let mut source = pin!(Raw::new(&mut *body, digest));
                 self.write_to(target, head, scope, source.as_mut()).await?
             }
             Write::Form { boundary, mut form } => {
-                let parts = multipart::Form::new(&mut *body, boundary, digest, FormLimits::default());
+                let parts =
+                    multipart::Form::new(&mut *body, boundary, digest, FormLimits::default());
                 let written = self.write_form(parts, &mut *form, head, scope).await;
                 // The form says only in its parts how it is answered.
                 *reply = form.reply();
                 match written? {
                     Written::Stored(stored) => stored,
-                    Written::Asked(purpose, described) => {
-                        return self.look(purpose, described, head, reply).await;
+                    Written::Asked(look, scope) => {
+                        let response = self.look(look, head, scope, reply).await?;
+                        return Ok(Found::Response(response));
                     }
                 }
             }
@@ -257,8 +271,7 @@ impl Engine {
         let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(None);
         };
-        let progress = self.store_chunk(&chunk, source).await?;
-        Ok(Some((chunk.upload, progress)))
+        self.store_chunk(chunk, source).await.map(Some)
     }
 
     async fn write_form(
@@ -273,11 +286,7 @@ impl Engine {
                 Item::Text { name, value } => form.field(name, value),
                 Item::File => break,
                 Item::End => {
-                    let Command::Look(purpose, Some(described)) = form.no_file()? else {
-                        return Err(Reason::MethodNotAllowed.into());
-                    };
-                    let upload = self.upload(described, scope)?;
-                    return Ok(Written::Asked(purpose, upload));
+                    return Ok(Written::Asked(form.no_file()?, scope));
                 }
             }
         }
@@ -289,15 +298,15 @@ impl Engine {
         let Some(target) = form.file(part)? else {
             return self.write_spooled(parts, form, head, scope).await;
         };
-        let Some(mut chunk) = self.admit_chunk(target, head, scope).await? else {
+        let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));
         };
         let mut fields = Fields(form);
         let mut content = pin!(parts.content(&mut fields));
-        let progress = self.store_chunk(&chunk, content.as_mut()).await?;
+        let (mut upload, progress) = self.store_chunk(chunk, content.as_mut()).await?;
         // Those that came after the file too.
-        chunk.upload.fields = form.fields();
-        Ok(Written::Stored(Some((chunk.upload, progress))))
+        upload.fields = form.fields();
+        Ok(Written::Stored(Some((upload, progress))))
     }
 
     /// Keeps the file of a form aside until the fields after it have said where it belongs.
@@ -350,25 +359,34 @@ impl Engine {
         }))
     }
 
-    async fn store_chunk(&self, chunk: &Chunk, source: Source<'_>) -> Result<Progress, Error> {
+    async fn store_chunk(
+        &self,
+        chunk: Chunk,
+        source: Source<'_>,
+    ) -> Result<(Upload, Progress), Error> {
         let Chunk { upload, offset, .. } = chunk;
-        let is_new = self.reserve(upload).await?;
-        let sniff = self.config.hooks.sniff.as_ref().filter(|_| *offset == 0);
-        let sniffed = pin!(Sniffed::new(source, sniff, upload));
-        let mut verified = pin!(Verified::new(sniffed, chunk.digest.clone()));
+        let is_new = self.reserve(&upload).await?;
+        let sniff = self.config.hooks.sniff.as_ref().filter(|_| offset == 0);
+        let sniffed = pin!(Sniffed::new(source, sniff, &upload));
+        let mut verified = pin!(Verified::new(sniffed, chunk.digest));
         let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
-        let written = self.store.write(upload, *offset, &mut body, Keep::Whole).await;
-        let written = written.inspect_err(fault::report).map_err(Error::from);
-        if let Err(error) = &written {
-            if error.refusal().is_some() && !error.is_retryable() {
-                // Other chunks of the file may be stored. If they cannot be removed now, they are swept.
-                let _ = self.remove(upload).await;
-            }
-            if is_new && matches!(self.status(upload).await, Ok(None)) {
-                self.quota.release(&upload.id);
+        let written = self
+            .store
+            .write(&upload, offset, &mut body, Keep::Whole)
+            .await;
+        match written.inspect_err(fault::report).map_err(Error::from) {
+            Ok(progress) => Ok((upload, progress)),
+            Err(error) => {
+                if error.refusal().is_some() && !error.is_retryable() {
+                    // Other chunks of the file may be stored. What cannot be removed now is swept.
+                    let _ = self.remove(&upload).await;
+                }
+                if is_new && matches!(self.status(&upload).await, Ok(None)) {
+                    self.quota.release(&upload.id);
+                }
+                Err(error)
             }
         }
-        written
     }
 
     /// Delivers a complete upload, and encodes the answer of the inner service.
@@ -390,7 +408,10 @@ impl Engine {
         let Delivered { record, response } = match delivered {
             Ok(delivered) => delivered,
             Err((error, attempt)) => {
-                return self.refuse(reply, error, attempt).await.map(ResponseBody::answer);
+                return self
+                    .refuse(reply, error, attempt)
+                    .await
+                    .map(ResponseBody::answer);
             }
         };
         if let Some(response) = response {
@@ -399,28 +420,43 @@ impl Engine {
                 return Response::from_parts(head, body);
             }
         }
-        reply.encode(Outcome::Answer(&record)).map(ResponseBody::answer)
+        reply
+            .encode(Outcome::Answer(&record))
+            .map(ResponseBody::answer)
     }
 
+    /// Says what is stored.
     async fn look(
         &self,
-        purpose: Purpose,
-        upload: Upload,
+        look: Look,
         head: &Parts,
+        scope: Scope,
         reply: &Reply,
-    ) -> Result<Found, Error> {
-        self.admit(purpose, head, &upload).await?;
+    ) -> Result<Response<Bytes>, Error> {
+        let Some(described) = look.upload else {
+            return Ok(reply.encode(Outcome::State(None)));
+        };
+        if look.purpose == Purpose::Test {
+            self.config.check(described.length, look.chunk_len)?;
+        }
+        let upload = self.upload(described, scope)?;
+        self.admit(look.purpose, head, &upload).await?;
         let status = self.status(&upload).await?;
-        Ok(Found::Response(reply.encode(Outcome::State(status.as_ref()))))
+        Ok(reply.encode(Outcome::State(status.as_ref())))
     }
 
     /// The unfinished uploads of a scope.
     async fn unfinished(&self, scope: Scope) -> Result<Vec<(Upload, Progress)>, Error> {
-        let (filter, mut after, mut found) = (Filter::default().with_scope(scope), None, Vec::new());
+        let (filter, mut after, mut found) =
+            (Filter::default().with_scope(scope), None, Vec::new());
         loop {
             let page = self.store.list(&filter, after.as_ref()).await;
             let page = page.inspect_err(fault::report)?;
-            found.extend(page.uploads.into_iter().map(|listed| (listed.upload, listed.progress)));
+            found.extend(
+                page.uploads
+                    .into_iter()
+                    .map(|listed| (listed.upload, listed.progress)),
+            );
             after = page.next;
             if after.is_none() {
                 return Ok(found);
@@ -435,7 +471,9 @@ impl Engine {
     /// Asks the application whether a request is admitted.
     async fn admit(&self, purpose: Purpose, head: &Parts, upload: &Upload) -> Result<(), Error> {
         let hooks = &self.config.hooks;
-        Ok(hooks.admit(purpose, head, &upload.scope, Some(upload)).await?)
+        Ok(hooks
+            .admit(purpose, head, &upload.scope, Some(upload))
+            .await?)
     }
 
     async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {
@@ -538,8 +576,8 @@ struct Chunk {
 enum Written {
     /// A chunk. `None` if its client goes on with an upload that is gone.
     Stored(Option<(Upload, Progress)>),
-    /// A question.
-    Asked(Purpose, Upload),
+    /// A question about what is stored.
+    Asked(Look, Scope),
 }
 
 /// The fields of a form, for the reader of its parts.
@@ -556,7 +594,12 @@ impl multipart::Fields for Fields<'_> {
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// A file that was kept aside, read again.

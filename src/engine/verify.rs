@@ -69,7 +69,11 @@ async fn content(config: &Config, sealed: &Sealed) -> io::Result<Result<(), Erro
     let check = spawn_blocking(move || runtime.block_on(digest(expected, &sealed)));
     let matches = check.await.map_err(io::Error::other)??;
     let mismatch = || Reason::FileDigestMismatch { name: name.clone() };
-    Ok(if matches { Ok(()) } else { Err(mismatch().into()) })
+    Ok(if matches {
+        Ok(())
+    } else {
+        Err(mismatch().into())
+    })
 }
 
 /// Whether the file has this digest. It is read, unless the store knows the digest.

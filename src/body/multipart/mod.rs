@@ -211,11 +211,7 @@ impl<'a> Form<'a> {
         let content_type = head.content_type;
         let Disposition { name, file_name } = head.disposition;
 
-        self.limits.parts = self
-            .limits
-            .parts
-            .checked_sub(1)
-            .ok_or_else(too_many)?;
+        self.limits.parts = self.limits.parts.checked_sub(1).ok_or_else(too_many)?;
         let is_text = file_name.is_none() && content_type.is_none();
         if fields.is_file(&name, is_text) {
             if self.file.is_some() {
@@ -551,11 +547,7 @@ mod tests {
         // After the closing boundary too: the request is not whole.
         for end in 0..=body.len() {
             let mut body = Script::new([Step::Data(body[..end].to_vec()), Step::Fail]);
-            assert_eq!(
-                read_body(&mut body),
-                Err(Reason::Interrupted),
-                "at {end}"
-            );
+            assert_eq!(read_body(&mut body), Err(Reason::Interrupted), "at {end}");
         }
     }
 
