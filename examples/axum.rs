@@ -95,7 +95,7 @@ fn options(layer: &ResumableLayer, Path(client): Path<String>) -> impl IntoRespo
 async fn client() -> impl IntoResponse {
     const FILE: &str = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/tests/browser/node_modules/resumablejs/resumable.js"
+        "/e2e/browser/node_modules/resumablejs/resumable.js"
     );
     match tokio::fs::read(FILE).await {
         Ok(script) => ([(header::CONTENT_TYPE, "text/javascript")], script).into_response(),
