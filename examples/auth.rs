@@ -1,7 +1,8 @@
 //! Uploads of users who sign in with a bearer token: each user sees only their own and has a quota.
 //!
 //! `cargo run --example auth`, then
-//! `cargo run --example upload -- --header 'authorization: Bearer alices-token' http://127.0.0.1:3000/upload FILE`.
+//! `cargo run --example upload -- --header 'authorization: Bearer alices-token' URL FILE` with the
+//! URL `http://127.0.0.1:3000/upload`.
 
 use std::{
     collections::HashMap,

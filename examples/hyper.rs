@@ -1,6 +1,7 @@
 //! Uploads on plain hyper, HTTP/1 and HTTP/2 on one port.
 //!
-//! `cargo run --example hyper`, then `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
+//! `cargo run --example hyper`, then
+//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
 
 use std::{convert::Infallible, env, error::Error, time::Duration};
 
@@ -26,8 +27,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(ResumableLayer::new(store))
         .service(service_fn(handle));
     let mut server = auto::Builder::new(TokioExecutor::new());
-    // The layer limits the time for the body of a request, the server the time for its head. Without
-    // a timer there is no limit. A smaller read buffer saves memory.
+    // The layer limits the time for the body of a request, and the server the time for its head.
+    // Without a timer there is no limit. A smaller read buffer saves memory.
     server
         .http1()
         .max_buf_size(64 * 1024)

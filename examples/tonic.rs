@@ -1,7 +1,7 @@
 //! Uploads beside a gRPC service on one port, HTTP/1 and HTTP/2.
 //!
-//! Browsers and command line clients upload to `/upload`. Everything else is gRPC (here the standard
-//! health service).
+//! Browsers and command line clients upload to `/upload`. Everything else is gRPC: here the
+//! standard health service.
 //!
 //! `cargo run --example tonic`, then
 //! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
@@ -20,8 +20,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
     let (_, health) = tonic_health::server::health_reporter();
     // A finished upload is an ordinary request and not a gRPC call, so an axum route takes it. To
-    // serve grpc-web too, wrap the gRPC services in `GrpcWebLayer`, not the server: it refuses every
-    // HTTP/1 request that is not grpc-web.
+    // serve grpc-web too, wrap the gRPC services in `GrpcWebLayer`, not the server: it refuses
+    // every HTTP/1 request that is not grpc-web.
     let routes = Routes::from(Router::new().route("/upload", any(finished))).add_service(health);
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
