@@ -1,12 +1,13 @@
-//! Uploads of users who sign in with a bearer token: each sees only his own, and has a quota.
+//! Uploads of users who sign in with a bearer token: each user sees only their own and has a quota.
 //!
 //! `cargo run --example auth`, then
-//! `cargo run --example upload -- --header 'authorization: Bearer alices-token' http://127.0.0.1:3000/upload FILE`.
-
-mod common;
+//! `cargo run --example upload -- --header 'authorization: Bearer alices-token' URL FILE` with the
+//! URL `http://127.0.0.1:3000/upload`.
 
 use std::{
     collections::HashMap,
+    env,
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -18,25 +19,28 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use tower_resumable::{Admission, CompletedUpload, Limits, Purpose, Refusal, Scope};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tower_resumable::{
+    Admission, CompletedUpload, FileStore, Limits, Purpose, Refusal, ResumableLayer, Scope,
+};
 
-/// Who has signed in; put into the request by the layer outside.
+/// The user who has signed in. `sign_in` puts it into the extensions of the request.
 #[derive(Clone)]
 struct User(&'static str);
 
-/// What each user has stored so far, in bytes. In real life it is in the database.
+/// How many bytes each user has stored. A real application keeps this in its database.
 #[derive(Clone, Default)]
 struct Quotas(Arc<Mutex<HashMap<String, u64>>>);
 
 const QUOTA: u64 = 100 << 20;
 
 #[tokio::main]
-async fn main() -> Result<(), common::Error> {
-    let args = common::Args::parse()?;
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
     let quotas = Quotas::default();
     let asked = quotas.clone();
-    let uploads = args
-        .layer()?
+    let uploads = ResumableLayer::new(store)
         // Uploads of different users cannot see each other.
         .with_scope(|parts| match parts.extensions.get::<User>() {
             Some(user) => Ok(Scope::new(user.0)),
@@ -48,9 +52,11 @@ async fn main() -> Result<(), common::Error> {
         .route("/upload", any(finished))
         .layer(Extension(quotas))
         .layer(uploads)
-        // Outside of the uploads: it runs before.
+        // Added last, so it runs before the uploads.
         .layer(middleware::from_fn(sign_in));
-    let listener = args.bind().await?;
+    let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
+    let listener = TcpListener::bind(address).await?;
+    eprintln!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, app).await?;
     Ok(())
 }
@@ -60,7 +66,7 @@ async fn sign_in(mut request: Request, next: Next) -> Response {
     let user = match token.map(|token| token.as_bytes()) {
         Some(b"Bearer alices-token") => User("alice"),
         Some(b"Bearer bobs-token") => User("bob"),
-        // Resumable.js gives up on it if its `permanentErrors` has 401, as the layer's options do.
+        // Resumable.js does not retry if 401 is in `permanentErrors`, as in the layer's options.
         _ => return StatusCode::UNAUTHORIZED.into_response(),
     };
     request.extensions_mut().insert(user);
@@ -73,7 +79,7 @@ impl Quotas {
         quotas.get(user).copied().unwrap_or_default()
     }
 
-    /// Asked about each request: before the first byte is stored, and before the file is handed over.
+    /// Called before the first byte of a request is stored, and before a file is delivered.
     fn check(
         self,
         request: &Admission<'_>,
@@ -91,10 +97,18 @@ impl Quotas {
 }
 
 async fn finished(Extension(quotas): Extension<Quotas>, upload: CompletedUpload) -> String {
-    if let Err(error) = common::report(&upload) {
-        eprintln!("cannot print: {error}");
-    }
+    let file = json!({
+        "path": upload.path(),
+        "file_name": upload.file_name(),
+        "attempt": upload.attempt(),
+    });
+    println!("{file}");
     let mut quotas = quotas.0.lock().unwrap_or_else(PoisonError::into_inner);
     *quotas.entry(upload.scope().to_owned()).or_default() += upload.size();
     format!("{} belongs to {}", upload.safe_file_name(), upload.scope())
+}
+
+/// The value of a command line option: `--listen ADDRESS` or `--dir DIR`.
+fn option(name: &str) -> Option<String> {
+    env::args().skip_while(|word| word != name).nth(1)
 }

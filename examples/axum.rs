@@ -2,9 +2,9 @@
 //!
 //! `cargo run --example axum`, then open the address that it prints.
 
-mod common;
-
 use std::{
+    env,
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,19 +18,22 @@ use axum::{
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, ResumableLayer, Retention};
+use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer, Retention};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
 
 #[tokio::main]
-async fn main() -> Result<(), common::Error> {
-    let args = common::Args::parse()?;
-    let layer = args.layer()?;
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
+    let mut layer = ResumableLayer::new(store);
+    // Resumable.js, flow.js, Dropzone and Fine Uploader work without this.
+    if let Some(name) = option("--client") {
+        layer = layer.with_dialect(client(&name)?);
+    }
     let shown = layer.clone();
     let app = Router::new()
-        // `any`: the request that completes an upload has the client's method, POST unless it was
-        // told otherwise.
+        // `any`, because the request that completes an upload has the method that the client uses.
         .route("/upload", any(finished))
         .route("/files", get(files))
         .route(
@@ -38,17 +41,19 @@ async fn main() -> Result<(), common::Error> {
             get(async move |client| options(&shown, client)),
         )
         .route("/", get(|| async { Html(include_str!("page/index.html")) }))
-        .route("/resumable.js", get(client))
+        .route("/resumable.js", get(script))
         .with_state(Files::default());
-    let listener = args.bind().await?;
-    // What was complete when the last process died: its client may not come back.
+    let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    eprintln!("listening on http://{}", listener.local_addr()?);
+    // Deliver the uploads that were complete when the last process ended.
     for upload in layer.undelivered().await? {
         let request = Request::post("/upload").body(Body::empty())?;
         if let Err(error) = layer.deliver(upload, app.clone(), request).await {
             eprintln!("not delivered yet: {error}");
         }
     }
-    // What clients have given up is removed after a week.
+    // Remove abandoned uploads after a week.
     tokio::spawn(layer.sweep_every(Duration::from_secs(3600), Retention::default()));
     axum::serve(listener, app.layer(layer)).await?;
     Ok(())
@@ -56,19 +61,19 @@ async fn main() -> Result<(), common::Error> {
 
 /// Called once for each file, when all its bytes are on disk.
 async fn finished(State(files): State<Files>, upload: CompletedUpload) -> Json<Value> {
-    if let Err(error) = common::report(&upload) {
-        eprintln!("cannot print: {error}");
-    }
+    let file = json!({
+        "id": upload.id(),
+        "path": upload.path(),
+        "size": upload.size(),
+        "file_name": upload.file_name(),
+        "relative_path": upload.relative_path(),
+        "attempt": upload.attempt(),
+    });
+    println!("{file}");
     files
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(json!({
-            "id": upload.id(),
-            "path": upload.path(),
-            "size": upload.size(),
-            "file_name": upload.file_name(),
-            "relative_path": upload.relative_path(),
-        }));
+        .push(file);
     Json(json!({
         "id": upload.id(),
         "file_name": upload.safe_file_name(),
@@ -80,7 +85,7 @@ async fn files(State(files): State<Files>) -> Json<Vec<Value>> {
     Json(files.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
-/// What the page gives to its client, so that it fits the layer.
+/// The options that the page passes to the client's constructor.
 fn options(layer: &ResumableLayer, Path(client): Path<String>) -> impl IntoResponse + use<> {
     let options = match client.as_str() {
         "flow" => layer.flow_js_options(1 << 20),
@@ -90,15 +95,35 @@ fn options(layer: &ResumableLayer, Path(client): Path<String>) -> impl IntoRespo
     ([(header::CONTENT_TYPE, "application/json")], options)
 }
 
-/// The real client, if the browser tests have installed it; else the page takes it from a public
-/// server.
-async fn client() -> impl IntoResponse {
+/// Resumable.js, if the browser tests have installed it. Otherwise the page loads it from a CDN.
+async fn script() -> impl IntoResponse {
     const FILE: &str = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/tests/browser/node_modules/resumablejs/resumable.js"
+        "/e2e/browser/node_modules/resumablejs/resumable.js"
     );
     match tokio::fs::read(FILE).await {
         Ok(script) => ([(header::CONTENT_TYPE, "text/javascript")], script).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+/// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--client NAME`.
+fn option(name: &str) -> Option<String> {
+    env::args().skip_while(|word| word != name).nth(1)
+}
+
+/// The client `NAME`, or `NAME=BYTES` for a client that does not send the size of its chunks.
+fn client(name: &str) -> Result<Dialect, Box<dyn Error>> {
+    let (name, chunk_size) = name.split_once('=').unwrap_or((name, "5242880"));
+    Ok(match name {
+        "simple-uploader" => Dialect::simple_uploader(),
+        "simple-uploader-list" => Dialect::simple_uploader().with_list_tests(),
+        "plupload" => Dialect::plupload(),
+        "webuploader" => Dialect::web_uploader(chunk_size.parse()?),
+        "blueimp" => Dialect::blueimp(),
+        "filepond" => Dialect::filepond(),
+        "huge-uploader" => Dialect::huge_uploader(chunk_size.parse()?),
+        "bootstrap-fileinput" => Dialect::bootstrap_fileinput(),
+        _ => return Err(format!("no client {name}").into()),
+    })
 }

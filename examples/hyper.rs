@@ -1,10 +1,9 @@
 //! Uploads on plain hyper, HTTP/1 and HTTP/2 on one port.
 //!
-//! `cargo run --example hyper`, then `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
+//! `cargo run --example hyper`, then
+//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
 
-mod common;
-
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, env, error::Error, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -14,25 +13,28 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use serde_json::json;
+use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::CompletedUpload;
+use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durability};
 
 #[tokio::main]
-async fn main() -> Result<(), common::Error> {
-    let args = common::Args::parse()?;
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = FileStore::builder(option("--dir").unwrap_or("uploads".into()))
+        .durability(durability()?)
+        .open()?;
     let service = ServiceBuilder::new()
-        .layer(args.layer()?)
+        .layer(ResumableLayer::new(store))
         .service(service_fn(handle));
     let mut server = auto::Builder::new(TokioExecutor::new());
-    // Smaller read buffers save memory and cost nothing; HTTP/2's default frames and windows are
-    // too small for uploads.
-    server.http1().max_buf_size(64 * 1024);
-    // How long a client may take for the head of a request is the server's to say; for the body it is
-    // the layer's. Without a timer there is no limit.
+    // The layer limits the time for the body of a request, and the server the time for its head.
+    // Without a timer there is no limit. A smaller read buffer saves memory.
     server
         .http1()
+        .max_buf_size(64 * 1024)
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(30));
+    // The default frames and windows are too small for uploads.
     server
         .http2()
         .timer(TokioTimer::new())
@@ -41,7 +43,9 @@ async fn main() -> Result<(), common::Error> {
         .initial_connection_window_size(16 * 1024 * 1024)
         .max_frame_size(1024 * 1024);
 
-    let listener = args.bind().await?;
+    let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
+    let listener = TcpListener::bind(address).await?;
+    eprintln!("listening on http://{}", listener.local_addr()?);
     loop {
         let (connection, _) = listener.accept().await?;
         let (server, service) = (server.clone(), TowerToHyperService::new(service.clone()));
@@ -59,9 +63,12 @@ async fn main() -> Result<(), common::Error> {
 async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let answer = match request.extensions().get::<CompletedUpload>() {
         Some(upload) => {
-            if let Err(error) = common::report(upload) {
-                eprintln!("cannot print: {error}");
-            }
+            let file = json!({
+                "path": upload.path(),
+                "file_name": upload.file_name(),
+                "attempt": upload.attempt(),
+            });
+            println!("{file}");
             format!(
                 "{} has arrived, {} bytes\n",
                 upload.safe_file_name(),
@@ -71,4 +78,17 @@ async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         None => "send uploads to /upload\n".into(),
     };
     Ok(Response::new(answer.into()))
+}
+
+/// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--durability KIND`.
+fn option(name: &str) -> Option<String> {
+    env::args().skip_while(|word| word != name).nth(1)
+}
+
+fn durability() -> Result<Durability, String> {
+    match option("--durability").as_deref() {
+        None | Some("power") => Ok(Durability::Power),
+        Some("process") => Ok(Durability::Process),
+        Some(other) => Err(format!("no durability {other}")),
+    }
 }

@@ -1,43 +1,59 @@
 //! Uploads beside a gRPC service on one port, HTTP/1 and HTTP/2.
 //!
-//! gRPC itself has no good way to take a big file over a bad network. Here browsers and command
-//! line clients upload to `/upload`, and everything else is gRPC (the standard health service).
+//! Browsers and command line clients upload to `/upload`. Everything else is gRPC: here the
+//! standard health service.
+//!
+//! `cargo run --example tonic`, then
+//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
 
-mod common;
+use std::{env, error::Error};
 
 use axum::{Router, routing::any};
+use serde_json::json;
+use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{service::Routes, transport::Server};
-use tower_resumable::CompletedUpload;
+use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
 
 #[tokio::main]
-async fn main() -> Result<(), common::Error> {
-    let args = common::Args::parse()?;
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
     let (_, health) = tonic_health::server::health_reporter();
-    // A finished upload is an ordinary request, no gRPC call: an axum route beside the services
-    // takes it. To serve grpc-web too, wrap the single services in `GrpcWebLayer`, not the server:
-    // it refuses every HTTP/1 request that is not grpc-web.
+    // A finished upload is an ordinary request and not a gRPC call, so an axum route takes it. To
+    // serve grpc-web too, wrap the gRPC services in `GrpcWebLayer`, not the server: it refuses
+    // every HTTP/1 request that is not grpc-web.
     let routes = Routes::from(Router::new().route("/upload", any(finished))).add_service(health);
+    let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
+    let listener = TcpListener::bind(address).await?;
+    eprintln!("listening on http://{}", listener.local_addr()?);
     Server::builder()
         .accept_http1(true)
         // The default windows and frames are too small for uploads.
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
         .max_frame_size(1024 * 1024)
-        .layer(args.layer()?)
+        .layer(ResumableLayer::new(store))
         .add_routes(routes)
-        .serve_with_incoming(TcpListenerStream::new(args.bind().await?))
+        .serve_with_incoming(TcpListenerStream::new(listener))
         .await?;
     Ok(())
 }
 
 async fn finished(upload: CompletedUpload) -> String {
-    if let Err(error) = common::report(&upload) {
-        eprintln!("cannot print: {error}");
-    }
+    let file = json!({
+        "path": upload.path(),
+        "file_name": upload.file_name(),
+        "attempt": upload.attempt(),
+    });
+    println!("{file}");
     format!(
         "{} has arrived, {} bytes\n",
         upload.safe_file_name(),
         upload.size()
     )
+}
+
+/// The value of a command line option: `--listen ADDRESS` or `--dir DIR`.
+fn option(name: &str) -> Option<String> {
+    env::args().skip_while(|word| word != name).nth(1)
 }

@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/properties/checks/mod.rs"]
+#[path = "../../tests/it/properties/checks/mod.rs"]
 mod checks;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::query(data));

@@ -4,10 +4,10 @@
 //! stay stored, how many files were touched outside of the store's folder, and how many uploads of
 //! others were harmed. `-- TEXT` runs the rows whose name has the text. The numbers are those of the
 //! classes of attacks: names 1 to 16, numbers 17 to 33, duplicates 34 to 45, sizes and floods 46 to
-//! 56, states 57 to 71, resources 77 to 80 (those between need a disk that fails: `tests/crash`).
+//! 56, states 57 to 71, resources 77 to 80 (those between need a disk that fails: `e2e/crash`).
 
 mod client;
-#[path = "../common/mod.rs"]
+#[path = "../it/common/mod.rs"]
 mod common;
 mod h2;
 mod process;

@@ -1,0 +1,23 @@
+//! The integration tests, in one binary: one module for each concern.
+//!
+//! `cargo test --test it delivery` runs the tests of one module.
+
+mod common;
+
+mod admission;
+mod axum;
+mod bad_input;
+mod captures;
+mod clients;
+mod content;
+mod delivery;
+mod digests;
+mod examples;
+mod hyper;
+mod limits;
+mod object_store;
+mod properties;
+mod recovery;
+mod store;
+mod tonic;
+mod upload;

@@ -1,0 +1,978 @@
+//! Uploads in an object store, on an engine in memory: what only that can.
+
+mod engine;
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use engine::{Conditions, Counts, Engine};
+use futures_util::StreamExt as _;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use sha2::{Digest as _, Sha256};
+use tower::{ServiceBuilder, service_fn};
+use tower_resumable::{
+    CompletedUpload, DigestAlgorithm, ObjectStore, ResumableLayer, Store, StoreError, UploadError,
+    store::{
+        ChunkBody, Expiry, Location, ObjectClaim, Progress, Record, Settlement, Status, Swept,
+        TryClaim, Upload, UploadKey, Usage, conformance,
+    },
+};
+
+use crate::common::{Answer, Client, File, serve};
+
+const MIB: u64 = 1 << 20;
+
+async fn read(location: &Location) -> Option<Vec<u8>> {
+    use object_store::ObjectStoreExt as _;
+    let Location::Object(object) = location else {
+        return None;
+    };
+    let found = object.store().get(object.path()).await.ok()?;
+    Some(found.bytes().await.ok()?.to_vec())
+}
+
+async fn open(engine: &Arc<Engine>) -> ObjectStore {
+    let store = ObjectStore::builder(Arc::clone(engine)).self_test(false);
+    store.open().await.unwrap()
+}
+
+fn upload(total: u64, chunk_size: Option<u64>) -> Upload {
+    Upload {
+        key: UploadKey::from_bytes([7; 32]),
+        scope: String::new(),
+        identifier: "../i".into(),
+        total,
+        chunk_size,
+        file_name: Some("../a.txt".into()),
+        relative_path: None,
+        content_type: None,
+        fields: Vec::new(),
+    }
+}
+
+fn content(len: u64) -> Bytes {
+    // By words: a byte at a time takes long without optimisation.
+    let mut bytes = Vec::with_capacity(len as usize + 8);
+    for n in 0..len.div_ceil(8) {
+        bytes.extend_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    }
+    bytes.truncate(len as usize);
+    bytes.into()
+}
+
+async fn put(
+    store: &ObjectStore,
+    upload: &Upload,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<Progress, StoreError> {
+    let stream = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
+    let stream = pin!(stream);
+    let mut body = ChunkBody::new(stream, Some(bytes.len() as u64), 0);
+    store.put(upload, offset, &mut body).await
+}
+
+fn record(delivered: bool) -> Record {
+    Record {
+        delivered,
+        status: 200,
+        headers: Vec::new(),
+        body: None,
+        size: 3,
+        expires: SystemTime::now() + Duration::from_secs(60),
+    }
+}
+
+/// Removes what is older than `age`, and no delivered file.
+fn everything(age: Duration) -> Expiry {
+    let before = SystemTime::now() - age;
+    Expiry {
+        abandoned_before: before,
+        undelivered_before: Some(before),
+        records_before: before + Duration::from_secs(3600),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_conforms() {
+    let engine = Arc::new(Engine::default());
+    let store = ObjectStore::open(Arc::clone(&engine)).await.unwrap();
+    conformance::check(&store, read).await;
+    // What is left are the files that were delivered, and what is to be known of them.
+    let left = engine.keys("up").await;
+    assert!(left.iter().all(|key| key.ends_with("/info")), "{left:?}");
+    assert_eq!(engine.keys("open").await, Vec::<String>::new());
+    assert_eq!(engine.keys("scratch").await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_keeps_no_conditions_is_refused() {
+    for (conditions, expected) in [
+        (Conditions::Kept, None),
+        (Conditions::Ignored, Some("ignores `If-None-Match: *`")),
+        (
+            Conditions::Racy,
+            Some("racing requests have created the same object"),
+        ),
+        (Conditions::Refused, Some("`S3ConditionalPut::ETagMatch`")),
+    ] {
+        let engine = Arc::new(Engine::ignoring(conditions));
+        let opened = ObjectStore::builder(Arc::clone(&engine))
+            .prefix("a/b")
+            .open()
+            .await;
+        match (opened, expected) {
+            (Ok(_), None) => {
+                let counts = engine.take_counts();
+                assert!(counts.all() < 90, "the self-test costs {counts:?}");
+            }
+            (Err(StoreError::Failed(error)), Some(expected)) => {
+                let error = error.to_string();
+                assert!(error.contains(expected), "{conditions:?}: {error}");
+            }
+            (opened, _) => panic!("{conditions:?}: {opened:?}"),
+        }
+        assert_eq!(
+            engine.keys("a").await,
+            Vec::<String>::new(),
+            "{conditions:?}"
+        );
+    }
+    let engine = Arc::new(Engine::default());
+    engine.set_down(true);
+    assert!(
+        ObjectStore::open(engine).await.is_err(),
+        "an engine that is down"
+    );
+}
+
+/// A finished upload, and its content when it was handed over.
+type Delivery = (CompletedUpload, Vec<u8>);
+
+/// Several servers over one engine, and a service that notes what it gets.
+struct Servers {
+    addrs: Vec<SocketAddr>,
+    deliveries: Arc<Mutex<Vec<Delivery>>>,
+    stores: Vec<ObjectStore>,
+}
+
+impl Servers {
+    async fn start(
+        engine: &Arc<Engine>,
+        count: usize,
+        answer: impl Fn(usize) -> StatusCode + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let deliveries = Arc::<Mutex<Vec<_>>>::default();
+        let (mut addrs, mut stores) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let store = open(engine).await;
+            stores.push(store.clone());
+            let (noted, answer) = (Arc::clone(&deliveries), answer.clone());
+            let inner = service_fn(move |request: Request<Incoming>| {
+                let (noted, answer) = (Arc::clone(&noted), answer.clone());
+                async move {
+                    let upload = request.extensions().get::<CompletedUpload>().cloned();
+                    let upload = upload.expect("only uploads come here");
+                    let content = upload.content().collect().await.unwrap().to_bytes();
+                    let number = {
+                        let mut noted = noted.lock().unwrap();
+                        noted.push((upload, content.to_vec()));
+                        noted.len()
+                    };
+                    let response = Response::builder().status(answer(number));
+                    let text = Bytes::from(format!("delivery {number}"));
+                    Ok::<_, Infallible>(response.body(Full::from(text)).unwrap())
+                }
+            });
+            let service = ServiceBuilder::new()
+                .layer(ResumableLayer::new(store))
+                .service(inner);
+            addrs.push(serve(service).await);
+        }
+        Self {
+            addrs,
+            deliveries,
+            stores,
+        }
+    }
+
+    /// Sends each of the chunks to the next server, all at once.
+    async fn send(&self, file: &File, numbers: impl Iterator<Item = usize>) -> Vec<Answer> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for (n, number) in numbers.enumerate() {
+            let (file, addr) = (file.clone(), self.addrs[n % self.addrs.len()]);
+            tasks.spawn(async move {
+                let request = file.multipart(number);
+                Client::connect(addr).await.send(request).await
+            });
+        }
+        tasks.join_all().await
+    }
+
+    fn deliveries(&self) -> Vec<Delivery> {
+        self.deliveries.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_to_several_servers_are_delivered_once() {
+    let engine = Arc::new(Engine::default());
+    let servers = Servers::start(&engine, 3, |_| StatusCode::OK).await;
+    for round in 0..20 {
+        let file = File::new(&format!("{round}.txt"), 95 + round);
+        let numbers = (1..=file.chunks()).chain(1..=file.chunks());
+        let answers = servers.send(&file, numbers).await;
+        let good = answers.iter().all(|answer| answer.status == 200);
+        assert!(good, "round {round}: {answers:?}");
+        let deliveries = servers.deliveries();
+        assert_eq!(deliveries.len(), round + 1);
+        let (upload, content) = &deliveries[round];
+        assert!(*content == file.content, "round {round}");
+        assert_eq!(upload.attempt(), 1);
+        assert_eq!(upload.crc32(), Some(crc32fast::hash(&file.content)));
+        assert_eq!(upload.path(), None);
+        // A late duplicate and a probe get the same answer, whichever server they come to.
+        for addr in &servers.addrs {
+            let mut client = Client::connect(*addr).await;
+            let expected = format!("delivery {}", round + 1);
+            assert_eq!(client.send(file.multipart(2)).await.body, expected);
+            assert_eq!(client.send(file.probe(1)).await.body, expected);
+        }
+    }
+    // Each file is there under a name of ours. A duplicate that raced with its delivery can have left
+    // a piece, which goes with the record.
+    assert_eq!(engine.keys("files").await.len(), 20);
+    let expiry = everything(Duration::ZERO);
+    let swept = servers.stores[0].sweep(expiry).await.unwrap();
+    assert_eq!(swept.records, 20);
+    assert_eq!(engine.keys("up").await, Vec::<String>::new());
+    assert_eq!(engine.keys("files").await.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_service_says_decides_what_becomes_of_the_object() {
+    let engine = Arc::new(Engine::default());
+    let answers = |n| [StatusCode::BAD_GATEWAY, StatusCode::UNPROCESSABLE_ENTITY][n - 1];
+    let servers = Servers::start(&engine, 2, answers).await;
+    let file = File::new("a.txt", 25);
+    servers.send(&file, 1..=1).await;
+    let answer = Client::connect(servers.addrs[1])
+        .await
+        .send(file.multipart(2))
+        .await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(engine.keys("files").await.len(), 1);
+    let probe = Client::connect(servers.addrs[0])
+        .await
+        .send(file.probe(1))
+        .await;
+    assert_eq!(probe.status, 204, "nobody has taken it");
+    // Tried again by the other server, and refused for good.
+    let answer = Client::connect(servers.addrs[0])
+        .await
+        .send(file.multipart(2))
+        .await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    let deliveries = servers.deliveries();
+    let [(first, _), (second, _)] = &deliveries[..] else {
+        panic!("{deliveries:?}");
+    };
+    assert_eq!((first.id(), first.attempt()), (second.id(), 1));
+    assert_eq!(second.attempt(), 2);
+    assert_eq!(engine.keys("files").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_can_never_fit_is_refused_at_the_first_chunk() {
+    let engine = Arc::new(Engine::default());
+    let store = ObjectStore::builder(Arc::clone(&engine)).max_object_size(100);
+    let store = store.open().await.unwrap();
+    engine.take_counts();
+    let result = put(&store, &upload(101, None), 0, b"a").await;
+    assert!(
+        matches!(result, Err(StoreError::TooLarge { limit: 100 })),
+        "{result:?}"
+    );
+    assert_eq!(engine.take_counts(), Counts::default());
+    assert!(put(&store, &upload(100, None), 0, b"a").await.is_ok());
+}
+
+#[tokio::test]
+async fn more_than_fits_into_memory_is_put_off() {
+    let engine = Arc::new(Engine::default());
+    let store = ObjectStore::builder(Arc::clone(&engine)).max_buffered_bytes(MIB);
+    let store = store.self_test(false).open().await.unwrap();
+    let bytes = content(2 * MIB);
+    let upload = upload(2 * MIB, None);
+    // It never fits.
+    let result = put(&store, &upload, 0, &bytes).await;
+    let limit = MIB;
+    assert!(
+        matches!(result, Err(StoreError::Body(UploadError::ChunkTooLarge { limit: l })) if l == limit),
+        "{result:?}"
+    );
+    // Not at the same time as another one that has come but for its end.
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let end = futures_util::stream::once(receiver).filter_map(async |_| None);
+    let stream = futures_util::stream::iter([Ok(bytes.slice(..700_000))]).chain(end);
+    let mut stream = pin!(stream);
+    let mut body = ChunkBody::new(stream.as_mut(), Some(700_000), 0);
+    let mut first = pin!(store.put(&upload, 0, &mut body));
+    for _ in 0..100 {
+        assert!(futures_util::poll!(first.as_mut()).is_pending());
+    }
+    let result = put(&store, &upload, MIB, &bytes[MIB as usize..]).await;
+    assert!(matches!(result, Err(StoreError::Busy)), "{result:?}");
+    let status = store.status(&upload.key).await.unwrap();
+    assert!(matches!(status, Status::Absent), "{status:?}");
+    sender.send(()).unwrap();
+    assert_eq!(first.await.unwrap().received, 700_000);
+    // What was taken is free again; and more than there is room for is put together all the same.
+    for offset in [MIB, 0] {
+        let chunk = &bytes[offset as usize..][..MIB as usize];
+        put(&store, &upload, offset, chunk).await.unwrap();
+    }
+    assert!(finish(&store, &upload).await.unwrap() == bytes);
+}
+
+/// A chunk, and what storing it and the whole upload costs in requests.
+async fn costs(chunk_size: u64, total: u64) -> (Counts, Counts, Counts) {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    let bytes = content(total);
+    let upload = upload(total, Some(chunk_size));
+    let mut all = Counts::default();
+    let mut middle = Counts::default();
+    let chunks: Vec<_> = bytes.chunks(chunk_size as usize).collect();
+    for (n, chunk) in chunks.iter().enumerate() {
+        let progress = put(&store, &upload, n as u64 * chunk_size, chunk)
+            .await
+            .unwrap();
+        assert_eq!(progress.complete, n + 1 == chunks.len());
+        let counts = engine.take_counts();
+        add(&mut all, &counts);
+        if n == chunks.len() / 2 {
+            middle = counts;
+        }
+    }
+    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
+        panic!("not complete");
+    };
+    let sealed = store.seal(&mut claim, &upload).await.unwrap();
+    store
+        .settle(&mut claim, &Settlement::Delivered(record(true)))
+        .await
+        .unwrap();
+    let end = engine.take_counts();
+    add(&mut all, &end);
+    assert!(read(&sealed.location).await.unwrap() == bytes);
+    assert_eq!(sealed.crc32, Some(crc32fast::hash(&bytes)));
+    (middle, end, all)
+}
+
+fn add(all: &mut Counts, more: &Counts) {
+    for (name, count) in &more.requests {
+        *all.requests.entry(name).or_default() += count;
+    }
+    all.bytes_in += more.bytes_in;
+    all.bytes_out += more.bytes_out;
+}
+
+#[tokio::test]
+async fn requests_are_bounded() {
+    // Parts: nothing is read again, and what is left to do does not grow with the file.
+    for parts in [3, 9] {
+        let total = parts * 5 * MIB;
+        let (chunk, end, all) = costs(5 * MIB, total).await;
+        println!("parts of 5 MiB, {parts} chunks: each {chunk:?}\n  end {end:?}\n  all {all:?}");
+        assert_eq!(chunk.all(), 5, "{chunk:?}");
+        assert!(end.all() <= 14, "{end:?}");
+        assert!(all.all() <= 5 * parts + 18, "{all:?}");
+        assert!(
+            all.bytes_in < total + 10_000 && all.bytes_out < 1000 * parts,
+            "{all:?}"
+        );
+    }
+    // Pieces: each is read once, and written once more.
+    for chunks in [8, 32] {
+        let total = chunks * MIB;
+        let (chunk, end, all) = costs(MIB, total).await;
+        println!("pieces of 1 MiB, {chunks} chunks: each {chunk:?}\n  end {end:?}\n  all {all:?}");
+        assert_eq!(chunk.all(), 4, "{chunk:?}");
+        // Eight make a slot.
+        assert!(end.all() <= chunks + chunks / 8 * 2 + 15, "{end:?}");
+        assert!(all.all() <= 5 * chunks + chunks / 8 * 2 + 18, "{all:?}");
+        assert!(all.bytes_in < 2 * total + 10_000, "{all:?}");
+        assert!(all.bytes_out < total + 1000 * chunks, "{all:?}");
+    }
+    // A small file in one request.
+    let (_, end, all) = costs(MIB, 1000).await;
+    println!("one chunk of 1000 bytes: end {end:?}\n  all {all:?}");
+    assert!(all.all() <= 24, "{all:?}");
+}
+
+/// An upload of one byte of this many.
+async fn begin(store: &ObjectStore, n: u8, scope: &str, total: u64) -> Upload {
+    let upload = Upload {
+        key: UploadKey::from_bytes([n; 32]),
+        scope: scope.into(),
+        ..upload(total, None)
+    };
+    put(store, &upload, 0, b"x").await.unwrap();
+    upload
+}
+
+/// There may be many more records than uploads on their way, and many uploads of others.
+#[tokio::test]
+async fn what_is_listed_costs_what_it_is() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    for n in 0..20 {
+        let upload = begin(&store, n, "a", 1).await;
+        finish(&store, &upload).await.unwrap();
+    }
+    let mut open_uploads = Vec::new();
+    for (n, scope) in [(30, "a"), (31, "b"), (32, "b"), (33, "b")] {
+        open_uploads.push(begin(&store, n, scope, 100).await);
+    }
+    let waiting = begin(&store, 34, "b", 1).await;
+    open_uploads.push(waiting.clone());
+    // By another server, which knows none of them.
+    let store = open(&engine).await;
+    engine.take_counts();
+    let mut usage = store.usage().await.unwrap();
+    usage.sort_unstable();
+    let expected: Vec<_> = open_uploads.iter().map(Usage::from).collect();
+    assert_eq!(usage, expected);
+    let counts = engine.take_counts();
+    assert_eq!((counts.all(), counts.bytes_out), (1, 0), "{counts:?}");
+    assert_eq!(store.unfinished(Some("a")).await.unwrap().len(), 1);
+    let counts = engine.take_counts();
+    assert!(counts.all() <= 1 + 3, "{counts:?}");
+    assert_eq!(store.undelivered().await.unwrap(), [waiting]);
+    let counts = engine.take_counts();
+    assert!(counts.all() <= 1 + 5 * 3, "{counts:?}");
+    // The records have to be read.
+    let nothing = Expiry {
+        records_before: SystemTime::now(),
+        ..everything(Duration::from_secs(60))
+    };
+    assert_eq!(store.sweep(nothing).await.unwrap(), Swept::default());
+    let counts = engine.take_counts();
+    assert_eq!(counts.all(), 3 + 3 + 25, "{counts:?}");
+}
+
+/// Of a server that died while it read the engine's clock.
+#[tokio::test]
+async fn what_was_scratch_is_swept() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    object_store::ObjectStoreExt::put(&*engine, &"scratch/x".into(), vec![].into())
+        .await
+        .unwrap();
+    let hour = Duration::from_secs(3600);
+    store.sweep(everything(hour / 2)).await.unwrap();
+    assert_eq!(engine.keys("scratch").await, ["scratch/x"]);
+    // Of it and of the readings of others nothing is left.
+    let later = SystemTime::now() + hour;
+    let all = Expiry {
+        abandoned_before: later,
+        undelivered_before: Some(later),
+        records_before: later,
+    };
+    store.sweep(all).await.unwrap();
+    assert_eq!(engine.keys("scratch").await, Vec::<String>::new());
+}
+
+/// Nobody else's upload is hidden by one that cannot be read.
+#[tokio::test]
+async fn a_damaged_upload_is_passed_over() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    begin(&store, 1, "a", 1).await;
+    begin(&store, 2, "a", 1).await;
+    let key = UploadKey::from_bytes([1; 32]);
+    let path = format!("up/{key}/info").as_str().into();
+    for damage in [&b"{"[..], b"{\"version\":2}"] {
+        object_store::ObjectStoreExt::put(&*engine, &path, damage.to_vec().into())
+            .await
+            .unwrap();
+        let store = open(&engine).await;
+        assert_eq!(store.undelivered().await.unwrap().len(), 1);
+        assert_eq!(store.unfinished(None).await.unwrap().len(), 1);
+        assert!(store.status(&key).await.is_err());
+        // It takes its place all the same, and a sweep says that something is wrong.
+        assert_eq!(store.usage().await.unwrap().len(), 2);
+        assert!(
+            store
+                .sweep(everything(Duration::from_secs(60)))
+                .await
+                .is_err()
+        );
+        assert!(engine.bytes(&path).await.unwrap() == damage);
+    }
+}
+
+#[tokio::test]
+async fn a_probe_and_a_duplicate_cost_little() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    let bytes = content(5 * MIB);
+    let upload = upload(20 * MIB, Some(5 * MIB));
+    for offset in [0, 5 * MIB] {
+        put(&store, &upload, offset, &bytes).await.unwrap();
+    }
+    engine.take_counts();
+    let status = store.status(&upload.key).await.unwrap();
+    assert!(matches!(status, Status::Receiving(ranges) if ranges.total() == 10 * MIB));
+    let probe = engine.take_counts();
+    put(&store, &upload, 0, &bytes).await.unwrap();
+    let duplicate = engine.take_counts();
+    println!("probe {probe:?}\nduplicate {duplicate:?}");
+    assert_eq!(probe.all(), 2);
+    assert_eq!(duplicate.all(), 2);
+    assert_eq!(duplicate.bytes_in, 0);
+}
+
+/// Sends all chunks until the upload is delivered, as a client does: what fails is sent again.
+async fn deliver(store: &ObjectStore, upload: &Upload, bytes: &Bytes, size: u64) -> Vec<Vec<u8>> {
+    let mut seen = Vec::new();
+    'again: for _ in 0..20 {
+        let mut complete = false;
+        for (n, chunk) in bytes.chunks(size as usize).enumerate() {
+            let mut stored = None;
+            for _ in 0..3 {
+                stored = put(store, upload, n as u64 * size, chunk).await.ok();
+                if stored.is_some() {
+                    break;
+                }
+            }
+            complete = stored.is_some_and(|progress| progress.complete);
+        }
+        if !complete {
+            continue;
+        }
+        for _ in 0..3 {
+            let mut claim = match store.try_claim(&upload.key).await {
+                Ok(TryClaim::Won(claim)) => claim,
+                Ok(TryClaim::Settled(_)) => return seen,
+                Ok(TryClaim::Incomplete) => continue 'again,
+                Ok(TryClaim::Busy) | Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            };
+            let Ok(sealed) = store.seal(&mut claim, upload).await else {
+                continue;
+            };
+            seen.push(read(&sealed.location).await.unwrap_or_default());
+            settle(store, &mut claim).await;
+            return seen;
+        }
+    }
+    panic!("the upload does not come to an end");
+}
+
+/// Any request fails, before or after its effect: when there are no more faults everything is
+/// finished, exactly once, and nothing is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_may_fail() {
+    for (size, total) in [(5 * MIB, 5 * MIB + 100), (100_000, 250_000), (10, 0)] {
+        let bytes = content(total);
+        let upload = upload(total, Some(size));
+        let mut faults = 0;
+        for late in [false, true] {
+            for number in 1.. {
+                let engine = Arc::new(Engine::default());
+                let store = ObjectStore::builder(Arc::clone(&engine)).self_test(false);
+                let store = store
+                    .lease(Duration::from_millis(100))
+                    .open()
+                    .await
+                    .unwrap();
+                engine.fail(number, late);
+                let seen = match total {
+                    0 => {
+                        // An empty file has one empty chunk.
+                        while put(&store, &upload, 0, b"").await.is_err() {}
+                        deliver_empty(&store, &upload).await
+                    }
+                    _ => deliver(&store, &upload, &bytes, size).await,
+                };
+                let case = format!("request {number} fails (late: {late}), {total} bytes");
+                // The content could not be read only if that was the request.
+                let good = seen.iter().filter(|content| **content == bytes).count();
+                assert_eq!(seen.len(), 1, "{case}");
+                assert!(good == 1 || engine.has_failed(), "{case}");
+                let failed = engine.has_failed();
+                engine.fail(0, false);
+                let status = store.status(&upload.key).await.unwrap();
+                assert!(matches!(status, Status::Settled(_)), "{case}: {status:?}");
+                // What could not be tidied up goes when its claim is over.
+                let deadline = Instant::now() + Duration::from_secs(10);
+                loop {
+                    let left = [engine.keys("up").await, engine.keys("open").await].concat();
+                    if left.is_empty() {
+                        break;
+                    }
+                    assert!(Instant::now() < deadline, "{case}: {left:?}");
+                    store.sweep(everything(Duration::ZERO)).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                let files = engine.keys("files").await;
+                let [file] = &files[..] else {
+                    panic!("{case}: {files:?}");
+                };
+                let path = object_store::path::Path::from(file.as_str());
+                assert!(engine.bytes(&path).await.unwrap() == bytes, "{case}");
+                if !failed {
+                    break;
+                }
+                faults += 1;
+            }
+        }
+        println!("{faults} faults in uploads of {total} bytes in chunks of {size}");
+        assert!(faults > 20);
+    }
+}
+
+/// A client goes away while any request to the engine is on its way: nothing is left that keeps others
+/// waiting, or that no sweep finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_may_be_given_up() {
+    for (size, total) in [(5 * MIB, 5 * MIB + 100), (100_000, 250_000)] {
+        let bytes = content(total);
+        let upload = upload(total, Some(size));
+        for number in 1.. {
+            let engine = Arc::new(Engine::default());
+            let store = open(&engine).await;
+            let held = engine.hold(number);
+            let wants = async {
+                for (n, chunk) in bytes.chunks(size as usize).enumerate() {
+                    put(&store, &upload, n as u64 * size, chunk).await.unwrap();
+                }
+                drop(store.try_claim(&upload.key).await.unwrap());
+            };
+            tokio::select! {
+                () = wants => {}
+                () = held.comes.notified() => {}
+            }
+            let is_over = engine.requests() < number;
+            held.goes.notify_one();
+            let seen = deliver(&store, &upload, &bytes, size).await;
+            let case = format!("request {number}, {total} bytes");
+            assert!(seen.len() == 1 && seen[0] == bytes, "{case}");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                store.sweep(everything(Duration::ZERO)).await.unwrap();
+                let left = [engine.keys("up").await, engine.keys("open").await].concat();
+                let parts = engine.open_uploads();
+                if left.is_empty() && parts == 0 {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{case}: {left:?}, {parts}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            if is_over {
+                assert!(number > 10, "{case}");
+                break;
+            }
+        }
+    }
+}
+
+/// As a layer does it: until it is recorded.
+async fn settle(store: &ObjectStore, claim: &mut ObjectClaim) {
+    let settlement = Settlement::Delivered(record(true));
+    for _ in 0..5 {
+        match store.settle(claim, &settlement).await {
+            Ok(()) => return,
+            Err(StoreError::Superseded) => panic!("settled by another"),
+            Err(_) => {}
+        }
+    }
+    panic!("it cannot be settled");
+}
+
+async fn deliver_empty(store: &ObjectStore, upload: &Upload) -> Vec<Vec<u8>> {
+    loop {
+        let mut claim = match store.try_claim(&upload.key).await {
+            Ok(TryClaim::Won(claim)) => claim,
+            Ok(TryClaim::Busy) | Err(_) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            Ok(other) => panic!("{other:?}"),
+        };
+        let Ok(sealed) = store.seal(&mut claim, upload).await else {
+            continue;
+        };
+        let seen = read(&sealed.location).await.unwrap_or_default();
+        settle(store, &mut claim).await;
+        return vec![seen];
+    }
+}
+
+/// A server that died in a delivery is no obstacle for longer than its lease, and a live one keeps
+/// its claim however long the delivery takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_servers_claim_is_taken_over() {
+    const LEASE: Duration = Duration::from_secs(1);
+    let engine = Arc::new(Engine::default());
+    let server = || async {
+        let store = ObjectStore::builder(Arc::clone(&engine)).self_test(false);
+        store.lease(LEASE).open().await.unwrap()
+    };
+    let other = server().await;
+    let upload = upload(3, None);
+    // Its tasks die with its runtime, as with its process, and nothing is given back.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (dying, described) = (server().await, upload.clone());
+    let died = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let claim = runtime.block_on(async {
+            put(&dying, &described, 0, b"abc").await.unwrap();
+            let TryClaim::Won(mut claim) = dying.try_claim(&described.key).await.unwrap() else {
+                panic!("not complete");
+            };
+            dying.seal(&mut claim, &described).await.unwrap();
+            claim
+        });
+        sender.send(()).unwrap();
+        // For three leases it lives, and renews its claim.
+        std::thread::sleep(3 * LEASE);
+        sender.send(()).unwrap();
+        runtime.shutdown_background();
+        std::mem::forget(claim);
+    });
+    let receiver = tokio::task::spawn_blocking(move || {
+        receiver.recv().unwrap();
+        receiver
+    });
+    let receiver = receiver.await.unwrap();
+    loop {
+        let asked = other.try_claim(&upload.key).await.unwrap();
+        if receiver.try_recv().is_ok() {
+            break;
+        }
+        assert!(
+            matches!(asked, TryClaim::Busy),
+            "a live claim was taken: {asked:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    died.join().unwrap();
+    let deadline = Instant::now() + 20 * LEASE;
+    let mut claim = loop {
+        match other.try_claim(&upload.key).await.unwrap() {
+            TryClaim::Won(claim) => break claim,
+            TryClaim::Busy => assert!(Instant::now() < deadline, "never taken over"),
+            answer => panic!("{answer:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let sealed = other.seal(&mut claim, &upload).await.unwrap();
+    assert_eq!(sealed.attempt, 2);
+    assert_eq!(read(&sealed.location).await.unwrap(), b"abc");
+}
+
+/// Claims, seals and settles what is complete; its content.
+async fn finish(store: &ObjectStore, upload: &Upload) -> Result<Vec<u8>, StoreError> {
+    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await? else {
+        panic!("not to be had");
+    };
+    let sealed = store.seal(&mut claim, upload).await?;
+    let content = read(&sealed.location).await.unwrap();
+    assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
+    settle(store, &mut claim).await;
+    Ok(content)
+}
+
+/// Two servers that get the same chunk at the same time both put it, and nobody knows which part is
+/// the last one: each set of ids is tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_was_put_twice_is_found() {
+    let (a, b) = (content(5 * MIB), Bytes::from(vec![9; 5 * MIB as usize]));
+    // The same bytes under another id, as where the engine encrypts; or a client that lies.
+    for second in [&a, &b] {
+        let engine = Arc::new(Engine::default());
+        let servers = [open(&engine).await, open(&engine).await];
+        let upload = upload(10 * MIB, Some(5 * MIB));
+        put(&servers[0], &upload, 5 * MIB, &a).await.unwrap();
+        engine.meet();
+        let both = tokio::join!(
+            put(&servers[0], &upload, 0, &a),
+            put(&servers[1], &upload, 0, second),
+        );
+        assert!(both.0.unwrap().complete || both.1.unwrap().complete);
+        let found = finish(&servers[1], &upload).await.unwrap();
+        assert!(found[..5 * MIB as usize] == a || found[..5 * MIB as usize] == *second);
+        assert!(found[5 * MIB as usize..] == a);
+    }
+}
+
+/// What a rule of the bucket has taken away is asked for again.
+#[tokio::test]
+async fn an_upload_whose_parts_are_gone_begins_anew() {
+    let bytes = content(10 * MIB);
+    let (first, second) = bytes.split_at(5 * MIB as usize);
+    // It is noticed by a chunk, or at the end.
+    for stored in [1, 2] {
+        let engine = Arc::new(Engine::default());
+        let store = open(&engine).await;
+        let upload = upload(10 * MIB, Some(5 * MIB));
+        put(&store, &upload, 0, first).await.unwrap();
+        if stored == 2 {
+            put(&store, &upload, 5 * MIB, second).await.unwrap();
+        }
+        engine.abort_all();
+        if stored == 2 {
+            assert!(finish(&store, &upload).await.is_err());
+            let status = store.status(&upload.key).await.unwrap();
+            assert!(matches!(status, Status::Absent), "{status:?}");
+        }
+        let progress = put(&store, &upload, 5 * MIB, second).await.unwrap();
+        let expected = Progress {
+            received: 5 * MIB,
+            complete: false,
+        };
+        assert_eq!(progress, expected);
+        put(&store, &upload, 0, first).await.unwrap();
+        assert!(finish(&store, &upload).await.unwrap() == bytes);
+    }
+}
+
+/// Parts are equal but the last, whatever the client's last chunk is, and nothing is left open.
+#[tokio::test]
+async fn chunks_of_any_size_become_equal_parts() {
+    for (size, lens) in [
+        // As Resumable.js cuts it.
+        (5 * MIB, vec![5 * MIB, 5 * MIB, 8 * MIB + 7]),
+        (6 * MIB, vec![6 * MIB, 1]),
+        // A whole file in one request.
+        (32 * MIB, vec![9 * MIB]),
+        // Small and odd ones.
+        (3_000_001, vec![3_000_001, 3_000_001, 3_000_001, 5]),
+    ] {
+        let engine = Arc::new(Engine::default());
+        let store = open(&engine).await;
+        let bytes = content(lens.iter().sum());
+        let upload = upload(bytes.len() as u64, Some(size));
+        let mut chunks = Vec::new();
+        let mut offset = 0;
+        for len in lens {
+            chunks.push((
+                offset,
+                bytes.slice(offset as usize..(offset + len) as usize),
+            ));
+            offset += len;
+        }
+        for (offset, chunk) in chunks.iter().rev() {
+            put(&store, &upload, *offset, chunk).await.unwrap();
+        }
+        assert!(
+            finish(&store, &upload).await.unwrap() == bytes,
+            "chunks of {size}"
+        );
+        assert_eq!(engine.open_uploads(), 0);
+        // What is removed is aborted.
+        let mut other = upload.clone();
+        other.key = UploadKey::from_bytes([8; 32]);
+        put(&store, &other, 0, b"a").await.unwrap();
+        assert_eq!(engine.open_uploads(), 1);
+        assert!(store.remove(&other.key).await.unwrap());
+        assert_eq!(engine.open_uploads(), 0);
+    }
+}
+
+/// Read, copied and moved by a handler, wherever the file is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finished_object_is_read_copied_and_moved() {
+    let engine = Arc::new(Engine::default());
+    let servers = Servers::start(&engine, 1, |n| match n {
+        1 => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    })
+    .await;
+    let file = File::new("a.txt", 25);
+    for _ in 0..2 {
+        servers.send(&file, 1..=2).await;
+    }
+    let deliveries = servers.deliveries();
+    let [(first, _), (second, _)] = &deliveries[..] else {
+        panic!("{deliveries:?}");
+    };
+    assert_eq!((first.attempt(), second.attempt()), (1, 2));
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("other"), "another's").unwrap();
+
+    first.copy_to(at("copy")).await.unwrap();
+    assert_eq!(std::fs::read(at("copy")).unwrap(), file.content);
+    // The same again is no error in a later attempt, and never over another file.
+    let error = first.copy_to(at("copy")).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    second.copy_to(at("copy")).await.unwrap();
+    for upload in [first, second] {
+        let error = upload.copy_to(at("other")).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        let error = upload.persist(at("other")).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    }
+    assert_eq!(std::fs::read(at("other")).unwrap(), b"another's");
+    assert!(second.persist(at("no/such/folder")).await.is_err());
+
+    first.persist(at("moved")).await.unwrap();
+    assert_eq!(std::fs::read(at("moved")).unwrap(), file.content);
+    assert_eq!(engine.keys("files").await, Vec::<String>::new());
+    second.persist(at("moved")).await.unwrap();
+    let error = second.persist(at("elsewhere")).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    let error = second.content().next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    // No half-written file stays.
+    let mut names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["copy", "moved", "other"]);
+}
+
+/// The digest of a whole file is checked before it is handed over, and its object goes if it is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_of_objects_are_checked() {
+    let engine = Arc::new(Engine::default());
+    let store = open(&engine).await;
+    let layer = ResumableLayer::new(store).with_file_digest("sha256", DigestAlgorithm::Sha256);
+    let inner = service_fn(async |request: Request<Incoming>| {
+        let upload = request.extensions().get::<CompletedUpload>();
+        let text = upload.map(|upload| upload.size().to_string());
+        let body = Full::from(text.expect("only uploads come here"));
+        Ok::<Response<Full<Bytes>>, Infallible>(Response::new(body))
+    });
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let mut client = Client::connect(addr).await;
+    let mut file = File::new("a.txt", 25);
+    let digest = |bytes: &[u8]| {
+        let digest = Sha256::digest(bytes);
+        let hex = digest.iter().map(|byte| format!("{byte:02x}"));
+        hex.collect::<String>()
+    };
+    for (digest, expected) in [(digest(b"another"), false), (digest(&file.content), true)] {
+        file.extra = vec![("sha256".into(), digest)];
+        client.send(file.multipart(1)).await;
+        let answer = client.send(file.multipart(2)).await;
+        assert_eq!(answer.status == 200, expected, "{answer:?}");
+        let files = engine.keys("files").await;
+        assert_eq!(files.len(), usize::from(expected));
+    }
+}

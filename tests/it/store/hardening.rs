@@ -1,0 +1,719 @@
+//! What others do to a store's folders: links, rights, full disks, and folders that are gone.
+
+use std::{
+    error::Error as _,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tower_resumable::{
+    FileStore, Store, StoreError, UploadError,
+    store::{ChunkBody, Expiry, FileStoreBuilder, Status, TryClaim, Upload, UploadKey},
+};
+
+use super::{deliver, files, put, upload};
+
+/// Where the journal of [`upload`] is.
+fn journal(root: &Path) -> PathBuf {
+    let name = UploadKey::from_bytes([7; 32]).to_string();
+    root.join("partial/07").join(format!("{name}.journal"))
+}
+
+/// The one data file.
+fn data(root: &Path) -> PathBuf {
+    let is_data = |path: &PathBuf| path.extension().is_some_and(|e| e == "data");
+    files(&root.join("partial"))
+        .into_iter()
+        .find(is_data)
+        .unwrap()
+}
+
+/// Clients hear that they should try again.
+fn assert_fails<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
+}
+
+fn assert_full<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
+}
+
+/// What an operator reads.
+fn refusal(builder: FileStoreBuilder) -> String {
+    builder.open().unwrap_err().source().unwrap().to_string()
+}
+
+/// Finishes [`upload`] of 20 bytes, from the beginning.
+async fn finish(store: &FileStore) -> PathBuf {
+    put(store, &upload(20), 0, b"0123456789").await.unwrap();
+    assert!(put(store, &upload(20), 10, b"abcdefghij").await.unwrap());
+    let path = deliver(store, &upload(20)).await;
+    assert_eq!(std::fs::read(&path).unwrap(), b"0123456789abcdefghij");
+    path
+}
+
+fn everything() -> Expiry {
+    let later = SystemTime::now() + Duration::from_secs(10_000);
+    Expiry {
+        abandoned_before: later,
+        undelivered_before: Some(later),
+        records_before: later,
+    }
+}
+
+#[cfg(unix)]
+mod links {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A folder outside of the store, with a file.
+    struct Outside(tempfile::TempDir);
+
+    impl Outside {
+        fn new() -> Self {
+            let outside = Self(tempfile::tempdir().unwrap());
+            std::fs::write(outside.file(), "mine").unwrap();
+            outside
+        }
+
+        fn dir(&self) -> &Path {
+            self.0.path()
+        }
+
+        fn file(&self) -> PathBuf {
+            self.dir().join("file")
+        }
+
+        #[track_caller]
+        fn assert_untouched(&self) {
+            assert_eq!(files(self.dir()), [self.file()]);
+            assert_eq!(std::fs::read(self.file()).unwrap(), b"mine");
+        }
+    }
+
+    /// All that can be asked of an upload fails, and then all is well when the link is gone.
+    async fn assert_not_followed(store: FileStore, link: &Path, outside: &Outside) {
+        assert_fails(put(&store, &upload(20), 0, b"0123456789").await);
+        assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
+        assert_fails(store.status(&upload(20).key).await);
+        assert_fails(store.try_claim(&upload(20).key).await);
+        assert_fails(store.remove(&upload(20).key).await);
+        outside.assert_untouched();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        std::fs::remove_file(link).unwrap();
+        finish(&store).await;
+        outside.assert_untouched();
+    }
+
+    #[tokio::test]
+    async fn at_the_journals_name() {
+        for target in ["file", "nothing", ""] {
+            let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+            let store = FileStore::open(root.path()).unwrap();
+            let link = journal(root.path());
+            std::fs::create_dir(link.parent().unwrap()).unwrap();
+            symlink(outside.dir().join(target), &link).unwrap();
+            assert_not_followed(store, &link, &outside).await;
+        }
+    }
+
+    /// Not even to a journal that is as it should be.
+    #[tokio::test]
+    async fn to_another_journal() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+        let store = FileStore::open(root.path()).unwrap();
+        put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        let (link, moved) = (journal(root.path()), root.path().join("moved"));
+        std::fs::rename(&link, &moved).unwrap();
+        symlink(&moved, &link).unwrap();
+        let before = std::fs::read(&moved).unwrap();
+        // One that has it open, and one that has not.
+        assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
+        assert_not_followed(FileStore::open(root.path()).unwrap(), &link, &outside).await;
+        assert_eq!(std::fs::read(&moved).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn at_the_datas_name() {
+        for target in ["file", ""] {
+            let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+            let store = FileStore::open(root.path()).unwrap();
+            put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            drop(store);
+            let link = data(root.path());
+            std::fs::remove_file(&link).unwrap();
+            symlink(outside.dir().join(target), &link).unwrap();
+            assert_not_followed(FileStore::open(root.path()).unwrap(), &link, &outside).await;
+        }
+    }
+
+    /// It is known then that the bytes are gone: they are asked for again.
+    #[tokio::test]
+    async fn at_the_datas_name_while_it_is_open() {
+        for target in ["file", "nothing"] {
+            let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+            let store = FileStore::open(root.path()).unwrap();
+            put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            let link = data(root.path());
+            std::fs::remove_file(&link).unwrap();
+            symlink(outside.dir().join(target), &link).unwrap();
+            let status = store.status(&upload(20).key).await;
+            assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+            finish(&store).await;
+            outside.assert_untouched();
+        }
+    }
+
+    #[tokio::test]
+    async fn at_the_name_of_a_folder_of_uploads() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+        let store = FileStore::open(root.path()).unwrap();
+        let link = journal(root.path()).parent().unwrap().to_owned();
+        symlink(outside.dir(), &link).unwrap();
+        assert_not_followed(store, &link, &outside).await;
+    }
+
+    /// What is behind a link is nobody's orphan.
+    #[tokio::test]
+    async fn that_a_sweep_finds() {
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        put(&FileStore::open(other.path()).unwrap(), &upload(2), 0, b"x")
+            .await
+            .unwrap();
+        let shard = journal(other.path()).parent().unwrap().to_owned();
+        let key = UploadKey::from_bytes([7; 32]);
+        std::fs::write(shard.join(format!("{key}.0123.data")), "x").unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        symlink(&shard, root.path().join("partial/07")).unwrap();
+        let before = files(&shard);
+        assert_eq!(before.len(), 3);
+        // One upload that is all right is swept nevertheless.
+        let good = Upload {
+            key: UploadKey::from_bytes([8; 32]),
+            ..upload(2)
+        };
+        put(&store, &good, 0, b"x").await.unwrap();
+        let journal = |dir: &Path, key: u8| {
+            let name = UploadKey::from_bytes([key; 32]).to_string();
+            dir.join(format!("partial/{key:02x}/{name}.journal"))
+        };
+        let link = journal(root.path(), 9);
+        std::fs::create_dir(link.parent().unwrap()).unwrap();
+        symlink(&before[0], link).unwrap();
+        assert_eq!(store.sweep(everything()).await.unwrap().abandoned, 1);
+        assert!(store.undelivered().await.unwrap().is_empty());
+        assert_eq!(files(&shard), before);
+    }
+
+    #[tokio::test]
+    async fn where_the_finished_file_shall_be() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+        let named = |name: &'static str| {
+            let builder = FileStore::builder(root.path());
+            builder.naming(move |_| Some(name.into())).open().unwrap()
+        };
+        drop(named(""));
+        // A file's name: it gets another one.
+        symlink(outside.file(), root.path().join("files/file")).unwrap();
+        symlink(outside.dir().join("new"), root.path().join("files/new")).unwrap();
+        for (name, found) in [("file", "files/file (1)"), ("new", "files/new (1)")] {
+            let path = finish(&named(name)).await;
+            assert_eq!(path, root.path().join(found));
+            assert!(named(name).remove(&upload(20).key).await.unwrap());
+            outside.assert_untouched();
+        }
+        // A folder's, at any depth.
+        for (link, name) in [("dir", "dir/a/b"), ("real/dir", "real/dir/b")] {
+            let link = root.path().join("files").join(link);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(outside.dir(), &link).unwrap();
+            let store = named(name);
+            put(&store, &upload(3), 0, b"abc").await.unwrap();
+            for _ in 0..2 {
+                let TryClaim::Won(mut claim) = store.try_claim(&upload(3).key).await.unwrap()
+                else {
+                    panic!("no claim");
+                };
+                assert_fails(store.seal(&mut claim, &upload(3)).await);
+            }
+            outside.assert_untouched();
+            std::fs::remove_file(&link).unwrap();
+            let path = deliver(&store, &upload(3)).await;
+            assert_eq!(path, root.path().join("files").join(name));
+            assert_eq!(std::fs::read(path).unwrap(), b"abc");
+            assert!(store.remove(&upload(3).key).await.unwrap());
+            outside.assert_untouched();
+        }
+    }
+
+    #[tokio::test]
+    async fn in_the_place_of_a_finished_file() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
+        let store = FileStore::open(root.path()).unwrap();
+        let path = finish(&store).await;
+        std::fs::remove_file(&path).unwrap();
+        symlink(outside.file(), &path).unwrap();
+        // The next attempt is not given it, and it is not taken away.
+        assert_ne!(deliver(&store, &upload(20)).await, path);
+        assert!(store.remove(&upload(20).key).await.unwrap());
+        assert!(path.symlink_metadata().unwrap().is_symlink());
+        outside.assert_untouched();
+    }
+
+    #[tokio::test]
+    async fn at_the_roots() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        symlink(&real, &link).unwrap();
+        let builders: [fn(&Path, &Path) -> FileStoreBuilder; 5] = [
+            |_, link| FileStore::builder(link),
+            |_, link| FileStore::builder(link.join("")),
+            |_, link| FileStore::builder(link.join(".")),
+            |real, link| FileStore::builder(real).partial_dir(link),
+            |real, link| FileStore::builder(real).finished_dir(link.join("")),
+        ];
+        for builder in builders {
+            let why = refusal(builder(&real, &link));
+            assert!(why.contains("link is a symbolic link"), "{why}");
+            assert!(why.contains("canonical"), "{why}");
+            assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0, "{why}");
+        }
+        FileStore::open(link.canonicalize().unwrap()).unwrap();
+        // What is above is the system's business, as `/tmp` and `/var` are on macOS.
+        FileStore::open(link.join("below")).unwrap();
+
+        for name in ["partial", "files"] {
+            let root = tempfile::tempdir().unwrap();
+            symlink(&real, root.path().join(name)).unwrap();
+            let why = refusal(FileStore::builder(root.path()));
+            assert!(why.contains(&format!("{name} is a symbolic link")), "{why}");
+        }
+        // It leads nowhere.
+        symlink(dir.path().join("nothing"), dir.path().join("dangling")).unwrap();
+        let why = refusal(FileStore::builder(dir.path().join("dangling")));
+        assert!(why.contains("is a symbolic link"), "{why}");
+        assert!(!dir.path().join("nothing").exists());
+    }
+
+    /// Nobody waits for a pipe that nobody writes to.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn and_pipes() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        let pipe = journal(root.path());
+        std::fs::create_dir(pipe.parent().unwrap()).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let put = async { put(&store, &upload(20), 0, b"0123456789").await };
+        let put = tokio::time::timeout(Duration::from_secs(20), put).await;
+        assert_fails(put.expect("it waits"));
+
+        std::fs::remove_file(&pipe).unwrap();
+        let path = finish(&store).await;
+        std::fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let upload = upload(20);
+        let deliver = deliver(&store, &upload);
+        let deliver = tokio::time::timeout(Duration::from_secs(20), deliver).await;
+        assert_ne!(deliver.expect("it waits"), path);
+    }
+}
+
+#[cfg(unix)]
+mod rights {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// All files and folders of a store with one upload on its way and one that is finished.
+    async fn modes(root: &Path, builder: FileStoreBuilder) -> (Vec<u32>, Vec<u32>) {
+        let store = builder.open().unwrap();
+        let path = finish(&store).await;
+        let other = Upload {
+            key: UploadKey::from_bytes([8; 32]),
+            ..upload(2)
+        };
+        put(&store, &other, 0, b"x").await.unwrap();
+        let files = files(root);
+        // Two journals, the bytes of one, and a finished file.
+        assert_eq!(files.len(), 4, "{files:?}");
+        let mut dirs: Vec<_> = files
+            .iter()
+            .flat_map(|file| file.ancestors().skip(1))
+            .take_while(|dir| dir.starts_with(root))
+            .collect();
+        let partial = root.join("partial");
+        dirs.extend([root, path.parent().unwrap(), &partial]);
+        let modes = |paths: Vec<&Path>| {
+            let mut modes: Vec<_> = paths.into_iter().map(mode).collect();
+            modes.sort_unstable();
+            modes.dedup();
+            modes
+        };
+        let files = files.iter().map(PathBuf::as_path).collect();
+        (modes(files), modes(dirs))
+    }
+
+    #[tokio::test]
+    async fn are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let (files, dirs) = modes(&root, FileStore::builder(&root)).await;
+        assert_eq!((&files[..], &dirs[..]), (&[0o600][..], &[0o700][..]));
+    }
+
+    /// Also run by the next test, in a process with another umask.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn are_those_asked_for_without_the_umask() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        let umask = u32::from_str_radix(umask.unwrap().trim(), 8).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for (file_mode, dir_mode) in [(0o640, 0o750), (0o664, 0o775), (0o666, 0o755)] {
+            let root = dir.path().join(format!("{file_mode:o}"));
+            let builder = FileStore::builder(&root);
+            let builder = builder.file_mode(file_mode).dir_mode(dir_mode);
+            let (files, dirs) = modes(&root, builder).await;
+            assert_eq!(files, [file_mode & !umask], "umask {umask:o}");
+            assert_eq!(dirs, [dir_mode & !umask], "umask {umask:o}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn are_those_asked_for_with_another_umask() {
+        for umask in ["0000", "0027"] {
+            let output = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("umask {umask}; exec \"$0\" --exact \"$1\""))
+                .arg(std::env::current_exe().unwrap())
+                .arg("store::hardening::rights::are_those_asked_for_without_the_umask")
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains("1 passed"), "umask {umask}: {said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn go_with_the_file_to_another_file_system() {
+        use std::sync::{Arc, Mutex};
+        use tower::{Layer as _, ServiceExt as _};
+        use tower_resumable::{CompletedUpload, ResumableLayer};
+
+        let (dir, Ok(other)) = (
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir_in("/dev/shm"),
+        ) else {
+            return;
+        };
+        let store = FileStore::builder(dir.path()).file_mode(0o644);
+        let moved = Arc::new(Mutex::new(None));
+        let (to, seen) = (other.path().join("moved"), Arc::clone(&moved));
+        let inner = tower::service_fn(move |request: http::Request<axum::body::Body>| {
+            let (to, seen) = (to.clone(), Arc::clone(&seen));
+            async move {
+                let upload = request.extensions().get::<CompletedUpload>().unwrap();
+                let before = mode(upload.path().unwrap());
+                upload.persist(&to).await.unwrap();
+                *seen.lock().unwrap() = Some((before, mode(&to)));
+                Ok::<_, std::convert::Infallible>(http::Response::new(axum::body::Body::empty()))
+            }
+        });
+        let layer = ResumableLayer::new(store.open().unwrap());
+        let query = "resumableChunkNumber=1&resumableChunkSize=3&resumableCurrentChunkSize=3&\
+                     resumableTotalSize=3&resumableIdentifier=3-a&resumableFilename=a";
+        let request = http::Request::post(format!("/upload?{query}"))
+            .header("content-type", "application/octet-stream")
+            .body(axum::body::Body::from("abc"))
+            .unwrap();
+        let response = layer.layer(inner).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let (before, after) = moved.lock().unwrap().unwrap();
+        assert_eq!(before, after);
+        assert_eq!(before & 0o600, 0o600);
+    }
+
+    #[tokio::test]
+    async fn that_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = || FileStore::builder(dir.path());
+        for (builder, what) in [
+            (builder().file_mode(0o400), "file_mode(0o400)"),
+            (builder().file_mode(0o4600), "file_mode(0o4600)"),
+            (builder().dir_mode(0o600), "dir_mode(0o600)"),
+            (builder().dir_mode(0o777), "dir_mode(0o777)"),
+        ] {
+            let why = refusal(builder);
+            assert!(why.contains(what), "{why}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn of_everybody() {
+        for name in ["", "partial", "files"] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = root.path().join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            set_mode(&dir, 0o777);
+            let why = refusal(FileStore::builder(root.path()));
+            assert!(
+                why.contains("by everybody") && why.contains("0700"),
+                "{why}"
+            );
+            for mode in [0o1777, 0o770, 0o755] {
+                set_mode(&dir, mode);
+                FileStore::open(root.path()).unwrap();
+            }
+        }
+        // One that is not used does not matter.
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        set_mode(root.path(), 0o777);
+        FileStore::builder(root.path())
+            .partial_dir(other.path().join("partial"))
+            .finished_dir(other.path().join("files"))
+            .open()
+            .unwrap();
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod room {
+    use super::*;
+
+    /// Nobody has that much.
+    const ALL: u64 = u64::MAX;
+
+    #[tokio::test]
+    async fn that_is_kept_free() {
+        let root = tempfile::tempdir().unwrap();
+        let open = |reserve| {
+            let builder = FileStore::builder(root.path());
+            builder.free_space_reserve(reserve).open().unwrap()
+        };
+        let partial = root.path().join("partial");
+        // Nothing of a new upload is left, not even of one without bytes.
+        for total in [20, 0] {
+            let bytes = &b"0123456789"[..total.min(10)];
+            assert_full(put(&open(ALL), &upload(total as u64), 0, bytes).await);
+            assert_eq!(std::fs::read_dir(&partial).unwrap().count(), 0);
+        }
+        // One on its way stays as it is.
+        put(&open(0), &upload(20), 0, b"0123456789").await.unwrap();
+        let before = files(&partial);
+        let store = open(ALL);
+        assert_full(put(&store, &upload(20), 5, b"56789abcde").await);
+        match store.status(&upload(20).key).await.unwrap() {
+            Status::Receiving(ranges) => {
+                assert!(ranges.covers(0, 10) && ranges.total() == 10, "{ranges:?}");
+            }
+            status => panic!("{status:?}"),
+        }
+        assert_eq!(files(&partial), before);
+        // What takes no room is taken.
+        assert!(!put(&store, &upload(20), 0, b"0123456789").await.unwrap());
+        assert!(put(&open(1), &upload(20), 10, b"abcdefghij").await.unwrap());
+        // A whole file can be delivered, which makes room.
+        let path = deliver(&store, &upload(20)).await;
+        assert_eq!(std::fs::read(path).unwrap(), b"0123456789abcdefghij");
+    }
+
+    /// Before most of it has come.
+    #[tokio::test]
+    async fn for_a_chunk_that_says_how_long_it_is() {
+        use futures_util::StreamExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let free = free(root.path());
+        let open = |reserve| {
+            let builder = FileStore::builder(root.path());
+            builder.free_space_reserve(reserve).open().unwrap()
+        };
+        put(&open(0), &upload(free), 0, b"x").await.unwrap();
+        let store = open(free - free / 4);
+        for (len, fits) in [(free / 16, true), (free / 2, false)] {
+            // More than is held in memory.
+            let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
+            let cut = futures_util::stream::iter([Err(UploadError::Interrupted)]);
+            let stream = pin!(first.chain(cut));
+            let mut body = ChunkBody::new(stream, Some(len), 0);
+            match store.put(&upload(free), 1, &mut body).await {
+                Err(StoreError::Body(UploadError::Interrupted)) if fits => {}
+                Err(StoreError::Full(_)) if !fits => {}
+                result => panic!("{len} of {free}: {result:?}"),
+            }
+        }
+    }
+
+    /// A file that cannot fit is refused before it fills the disk.
+    #[tokio::test]
+    async fn that_a_file_says_it_needs() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        for total in [1 << 62, u64::MAX] {
+            assert_full(put(&store, &upload(total), 0, b"x").await);
+            let partial = root.path().join("partial");
+            assert_eq!(std::fs::read_dir(partial).unwrap().count(), 0);
+            assert!(matches!(
+                store.status(&upload(total).key).await,
+                Ok(Status::Absent)
+            ));
+        }
+        put(&store, &upload(20), 0, b"x").await.unwrap();
+    }
+
+    /// Nothing is set aside for what a client only says.
+    #[tokio::test]
+    async fn that_a_file_says_it_needs_is_not_taken() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let builder = FileStore::builder(root.path());
+        let store = builder.free_space_reserve(0).open().unwrap();
+        put(&store, &upload(10 << 40), 0, &[7; 100_000])
+            .await
+            .unwrap();
+        let data = std::fs::metadata(data(root.path())).unwrap();
+        assert_eq!(data.len(), 100_000);
+        let taken: u64 = files(root.path())
+            .iter()
+            .map(|path| std::fs::metadata(path).unwrap().blocks() * 512)
+            .sum();
+        assert!(taken < 200_000, "{taken} bytes");
+        assert!(store.remove(&upload(10 << 40).key).await.unwrap());
+        assert_eq!(files(root.path()), Vec::<PathBuf>::new());
+    }
+
+    fn free(dir: &Path) -> u64 {
+        let output = std::process::Command::new("df")
+            .args(["--output=avail", "--block-size=1"])
+            .arg(dir)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        said.lines().nth(1).unwrap().trim().parse().unwrap()
+    }
+}
+
+mod gone {
+    use super::*;
+
+    /// Nothing that is there no more was stored; nobody panics; and it goes on when it is there again.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let store = FileStore::open(&root).unwrap();
+        let complete = Upload {
+            key: UploadKey::from_bytes([8; 32]),
+            ..upload(1)
+        };
+        put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        put(&store, &complete, 0, b"x").await.unwrap();
+        let TryClaim::Won(mut claim) = store.try_claim(&complete.key).await.unwrap() else {
+            panic!("no claim");
+        };
+        std::fs::remove_dir_all(&root).unwrap();
+
+        let new = Upload {
+            key: UploadKey::from_bytes([9; 32]),
+            ..upload(20)
+        };
+        for upload in [&upload(20), &new] {
+            assert_fails(put(&store, upload, 0, b"0123456789").await);
+            assert_fails(put(&store, upload, 10, b"0123456789").await);
+            assert!(!store.remove(&upload.key).await.unwrap());
+            let status = store.status(&upload.key).await;
+            assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+        }
+        // It would be a delivery of nothing.
+        let sealed = store.seal(&mut claim, &complete).await;
+        assert!(matches!(sealed, Err(StoreError::Superseded)), "{sealed:?}");
+        drop(claim);
+        let claim = store.try_claim(&complete.key).await;
+        assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
+        assert_fails(store.undelivered().await);
+        assert_fails(store.unfinished(Some("")).await);
+        assert_fails(store.sweep(everything()).await);
+        // It may be a disk that is not mounted: nothing is written in its place.
+        assert!(!root.exists());
+
+        FileStore::open(&root).unwrap();
+        assert!(store.undelivered().await.unwrap().is_empty());
+        finish(&store).await;
+    }
+
+    #[tokio::test]
+    async fn folder_of_finished_files() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        put(&store, &upload(1), 0, b"x").await.unwrap();
+        std::fs::remove_dir_all(root.path().join("files")).unwrap();
+        for _ in 0..2 {
+            let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
+                panic!("no claim");
+            };
+            assert_fails(store.seal(&mut claim, &upload(1)).await);
+        }
+        FileStore::open(root.path()).unwrap();
+        let path = deliver(&store, &upload(1)).await;
+        assert_eq!(std::fs::read(path).unwrap(), b"x");
+    }
+
+    /// Just before the file is delivered, which is then not there.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn data_of_a_claimed_upload() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        put(&store, &upload(1), 0, b"x").await.unwrap();
+        let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
+            panic!("no claim");
+        };
+        std::fs::remove_file(data(root.path())).unwrap();
+        for _ in 0..2 {
+            assert_fails(store.seal(&mut claim, &upload(1)).await);
+        }
+        drop(claim);
+        finish(&store).await;
+    }
+
+    /// Somebody has cleaned up too much.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn file() {
+        for which in [journal, data] {
+            for complete in [false, true] {
+                let root = tempfile::tempdir().unwrap();
+                let store = FileStore::open(root.path()).unwrap();
+                put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+                if complete {
+                    put(&store, &upload(20), 10, b"abcdefghij").await.unwrap();
+                }
+                std::fs::remove_file(which(root.path())).unwrap();
+                let claim = store.try_claim(&upload(20).key).await;
+                assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
+                let status = store.status(&upload(20).key).await;
+                assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+                finish(&store).await;
+                store.sweep(everything()).await.unwrap();
+                let left = files(&root.path().join("partial"));
+                assert_eq!(left, Vec::<PathBuf>::new());
+            }
+        }
+    }
+}
