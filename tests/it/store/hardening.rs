@@ -1,23 +1,25 @@
-//! What others do to a store's folders: links, rights, full disks, and folders that are gone.
+//! A store whose folders are changed by others: links, modes, full disks, and folders that are gone.
 
 use std::{
     error::Error as _,
     path::{Path, PathBuf},
-    pin::pin,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use tower_resumable::{
-    FileStore, Store, StoreError, UploadError,
-    store::{ChunkBody, Expiry, FileStoreBuilder, Status, TryClaim, Upload, UploadKey},
+    FileStore, UploadId,
+    store::{
+        BodyError, Claim as _, Claimed, Expiry, FileStoreBuilder, Filter, Record, State, Store,
+        StoreError,
+    },
 };
 
-use super::{deliver, files, put, upload};
+use super::{BoxError, deliver, files, upload, upload_named, write, write_pieces};
 
 /// Where the journal of [`upload`] is.
 fn journal(root: &Path) -> PathBuf {
-    let name = UploadKey::from_bytes([7; 32]).to_string();
+    let name = UploadId::from_bytes([7; 32]).to_string();
     root.join("partial/07").join(format!("{name}.journal"))
 }
 
@@ -30,7 +32,7 @@ fn data(root: &Path) -> PathBuf {
         .unwrap()
 }
 
-/// Clients hear that they should try again.
+/// An error at which clients try again.
 fn assert_fails<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
 }
@@ -39,15 +41,15 @@ fn assert_full<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
 }
 
-/// What an operator reads.
+/// The message for the operator.
 fn refusal(builder: FileStoreBuilder) -> String {
     builder.open().unwrap_err().source().unwrap().to_string()
 }
 
 /// Finishes [`upload`] of 20 bytes, from the beginning.
 async fn finish(store: &FileStore) -> PathBuf {
-    put(store, &upload(20), 0, b"0123456789").await.unwrap();
-    assert!(put(store, &upload(20), 10, b"abcdefghij").await.unwrap());
+    write(store, &upload(20), 0, b"0123456789").await.unwrap();
+    assert!(write(store, &upload(20), 10, b"abcdefghij").await.unwrap());
     let path = deliver(store, &upload(20)).await;
     assert_eq!(std::fs::read(&path).unwrap(), b"0123456789abcdefghij");
     path
@@ -55,11 +57,11 @@ async fn finish(store: &FileStore) -> PathBuf {
 
 fn everything() -> Expiry {
     let later = SystemTime::now() + Duration::from_secs(10_000);
-    Expiry {
-        abandoned_before: later,
-        undelivered_before: Some(later),
-        records_before: later,
-    }
+    let mut expiry = Expiry::default();
+    expiry.abandoned_before = Some(later);
+    expiry.undelivered_before = Some(later);
+    expiry.records_before = later;
+    expiry
 }
 
 #[cfg(unix)]
@@ -93,13 +95,13 @@ mod links {
         }
     }
 
-    /// All that can be asked of an upload fails, and then all is well when the link is gone.
+    /// Each method fails while the link is there, and works when it is gone.
     async fn assert_not_followed(store: FileStore, link: &Path, outside: &Outside) {
-        assert_fails(put(&store, &upload(20), 0, b"0123456789").await);
-        assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
-        assert_fails(store.status(&upload(20).key).await);
-        assert_fails(store.try_claim(&upload(20).key).await);
-        assert_fails(store.remove(&upload(20).key).await);
+        assert_fails(write(&store, &upload(20), 0, b"0123456789").await);
+        assert_fails(write(&store, &upload(20), 10, b"0123456789").await);
+        assert_fails(store.status(&upload(20).id).await);
+        assert_fails(store.claim(&upload(20)).await);
+        assert_fails(store.remove(&upload(20).id).await);
         outside.assert_untouched();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         std::fs::remove_file(link).unwrap();
@@ -124,13 +126,13 @@ mod links {
     async fn to_another_journal() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let store = FileStore::open(root.path()).unwrap();
-        put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        write(&store, &upload(20), 0, b"0123456789").await.unwrap();
         let (link, moved) = (journal(root.path()), root.path().join("moved"));
         std::fs::rename(&link, &moved).unwrap();
         symlink(&moved, &link).unwrap();
         let before = std::fs::read(&moved).unwrap();
         // One that has it open, and one that has not.
-        assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
+        assert_fails(write(&store, &upload(20), 10, b"0123456789").await);
         assert_not_followed(FileStore::open(root.path()).unwrap(), &link, &outside).await;
         assert_eq!(std::fs::read(&moved).unwrap(), before);
     }
@@ -140,7 +142,7 @@ mod links {
         for target in ["file", ""] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
-            put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            write(&store, &upload(20), 0, b"0123456789").await.unwrap();
             drop(store);
             let link = data(root.path());
             std::fs::remove_file(&link).unwrap();
@@ -155,12 +157,12 @@ mod links {
         for target in ["file", "nothing"] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
-            put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            write(&store, &upload(20), 0, b"0123456789").await.unwrap();
             let link = data(root.path());
             std::fs::remove_file(&link).unwrap();
             symlink(outside.dir().join(target), &link).unwrap();
-            let status = store.status(&upload(20).key).await;
-            assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+            let status = store.status(&upload(20).id).await;
+            assert!(matches!(status, Ok(None)), "{status:?}");
             finish(&store).await;
             outside.assert_untouched();
         }
@@ -175,44 +177,42 @@ mod links {
         assert_not_followed(store, &link, &outside).await;
     }
 
-    /// What is behind a link is nobody's orphan.
+    /// A sweep removes nothing behind a link.
     #[tokio::test]
     async fn that_a_sweep_finds() {
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        put(&FileStore::open(other.path()).unwrap(), &upload(2), 0, b"x")
+        write(&FileStore::open(other.path()).unwrap(), &upload(2), 0, b"x")
             .await
             .unwrap();
         let shard = journal(other.path()).parent().unwrap().to_owned();
-        let key = UploadKey::from_bytes([7; 32]);
+        let key = UploadId::from_bytes([7; 32]);
         std::fs::write(shard.join(format!("{key}.0123.data")), "x").unwrap();
         let store = FileStore::open(root.path()).unwrap();
         symlink(&shard, root.path().join("partial/07")).unwrap();
         let before = files(&shard);
         assert_eq!(before.len(), 3);
         // One upload that is all right is swept nevertheless.
-        let good = Upload {
-            key: UploadKey::from_bytes([8; 32]),
-            ..upload(2)
-        };
-        put(&store, &good, 0, b"x").await.unwrap();
+        let good = upload_named(8, 2);
+        write(&store, &good, 0, b"x").await.unwrap();
         let journal = |dir: &Path, key: u8| {
-            let name = UploadKey::from_bytes([key; 32]).to_string();
+            let name = UploadId::from_bytes([key; 32]).to_string();
             dir.join(format!("partial/{key:02x}/{name}.journal"))
         };
         let link = journal(root.path(), 9);
         std::fs::create_dir(link.parent().unwrap()).unwrap();
         symlink(&before[0], link).unwrap();
-        assert_eq!(store.sweep(everything()).await.unwrap().abandoned, 1);
-        assert!(store.undelivered().await.unwrap().is_empty());
+        assert_eq!(store.sweep(&everything()).await.unwrap().abandoned, 1);
+        let page = store.list(&Filter::complete(), None).await.unwrap();
+        assert!(page.uploads.is_empty());
         assert_eq!(files(&shard), before);
     }
 
     #[tokio::test]
-    async fn where_the_finished_file_shall_be() {
+    async fn at_the_name_of_a_finished_file() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let named = |name: &'static str| {
             let builder = FileStore::builder(root.path());
-            builder.naming(move |_| Some(name.into())).open().unwrap()
+            builder.with_naming(move |_| Some(name.into())).open().unwrap()
         };
         drop(named(""));
         // A file's name: it gets another one.
@@ -221,7 +221,7 @@ mod links {
         for (name, found) in [("file", "files/file (1)"), ("new", "files/new (1)")] {
             let path = finish(&named(name)).await;
             assert_eq!(path, root.path().join(found));
-            assert!(named(name).remove(&upload(20).key).await.unwrap());
+            assert!(named(name).remove(&upload(20).id).await.unwrap());
             outside.assert_untouched();
         }
         // A folder's, at any depth.
@@ -230,20 +230,16 @@ mod links {
             std::fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(outside.dir(), &link).unwrap();
             let store = named(name);
-            put(&store, &upload(3), 0, b"abc").await.unwrap();
+            write(&store, &upload(3), 0, b"abc").await.unwrap();
             for _ in 0..2 {
-                let TryClaim::Won(mut claim) = store.try_claim(&upload(3).key).await.unwrap()
-                else {
-                    panic!("no claim");
-                };
-                assert_fails(store.seal(&mut claim, &upload(3)).await);
+                assert_fails(store.claim(&upload(3)).await);
             }
             outside.assert_untouched();
             std::fs::remove_file(&link).unwrap();
             let path = deliver(&store, &upload(3)).await;
             assert_eq!(path, root.path().join("files").join(name));
             assert_eq!(std::fs::read(path).unwrap(), b"abc");
-            assert!(store.remove(&upload(3).key).await.unwrap());
+            assert!(store.remove(&upload(3).id).await.unwrap());
             outside.assert_untouched();
         }
     }
@@ -255,9 +251,9 @@ mod links {
         let path = finish(&store).await;
         std::fs::remove_file(&path).unwrap();
         symlink(outside.file(), &path).unwrap();
-        // The next attempt is not given it, and it is not taken away.
+        // The next attempt does not get it, and it is not removed.
         assert_ne!(deliver(&store, &upload(20)).await, path);
-        assert!(store.remove(&upload(20).key).await.unwrap());
+        assert!(store.remove(&upload(20).id).await.unwrap());
         assert!(path.symlink_metadata().unwrap().is_symlink());
         outside.assert_untouched();
     }
@@ -272,8 +268,8 @@ mod links {
             |_, link| FileStore::builder(link),
             |_, link| FileStore::builder(link.join("")),
             |_, link| FileStore::builder(link.join(".")),
-            |real, link| FileStore::builder(real).partial_dir(link),
-            |real, link| FileStore::builder(real).finished_dir(link.join("")),
+            |real, link| FileStore::builder(real).with_partial_dir(link),
+            |real, link| FileStore::builder(real).with_finished_dir(link.join("")),
         ];
         for builder in builders {
             let why = refusal(builder(&real, &link));
@@ -298,7 +294,7 @@ mod links {
         assert!(!dir.path().join("nothing").exists());
     }
 
-    /// Nobody waits for a pipe that nobody writes to.
+    /// A pipe without a writer makes no request wait.
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn and_pipes() {
@@ -308,9 +304,9 @@ mod links {
         std::fs::create_dir(pipe.parent().unwrap()).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
-        let put = async { put(&store, &upload(20), 0, b"0123456789").await };
-        let put = tokio::time::timeout(Duration::from_secs(20), put).await;
-        assert_fails(put.expect("it waits"));
+        let write = async { write(&store, &upload(20), 0, b"0123456789").await };
+        let write = tokio::time::timeout(Duration::from_secs(20), write).await;
+        assert_fails(write.expect("it waits"));
 
         std::fs::remove_file(&pipe).unwrap();
         let path = finish(&store).await;
@@ -342,11 +338,8 @@ mod rights {
     async fn modes(root: &Path, builder: FileStoreBuilder) -> (Vec<u32>, Vec<u32>) {
         let store = builder.open().unwrap();
         let path = finish(&store).await;
-        let other = Upload {
-            key: UploadKey::from_bytes([8; 32]),
-            ..upload(2)
-        };
-        put(&store, &other, 0, b"x").await.unwrap();
+        let other = upload_named(8, 2);
+        write(&store, &other, 0, b"x").await.unwrap();
         let files = files(root);
         // Two journals, the bytes of one, and a finished file.
         assert_eq!(files.len(), 4, "{files:?}");
@@ -386,7 +379,7 @@ mod rights {
         for (file_mode, dir_mode) in [(0o640, 0o750), (0o664, 0o775), (0o666, 0o755)] {
             let root = dir.path().join(format!("{file_mode:o}"));
             let builder = FileStore::builder(&root);
-            let builder = builder.file_mode(file_mode).dir_mode(dir_mode);
+            let builder = builder.with_file_mode(file_mode).with_dir_mode(dir_mode);
             let (files, dirs) = modes(&root, builder).await;
             assert_eq!(files, [file_mode & !umask], "umask {umask:o}");
             assert_eq!(dirs, [dir_mode & !umask], "umask {umask:o}");
@@ -421,7 +414,7 @@ mod rights {
         ) else {
             return;
         };
-        let store = FileStore::builder(dir.path()).file_mode(0o644);
+        let store = FileStore::builder(dir.path()).with_file_mode(0o644);
         let moved = Arc::new(Mutex::new(None));
         let (to, seen) = (other.path().join("moved"), Arc::clone(&moved));
         let inner = tower::service_fn(move |request: http::Request<axum::body::Body>| {
@@ -453,10 +446,10 @@ mod rights {
         let dir = tempfile::tempdir().unwrap();
         let builder = || FileStore::builder(dir.path());
         for (builder, what) in [
-            (builder().file_mode(0o400), "file_mode(0o400)"),
-            (builder().file_mode(0o4600), "file_mode(0o4600)"),
-            (builder().dir_mode(0o600), "dir_mode(0o600)"),
-            (builder().dir_mode(0o777), "dir_mode(0o777)"),
+            (builder().with_file_mode(0o400), "with_file_mode(0o400)"),
+            (builder().with_file_mode(0o4600), "with_file_mode(0o4600)"),
+            (builder().with_dir_mode(0o600), "with_dir_mode(0o600)"),
+            (builder().with_dir_mode(0o777), "with_dir_mode(0o777)"),
         ] {
             let why = refusal(builder);
             assert!(why.contains(what), "{why}");
@@ -485,8 +478,8 @@ mod rights {
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         set_mode(root.path(), 0o777);
         FileStore::builder(root.path())
-            .partial_dir(other.path().join("partial"))
-            .finished_dir(other.path().join("files"))
+            .with_partial_dir(other.path().join("partial"))
+            .with_finished_dir(other.path().join("files"))
             .open()
             .unwrap();
     }
@@ -496,7 +489,7 @@ mod rights {
 mod room {
     use super::*;
 
-    /// Nobody has that much.
+    /// More than any disk has.
     const ALL: u64 = u64::MAX;
 
     #[tokio::test]
@@ -504,30 +497,30 @@ mod room {
         let root = tempfile::tempdir().unwrap();
         let open = |reserve| {
             let builder = FileStore::builder(root.path());
-            builder.free_space_reserve(reserve).open().unwrap()
+            builder.with_free_space_reserve(reserve).open().unwrap()
         };
         let partial = root.path().join("partial");
         // Nothing of a new upload is left, not even of one without bytes.
-        for total in [20, 0] {
-            let bytes = &b"0123456789"[..total.min(10)];
-            assert_full(put(&open(ALL), &upload(total as u64), 0, bytes).await);
+        for length in [20, 0] {
+            let bytes = &b"0123456789"[..length.min(10)];
+            assert_full(write(&open(ALL), &upload(length as u64), 0, bytes).await);
             assert_eq!(std::fs::read_dir(&partial).unwrap().count(), 0);
         }
         // One on its way stays as it is.
-        put(&open(0), &upload(20), 0, b"0123456789").await.unwrap();
+        write(&open(0), &upload(20), 0, b"0123456789").await.unwrap();
         let before = files(&partial);
         let store = open(ALL);
-        assert_full(put(&store, &upload(20), 5, b"56789abcde").await);
-        match store.status(&upload(20).key).await.unwrap() {
-            Status::Receiving(ranges) => {
+        assert_full(write(&store, &upload(20), 5, b"56789abcde").await);
+        match store.status(&upload(20).id).await.unwrap().unwrap().state {
+            State::Receiving(ranges) => {
                 assert!(ranges.covers(0, 10) && ranges.total() == 10, "{ranges:?}");
             }
-            status => panic!("{status:?}"),
+            state => panic!("{state:?}"),
         }
         assert_eq!(files(&partial), before);
         // What takes no room is taken.
-        assert!(!put(&store, &upload(20), 0, b"0123456789").await.unwrap());
-        assert!(put(&open(1), &upload(20), 10, b"abcdefghij").await.unwrap());
+        assert!(!write(&store, &upload(20), 0, b"0123456789").await.unwrap());
+        assert!(write(&open(1), &upload(20), 10, b"abcdefghij").await.unwrap());
         // A whole file can be delivered, which makes room.
         let path = deliver(&store, &upload(20)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"0123456789abcdefghij");
@@ -541,18 +534,17 @@ mod room {
         let free = free(root.path());
         let open = |reserve| {
             let builder = FileStore::builder(root.path());
-            builder.free_space_reserve(reserve).open().unwrap()
+            builder.with_free_space_reserve(reserve).open().unwrap()
         };
-        put(&open(0), &upload(free), 0, b"x").await.unwrap();
+        write(&open(0), &upload(free), 0, b"x").await.unwrap();
         let store = open(free - free / 4);
         for (len, fits) in [(free / 16, true), (free / 2, false)] {
             // More than is held in memory.
             let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
-            let cut = futures_util::stream::iter([Err(UploadError::Interrupted)]);
-            let stream = pin!(first.chain(cut));
-            let mut body = ChunkBody::new(stream, Some(len), 0);
-            match store.put(&upload(free), 1, &mut body).await {
-                Err(StoreError::Body(UploadError::Interrupted)) if fits => {}
+            let cut = futures_util::stream::iter([Err(BoxError::from("cut"))]);
+            let pieces = first.chain(cut);
+            match write_pieces(&store, &upload(free), 1, len as usize, pieces).await {
+                Err(StoreError::Body(BodyError::Failed(_))) if fits => {}
                 Err(StoreError::Full(_)) if !fits => {}
                 result => panic!("{len} of {free}: {result:?}"),
             }
@@ -564,16 +556,14 @@ mod room {
     async fn that_a_file_says_it_needs() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
-        for total in [1 << 62, u64::MAX] {
-            assert_full(put(&store, &upload(total), 0, b"x").await);
+        for length in [1 << 62, u64::MAX] {
+            assert_full(write(&store, &upload(length), 0, b"x").await);
             let partial = root.path().join("partial");
             assert_eq!(std::fs::read_dir(partial).unwrap().count(), 0);
-            assert!(matches!(
-                store.status(&upload(total).key).await,
-                Ok(Status::Absent)
-            ));
+            let status = store.status(&upload(length).id).await;
+            assert!(matches!(status, Ok(None)), "{status:?}");
         }
-        put(&store, &upload(20), 0, b"x").await.unwrap();
+        write(&store, &upload(20), 0, b"x").await.unwrap();
     }
 
     /// Nothing is set aside for what a client only says.
@@ -582,8 +572,8 @@ mod room {
         use std::os::unix::fs::MetadataExt as _;
         let root = tempfile::tempdir().unwrap();
         let builder = FileStore::builder(root.path());
-        let store = builder.free_space_reserve(0).open().unwrap();
-        put(&store, &upload(10 << 40), 0, &[7; 100_000])
+        let store = builder.with_free_space_reserve(0).open().unwrap();
+        write(&store, &upload(10 << 40), 0, &[7; 100_000])
             .await
             .unwrap();
         let data = std::fs::metadata(data(root.path())).unwrap();
@@ -593,7 +583,7 @@ mod room {
             .map(|path| std::fs::metadata(path).unwrap().blocks() * 512)
             .sum();
         assert!(taken < 200_000, "{taken} bytes");
-        assert!(store.remove(&upload(10 << 40).key).await.unwrap());
+        assert!(store.remove(&upload(10 << 40).id).await.unwrap());
         assert_eq!(files(root.path()), Vec::<PathBuf>::new());
     }
 
@@ -611,49 +601,44 @@ mod room {
 mod gone {
     use super::*;
 
-    /// Nothing that is there no more was stored; nobody panics; and it goes on when it is there again.
+    /// Nothing is reported as stored, nothing panics, and the store works when the root is back.
     #[cfg(unix)]
     #[tokio::test]
     async fn root() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let store = FileStore::open(&root).unwrap();
-        let complete = Upload {
-            key: UploadKey::from_bytes([8; 32]),
-            ..upload(1)
-        };
-        put(&store, &upload(20), 0, b"0123456789").await.unwrap();
-        put(&store, &complete, 0, b"x").await.unwrap();
-        let TryClaim::Won(mut claim) = store.try_claim(&complete.key).await.unwrap() else {
+        let complete = upload_named(8, 1);
+        write(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        write(&store, &complete, 0, b"x").await.unwrap();
+        let Claimed::Won(mut claim) = store.claim(&complete).await.unwrap() else {
             panic!("no claim");
         };
         std::fs::remove_dir_all(&root).unwrap();
 
-        let new = Upload {
-            key: UploadKey::from_bytes([9; 32]),
-            ..upload(20)
-        };
+        let new = upload_named(9, 20);
         for upload in [&upload(20), &new] {
-            assert_fails(put(&store, upload, 0, b"0123456789").await);
-            assert_fails(put(&store, upload, 10, b"0123456789").await);
-            assert!(!store.remove(&upload.key).await.unwrap());
-            let status = store.status(&upload.key).await;
-            assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+            assert_fails(write(&store, upload, 0, b"0123456789").await);
+            assert_fails(write(&store, upload, 10, b"0123456789").await);
+            assert!(!store.remove(&upload.id).await.unwrap());
+            let status = store.status(&upload.id).await;
+            assert!(matches!(status, Ok(None)), "{status:?}");
         }
-        // It would be a delivery of nothing.
-        let sealed = store.seal(&mut claim, &complete).await;
-        assert!(matches!(sealed, Err(StoreError::Superseded)), "{sealed:?}");
+        let record = Record::new(true, http::StatusCode::OK, 1, SystemTime::now());
+        let settled = claim.settle(&record).await;
+        assert!(matches!(settled, Err(StoreError::Superseded)), "{settled:?}");
         drop(claim);
-        let claim = store.try_claim(&complete.key).await;
-        assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
-        assert_fails(store.undelivered().await);
-        assert_fails(store.unfinished(Some("")).await);
-        assert_fails(store.sweep(everything()).await);
+        let claim = store.claim(&complete).await;
+        assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");
+        assert_fails(store.list(&Filter::default(), None).await);
+        assert_fails(store.usage().await);
+        assert_fails(store.sweep(&everything()).await);
         // It may be a disk that is not mounted: nothing is written in its place.
         assert!(!root.exists());
 
         FileStore::open(&root).unwrap();
-        assert!(store.undelivered().await.unwrap().is_empty());
+        let page = store.list(&Filter::default(), None).await.unwrap();
+        assert!(page.uploads.is_empty());
         finish(&store).await;
     }
 
@@ -661,38 +646,17 @@ mod gone {
     async fn folder_of_finished_files() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
-        put(&store, &upload(1), 0, b"x").await.unwrap();
+        write(&store, &upload(1), 0, b"x").await.unwrap();
         std::fs::remove_dir_all(root.path().join("files")).unwrap();
         for _ in 0..2 {
-            let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
-                panic!("no claim");
-            };
-            assert_fails(store.seal(&mut claim, &upload(1)).await);
+            assert_fails(store.claim(&upload(1)).await);
         }
         FileStore::open(root.path()).unwrap();
         let path = deliver(&store, &upload(1)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"x");
     }
 
-    /// Just before the file is delivered, which is then not there.
-    #[cfg(unix)]
-    #[tokio::test]
-    async fn data_of_a_claimed_upload() {
-        let root = tempfile::tempdir().unwrap();
-        let store = FileStore::open(root.path()).unwrap();
-        put(&store, &upload(1), 0, b"x").await.unwrap();
-        let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
-            panic!("no claim");
-        };
-        std::fs::remove_file(data(root.path())).unwrap();
-        for _ in 0..2 {
-            assert_fails(store.seal(&mut claim, &upload(1)).await);
-        }
-        drop(claim);
-        finish(&store).await;
-    }
-
-    /// Somebody has cleaned up too much.
+    /// A file of an upload was deleted by hand.
     #[cfg(unix)]
     #[tokio::test]
     async fn file() {
@@ -700,17 +664,17 @@ mod gone {
             for complete in [false, true] {
                 let root = tempfile::tempdir().unwrap();
                 let store = FileStore::open(root.path()).unwrap();
-                put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+                write(&store, &upload(20), 0, b"0123456789").await.unwrap();
                 if complete {
-                    put(&store, &upload(20), 10, b"abcdefghij").await.unwrap();
+                    write(&store, &upload(20), 10, b"abcdefghij").await.unwrap();
                 }
                 std::fs::remove_file(which(root.path())).unwrap();
-                let claim = store.try_claim(&upload(20).key).await;
-                assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
-                let status = store.status(&upload(20).key).await;
-                assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+                let claim = store.claim(&upload(20)).await;
+                assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");
+                let status = store.status(&upload(20).id).await;
+                assert!(matches!(status, Ok(None)), "{status:?}");
                 finish(&store).await;
-                store.sweep(everything()).await.unwrap();
+                store.sweep(&everything()).await.unwrap();
                 let left = files(&root.path().join("partial"));
                 assert_eq!(left, Vec::<PathBuf>::new());
             }
