@@ -385,6 +385,15 @@ impl<S: Store + Clone> Suite<S> {
                 "`list` of an upload without a length"
             );
         }
+        let usage = self.store.usage().await.expect("`usage` fails");
+        for upload in [&created, &written] {
+            let mut bytes = usage.iter().filter(|usage| usage.id == upload.id);
+            assert_eq!(
+                bytes.next().map(|usage| usage.bytes),
+                Some(6),
+                "`usage` of an upload without a length"
+            );
+        }
         self.sweep(&everything()).await;
         for upload in [&created, &written] {
             self.assert_absent(upload, "after a sweep").await;
