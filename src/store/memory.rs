@@ -36,24 +36,13 @@ impl MemoryStore {
         }
         uploads
     }
-
-    /// Does something with an upload, which is created if it is absent.
-    fn with_entry<T>(
-        &self,
-        upload: &Upload,
-        work: impl FnOnce(&mut Entry) -> T,
-    ) -> Result<T, StoreError> {
-        let new = Entry::new(upload)?;
-        let mut uploads = self.uploads_for(&upload.id);
-        Ok(work(uploads.entry(upload.id).or_insert(new)))
-    }
 }
 
 impl Store for MemoryStore {
     type Claim = MemoryClaim;
 
     async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
-        self.with_entry(upload, |entry| entry.status())
+        Ok(Entry::of(&mut self.uploads_for(&upload.id), upload)?.status())
     }
 
     async fn write(
@@ -74,11 +63,10 @@ impl Store for MemoryStore {
                 Err(error) => break Err(error.into()),
             }
         };
-        let progress = self.with_entry(upload, |entry| {
-            entry.insert(offset, &bytes.freeze());
-            entry.status().progress()
-        })?;
-        result.map(|()| progress)
+        let mut uploads = self.uploads_for(&upload.id);
+        let entry = Entry::of(&mut uploads, upload)?;
+        entry.insert(offset, &bytes.freeze());
+        result.map(|()| entry.status().progress())
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
@@ -122,9 +110,8 @@ impl Store for MemoryStore {
             .map(|(_, entry)| Listed::new(entry.upload.clone(), entry.status().progress()))
             .filter(|listed| filter.accepts(&listed.upload, listed.progress));
         let page: Vec<_> = accepted.by_ref().take(Page::MAX).collect();
-        let more = accepted.next().is_some();
-        let next = page.last().filter(|_| more).map(|last| last.upload.id);
-        Ok(Page::new(page, next))
+        let last = page.last().map(|last| last.upload.id);
+        Ok(Page::new(page, accepted.next().and(last)))
     }
 
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
@@ -162,9 +149,11 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(upload: &Upload) -> Result<Self, StoreError> {
-        Ok(Self {
-            id: random_id()?,
+    /// The entry of an upload, which is created if it is absent.
+    fn of<'a>(uploads: &'a mut Uploads, upload: &Upload) -> Result<&'a mut Self, StoreError> {
+        let id = random_id()?;
+        Ok(uploads.entry(upload.id).or_insert_with(|| Self {
+            id,
             upload: upload.clone(),
             pieces: BTreeMap::new(),
             ranges: RangeSet::default(),
@@ -173,7 +162,7 @@ impl Entry {
             claim: Weak::new(),
             sealed: None,
             record: None,
-        })
+        }))
     }
 
     fn is_claimed(&self) -> bool {

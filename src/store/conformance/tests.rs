@@ -210,6 +210,13 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (RacyRemoval, "claims_race_with_removal", "claimed before it could be"),
 ];
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_store_passes() {
+    // Also in a task: the future is `Send`.
+    let check = tokio::spawn(async { super::check(&MemoryStore::default()).await });
+    check.await.unwrap();
+}
+
 #[test]
 fn a_good_store_passes() {
     assert_eq!(run(Nothing, None), None);
