@@ -23,7 +23,7 @@ pub(crate) fn step(_name: &'static str) -> std::io::Result<Do> {
 pub(crate) use self::injected::step;
 
 /// Says on standard error what a store has answered, if that is asked for.
-pub(crate) fn report(_error: &crate::store::StoreError) {
+pub(crate) fn report(_error: &impl std::fmt::Debug) {
     #[cfg(tower_resumable_faults)]
     if std::env::var_os("TOWER_RESUMABLE_REPORT").is_some() {
         eprintln!("store: {_error:?}");

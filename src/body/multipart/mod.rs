@@ -15,7 +15,7 @@ use http_body::{Body, Frame};
 use self::{
     base64::Decoder,
     disposition::{Disposition, Head},
-    paced::Feed,
+    paced::{Feed, multipart},
 };
 use super::digest::Expected;
 use crate::{
@@ -294,10 +294,6 @@ impl Content<'_, '_> {
 
 fn too_many() -> Error {
     Reason::TooManyFields.into()
-}
-
-fn multipart(problem: &'static str) -> Error {
-    Reason::Multipart { problem }.into()
 }
 
 #[cfg(test)]

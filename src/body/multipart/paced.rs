@@ -8,10 +8,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use futures_core::Stream;
 use http_body::Body;
 
-use super::multipart;
 use crate::{
     body::{digest::Expected, raw::Pieces},
-    error::Error,
+    error::{Error, Reason},
     limits::{PART_HEADER_BYTES, PREAMBLE_BYTES},
     lock::lock,
     model::BoxError,
@@ -166,6 +165,10 @@ impl<'a> Feed<'a> {
         state.unread.skip(all);
         Ok(head)
     }
+}
+
+pub(super) fn multipart(problem: &'static str) -> Error {
+    Reason::Multipart { problem }.into()
 }
 
 const TOO_LONG: &str = "its preamble or the headers of a part are too long";
