@@ -48,9 +48,17 @@ pub mod store;
 
 pub use self::error::{Error, ErrorKind};
 pub use self::hooks::{Admission, Purpose, Refusal};
+pub use self::limits::Limits;
 pub use self::model::{
     BoxError,
     upload::{Role, Scope, Upload, UploadId},
 };
 pub use self::names::{safe_file_name, safe_relative_path};
+pub use self::protocol::{
+    Protocol,
+    chunked::{
+        AnswerFormat, ClientOptions, Dialect, Field, IdentifierKind, IdentityRule, LastChunk,
+        Resume,
+    },
+};
 pub use self::store::{content::Content, memory::MemoryStore};

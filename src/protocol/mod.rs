@@ -4,13 +4,18 @@
 //! unit writes the response to what the engine found out (an [`Outcome`]).
 
 pub(crate) mod chunked;
-pub(crate) mod plain;
+mod plain;
+mod problem;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{Response, request::Parts, response};
+use http::{HeaderMap, Response, header, request::Parts, response};
 
+use self::{
+    chunked::{Chunked, Dialect},
+    plain::Plain,
+};
 use crate::{
     error::Error,
     hooks::Purpose,
@@ -19,6 +24,102 @@ use crate::{
         upload::{Role, Scope, Upload, UploadId},
     },
 };
+
+/// One way of talking to clients, for [`with_protocol`](crate::ResumableLayer::with_protocol) and
+/// [`with_protocols`](crate::ResumableLayer::with_protocols).
+///
+/// By default a layer has the dialects [Resumable.js](Dialect::resumable_js),
+/// [flow.js](Dialect::flow_js), [Dropzone](Dialect::dropzone) and
+/// [Fine Uploader](Dialect::fine_uploader), and [plain uploads](Self::plain).
+///
+/// ```
+/// use tower_resumable::{Dialect, MemoryStore, Protocol, ResumableLayer};
+///
+/// // One more client.
+/// let layer = ResumableLayer::new(MemoryStore::default()).with_protocol(Dialect::filepond());
+/// # let _ = layer;
+/// // These and no others.
+/// let layer = ResumableLayer::new(MemoryStore::default())
+///     .with_protocols([Dialect::dropzone().into(), Protocol::plain()]);
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Protocol(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Dialect(Box<Dialect>),
+    Plain,
+}
+
+impl Protocol {
+    /// Whole files in one request: a form without the fields of any dialect, as from a page without
+    /// JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small; or the body of a
+    /// `POST` or `PUT` request with the content type `application/octet-stream`, whose file name
+    /// can be in `Content-Disposition`. In a form, the part `file` carries the file, or the part
+    /// that does in a dialect of the layer.
+    ///
+    /// On by default. The file is delivered like any other, and can have as many bytes as a
+    /// [chunk](crate::Limits). Each such request is an upload of its own. The client gets the
+    /// answer of the inner service unchanged.
+    ///
+    /// A request with a field or header whose name contains `chunk`, or is `offset`,
+    /// `Content-Range` or `Upload-…`, carries a part of a file, of a client that the layer does not
+    /// know. A form of that kind is refused. A raw body passes through to the inner service.
+    pub fn plain() -> Self {
+        Self(Kind::Plain)
+    }
+}
+
+impl From<Dialect> for Protocol {
+    fn from(dialect: Dialect) -> Self {
+        Self(Kind::Dialect(Box::new(dialect)))
+    }
+}
+
+/// The protocols of a layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Protocols {
+    chunked: Arc<Chunked>,
+}
+
+impl Protocols {
+    /// Adds a protocol. A dialect replaces the one with its name.
+    pub(crate) fn add(&mut self, protocol: Protocol) {
+        let chunked = self.chunked_mut();
+        match protocol.0 {
+            Kind::Dialect(dialect) => chunked.add(*dialect),
+            Kind::Plain => chunked.accept_plain = true,
+        }
+    }
+
+    /// Removes all protocols but these.
+    pub(crate) fn only(&mut self, protocols: impl IntoIterator<Item = Protocol>) {
+        self.chunked_mut().clear();
+        protocols
+            .into_iter()
+            .for_each(|protocol| self.add(protocol));
+    }
+
+    /// The settings of chunk clients. They stay when protocols are added or removed.
+    pub(crate) fn chunked_mut(&mut self) -> &mut Chunked {
+        Arc::make_mut(&mut self.chunked)
+    }
+
+    /// The dialect with this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Dialect> {
+        self.chunked.named(name)
+    }
+
+    /// What the request wants. `None` if it is not for the layer.
+    pub(crate) fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
+        // The first one that knows the request reads it.
+        let protocols: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
+        let mut protocols = protocols.into_iter();
+        protocols.find_map(|protocol| protocol.decode(head, body_is_empty))
+    }
+}
 
 /// The half of a protocol that reads.
 pub(crate) trait Decode: fmt::Debug + Send + Sync {
@@ -61,7 +162,8 @@ pub(crate) enum Command {
     Look {
         /// A test or a status request.
         purpose: Purpose,
-        /// `None` if the client does not say of which upload: the answer is then that of an absent one.
+        /// `None` if the client does not say of which upload: the answer is then that of an absent
+        /// one.
         upload: Option<Described>,
         /// Bytes of the chunk that the client asks for, if it declares them. The limit of a chunk
         /// applies to them.
@@ -226,4 +328,9 @@ pub(crate) enum Outcome<'a> {
     Removed,
     /// The request failed.
     Failed(&'a Error),
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
 }
