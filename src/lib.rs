@@ -75,7 +75,13 @@ pub use self::{
         upload::{Role, Scope, Upload, UploadId},
     },
     names::{safe_file_name, safe_relative_path},
-    protocol::{ClientOptions, IdentityRule, Protocol},
+    protocol::{
+        Protocol,
+        chunked::{
+            AnswerFormat, ClientOptions, Dialect, Field, IdentifierKind, IdentityRule, LastChunk,
+            Resume,
+        },
+    },
     response::ResponseBody,
     retention::Retention,
     service::Resumable,
