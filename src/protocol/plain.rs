@@ -146,3 +146,158 @@ fn status(error: &Error) -> StatusCode {
         (None, _) => StatusCode::BAD_REQUEST,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::{
+        error::Reason,
+        hooks::Refusal,
+        model::{state::Record, upload::Scope},
+        protocol::Protocols,
+    };
+
+    fn parts(method: &str, query: &str, headers: &[(&str, &str)]) -> Parts {
+        let uri = format!("/upload?{query}");
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn chunks_are_no_whole_files() {
+        for (query, headers, whole) in [
+            ("", &[][..], true),
+            ("x=1&timezoneOffset=60", &[("x-y", "z")], true),
+            ("offset=0", &[], false),
+            ("myChunk=1", &[], false),
+            ("CHUNKS=1", &[], false),
+            ("", &[("x-chunk-number", "1")], false),
+            ("", &[("upload-offset", "0")], false),
+            ("", &[("upload-length", "9")], false),
+            ("", &[("x-upload-offset", "0")], true),
+            ("", &[("content-range", "bytes 0-3/10")], false),
+        ] {
+            let parts = parts("POST", query, headers);
+            let params = Params::from_query(parts.uri.query()).unwrap();
+            let got = allows_whole(&parts.headers) && may_be_whole(&params, |_| false);
+            assert_eq!(got, whole, "{query} {headers:?}");
+            let knows = |name: &str| name == "offset";
+            assert_eq!(
+                may_be_whole(&params, knows),
+                query == "offset=0" || whole || !headers.is_empty(),
+                "{query} {headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn raw_bodies() {
+        let octets = ("content-type", "application/octet-stream");
+        let long = format!("x={}", "y".repeat(20 << 10));
+        let mut protocols = Protocols::default();
+        for (method, query, headers, whole) in [
+            ("POST", "", &[octets][..], true),
+            ("PUT", "x=1", &[octets], true),
+            ("PATCH", "", &[octets], false),
+            ("GET", "", &[octets], false),
+            ("POST", "", &[], false),
+            ("POST", "", &[("content-type", "text/plain")], false),
+            ("POST", "", &[octets, ("content-encoding", "gzip")], false),
+            ("POST", "", &[octets, ("upload-offset", "0")], false),
+            ("POST", "chunk=1", &[octets], false),
+            ("POST", &long, &[octets], false),
+        ] {
+            let exchange = protocols.decode(&parts(method, query, headers), false);
+            assert_eq!(exchange.is_some(), whole, "{method} {headers:?}");
+        }
+        protocols.chunked_mut().digest_field = Some("crc".into());
+        let name = ("content-disposition", "attachment; filename=\"a%20b.txt\"");
+        let file = |headers: &[(&str, &str)], is_empty| {
+            let parts = parts("POST", "x=1&crc=2", &[&[octets, name], headers].concat());
+            match protocols.decode(&parts, is_empty).unwrap().command {
+                Ok(Command::Write(Write::Whole { upload, digest })) => (upload, digest),
+                _ => panic!("it is a whole file"),
+            }
+        };
+        let (upload, digest) = file(&[("content-length", "9")], false);
+        assert_eq!(digest.as_deref(), Some("2"));
+        assert_eq!(upload.file_name.as_deref(), Some("a b.txt"));
+        assert_eq!(
+            (upload.length, upload.content_type.as_deref()),
+            (Some(9), None)
+        );
+        assert_eq!(upload.fields.len(), 2);
+        assert_eq!(file(&[], true).0.length, Some(0));
+        assert_eq!(file(&[], false).0.length, None);
+        // Each is an upload of its own.
+        let named = upload
+            .upload(Scope::default(), || Ok("random".into()))
+            .unwrap();
+        assert_eq!(named.identifier, "random");
+    }
+
+    #[test]
+    fn the_answer_of_the_inner_service_is_not_changed() {
+        let mut record = Record::new(true, StatusCode::ACCEPTED, 9, SystemTime::UNIX_EPOCH);
+        record.headers.insert("x-id", HeaderValue::from_static("7"));
+        let response = reply().encode(Outcome::Answer(&record));
+        assert_eq!(
+            (response.status().as_u16(), response.body().len()),
+            (202, 0)
+        );
+        assert_eq!(*response.headers(), record.headers);
+        record.body = Some("thanks".into());
+        let response = reply().encode(Outcome::Answer(&record));
+        assert_eq!(response.body(), "thanks");
+
+        let upload = named();
+        let (mut answer, ()) = Response::builder()
+            .status(404)
+            .body(())
+            .unwrap()
+            .into_parts();
+        assert!(reply().forward(&mut answer, &upload, false));
+        assert_eq!((answer.status.as_u16(), answer.headers.len()), (404, 0));
+    }
+
+    fn named() -> Upload {
+        let params = Params::default();
+        let file = whole_file(&params, Some(9)).unwrap();
+        file.upload(Scope::default(), || Ok("random".into()))
+            .unwrap()
+    }
+
+    #[test]
+    fn errors_have_honest_statuses() {
+        let refusal = |status| {
+            let status = StatusCode::from_u16(status).unwrap();
+            Error::from(Refusal::new(status, "no"))
+        };
+        for (error, status) in [
+            (Reason::FileTooLarge { limit: 1 }.into(), 413),
+            (Reason::ChunkTooLarge { limit: 1 }.into(), 413),
+            (Reason::Base64.into(), 400),
+            (Reason::Busy.into(), 503),
+            (refusal(403), 403),
+            (refusal(429), 429),
+            (refusal(503), 503),
+            (refusal(200), 400),
+        ] {
+            let response = reply().encode(Outcome::Failed(&error));
+            assert_eq!(response.status(), status, "{error:?}");
+            assert_eq!(
+                response.headers()["content-type"],
+                "application/problem+json"
+            );
+            let has_retry_after = response.headers().contains_key("retry-after");
+            assert_eq!(has_retry_after, status == 503);
+        }
+    }
+}

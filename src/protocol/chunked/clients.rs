@@ -179,7 +179,8 @@ impl Dialect {
             .with_answers(AnswerFormat::JsonSuccess)
     }
 
-    /// [Plupload] with `send_chunk_number: false`. Otherwise it does not send the length of the file.
+    /// [Plupload] with `send_chunk_number: false`. Otherwise it does not send the length of the
+    /// file.
     ///
     /// Add it with [`with_protocol`](crate::ResumableLayer::with_protocol). The file name is its
     /// only identifier. `unique_names: true` keeps files of the same name apart. So does a
@@ -219,8 +220,8 @@ impl Dialect {
             .with_whole_files(true)
     }
 
-    /// [blueimp's jQuery File Upload] with `maxChunkSize`, and other clients that send `Content-Range`
-    /// and a file name in `Content-Disposition`.
+    /// [blueimp's jQuery File Upload] with `maxChunkSize`, and other clients that send
+    /// `Content-Range` and a file name in `Content-Disposition`.
     ///
     /// Add it with [`with_protocol`](crate::ResumableLayer::with_protocol). The file name is the
     /// only identifier. A parameter of the application (`formData`) can be set as
