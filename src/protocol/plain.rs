@@ -1,11 +1,14 @@
 //! Whole files of clients that are no chunk clients, in a form or as the body of a request.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, header, request::Parts, response};
+use http::{Method, Response, StatusCode, header, request::Parts, response};
 
 use super::{
     Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Write,
-    chunked::{Chunked, Field, Fields, Params, headers},
+    chunked::{
+        Chunked, Field, Fields, Params, headers,
+        params::{allows_whole, may_be_whole},
+    },
     problem::{NO_STORE, problem},
 };
 use crate::{
@@ -56,29 +59,6 @@ impl Decode for Plain<'_> {
             reply: reply(),
         })
     }
-}
-
-/// Whether the headers allow that a request of no dialect carries a whole file.
-pub(super) fn allows_whole(headers: &HeaderMap) -> bool {
-    let mut names = headers.keys().map(|name| name.as_str());
-    // tus, FilePond and the IETF draft have headers `Upload-…`.
-    !names.any(|name| {
-        is_of_chunks(name) || name.starts_with("upload-") || name == header::CONTENT_RANGE
-    })
-}
-
-/// Whether fields without a position can be those of a whole file.
-///
-/// An unknown field whose name contains `chunk`, or is `offset`, belongs to a chunk of a client
-/// that the layer was not told of. Such a chunk would be a wrong file.
-pub(super) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
-    !params.has(|name| !known(name) && is_of_chunks(name))
-}
-
-fn is_of_chunks(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    // Not all names that contain `offset`: an application can send that of a time zone.
-    name.contains("chunk") || name == "offset"
 }
 
 /// A file with these fields. Each is an upload of its own.

@@ -456,3 +456,20 @@ impl Names {
         .chain(&mut self.ignored)
     }
 }
+
+/// What identifies an upload of a chunk client, in addition to its scope.
+///
+/// More rules can be added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IdentityRule {
+    /// Identifier, total size, and relative path (or file name, if there is no path). The
+    /// identifier alone for clients whose identifiers are [unique](IdentifierKind::Unique).
+    ///
+    /// The identifier that Resumable.js makes consists of the size and the ASCII letters and digits
+    /// of the name. Different files share it easily.
+    #[default]
+    Full,
+    /// The identifier alone. For applications that set their own, such as a hash of the content.
+    Identifier,
+}

@@ -6,11 +6,12 @@ use super::{
     Chunked, Params,
     answer::Answers,
     dialect::Dialect,
-    parse::{Fields, Subject, invalid},
+    params::{self, invalid},
+    parse::{Fields, Subject},
 };
 use crate::{
     error::{Error, Reason},
-    protocol::{Command, FilePart, Form, Reply, Target, plain},
+    protocol::{FilePart, Form, Look, Reply, Target, plain},
 };
 
 /// A multipart form, which is that of a dialect, or a plain one. Only its fields can tell.
@@ -40,7 +41,7 @@ impl ChunkForm {
     /// A form whose request has these fields in its head.
     pub(super) fn new(chunked: Arc<Chunked>, params: Params, head: &Parts) -> Self {
         Self {
-            may_be_whole: chunked.accept_plain && plain::allows_whole(&head.headers),
+            may_be_whole: chunked.accept_plain && params::allows_whole(&head.headers),
             chunked,
             params,
             stage: Stage::Fields,
@@ -114,7 +115,7 @@ impl Form for ChunkForm {
             dialect.add_total(&mut self.params, len);
             return self.chunk(dialect);
         }
-        if !self.may_be_whole || !plain::may_be_whole(&self.params, |_| false) {
+        if !self.may_be_whole || !params::may_be_whole(&self.params, |_| false) {
             return Err(self.chunked.unknown());
         }
         self.stage = Stage::Plain;

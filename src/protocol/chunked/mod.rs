@@ -8,8 +8,9 @@ mod field;
 mod form;
 pub(super) mod headers;
 mod options;
-mod params;
+pub(super) mod params;
 mod parse;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -21,91 +22,22 @@ use self::{
     answer::{Answers, Asked},
     boundary::boundary,
     form::ChunkForm,
-    parse::{Subject, missing},
+    parse::Subject,
 };
 pub use self::{
-    dialect::{AnswerFormat, Dialect, IdentifierKind, LastChunk, Resume},
+    dialect::{AnswerFormat, Dialect, IdentifierKind, IdentityRule, LastChunk, Resume},
     field::Field,
     options::ClientOptions,
 };
-pub(crate) use self::{params::Params, parse::Fields};
-use super::{Command, Decode, Exchange, FilePart, Look, Target, Write};
+pub(crate) use self::{params::Params, parse::Fields, settings::Chunked};
+use super::{Command, Decode, Exchange, FilePart, Look, Write};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
 };
 
-/// What identifies an upload of a chunk client, in addition to its scope.
-///
-/// More rules can be added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum IdentityRule {
-    /// Identifier, total size, and relative path (or file name, if there is no path). The
-    /// identifier alone for clients whose identifiers are [unique](IdentifierKind::Unique).
-    ///
-    /// The identifier that Resumable.js makes consists of the size and the ASCII letters and digits
-    /// of the name. Different files share it easily.
-    #[default]
-    Full,
-    /// The identifier alone. For applications that set their own, such as a hash of the content.
-    Identifier,
-}
-
-/// The protocol of chunk clients, in all dialects that a layer understands. The names of the fields
-/// tell the dialects apart.
-#[derive(Clone, Debug)]
-pub(crate) struct Chunked {
-    dialects: Vec<Arc<Dialect>>,
-    pub(crate) identity: IdentityRule,
-    /// The parameter that asks for the list of the unfinished uploads.
-    pub(crate) list_parameter: Option<String>,
-    /// The field with the digest of a chunk.
-    pub(crate) digest_field: Option<Field>,
-    /// Whether a form without any dialect's fields is a whole file.
-    pub(crate) accept_plain: bool,
-}
-
-impl Default for Chunked {
-    fn default() -> Self {
-        let dialects = [
-            Dialect::resumable_js(),
-            Dialect::flow_js(),
-            Dialect::dropzone(),
-            Dialect::fine_uploader(),
-        ];
-        Self {
-            dialects: dialects.map(Arc::new).into(),
-            identity: IdentityRule::default(),
-            list_parameter: None,
-            digest_field: None,
-            accept_plain: true,
-        }
-    }
-}
-
-/// Settings.
-impl Chunked {
-    /// Understands no client.
-    pub(crate) fn clear(&mut self) {
-        self.dialects.clear();
-        self.accept_plain = false;
-    }
-
-    /// Adds a dialect, or replaces the one with its name.
-    pub(crate) fn add(&mut self, dialect: Dialect) {
-        let mut dialects = self.dialects.iter_mut();
-        match dialects.find(|known| known.name() == dialect.name()) {
-            Some(known) => *known = Arc::new(dialect),
-            None => self.dialects.push(Arc::new(dialect)),
-        }
-    }
-
-    pub(super) fn named(&self, name: &str) -> Option<&Dialect> {
-        let mut dialects = self.dialects.iter();
-        Some(dialects.find(|dialect| dialect.name() == name)?)
-    }
-}
+/// A request that has been read, and its answers.
+type Read = (Result<Command, Error>, Answers);
 
 impl Decode for Arc<Chunked> {
     fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
@@ -113,8 +45,9 @@ impl Decode for Arc<Chunked> {
     }
 }
 
-/// A request that has been read, and its answers.
-type Read = (Result<Command, Error>, Answers);
+fn looking((look, answers): (Result<Look, Error>, Answers)) -> Read {
+    (look.map(Command::Look), answers)
+}
 
 fn exchange((command, answers): Read) -> Exchange {
     let reply = Box::new(answers);
@@ -256,12 +189,12 @@ impl Chunked {
                     Method::HEAD if by_offset => Asked::Offset,
                     _ => Asked::Status,
                 };
-                self.look(dialect, &params, asked, Subject::Upload)
+                looking(self.look(dialect, &params, asked, Subject::Upload))
             }
-            Method::GET | Method::HEAD => self.test(dialect, &params, Subject::Chunk),
+            Method::GET | Method::HEAD => looking(self.test(dialect, &params, Subject::Chunk)),
             // Resumable.js with `testMethod: 'POST'`. An empty chunk has a content type.
             Method::POST if body_is_empty && !head.headers.contains_key(header::CONTENT_TYPE) => {
-                self.test(dialect, &params, Subject::Chunk)
+                looking(self.test(dialect, &params, Subject::Chunk))
             }
             _ => {
                 let command = self.read_change(dialect, head, &mut params);
@@ -296,97 +229,6 @@ impl Chunked {
                 Ok(Command::Write(Write::Raw(self.target(dialect, params)?)))
             }
             _ => Err(Reason::MethodNotAllowed.into()),
-        }
-    }
-
-    /// A test, of one chunk or of all.
-    fn test(&self, dialect: &Arc<Dialect>, params: &Params, subject: Subject) -> Read {
-        let asked = match dialect.list_tests {
-            Some(_) => Asked::List,
-            None => Asked::Chunk,
-        };
-        self.look(dialect, params, asked, subject)
-    }
-
-    fn look(
-        &self,
-        dialect: &Arc<Dialect>,
-        params: &Params,
-        asked: Asked,
-        subject: Subject,
-    ) -> Read {
-        let mut answers = Answers::new(Some(dialect), params);
-        let chunk = match dialect.chunk(Fields::first(params), subject, self.identity) {
-            Ok(chunk) => chunk,
-            Err(error) => return (Err(error), answers),
-        };
-        let mut upload = chunk.upload.clone();
-        upload.fields = dialect.extra(params);
-        let (purpose, chunk_len) = match asked {
-            Asked::Chunk | Asked::List => (Purpose::Test, chunk.len),
-            Asked::Status | Asked::Offset => (Purpose::Status, None),
-        };
-        answers.asked = Some((asked, chunk));
-        let look = Look {
-            purpose,
-            upload: Some(upload),
-            chunk_len,
-        };
-        (Ok(Command::Look(look)), answers)
-    }
-
-    /// Where the bytes belong that come with these fields.
-    fn target(&self, dialect: &Dialect, params: &Params) -> Result<Target, Error> {
-        let mut target = dialect.chunk(Fields::strict(params), Subject::Chunk, self.identity)?;
-        target.upload.fields = dialect.extra(params);
-        target.must_exist = params.contains(&dialect.names.resumed);
-        target.digest = self.digest(params)?;
-        Ok(target)
-    }
-
-    /// The digest that the client declares for the chunk.
-    pub(super) fn digest(&self, params: &Params) -> Result<Option<String>, Error> {
-        match &self.digest_field {
-            Some(field) => Ok(params.one(field)?.map(Into::into)),
-            None => Ok(None),
-        }
-    }
-
-    /// The dialect of these fields: the one whose identifier is among them, else the first one that
-    /// has any of them.
-    fn dialect_of(&self, params: &Params) -> Option<&Arc<Dialect>> {
-        let mut dialects = self.dialects.iter();
-        let has_identifier = |dialect: &&Arc<Dialect>| params.contains(&dialect.names.identifier);
-        let found = dialects.clone().find(has_identifier);
-        found.or_else(|| dialects.find(|dialect| dialect.is_in(params)))
-    }
-
-    /// Whether a part of a form carries a file in any dialect.
-    fn can_be_file(&self, part: &str, is_text: bool) -> bool {
-        let mut dialects = self.dialects.iter();
-        let is_plain = self.accept_plain && part == "file" && !is_text;
-        is_plain || dialects.any(|dialect| dialect.is_file(part, is_text))
-    }
-
-    fn owns(&self, name: &str) -> bool {
-        self.dialects.iter().any(|dialect| dialect.owns(name))
-    }
-
-    fn has_headers(&self, head: &Parts) -> bool {
-        let mut fields = self.dialects.iter().flat_map(|dialect| dialect.names.all());
-        fields.any(|field| headers::has(&head.headers, field))
-    }
-
-    fn add_headers(&self, params: &mut Params, headers: &HeaderMap) {
-        let fields = self.dialects.iter().flat_map(|dialect| dialect.names.all());
-        fields.for_each(|field| params.add_header(headers, field));
-    }
-
-    /// The error of fields that are not those of any dialect.
-    fn unknown(&self) -> Error {
-        match self.dialects.first() {
-            Some(dialect) => missing(&dialect.names.identifier),
-            None => missing(&Field::query_or_form("identifier")),
         }
     }
 }

@@ -1,11 +1,10 @@
 use std::borrow::Cow;
 
-use http::HeaderMap;
+use http::{HeaderMap, header};
 
 use super::{
     field::{Field, Source},
     headers,
-    parse::invalid,
 };
 use crate::{
     error::{Error, Reason},
@@ -194,4 +193,32 @@ fn line_feeds(value: &str) -> Cow<'_, str> {
     } else {
         Cow::Borrowed(value)
     }
+}
+
+pub(super) fn invalid(field: &Field, problem: &'static str) -> Error {
+    let name = field.name().into();
+    Reason::InvalidField { name, problem }.into()
+}
+
+/// Whether the headers allow that a request of no dialect carries a whole file.
+pub(crate) fn allows_whole(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys().map(|name| name.as_str());
+    // tus, FilePond and the IETF draft have headers `Upload-…`.
+    !names.any(|name| {
+        is_of_chunks(name) || name.starts_with("upload-") || name == header::CONTENT_RANGE
+    })
+}
+
+/// Whether fields without a position can be those of a whole file.
+///
+/// An unknown field whose name contains `chunk`, or is `offset`, belongs to a chunk of a client
+/// that the layer was not told of. Such a chunk would be a wrong file.
+pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
+    !params.has(|name| !known(name) && is_of_chunks(name))
+}
+
+fn is_of_chunks(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    // Not all names that contain `offset`: an application can send that of a time zone.
+    name.contains("chunk") || name == "offset"
 }

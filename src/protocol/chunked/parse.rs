@@ -5,14 +5,14 @@ use std::borrow::Cow;
 use http::Method;
 
 use super::{
-    IdentityRule, Params,
-    dialect::{Dialect, IdentifierKind, LastChunk, Resume},
+    dialect::{Dialect, IdentifierKind, IdentityRule, LastChunk, Resume},
     field::Field,
+    params::{Params, invalid, may_be_whole},
 };
 use crate::{
     error::{Error, Reason},
     limits::{NAME_BYTES, PATH_BYTES, TYPE_BYTES},
-    protocol::{Create, Described, Identity, Target, plain::may_be_whole},
+    protocol::{Create, Described, Identity, Target},
 };
 
 /// What the fields have to describe.
@@ -319,9 +319,4 @@ impl<'a> Fields<'a> {
 pub(super) fn missing(field: &Field) -> Error {
     let name = field.name().into();
     Reason::MissingField { name }.into()
-}
-
-pub(super) fn invalid(field: &Field, problem: &'static str) -> Error {
-    let name = field.name().into();
-    Reason::InvalidField { name, problem }.into()
 }
