@@ -6,7 +6,6 @@ use http::{HeaderMap, Method, Response, StatusCode, header, request::Parts, resp
 use super::{
     Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Write,
     chunked::{Chunked, Field, Fields, Params, headers},
-    content_length,
     problem::{NO_STORE, problem},
 };
 use crate::{
@@ -44,7 +43,7 @@ impl Decode for Plain<'_> {
         let length = if body_is_empty {
             Some(0)
         } else {
-            content_length(headers)
+            headers::content_length(headers)
         };
         let write = || {
             Ok(Command::Write(Write::Whole {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Reason},
-    protocol::{Command, FilePart, Form, Reply, Target, plain},
+    protocol::{FilePart, Form, Look, Reply, Target, plain},
 };
 
 /// A multipart form, which is that of a dialect, or a plain one. Only its fields can tell.
@@ -128,7 +128,7 @@ impl Form for ChunkForm {
         })
     }
 
-    fn no_file(&mut self) -> Result<Command, Error> {
+    fn no_file(&mut self) -> Result<Look, Error> {
         let Some(dialect) = self.dialect().cloned() else {
             return Err(self.chunked.unknown());
         };
@@ -137,9 +137,9 @@ impl Form for ChunkForm {
                 Some(_) => Subject::Upload,
                 None => Subject::Chunk,
             };
-            let (command, answers) = self.chunked.test(&dialect, &self.params, subject);
+            let (look, answers) = self.chunked.test(&dialect, &self.params, subject);
             self.stage = Stage::Test(answers);
-            return command;
+            return look;
         }
         // The fields that are missing come first: without them the file does not help either.
         self.chunked.target(&dialect, &self.params)?;

@@ -78,6 +78,11 @@ fn percent_decoded(text: &str) -> String {
     decoded.map_or_else(String::new, |(_, text)| text.into_owned())
 }
 
+/// The declared length of the body in bytes.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
 #[cfg(test)]
 mod tests {
     use super::*;

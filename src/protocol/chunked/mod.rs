@@ -29,7 +29,7 @@ pub use self::{
     options::ClientOptions,
 };
 pub(crate) use self::{params::Params, parse::Fields};
-use super::{Command, Decode, Exchange, FilePart, Target, Write, content_length};
+use super::{Command, Decode, Exchange, FilePart, Look, Target, Write};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
@@ -113,8 +113,8 @@ impl Decode for Arc<Chunked> {
     }
 }
 
-/// A request that has been read, and its answers.
-type Read = (Result<Command, Error>, Answers);
+/// What a request wants, and the answers to it.
+type Read<T = Command> = (Result<T, Error>, Answers);
 
 fn exchange((command, answers): Read) -> Exchange {
     let reply = Box::new(answers);
@@ -194,12 +194,12 @@ impl Chunked {
             // flow.js with `testMethod: 'HEAD'` puts its fields into a body, which is then not
             // sent.
             Method::HEAD => {
-                let look = Command::Look {
+                let look = Look {
                     purpose: Purpose::Test,
                     upload: None,
                     chunk_len: None,
                 };
-                Some((Ok(look), Answers::default()))
+                Some((Ok(Command::Look(look)), Answers::default()))
             }
             Method::POST if is_url_encoded(&head.headers) => {
                 let dialect = self.asks_at_end()?;
@@ -249,6 +249,12 @@ impl Chunked {
         mut params: Params,
         body_is_empty: bool,
     ) -> Read {
+        let is_test = match head.method {
+            Method::GET | Method::HEAD => true,
+            // Resumable.js with `testMethod: 'POST'`. An empty chunk has a content type.
+            Method::POST => body_is_empty && !head.headers.contains_key(header::CONTENT_TYPE),
+            _ => false,
+        };
         match head.method {
             Method::GET | Method::HEAD if dialect.asks_status(&params, &head.method) => {
                 let by_offset = dialect.resume == Resume::ByUploadOffset;
@@ -256,12 +262,12 @@ impl Chunked {
                     Method::HEAD if by_offset => Asked::Offset,
                     _ => Asked::Status,
                 };
-                self.look(dialect, &params, asked, Subject::Upload)
+                let (look, answers) = self.look(dialect, &params, asked, Subject::Upload);
+                (look.map(Command::Look), answers)
             }
-            Method::GET | Method::HEAD => self.test(dialect, &params, Subject::Chunk),
-            // Resumable.js with `testMethod: 'POST'`. An empty chunk has a content type.
-            Method::POST if body_is_empty && !head.headers.contains_key(header::CONTENT_TYPE) => {
-                self.test(dialect, &params, Subject::Chunk)
+            _ if is_test => {
+                let (look, answers) = self.test(dialect, &params, Subject::Chunk);
+                (look.map(Command::Look), answers)
             }
             _ => {
                 let command = self.read_change(dialect, head, &mut params);
@@ -290,7 +296,7 @@ impl Chunked {
                     file_name: None,
                     content_type: content_type.and_then(|value| Some(value.to_str().ok()?.into())),
                 });
-                if let Some(len) = content_length(&head.headers) {
+                if let Some(len) = headers::content_length(&head.headers) {
                     dialect.add_total(params, len);
                 }
                 Ok(Command::Write(Write::Raw(self.target(dialect, params)?)))
@@ -300,7 +306,7 @@ impl Chunked {
     }
 
     /// A test, of one chunk or of all.
-    fn test(&self, dialect: &Arc<Dialect>, params: &Params, subject: Subject) -> Read {
+    fn test(&self, dialect: &Arc<Dialect>, params: &Params, subject: Subject) -> Read<Look> {
         let asked = match dialect.list_tests {
             Some(_) => Asked::List,
             None => Asked::Chunk,
@@ -314,7 +320,7 @@ impl Chunked {
         params: &Params,
         asked: Asked,
         subject: Subject,
-    ) -> Read {
+    ) -> Read<Look> {
         let mut answers = Answers::new(Some(dialect), params);
         let chunk = match dialect.chunk(Fields::first(params), subject, self.identity) {
             Ok(chunk) => chunk,
@@ -327,12 +333,12 @@ impl Chunked {
             Asked::Status | Asked::Offset => (Purpose::Status, None),
         };
         answers.asked = Some((asked, chunk));
-        let command = Command::Look {
+        let look = Look {
             purpose,
             upload: Some(upload),
             chunk_len,
         };
-        (Ok(command), answers)
+        (Ok(look), answers)
     }
 
     /// Where the bytes belong that come with these fields.
