@@ -936,7 +936,7 @@ fn values() {
         let upload = chunk_of(&dialect, &params_of(&query));
         let form = chunk_of(&dialect, &with_form(Params::default(), &fields));
         let probe = match read(&dialect, &request("GET", &query, None), true) {
-            Some((Ok(Command::Look { .. }), answers)) => Ok(answers.asked.unwrap().1),
+            Some((Ok(Command::Look(_)), answers)) => Ok(answers.asked.unwrap().1),
             Some((Err(error), _)) => Err(error),
             _ => panic!("{name}={value:?}"),
         };
@@ -1378,16 +1378,11 @@ fn forms_without_a_file() {
     let chunked = Arc::new(Chunked::default());
     let flow = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=10&flowChunkNumber=1&a=b";
     let mut form = form_of(&chunked, flow, &[]);
-    let Ok(Command::Look {
-        purpose,
-        upload,
-        chunk_len,
-    }) = form.no_file()
-    else {
-        panic!("it is a test");
-    };
-    assert_eq!((purpose, chunk_len), (Purpose::Test, None));
-    assert_eq!(upload.unwrap().fields, owned(&[("a", "b")]));
+    let look = form
+        .no_file()
+        .unwrap_or_else(|error| panic!("it is a test: {error}"));
+    assert_eq!((look.purpose, look.chunk_len), (Purpose::Test, None));
+    assert_eq!(look.upload.unwrap().fields, owned(&[("a", "b")]));
     let mut ranges = RangeSet::default();
     ranges.insert(0, 10);
     let scope = Scope::default();
@@ -1739,7 +1734,7 @@ fn only(dialect: Dialect) -> Arc<Chunked> {
 /// The chunk that a test asks for.
 fn asked(dialect: &Dialect, parts: &Parts) -> Target {
     match read(dialect, parts, true) {
-        Some((Ok(Command::Look { .. }), answers)) => answers.asked.unwrap().1,
+        Some((Ok(Command::Look(_)), answers)) => answers.asked.unwrap().1,
         _ => panic!("it is a test"),
     }
 }
@@ -1780,8 +1775,8 @@ fn show(command: &Command, answers: &Answers) -> String {
         Command::Create(create) => format!("create {}", create.length),
         Command::Conclude(upload) => format!("conclude {}", of(upload)),
         Command::Remove(upload) => format!("cancel {}", of(upload)),
-        Command::Look { upload: None, .. } => "blind probe".into(),
-        Command::Look { purpose, .. } => {
+        Command::Look(Look { upload: None, .. }) => "blind probe".into(),
+        Command::Look(Look { purpose, .. }) => {
             let (_, chunk) = answers.asked.as_ref().unwrap();
             let what = if *purpose == Purpose::Test {
                 "probe"
@@ -1839,7 +1834,7 @@ fn read_capture(chunked: &Arc<Chunked>, request: &[u8]) -> (Option<String>, Stri
         return (None, "pass".into());
     };
     let (kind, chunk) = match command.unwrap() {
-        Command::Look { upload: None, .. } => return (None, "blind probe".into()),
+        Command::Look(Look { upload: None, .. }) => return (None, "blind probe".into()),
         Command::Create(create) => return (None, format!("create {}", create.length)),
         Command::Read { then, .. } => {
             let Ok(Command::Conclude(upload)) = then(body).command else {
@@ -1848,7 +1843,7 @@ fn read_capture(chunked: &Arc<Chunked>, request: &[u8]) -> (Option<String>, Stri
             assert_eq!(upload.fields, []);
             ("finish", upload_and_range(&upload, "0+25"))
         }
-        Command::Look { upload, .. } => {
+        Command::Look(Look { upload, .. }) => {
             let (_, chunk) = answers.asked.unwrap();
             (
                 "probe",
