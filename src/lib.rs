@@ -27,7 +27,7 @@
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
-//! * `object-store`: `ObjectStore` keeps uploads in an object store (Amazon S3 and what is compatible,
+//! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and what is compatible,
 //!   Azure, Google Cloud) that many servers share.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
 //!
@@ -47,4 +47,6 @@ pub use self::model::{
     upload::{Role, Scope, Upload, UploadId},
 };
 pub use self::names::{safe_file_name, safe_relative_path};
+#[cfg(feature = "object-store")]
+pub use self::store::bucket::BucketStore;
 pub use self::store::{content::Content, memory::MemoryStore};
