@@ -25,6 +25,8 @@ use crate::{
     store::{StoreError, random_id},
 };
 
+const RELEASE_TRIES: u32 = 5;
+
 /// What this process knows of leases without a request. Uploads are named by their unique ids.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
@@ -98,19 +100,13 @@ impl Inner {
             last: Mutex::new(asked),
             lost: AtomicBool::new(false),
         });
-        let renewal = Renewal {
-            store: Arc::clone(self),
-            info: Arc::clone(info),
-            number,
-            token,
-            renewed: Arc::clone(&renewed),
-        };
+        let renewal = Arc::clone(self).renew(Arc::clone(info), number, token, Arc::clone(&renewed));
         Ok(Some(Lease {
             store: Arc::clone(self),
             info: Arc::clone(info),
             number,
             renewed,
-            renewal: Some(tokio::spawn(renewal.run())),
+            renewal: Some(tokio::spawn(renewal)),
             has_ended: false,
         }))
     }
@@ -158,6 +154,44 @@ impl Inner {
         leases.busy.insert(unique_id.to_owned(), Instant::now());
     }
 
+    /// Writes the object of a lease again and again, so that its date is new.
+    async fn renew(
+        self: Arc<Self>,
+        info: Arc<Info>,
+        number: u32,
+        token: Bytes,
+        renewed: Arc<Renewed>,
+    ) {
+        let path = self.keys.lease(info.id(), &info.unique_id, number);
+        loop {
+            tokio::time::sleep(self.lease / 3).await;
+            let asked = Instant::now();
+            match self.newest_lease(&info).await {
+                Ok(Some(newest)) if newest.number == number => {}
+                // Try again later: it may still be valid.
+                Err(_) => continue,
+                Ok(_) => return renewed.lost.store(true, SeqCst),
+            }
+            if self.engine.put(&path, token.clone()).await.is_ok() {
+                *lock(&renewed.last) = asked;
+            }
+        }
+    }
+
+    /// Tells other servers that a lease has ended. If it fails, they wait until the lease time is
+    /// over.
+    async fn release(self: Arc<Self>, info: Arc<Info>, number: u32) {
+        let path = self.keys.free(info.id(), &info.unique_id, number);
+        for n in 0..RELEASE_TRIES {
+            if self.engine.put(&path, Bytes::new()).await.is_ok() {
+                let name = (info.unique_id.clone(), number);
+                lock(&self.leases).ended.remove(&name);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100 << n)).await;
+        }
+    }
+
     fn has_ended(&self, unique_id: &str, number: u32) -> bool {
         let name = (unique_id.to_owned(), number);
         lock(&self.leases).ended.contains(&name)
@@ -182,7 +216,7 @@ impl Lease {
     /// Gives it back, and waits until other servers can take it.
     pub(super) async fn give_back(&mut self) {
         if let Some(release) = self.end(true) {
-            release.run().await;
+            release.await;
         }
     }
 
@@ -204,24 +238,22 @@ impl Lease {
         let _ = self.store.engine.delete_below(&leases).await;
     }
 
-    fn end(&mut self, give_back: bool) -> Option<Release> {
+    /// Returns what gives the lease back, unless it has ended before.
+    fn end(&mut self, give_back: bool) -> Option<impl Future<Output = ()> + Send + use<>> {
         if let Some(renewal) = &self.renewal {
             renewal.abort();
         }
         if std::mem::replace(&mut self.has_ended, true) {
             return None;
         }
-        let mut leases = lock(&self.store.leases);
-        leases.held.remove(&self.info.unique_id);
-        give_back.then(|| {
-            let name = (self.info.unique_id.clone(), self.number);
-            leases.ended.insert(name);
-            Release {
-                store: Arc::clone(&self.store),
-                info: Arc::clone(&self.info),
-                number: self.number,
-            }
-        })
+        let (store, info, number) = (&self.store, &self.info, self.number);
+        let mut leases = lock(&store.leases);
+        leases.held.remove(&info.unique_id);
+        if !give_back {
+            return None;
+        }
+        leases.ended.insert((info.unique_id.clone(), number));
+        Some(Arc::clone(store).release(Arc::clone(info), number))
     }
 }
 
@@ -230,7 +262,7 @@ impl Drop for Lease {
         if let Some(release) = self.end(true) {
             // Without a runtime other servers wait until the lease time is over.
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(release.run());
+                runtime.spawn(release);
             }
         }
     }
@@ -242,67 +274,6 @@ impl fmt::Debug for Lease {
             .field("unique_id", &self.info.unique_id)
             .field("number", &self.number)
             .finish_non_exhaustive()
-    }
-}
-
-/// Tells other servers that a lease has ended.
-struct Release {
-    store: Arc<Inner>,
-    info: Arc<Info>,
-    number: u32,
-}
-
-impl Release {
-    const TRIES: u32 = 5;
-
-    async fn run(self) {
-        let Self {
-            store,
-            info,
-            number,
-        } = self;
-        let path = store.keys.free(info.id(), &info.unique_id, number);
-        for n in 0..Self::TRIES {
-            if store.engine.put(&path, Bytes::new()).await.is_ok() {
-                let name = (info.unique_id.clone(), number);
-                lock(&store.leases).ended.remove(&name);
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100 << n)).await;
-        }
-        // Other servers wait until the lease time is over.
-    }
-}
-
-/// Writes the object of a lease again and again, so that its date is new.
-struct Renewal {
-    store: Arc<Inner>,
-    info: Arc<Info>,
-    number: u32,
-    token: Bytes,
-    renewed: Arc<Renewed>,
-}
-
-impl Renewal {
-    async fn run(self) {
-        let Self { store, info, .. } = self;
-        let path = store.keys.lease(info.id(), &info.unique_id, self.number);
-        loop {
-            tokio::time::sleep(store.lease / 3).await;
-            let asked = Instant::now();
-            match store.newest_lease(&info).await {
-                Ok(Some(newest)) if newest.number == self.number => {}
-                // Try again later: it may still be valid.
-                Err(_) => continue,
-                Ok(_) => {
-                    self.renewed.lost.store(true, SeqCst);
-                    return;
-                }
-            }
-            if store.engine.put(&path, self.token.clone()).await.is_ok() {
-                *lock(&self.renewed.last) = asked;
-            }
-        }
     }
 }
 
