@@ -59,6 +59,8 @@ pub mod store;
 mod upload;
 mod uploads;
 
+#[cfg(feature = "object-store")]
+pub use self::store::bucket::BucketStore;
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;
 pub use self::{

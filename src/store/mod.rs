@@ -66,9 +66,9 @@
 //! # }
 //! ```
 
-// #[cfg(feature = "object-store")]
-// pub(crate) mod bucket;
 mod body;
+#[cfg(feature = "object-store")]
+pub(crate) mod bucket;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub(crate) mod content;
@@ -85,8 +85,8 @@ use std::{future::Future, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-// #[cfg(feature = "object-store")]
-// pub use self::bucket::{BucketStoreBuilder, StoredObject};
+#[cfg(feature = "object-store")]
+pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
 pub(crate) use self::erased::{DynClaim, DynStore};
 pub use self::{
