@@ -47,4 +47,4 @@ pub use self::model::{
     upload::{Role, Scope, Upload, UploadId},
 };
 pub use self::names::{safe_file_name, safe_relative_path};
-pub use self::store::{content::Content, memory::MemoryStore};
+pub use self::store::{content::Content, file::FileStore, memory::MemoryStore};
