@@ -262,10 +262,7 @@ mod tests {
                 let bytes = &content[gap.start as usize..gap.end as usize];
                 sums.insert(gap, Crc::of(bytes));
             }
-            assert_eq!(
-                sums.whole(SIZE as u64),
-                Some(&Crc::of(&content))
-            );
+            assert_eq!(sums.whole(SIZE as u64), Some(&Crc::of(&content)));
         }
     }
 

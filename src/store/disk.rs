@@ -1,7 +1,7 @@
 //! The file system calls of the stores. All of them block.
 //!
-//! Calls that change or sync something go through a [`Disk`], so that tests can make each of them fail,
-//! or cut the power behind it.
+//! Calls that change or sync something go through a [`Disk`], so that tests can make each of them
+//! fail, or cut the power behind it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -110,8 +110,8 @@ impl Disk {
         self.call("create", Op::Create(path), it, it)
     }
 
-    /// Creates a folder, and those between it and `base`, which exists, and makes their names durable.
-    /// See [`is_dir`] for the errors.
+    /// Creates a folder, and those between it and `base`, which exists, and makes their names
+    /// durable. See [`is_dir`] for the errors.
     #[track_caller]
     pub(in crate::store) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
         let Some(parent) = path.parent().filter(|_| path != base) else {
@@ -292,8 +292,8 @@ fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether there is a folder. A link is an error and is not followed. Anything else is an error of the
-/// kind `NotADirectory`.
+/// Whether there is a folder. A link is an error and is not followed. Anything else is an error of
+/// the kind `NotADirectory`.
 pub(in crate::store) fn is_dir(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -388,8 +388,8 @@ pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     }
 }
 
-/// Asks the system to begin to write bytes to the disk. Unlike a sync it waits for nothing, promises
-/// nothing, and does not consume an error that a later sync has to return.
+/// Asks the system to begin to write bytes to the disk. Unlike a sync it waits for nothing,
+/// promises nothing, and does not consume an error that a later sync has to return.
 pub(in crate::store) fn begin_to_write(file: &File, range: &Range<u64>) {
     #[cfg(target_os = "linux")]
     {
@@ -510,8 +510,8 @@ fn boot() -> Option<u64> {
 
 /// Locks of byte ranges between processes, which the kernel frees when a process dies.
 ///
-/// They belong to the open file, and do not exclude the threads of a process that share it. On other
-/// systems than Linux they always succeed.
+/// They belong to the open file, and do not exclude the threads of a process that share it. On
+/// other systems than Linux they always succeed.
 pub(in crate::store) mod ofd {
     use std::{fs::File, io, ops::Range};
 

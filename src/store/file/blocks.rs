@@ -22,8 +22,8 @@ const MUCH: usize = 1 << 20;
 /// The least number of permits, if there are few processors.
 const LARGE: usize = 4;
 
-/// Blocks of memory that are used again: to touch fresh memory costs more than all else that is done
-/// to a byte.
+/// Blocks of memory that are used again: to touch fresh memory costs more than all else that is
+/// done to a byte.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
     spare: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -76,8 +76,8 @@ impl Gathered {
         self.at == self.end
     }
 
-    /// Waits for a permit to hold more, until [`clear`](Self::clear). With a permit, do not wait for
-    /// other chunks.
+    /// Waits for a permit to hold more, until [`clear`](Self::clear). With a permit, do not wait
+    /// for other chunks.
     pub(super) async fn enlarge(&mut self) {
         // The semaphore is never closed.
         self.permit = Arc::clone(&self.blocks.large).acquire_owned().await.ok();

@@ -88,8 +88,8 @@ impl FileStore {
         result
     }
 
-    /// Finds the upload, or creates it, and locks a range of it. Writes what has arrived if that is the
-    /// whole chunk.
+    /// Finds the upload, or creates it, and locks a range of it. Writes what has arrived if that is
+    /// the whole chunk.
     async fn start(
         &self,
         upload: &Upload,
@@ -167,9 +167,9 @@ struct Arrived {
 impl Arrived {
     /// Takes what arrives until it is time to write.
     ///
-    /// A trip to a blocking thread costs as much as to write tens of kilobytes, so one trip with many
-    /// bytes is better. But memory is bounded: a slow chunk must not hold it, nor one that waits for
-    /// others before it can write, which is one without a lock.
+    /// A trip to a blocking thread costs as much as to write tens of kilobytes, so one trip with
+    /// many bytes is better. But memory is bounded: a slow chunk must not hold it, nor one that
+    /// waits for others before it can write, which is one without a lock.
     ///
     /// # Errors
     ///
@@ -300,8 +300,8 @@ impl Writer {
         }
     }
 
-    /// Finds out what is stored. Only with the lock, so that bytes that another process has stored are
-    /// not written again.
+    /// Finds out what is stored. Only with the lock, so that bytes that another process has stored
+    /// are not written again.
     fn look(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
         let entry = self.lock.entry();
         entry.touch();
@@ -338,7 +338,8 @@ impl Writer {
         folder.room.for_bytes(&folder.partial, new)
     }
 
-    /// Writes what has arrived. Returns the progress of the upload if that was the end of the chunk.
+    /// Writes what has arrived. Returns the progress of the upload if that was the end of the
+    /// chunk.
     fn write(
         &mut self,
         folder: &Folder,
@@ -356,7 +357,10 @@ impl Writer {
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
-            let written = self.written.iter().map(|(piece, _)| piece.end - piece.start);
+            let written = self
+                .written
+                .iter()
+                .map(|(piece, _)| piece.end - piece.start);
             if arrived.keep == Keep::Prefix && written.sum::<u64>() >= COMMIT {
                 self.commit(folder)?;
             }

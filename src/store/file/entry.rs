@@ -71,8 +71,8 @@ pub(super) struct Entry {
     /// How many syncs of the data have failed.
     failed_syncs: AtomicU64,
     commits: commit::Commits,
-    /// Held by a thread while it appends: the lock between processes does not exclude the threads of
-    /// this one.
+    /// Held by a thread while it appends: the lock between processes does not exclude the threads
+    /// of this one.
     appending: Mutex<()>,
     holders: Mutex<Vec<Arc<Holder>>>,
     /// Notified when a range is unlocked.
@@ -162,7 +162,8 @@ impl Entry {
     ) -> Result<Option<Self>, StoreError> {
         let created = Created::new(random_id()?, upload);
         let data_path = data_path(&journal_path, &created.id);
-        // The journal is whole before it gets its name, so that concurrent requests use the same one.
+        // The journal is whole before it gets its name, so that concurrent requests use the same
+        // one.
         let temporary = journal_path.with_extension(format!("{}.new", created.id));
         let time = to_unix_millis(SystemTime::now());
         let mut state = State {
@@ -260,10 +261,7 @@ impl Entry {
             Phase::Settled { record, upload } => (upload, UploadState::Settled(record.clone())),
             Phase::Sealed { seal, .. } => (&seal.upload, UploadState::Complete),
             _ if state.is_complete(self.length()) => (&self.created, UploadState::Complete),
-            _ => (
-                &self.created,
-                UploadState::Receiving(state.ranges.to_set()),
-            ),
+            _ => (&self.created, UploadState::Receiving(state.ranges.to_set())),
         };
         Status::new(upload.clone(), state)
     }
@@ -299,8 +297,8 @@ impl Entry {
         Ok(view.touched.max(to_unix_millis(modified)))
     }
 
-    /// What of a range is not stored, and how many ranges there will be when it is. An upload that is
-    /// sealed has no gaps.
+    /// What of a range is not stored, and how many ranges there will be when it is. An upload that
+    /// is sealed has no gaps.
     pub(super) fn gaps(&self, range: &Range<u64>) -> (Vec<Range<u64>>, usize) {
         let state = self.state();
         match state.phase {
@@ -406,7 +404,8 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// [`Superseded`](StoreError::Superseded) if the upload is removed or, for stored bytes, sealed.
+    /// [`Superseded`](StoreError::Superseded) if the upload is removed or, for stored bytes,
+    /// sealed.
     pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
         self.append_if(events, durable, |_| true).map(drop)
     }
@@ -456,8 +455,8 @@ impl Entry {
             }
         });
         if let Err(error) = written {
-            // The records are visible, but need not be durable: they must not be read. If that cannot
-            // be written either, the reader makes them durable before it trusts them.
+            // The records are visible, but need not be durable: they must not be read. If that
+            // cannot be written either, the reader makes them durable before it trusts them.
             let _ = write(&journal::void(&records, chain, time));
             return Err(error.into());
         }
@@ -506,8 +505,8 @@ impl Entry {
         self.catch_up()
     }
 
-    /// A journal that has lost its name was removed, perhaps with its folder, by something other than
-    /// a store. What is written to it is never found again.
+    /// A journal that has lost its name was removed, perhaps with its folder, by something other
+    /// than a store. What is written to it is never found again.
     fn look_for_name(&self) -> io::Result<()> {
         if !disk::has_name(&self.journal, &self.journal_path)? {
             self.state().phase = Phase::Removed;
@@ -532,8 +531,8 @@ impl Entry {
         Ok((appending, lock))
     }
 
-    /// With the right to append: reads what other processes have appended. What is visible need not be
-    /// durable, so it is synced before it is trusted.
+    /// With the right to append: reads what other processes have appended. What is visible need not
+    /// be durable, so it is synced before it is trusted.
     fn catch_up(&self) -> io::Result<()> {
         if !self.has_news()? {
             return Ok(());
@@ -598,8 +597,8 @@ impl Entry {
         result
     }
 
-    /// Writes again what is there. After a sync that failed, the next one succeeds without an effect,
-    /// unless there is something new to write.
+    /// Writes again what is there. After a sync that failed, the next one succeeds without an
+    /// effect, unless there is something new to write.
     fn make_dirty(&self, file: &File, range: Range<u64>) -> io::Result<()> {
         read_blocks(file, range, |block, at| {
             self.disk.write_all_at("write-again", file, block, at)
@@ -623,8 +622,8 @@ impl Entry {
     }
 }
 
-/// Where the bytes of an upload are. The name contains the random id of the upload, so that it never
-/// becomes the name of a later upload.
+/// Where the bytes of an upload are. The name contains the random id of the upload, so that it
+/// never becomes the name of a later upload.
 fn data_path(journal_path: &Path, id: &str) -> PathBuf {
     journal_path.with_extension(format!("{id}.data"))
 }
@@ -649,7 +648,8 @@ impl State {
                 ..
             } => {
                 self.unsynced |= !synced;
-                // Stored bytes are never written again. If a journal says so, the first record counts.
+                // Stored bytes are never written again. If a journal says so, the first record
+                // counts.
                 let range = offset..offset.saturating_add(len);
                 if self.ranges.gaps(offset, len).first() == Some(&range) {
                     self.ranges.insert(range, Crc(crc));

@@ -39,8 +39,8 @@ impl Folder {
         Ok(sealed.with_crc32(seal.crc32))
     }
 
-    /// Writes the name of the file to the journal before the file gets it, so that it is found after a
-    /// crash.
+    /// Writes the name of the file to the journal before the file gets it, so that it is found
+    /// after a crash.
     fn choose_name(&self, entry: &Entry, upload: Upload) -> Result<Seal, StoreError> {
         if !entry.has_data()? {
             return Err(StoreError::new("the data are not where they were"));
@@ -68,8 +68,8 @@ impl Folder {
         Ok(seal)
     }
 
-    /// Renames the file, unless that is done already, and makes the name durable. Returns the path of
-    /// the file.
+    /// Renames the file, unless that is done already, and makes the name durable. Returns the path
+    /// of the file.
     fn publish(&self, entry: &Entry, mut seal: Seal) -> Result<(Seal, PathBuf), StoreError> {
         loop {
             let path = self.finished.join(&seal.path);
@@ -105,8 +105,8 @@ impl Folder {
             }
             // The process that renamed it may have died before the new name was durable.
             let Some(file) = self.open_finished(&seal)? else {
-                // The application has moved it in an earlier attempt. The path that is returned does
-                // not exist, and never becomes the path of another file.
+                // The application has moved it in an earlier attempt. The path that is returned
+                // does not exist, and never becomes the path of another file.
                 return Ok((seal, entry.data_path.clone()));
             };
             self.disk.sync_dir(dir)?;
@@ -136,9 +136,9 @@ impl Folder {
         Ok((self.disk.file_id(&file)? == seal.file).then_some(file))
     }
 
-    /// Takes the final name of a file back, unless the application has moved the file. Do this before
-    /// the journal says that the upload is rejected or removed: after a crash, the file could not be
-    /// told from a file of another upload that has got the same name.
+    /// Takes the final name of a file back, unless the application has moved the file. Do this
+    /// before the journal says that the upload is rejected or removed: after a crash, the file
+    /// could not be told from a file of another upload that has got the same name.
     pub(super) fn withdraw(&self, entry: &Entry, seal: &Seal) -> Result<(), StoreError> {
         if self.open_finished(seal)?.is_none() {
             return Ok(());
@@ -164,7 +164,8 @@ impl Folder {
     }
 }
 
-/// A path below `dir` at which there is nothing: `wanted`, with numbers added to names that are taken.
+/// A path below `dir` at which there is nothing: `wanted`, with numbers added to names that are
+/// taken.
 fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
     let no_name = || StoreError::new(format!("no name for a finished file: {wanted:?}"));
     let mut chosen = String::new();
@@ -182,7 +183,8 @@ fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
         for number in 1u32.. {
             let is_free = match dir.join(&chosen).join(&candidate).symlink_metadata() {
                 Err(_) => true,
-                // A link fails the delivery later: it is not followed, and not replaced by a number.
+                // A link fails the delivery later: it is not followed, and not replaced by a
+                // number.
                 Ok(there) => is_folder && (there.is_dir() || there.is_symlink()),
             };
             if is_free {

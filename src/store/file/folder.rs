@@ -29,8 +29,8 @@ use crate::{
 /// Most idle uploads whose files stay open: two files each.
 const OPEN_UPLOADS: u64 = 256;
 
-/// How many idle uploads stay open in a process that may have `files` files open: they take at most a
-/// quarter, and leave the rest to connections.
+/// How many idle uploads stay open in a process that may have `files` files open: they take at most
+/// a quarter, and leave the rest to connections.
 pub(super) fn open_uploads(files: u64) -> usize {
     (files / 8).min(OPEN_UPLOADS) as usize
 }
@@ -133,8 +133,8 @@ impl Folder {
                         None => self.disk.pause(),
                     }
                 }
-                // A crash of the system has lost bytes that were not synced, or something other than a
-                // store has removed the file.
+                // A crash of the system has lost bytes that were not synced, or something other
+                // than a store has removed the file.
                 Phase::Receiving if !entry.has_data()? => {
                     // Unless another process has just sealed it.
                     if !self.try_discard(&entry, Entry::is_receiving)? {
@@ -146,8 +146,8 @@ impl Folder {
         }
     }
 
-    /// Looks at an upload without a promise that what is seen is durable, which saves syncs. `None` if
-    /// the journal is gone, or has no valid first record.
+    /// Looks at an upload without a promise that what is seen is durable, which saves syncs. `None`
+    /// if the journal is gone, or has no valid first record.
     pub(super) fn peek<T>(
         &self,
         id: &UploadId,
@@ -191,8 +191,8 @@ impl Folder {
         Ok(Some(self.trust(entry)?))
     }
 
-    /// Renames a journal without a valid first record. Without syncs, a crash of the system can leave
-    /// only the name of a journal.
+    /// Renames a journal without a valid first record. Without syncs, a crash of the system can
+    /// leave only the name of a journal.
     fn set_aside(&self, journal_path: &Path, id: Option<u64>) -> Result<(), StoreError> {
         let Ok(journal) = disk::open(journal_path) else {
             // Another request has done it.
@@ -262,8 +262,8 @@ impl Folder {
         }
     }
 
-    /// Removes an upload if it is neither claimed nor written to, and is `wanted`. Returns whether it
-    /// was removed.
+    /// Removes an upload if it is neither claimed nor written to, and is `wanted`. Returns whether
+    /// it was removed.
     pub(super) fn try_discard(
         &self,
         entry: &Arc<Entry>,
@@ -303,8 +303,8 @@ impl Folder {
         Ok(true)
     }
 
-    /// Removes the files of a removed upload. The claim is held, and the journal is removed last: so
-    /// the name cannot belong to a later upload before, and no other process removes it twice.
+    /// Removes the files of a removed upload. The claim is held, and the journal is removed last:
+    /// so the name cannot belong to a later upload before, and no other process removes it twice.
     fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
         let entry = &claim.entry;
         if let Ok(journal) = disk::open(&entry.journal_path) {

@@ -2,8 +2,8 @@
 //!
 //! # Format, version 1
 //!
-//! A record is a head of 64 bytes. Some kinds have a payload of JSON behind it, padded with zeros to
-//! the next multiple of 64 bytes. Integers are little-endian.
+//! A record is a head of 64 bytes. Some kinds have a payload of JSON behind it, padded with zeros
+//! to the next multiple of 64 bytes. Integers are little-endian.
 //!
 //! | offset | bytes | content                                                            |
 //! |--------|-------|--------------------------------------------------------------------|
@@ -19,8 +19,8 @@
 //!
 //! All other bytes are zero. A head is never split between two sectors of a disk. Each check is
 //! seeded with the check of the record before it, so that remains of another file, or of a record
-//! that was torn and replaced, are not read as records. Reading stops at the first record that is not
-//! valid: a record that a crash has torn was never written.
+//! that was torn and replaced, are not read as records. Reading stops at the first record that is
+//! not valid: a record that a crash has torn was never written.
 
 use std::{fs::File, io};
 
@@ -63,8 +63,8 @@ pub(super) enum Event {
     Removed,
     /// Replaces an event that could not be made durable.
     Void,
-    /// The upload exists although it has no bytes. Without this event, an upload without bytes is one
-    /// whose first chunk has not been stored, and is removed when that chunk fails.
+    /// The upload exists although it has no bytes. Without this event, an upload without bytes is
+    /// one whose first chunk has not been stored, and is removed when that chunk fails.
     Confirmed,
 }
 

@@ -34,8 +34,8 @@ use self::{
     room::Room,
 };
 use super::{
-    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Page, Progress, Record, Sealed, Status, Store,
-    StoreError, Swept,
+    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Page, Progress, Record, Sealed, Status,
+    Store, StoreError, Swept,
     disk::{self, Disk},
 };
 use crate::model::upload::{Upload, UploadId};
@@ -43,39 +43,39 @@ use crate::model::upload::{Upload, UploadId};
 /// Keeps uploads in a folder: the default store.
 ///
 /// Each upload is one file, to which each chunk is written at its place, and a journal of what is
-/// stored. Nothing has to be put together when the last chunk has arrived: the file is finished by a
-/// rename, whatever its size.
+/// stored. Nothing has to be put together when the last chunk has arrived: the file is finished by
+/// a rename, whatever its size.
 ///
 /// The folder contains `partial/`, for uploads on their way, and `files/<id>/<name>`, for finished
-/// files under a [safe](crate::safe_file_name) version of their name. Several processes can share the
-/// folder (on Linux). It has to be on a local file system.
+/// files under a [safe](crate::safe_file_name) version of their name. Several processes can share
+/// the folder (on Linux). It has to be on a local file system.
 ///
 /// What the store creates is private to the user of the process, unless
 /// [`with_file_mode`](FileStoreBuilder::with_file_mode) and
-/// [`with_dir_mode`](FileStoreBuilder::with_dir_mode) say otherwise. The store follows no symbolic link
-/// in its folders: open the folder by its canonical path. A part of the file system
-/// [stays free](FileStoreBuilder::with_free_space_reserve).
+/// [`with_dir_mode`](FileStoreBuilder::with_dir_mode) say otherwise. The store follows no symbolic
+/// link in its folders: open the folder by its canonical path. A part of the file system [stays
+/// free](FileStoreBuilder::with_free_space_reserve).
 ///
-/// The file of a delivery has a [path](super::Stored::path). To move it to a folder on the same file
-/// system is a rename.
+/// The file of a delivery has a [path](super::Stored::path). To move it to a folder on the same
+/// file system is a rename.
 ///
 /// # Shared file systems
 ///
-/// For several hosts use `BucketStore` (feature `object-store`). This store needs three things that a
-/// shared file system may not have: locks of byte ranges that hold for all hosts (`F_OFD_SETLK`), a
-/// rename that overwrites nothing (`RENAME_NOREPLACE`, or else a hard link), and an `fsync` that
-/// reaches the server, for folders too. It has not been tried on any shared file system. What follows
-/// is derived from their documentation:
+/// For several hosts use `BucketStore` (feature `object-store`). This store needs three things that
+/// a shared file system may not have: locks of byte ranges that hold for all hosts (`F_OFD_SETLK`),
+/// a rename that overwrites nothing (`RENAME_NOREPLACE`, or else a hard link), and an `fsync` that
+/// reaches the server, for folders too. It has not been tried on any shared file system. What
+/// follows is derived from their documentation:
 ///
-/// * CephFS: the locks hold for all clients, and are freed some time after a client has died. It should
-///   be safe, and slow: in a test, positional writes of several hosts to one file took three times as
-///   long as writes to separate files, and the `fsync` of a folder is expensive.
-/// * NFSv4: the locks hold for all clients, but under a lease. A client that is cut off for longer than
-///   the lease loses its locks without an error, and two hosts may deliver one file. There is no
-///   `RENAME_NOREPLACE`. With one host at a time it is safe if the export is `sync`, and slower than a
-///   disk.
-/// * NFSv3, SMB, and mounts with `nolock` or `local_lock`: the locks hold for one host, or not at all.
-///   Do not use them for several hosts.
+/// * CephFS: the locks hold for all clients, and are freed some time after a client has died. It
+///   should be safe, and slow: in a test, positional writes of several hosts to one file took three
+///   times as long as writes to separate files, and the `fsync` of a folder is expensive.
+/// * NFSv4: the locks hold for all clients, but under a lease. A client that is cut off for longer
+///   than the lease loses its locks without an error, and two hosts may deliver one file. There is
+///   no `RENAME_NOREPLACE`. With one host at a time it is safe if the export is `sync`, and slower
+///   than a disk.
+/// * NFSv3, SMB, and mounts with `nolock` or `local_lock`: the locks hold for one host, or not at
+///   all. Do not use them for several hosts.
 ///
 /// # Examples
 ///
@@ -331,14 +331,14 @@ type Naming = Arc<dyn Fn(&Upload) -> Option<PathBuf> + Send + Sync>;
 /// What a stored chunk survives.
 ///
 /// It is as good as the syncs of the system. On Linux these are `fdatasync` of files and `fsync` of
-/// folders, tested with power cuts on ext4 and XFS. On macOS it is `F_FULLFSYNC` of files and folders,
-/// which flushes the cache of the disk. On Windows it is `FlushFileBuffers` of files. Windows has no
-/// call for folders, so a power cut can undo the rename of a file that was just finished, which is then
-/// delivered again.
+/// folders, tested with power cuts on ext4 and XFS. On macOS it is `F_FULLFSYNC` of files and
+/// folders, which flushes the cache of the disk. On Windows it is `FlushFileBuffers` of files.
+/// Windows has no call for folders, so a power cut can undo the rename of a file that was just
+/// finished, which is then delivered again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// The death of the process, a crash of the operating system, and a power cut, as far as the file
-    /// system and the disk do what they promise.
+    /// The death of the process, a crash of the operating system, and a power cut, as far as the
+    /// file system and the disk do what they promise.
     #[default]
     Power,
     /// The death of the process. After a crash of the system or a power cut, each chunk is compared
@@ -368,16 +368,16 @@ impl FileStoreBuilder {
         self
     }
 
-    /// Sets how finished files are named: a path below the folder of finished files, or `None` for the
-    /// default name.
+    /// Sets how finished files are named: a path below the folder of finished files, or `None` for
+    /// the default name.
     ///
-    /// An existing file is never overwritten: the new one gets a number, as in `name (1).txt`. So does
-    /// a folder whose name is the name of a file.
+    /// An existing file is never overwritten: the new one gets a number, as in `name (1).txt`. So
+    /// does a folder whose name is the name of a file.
     ///
-    /// Do not use the texts of the client as they are. [`safe_file_name`](crate::safe_file_name) makes a
-    /// safe name of them, and [`safe_relative_path`](crate::safe_relative_path) a safe path, for clients
-    /// that send whole folders. With a path that leads out of the folder, or through a symbolic link,
-    /// the delivery fails.
+    /// Do not use the texts of the client as they are. [`safe_file_name`](crate::safe_file_name)
+    /// makes a safe name of them, and [`safe_relative_path`](crate::safe_relative_path) a safe
+    /// path, for clients that send whole folders. With a path that leads out of the folder, or
+    /// through a symbolic link, the delivery fails.
     ///
     /// ```
     /// use std::path::{Path, PathBuf};
@@ -423,8 +423,8 @@ impl FileStoreBuilder {
     /// Sets the mode of all files, also of finished ones. Default: `0o600`, private to the owner.
     ///
     /// The system takes the umask of the process from it: with a umask of `0o022`, `0o660` becomes
-    /// `0o640`. Existing files are not changed. [`open`](Self::open) fails if the owner cannot read and
-    /// write, or if it has other bits than those of `0o777`.
+    /// `0o640`. Existing files are not changed. [`open`](Self::open) fails if the owner cannot read
+    /// and write, or if it has other bits than those of `0o777`.
     #[cfg(unix)]
     pub fn with_file_mode(mut self, mode: u32) -> Self {
         self.disk.file_mode = mode;
@@ -434,21 +434,22 @@ impl FileStoreBuilder {
     /// Sets the mode of the folders that the store creates. Default: `0o700`, private to the owner.
     ///
     /// The umask is taken from it, as with [`with_file_mode`](Self::with_file_mode). A user who can
-    /// write to a folder can replace the files in it. [`open`](Self::open) fails if the owner has not
-    /// all rights, or if it has other bits than those of `0o775`.
+    /// write to a folder can replace the files in it. [`open`](Self::open) fails if the owner has
+    /// not all rights, or if it has other bits than those of `0o775`.
     #[cfg(unix)]
     pub fn with_dir_mode(mut self, mode: u32) -> Self {
         self.disk.dir_mode = mode;
         self
     }
 
-    /// Sets how many bytes of the file system stay free. Default: 1 GiB, or 5 % of a file system that is
-    /// smaller than 20 GiB.
+    /// Sets how many bytes of the file system stay free. Default: 1 GiB, or 5 % of a file system
+    /// that is smaller than 20 GiB.
     ///
-    /// A chunk for which there is no room above that is rejected with [`StoreError::Full`] before it is
-    /// written. So is the first chunk of a file that declares to be larger than the room, or for which
-    /// there are not enough inodes. Clients try again later, as with a full disk. No room is reserved:
-    /// uploads on their way can together be larger than the room, and other processes can take it.
+    /// A chunk for which there is no room above that is rejected with [`StoreError::Full`] before
+    /// it is written. So is the first chunk of a file that declares to be larger than the room, or
+    /// for which there are not enough inodes. Clients try again later, as with a full disk. No room
+    /// is reserved: uploads on their way can together be larger than the room, and other processes
+    /// can take it.
     ///
     /// 0 turns the check off: then the store is full when the system says so. On other systems than
     /// Linux, where the store cannot see what is free, the check is always off.
@@ -457,8 +458,8 @@ impl FileStoreBuilder {
         self
     }
 
-    /// Sets how long the body of a chunk may bring nothing before another request for the same bytes
-    /// takes over. Default: 5 seconds. At most one year.
+    /// Sets how long the body of a chunk may bring nothing before another request for the same
+    /// bytes takes over. Default: 5 seconds. At most one year.
     ///
     /// With [`Keep::Prefix`] another request takes over at once.
     pub fn with_stall_timeout(mut self, stall: Duration) -> Self {
@@ -477,8 +478,8 @@ impl FileStoreBuilder {
     /// * A mode is not valid.
     pub fn open(mut self) -> Result<FileStore, StoreError> {
         for dir in [&mut self.root, &mut self.partial, &mut self.finished] {
-            // The process may change its working folder. The components are without a slash at the end,
-            // behind which a link would be followed.
+            // The process may change its working folder. The components are without a slash at the
+            // end, behind which a link would be followed.
             *dir = std::path::absolute(&*dir)?.components().collect();
         }
         self.check_modes()?;
@@ -529,8 +530,8 @@ impl FileStoreBuilder {
         Ok(())
     }
 
-    /// Whether other users cannot put something into the folders, or replace them. Checks those that
-    /// exist.
+    /// Whether other users cannot put something into the folders, or replace them. Checks those
+    /// that exist.
     fn check_folders(&self) -> Result<(), StoreError> {
         let parts = [&self.partial, &self.finished];
         let root = parts.iter().any(|part| part.starts_with(&self.root));

@@ -45,8 +45,8 @@ impl Room {
         self.grant(dir, 0, bytes, bytes)
     }
 
-    /// Whether an upload of `bytes` may begin in `dir`. Nothing is granted, because the bytes need not
-    /// arrive.
+    /// Whether an upload of `bytes` may begin in `dir`. Nothing is granted, because the bytes need
+    /// not arrive.
     pub(super) fn for_upload(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
         self.grant(dir, FILES, bytes, 0)
     }

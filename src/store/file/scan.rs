@@ -1,5 +1,5 @@
-//! Lists and sweeps: all uploads, one folder after the other, so that the memory that it takes does not
-//! grow with the number of uploads.
+//! Lists and sweeps: all uploads, one folder after the other, so that the memory that it takes does
+//! not grow with the number of uploads.
 
 use std::{
     io,
@@ -26,7 +26,8 @@ impl Folder {
         self.partial.metadata()?;
         let (mut uploads, mut last) = (Vec::new(), None);
         for shard in after.map_or(0, |after| after.as_bytes()[0])..=u8::MAX {
-            // A folder that cannot be read is passed over as if each of its files could not be read.
+            // A folder that cannot be read is passed over as if each of its files could not be
+            // read.
             let mut ids = self.ids_in(shard).unwrap_or_default();
             ids.retain(|id| after.is_none_or(|after| id > after));
             ids.sort_unstable();
@@ -34,8 +35,8 @@ impl Folder {
                 if uploads.len() == Page::MAX {
                     return Ok(Page::new(uploads, last));
                 }
-                // An upload that cannot be read, or that another version of this crate has written, is
-                // passed over: requests to it get the error.
+                // An upload that cannot be read, or that another version of this crate has written,
+                // is passed over: requests to it get the error.
                 uploads.extend(self.listed(&id, filter).ok().flatten());
                 last = Some(id);
             }
@@ -43,8 +44,8 @@ impl Folder {
         Ok(Page::new(uploads, None))
     }
 
-    /// A look that promises durability costs syncs. Most journals belong to settled uploads, and do not
-    /// need one.
+    /// A look that promises durability costs syncs. Most journals belong to settled uploads, and do
+    /// not need one.
     fn listed(&self, id: &UploadId, filter: &Filter) -> Result<Option<Listed>, StoreError> {
         let accepted = |entry: &Entry, view: &View| {
             let is_unsettled = match view.phase {

@@ -29,12 +29,12 @@ impl Entry {
         self.failed_syncs.load(SeqCst)
     }
 
-    /// Makes written bytes durable, if the store is set to, and then appends the events that say that
-    /// they are stored.
+    /// Makes written bytes durable, if the store is set to, and then appends the events that say
+    /// that they are stored.
     ///
     /// `failed_before` is what [`failed_syncs`](Self::failed_syncs) returned before the bytes were
-    /// written. The system reports a failed sync to one of the writers only, but the bytes of all of
-    /// them may be lost.
+    /// written. The system reports a failed sync to one of the writers only, but the bytes of all
+    /// of them may be lost.
     pub(in crate::store::file) fn commit(
         &self,
         events: Vec<Event>,

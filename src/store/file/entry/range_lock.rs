@@ -89,7 +89,9 @@ impl Entry {
     }
 
     /// Locks the whole file, so that it can be removed, unless a request is writing.
-    pub(in crate::store::file) fn try_lock_whole(self: &Arc<Self>) -> io::Result<Option<RangeLock>> {
+    pub(in crate::store::file) fn try_lock_whole(
+        self: &Arc<Self>,
+    ) -> io::Result<Option<RangeLock>> {
         Ok(match self.try_lock_range(WHOLE)? {
             TryLock::Locked(lock) => Some(lock),
             TryLock::HeldBy(_) => None,
