@@ -59,7 +59,8 @@
 // #[cfg(feature = "object-store")]
 // pub(crate) mod bucket;
 mod body;
-// pub mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub(crate) mod content;
 mod disk;
 mod erased;
@@ -163,11 +164,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
             let (filter, mut after, mut usage) = (Filter::default(), None, Vec::new());
             loop {
                 let page = self.list(&filter, after.as_ref()).await?;
-                usage.extend(
-                    page.uploads
-                        .iter()
-                        .map(|listed| Usage::from(&listed.upload)),
-                );
+                usage.extend(page.uploads.iter().map(Usage::from));
                 match page.next {
                     Some(next) => after = Some(next),
                     None => return Ok(usage),
@@ -351,6 +348,14 @@ impl From<&Upload> for Usage {
     fn from(upload: &Upload) -> Self {
         let bytes = upload.length.unwrap_or_default();
         Self::new(upload.id, ScopeHash::new(&upload.scope), bytes)
+    }
+}
+
+impl From<&Listed> for Usage {
+    fn from(listed: &Listed) -> Self {
+        let bytes = listed.upload.length.unwrap_or(listed.progress.received);
+        let usage = Self::from(&listed.upload);
+        Self { bytes, ..usage }
     }
 }
 

@@ -2,88 +2,113 @@
 
 use std::{
     collections::VecDeque,
-    pin::{Pin, pin},
+    future::Future,
+    pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
+use http_body::{Body, Frame};
 use tokio::sync::oneshot;
 
-use crate::UploadError;
+use crate::model::BoxError;
 
-/// Given bytes, and then what [`Then`] says.
+/// The error of a body that fails.
+pub(super) const FAILURE: &str = "the client is gone";
+
+/// How many bytes each frame of a [`Source`] has, but the last one.
+pub(super) const FRAME: usize = 70_000;
+
+/// A body of given bytes, and what follows them.
 pub(super) struct Source {
-    pieces: VecDeque<Bytes>,
+    frames: VecDeque<Bytes>,
     then: Then,
-    /// Told when all bytes were taken and more is asked for.
-    dry: Option<oneshot::Sender<()>>,
-    /// Whether it makes the store wait before each piece.
+    /// Notified when all bytes were taken and the next frame is polled for.
+    drained: Option<oneshot::Sender<()>>,
+    /// Whether it is pending once before each frame.
     pauses: bool,
     paused: bool,
 }
 
-#[derive(Debug)]
-pub(super) enum Then {
-    End,
-    Error,
-    /// Ends when told so; fails if nobody can do so any more.
-    Wait(oneshot::Receiver<()>),
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    /// The body ends.
+    Well,
+    /// The body fails.
+    Failure,
 }
 
-/// Holds a body whose bytes are given, but not its end.
+#[derive(Debug)]
+enum Then {
+    Ends(End),
+    /// Ends when it is notified. Fails if the sender is dropped.
+    Waits(oneshot::Receiver<()>),
+}
+
+/// Holds back the end of a body.
 pub(super) struct Hold {
-    pub(super) dry: oneshot::Receiver<()>,
+    drained: oneshot::Receiver<()>,
     end: oneshot::Sender<()>,
 }
 
 impl Hold {
-    /// Waits until the store has taken all bytes, and asks for the end.
-    pub(super) async fn dry(&mut self) {
-        let _ = (&mut self.dry).await;
+    /// Waits until the store has taken all bytes, and polls for the end.
+    pub(super) async fn drained(&mut self) {
+        // An error says that the body is dropped: the caller sees what has become of the request.
+        let _ = (&mut self.drained).await;
     }
 
+    /// Ends the body well.
     pub(super) fn end(self) {
-        // If nobody listens the request is gone, as it may be.
+        // The request may have ended before its body: the caller sees the result.
         let _ = self.end.send(());
     }
 }
 
 impl Source {
-    pub(super) fn new(bytes: &[u8], then: Then) -> Self {
+    pub(super) fn new(bytes: &[u8]) -> Self {
+        Self::ending(bytes, End::Well)
+    }
+
+    pub(super) fn ending(bytes: &[u8], end: End) -> Self {
         Self {
-            pieces: bytes.chunks(70_000).map(Bytes::copy_from_slice).collect(),
-            then,
-            dry: None,
+            frames: bytes.chunks(FRAME).map(Bytes::copy_from_slice).collect(),
+            then: Then::Ends(end),
+            drained: None,
             pauses: false,
             paused: false,
         }
     }
 
-    /// Makes the store wait before each piece, and before the end.
+    /// Is pending once before each frame, and once before the end.
     pub(super) fn with_pauses(bytes: &[u8]) -> Self {
         Self {
             pauses: true,
-            ..Self::new(bytes, Then::End)
+            ..Self::new(bytes)
         }
     }
 
     /// Does not end before [`Hold::end`].
     pub(super) fn held(bytes: &[u8]) -> (Self, Hold) {
-        let (dry_sender, dry) = oneshot::channel();
-        let (end, wait) = oneshot::channel();
+        let (drained_sender, drained) = oneshot::channel();
+        let (end, end_receiver) = oneshot::channel();
         let source = Self {
-            dry: Some(dry_sender),
-            ..Self::new(bytes, Then::Wait(wait))
+            then: Then::Waits(end_receiver),
+            drained: Some(drained_sender),
+            ..Self::new(bytes)
         };
-        (source, Hold { dry, end })
+        (source, Hold { drained, end })
     }
 }
 
-impl Stream for Source {
-    type Item = Result<Bytes, UploadError>;
+impl Body for Source {
+    type Data = Bytes;
+    type Error = BoxError;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.pauses {
             self.paused = !self.paused;
             if self.paused {
@@ -91,52 +116,24 @@ impl Stream for Source {
                 return Poll::Pending;
             }
         }
-        if let Some(piece) = self.pieces.pop_front() {
-            return Poll::Ready(Some(Ok(piece)));
+        if let Some(bytes) = self.frames.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        if let Some(dry) = self.dry.take() {
-            let _ = dry.send(());
+        if let Some(drained) = self.drained.take() {
+            // The check may have stopped waiting.
+            let _ = drained.send(());
         }
-        let whole = match &mut self.then {
-            Then::End => true,
-            Then::Error => false,
-            Then::Wait(end) => match Pin::new(end).poll(cx) {
-                Poll::Ready(told) => told.is_ok(),
+        let end = match &mut self.then {
+            Then::Ends(end) => *end,
+            Then::Waits(end) => match Pin::new(end).poll(cx) {
+                Poll::Ready(Ok(())) => End::Well,
+                Poll::Ready(Err(_)) => End::Failure,
                 Poll::Pending => return Poll::Pending,
             },
         };
-        Poll::Ready((!whole).then_some(Err(UploadError::Interrupted)))
+        Poll::Ready(match end {
+            End::Well => None,
+            End::Failure => Some(Err(FAILURE.into())),
+        })
     }
-}
-
-/// Polls `future` at most so many times; `None` if it needs more.
-pub(super) async fn poll_times<T>(future: impl Future<Output = T>, times: usize) -> Option<T> {
-    let mut future = pin!(future);
-    let mut left = times;
-    std::future::poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            // Its last poll: there is nothing to be woken for.
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// Runs `future` until `stop` is ready; its output if it was faster.
-pub(super) async fn run_until<T>(
-    mut future: Pin<&mut impl Future<Output = T>>,
-    stop: impl Future,
-) -> Option<T> {
-    let mut stop = pin!(stop);
-    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => stop.as_mut().poll(cx).map(|_| None),
-    })
-    .await
 }

@@ -1,23 +1,29 @@
-//! What a store keeps of chunks that come one after the other.
+//! What a store does with chunks that arrive one after the other.
 
-use std::{ops::Range, pin::pin};
+use std::pin::pin;
 
 use super::{
     Suite, assert_ranges,
-    body::{Source, Then, poll_times, run_until},
-    content, put, upload,
+    body::{End, FAILURE, FRAME, Source},
+    complete, content, described_as, everything, later, read, receiving, record, upload, upload_of,
+    write,
 };
-use crate::store::{ChunkBody, Location, Progress, Status, Store, StoreError, Upload};
+use crate::{
+    model::upload::{Scope, Upload},
+    store::{
+        BodyError, ChunkBody, Claim, Claimed, Filter, Keep, Progress, State, Store, StoreError,
+    },
+};
 
-impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
-    /// Chunks come in any order, and twice; `put` and `status` say at each step what is there.
+impl<S: Store + Clone> Suite<S> {
+    /// After each chunk `write` and `status` say what is stored. A chunk may arrive twice.
     pub(super) async fn chunks_in_any_order(&self) {
-        // Larger than what a store may gather before it writes, and not a multiple of anything.
-        let (total, size) = (1_000_003, 123_457);
-        let content = content(0, total);
+        // Larger than the buffers of most stores, and a multiple of nothing.
+        let (length, size) = (1_000_003, 123_457);
+        let content = content(0, length);
         let upload = Upload {
             chunk_size: Some(size as u64),
-            ..upload(total as u64)
+            ..upload(length as u64)
         };
         self.assert_absent(&upload, "before its first chunk").await;
         let mut order: Vec<_> = content.chunks(size).enumerate().collect();
@@ -27,300 +33,476 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         for (n, chunk) in order {
             received += chunk.len() as u64;
             let offset = (n * size) as u64;
-            let complete = received == total as u64;
+            let complete = received == length as u64;
             let expected = Progress { received, complete };
-            let progress = self.put(&upload, offset, chunk).await;
-            assert_eq!(progress, expected, "`put` says what is not so");
-            match self.status(&upload).await {
-                Status::Receiving(ranges) => {
-                    assert!(!complete, "all bytes are there, but `status` misses some");
+            let progress = self.write(&upload, offset, chunk).await;
+            assert_eq!(progress, expected, "`write` returns a wrong progress");
+            match self.state(&upload).await {
+                Some(State::Receiving(ranges)) => {
+                    assert!(!complete, "`Receiving`, but all bytes are stored");
                     assert_eq!(ranges.total(), received, "`status` counts wrongly");
                     assert!(
                         ranges.covers(offset, chunk.len() as u64),
-                        "`status` does not know a chunk that was stored"
+                        "`status` misses a chunk that is stored"
                     );
                 }
-                Status::Complete => assert!(complete, "`Complete`, but bytes are missing"),
-                status => panic!("{status:?} while it is received"),
+                Some(State::Complete) => assert!(complete, "`Complete`, but bytes are missing"),
+                state => panic!("{state:?} of an upload that is received"),
             }
-            // Twice is no more than once.
-            let progress = self.put(&upload, offset, chunk).await;
+            let progress = self.write(&upload, offset, chunk).await;
             assert_eq!(progress, expected, "a duplicate changes the progress");
         }
         let sealed = self.deliver(&upload, &content).await;
-        assert_eq!(sealed.upload, upload, "`seal` returns another description");
+        assert_eq!(sealed.upload, upload, "`claim` returns another description");
     }
 
-    /// A byte that is stored is never written again: what overlaps fills only the gaps.
+    /// A chunk that overlaps stored bytes fills the gaps between them.
     pub(super) async fn stored_bytes_stay(&self) {
-        // In one write, and in many.
+        // Small enough for one write of a store, or too large for it.
         for unit in [10, 60_000] {
             let [first, second, third] = [1, 2, 3].map(|seed| content(seed, 6 * unit));
             let at = |n: usize| (n * unit) as u64;
             let upload = upload(at(6));
-            self.put(&upload, at(1), &first[unit..2 * unit]).await;
-            self.put(&upload, at(3), &first[3 * unit..4 * unit]).await;
-            // Other bytes for the same places, before, between and behind them.
+            self.write(&upload, at(1), &first[unit..2 * unit]).await;
+            self.write(&upload, at(3), &first[3 * unit..4 * unit]).await;
+            // Other bytes for the same places, and for those around them.
             let half = unit / 2;
-            let progress = self
-                .put(&upload, half as u64, &second[half..4 * unit + half])
-                .await;
-            let received = at(4);
+            let other = &second[half..4 * unit + half];
+            let progress = self.write(&upload, half as u64, other).await;
             assert_eq!(
                 progress,
-                Progress {
-                    received,
-                    complete: false
-                },
+                receiving(at(4)),
                 "a chunk that overlaps stored bytes is counted wrongly"
             );
-            self.assert_receiving(
-                &upload,
-                &[half as u64..at(4) + half as u64],
-                "after a chunk that overlaps stored ones",
-            )
-            .await;
-            self.put(&upload, 0, &third).await;
+            let stored = &[half as u64..at(4) + half as u64];
+            let when = "after a chunk that overlaps stored ones";
+            self.assert_receiving(&upload, stored, when).await;
+            self.write(&upload, 0, &third).await;
 
             let mut expected = third;
-            expected[half..4 * unit + half].copy_from_slice(&second[half..4 * unit + half]);
+            expected[half..4 * unit + half].copy_from_slice(other);
             for n in [1, 3] {
-                expected[n * unit..(n + 1) * unit]
-                    .copy_from_slice(&first[n * unit..(n + 1) * unit]);
+                let range = n * unit..(n + 1) * unit;
+                expected[range.clone()].copy_from_slice(&first[range]);
             }
             self.deliver(&upload, &expected).await;
         }
     }
 
-    /// A chunk whose body fails, or has another length than it should, is as if it never came: the
-    /// first one of an upload leaves none.
+    /// After a chunk whose body fails, or has another length than it should, the upload is as before.
+    /// If it was absent it is absent.
     pub(super) async fn failed_chunks_leave_nothing(&self) {
         const LEN: u64 = 600_000;
         let chunk = content(0, LEN as usize);
         let upload = upload(3 * LEN);
         for first in [true, false] {
-            for (len, then) in [
-                (0, Then::Error),
-                (10, Then::Error),
-                (LEN - 1, Then::Error),
-                (LEN, Then::Error),
-                // Too short, too long.
-                (0, Then::End),
-                (LEN - 1, Then::End),
-                (LEN + 1, Then::End),
-            ] {
-                let case = format!("after a bad chunk ({len} bytes of {LEN}, then {then:?})");
-                let source = Source::new(&content(1, len as usize), then);
-                let result = put(self.store, &upload, 0, source, LEN).await;
-                assert!(
-                    matches!(result, Err(StoreError::Body(_))),
-                    "`put` returns {result:?} {case}"
-                );
-                match first {
-                    true => self.assert_absent(&upload, &case).await,
-                    // It was in the chunk's way, so that it had gaps on both sides.
-                    false => {
-                        self.assert_receiving(&upload, &[1000..2000, LEN..2 * LEN], &case)
-                            .await;
-                    }
+            for (len, end) in bad_chunks(LEN) {
+                let case = format!("after a bad chunk ({len} bytes of {LEN}, end: {end:?})");
+                let source = Source::ending(&content(1, len as usize), end);
+                let result = write(&self.store, &upload, 0, source, LEN).await;
+                assert_body_error(&result, end, &case);
+                if first {
+                    self.assert_absent(&upload, &case).await;
+                } else {
+                    // The bad chunk had gaps on both sides of the stored bytes.
+                    let stored = &[1000..2000, LEN..2 * LEN];
+                    self.assert_receiving(&upload, stored, &case).await;
                 }
             }
             if first {
-                // A length that is not known before: at most so much.
-                let source = pin!(Source::new(&content(1, LEN as usize + 1), Then::End));
+                // A length that is only limited.
+                let source = pin!(Source::new(&content(1, LEN as usize + 1)));
                 let mut body = ChunkBody::new(source, None, LEN);
-                let result = self.store.put(&upload, 0, &mut body).await;
-                assert!(
-                    matches!(result, Err(StoreError::Body(_))),
-                    "`put` returns {result:?} for a body that is too long"
-                );
-                self.assert_absent(&upload, "after a body that is too long")
-                    .await;
-                self.put(&upload, LEN, &chunk).await;
-                self.put(&upload, 1000, &chunk[1000..2000]).await;
+                let result = self.store.write(&upload, 0, &mut body, Keep::Whole).await;
+                let case = "after a body that is too long";
+                assert_body_error(&result, End::Well, case);
+                self.assert_absent(&upload, case).await;
+                self.write(&upload, LEN, &chunk).await;
+                self.write(&upload, 1000, &chunk[1000..2000]).await;
             }
         }
-        // It goes on as if nothing had been.
-        self.put(&upload, 2 * LEN, &chunk).await;
-        self.put(&upload, 0, &chunk).await;
+        self.write(&upload, 2 * LEN, &chunk).await;
+        self.write(&upload, 0, &chunk).await;
         let (found, _) = self.take(&upload).await;
-        assert!(found == chunk.repeat(3), "bytes of a bad chunk are kept");
+        assert!(found == chunk.repeat(3), "bytes of a bad chunk are stored");
     }
 
-    /// A chunk whose request ends before its body does is as if it never came.
-    pub(super) async fn dropped_chunks_leave_nothing(&self) {
+    /// `write` returns the error of the body, and what the body has yielded before is stored.
+    pub(super) async fn prefixes_stay(&self) {
         const LEN: u64 = 600_000;
-        let (old, new) = (content(1, LEN as usize), content(2, LEN as usize));
-        for len in [10, LEN - 1, LEN] {
-            let case = format!("after a dropped `put` ({len} bytes of {LEN})");
-            let upload = upload(LEN);
-            let (source, mut hold) = Source::held(&old[..len as usize]);
-            {
-                let put = pin!(put(self.store, &upload, 0, source, LEN));
-                let result = self.soon("taking a body", run_until(put, hold.dry())).await;
-                assert!(
-                    result.is_none(),
-                    "`put` ends before its body does, with {result:?}"
-                );
-            }
-            match self.status(&upload).await {
-                // The store may need a moment until it has forgotten the upload.
-                Status::Absent => {}
-                Status::Receiving(ranges) => assert_ranges(&ranges, &[], &case),
-                status => panic!("{status:?} {case}"),
-            }
-            let progress = self.put(&upload, 0, &new).await;
-            assert!(progress.complete, "`put` misses bytes {case}");
-            let (found, _) = self.take(&upload).await;
-            assert!(found == new, "bytes of the dropped chunk are there {case}");
-        }
-    }
+        let bytes = content(0, LEN as usize + 1);
+        for (len, end) in bad_chunks(LEN) {
+            let case = format!("after the prefix of a chunk ({len} bytes of {LEN}, end: {end:?})");
+            // The frame that exceeds the length is not part of the chunk.
+            let stored = if len > LEN {
+                LEN / FRAME as u64 * FRAME as u64
+            } else {
+                len
+            };
+            // The prefix is at the begin of the file, or meets stored bytes, or is the whole file.
+            let places = [(0, 2 * LEN), (100, 2 * LEN), (0, LEN)];
+            for (offset, length) in places {
+                let upload = upload(length);
+                let mut expected = vec![0; length as usize];
+                expected[offset as usize..][..stored as usize]
+                    .copy_from_slice(&bytes[..stored as usize]);
+                if offset > 0 {
+                    self.write(&upload, 90, &[7; 20]).await;
+                    expected[90..110].fill(7);
+                }
+                let source = Source::ending(&bytes[..len as usize], end);
+                let result = self.write_prefix(&upload, offset, source, LEN).await;
+                assert_body_error(&result, end, &case);
 
-    /// Wherever a `put` is dropped, it is as if it had never been called, or its chunk is stored
-    /// completely; and the next request for the same range need not wait.
-    pub(super) async fn dropped_at_every_poll(&self) {
-        const LEN: u64 = 300_000;
-        let (old, new) = (content(1, LEN as usize), content(2, LEN as usize));
-        let rest = content(3, 10);
-        // The chunk is the first of its upload, or not.
-        for rest in [&[], &rest[..]] {
-            let total = LEN + rest.len() as u64;
-            for polls in 0.. {
-                let case = format!("after a `put` that was dropped when polled {polls} times");
-                let upload = upload(total);
-                if !rest.is_empty() {
-                    self.put(&upload, LEN, rest).await;
+                match self.state(&upload).await {
+                    // A prefix without bytes need not create the upload.
+                    None if stored == 0 && offset == 0 => {}
+                    Some(State::Receiving(ranges)) if stored == 0 && offset == 0 => {
+                        assert_ranges(&ranges, &[], &case);
+                    }
+                    Some(State::Receiving(ranges)) => {
+                        assert!(
+                            stored < length,
+                            "all bytes are there, but `Receiving` {case}"
+                        );
+                        let expected = if offset > 0 {
+                            90..(offset + stored).max(110)
+                        } else {
+                            0..stored
+                        };
+                        assert_ranges(&ranges, &[expected], &case);
+                    }
+                    Some(State::Complete) => assert_eq!(stored, length, "`Complete` {case}"),
+                    state => panic!("{state:?} {case}"),
                 }
-                let source = Source::with_pauses(&old);
-                let put = put(self.store, &upload, 0, source, LEN);
-                let result = self.soon("`put`", poll_times(put, polls)).await;
-                self.assert_all_or_nothing(&upload, LEN..total, &case).await;
-                if let Some(result) = &result {
-                    let progress = result.as_ref().expect("`put` of a good chunk");
-                    assert!(progress.complete, "`put` misses bytes");
-                }
-                let progress = self.put(&upload, 0, &new).await;
-                assert!(progress.complete, "`put` misses bytes {case}");
+                // The rest, with other bytes where something is stored.
+                let mut rest = expected.clone();
+                rest[offset as usize..][..stored as usize].fill(9);
+                let progress = self.write(&upload, 0, &rest).await;
+                assert_eq!(progress, complete(length), "`write` misses bytes {case}");
                 let (found, _) = self.take(&upload).await;
-                let (found, found_rest) = found.split_at(LEN as usize);
-                assert!(found_rest == rest, "bytes from before are gone {case}");
-                let is_old = found == old;
-                assert!(
-                    is_old || (found == new && result.is_none()),
-                    "a chunk is a mix of two requests {case}"
-                );
-                if result.is_some() {
-                    break;
-                }
+                assert!(found == expected, "a prefix has wrong bytes {case}");
             }
         }
+
+        // A body that ends well is a chunk like any other, also when it is a duplicate.
+        let upload = upload(LEN);
+        for _ in 0..2 {
+            let source = Source::new(&bytes[..LEN as usize]);
+            let result = self.write_prefix(&upload, 0, source, LEN).await;
+            let progress = result.expect("`write` of a good chunk with `Keep::Prefix` fails");
+            assert_eq!(progress, complete(LEN), "a good chunk with `Keep::Prefix`");
+        }
+        // Nor does a prefix change a sealed upload.
+        let claim = self.claim(&upload).await;
+        let source = Source::ending(b"late", End::Failure);
+        let result = self.write_prefix(&upload, 0, source, LEN).await;
+        assert_body_error(&result, End::Failure, "for a late prefix");
+        self.assert_content(claim.sealed(), &bytes[..LEN as usize])
+            .await;
+        self.settle(claim, &record(true, later())).await;
     }
 
-    /// All bytes before `rest` are there, or none; those of `rest` are.
-    async fn assert_all_or_nothing(&self, upload: &Upload, rest: Range<u64>, when: &str) {
-        match self.status(upload).await {
-            Status::Absent if rest.is_empty() => {}
-            Status::Receiving(ranges) if rest.is_empty() => assert_ranges(&ranges, &[], when),
-            Status::Receiving(ranges) => assert_ranges(&ranges, &[rest], when),
-            Status::Complete => {}
-            status => panic!("{status:?} {when}"),
+    async fn write_prefix(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        source: Source,
+        len: u64,
+    ) -> Result<Progress, StoreError> {
+        let source = pin!(source);
+        let mut body = ChunkBody::new(source, Some(len), 0);
+        let write = self.store.write(upload, offset, &mut body, Keep::Prefix);
+        self.soon("`write` with `Keep::Prefix`", write).await
+    }
+
+    /// As long as a body may still fail, no byte of it is counted.
+    pub(super) async fn chunks_count_at_their_end(&self) {
+        const LEN: usize = 600_000;
+        let bytes = content(0, LEN);
+        // The chunk is the first one of its upload, or it is not.
+        for stored in [0, 10] {
+            let upload = upload((LEN + stored) as u64);
+            let rest = content(1, stored);
+            if stored > 0 {
+                self.write(&upload, LEN as u64, &rest).await;
+            }
+            let (source, mut hold) = Source::held(&bytes);
+            let task = self.spawn_write(&upload, 0, source, LEN);
+            self.soon("reading a body", hold.drained()).await;
+            let when = "while the body of a chunk has not ended";
+            match self.state(&upload).await {
+                None if stored == 0 => {}
+                Some(State::Receiving(ranges)) if stored == 0 => assert_ranges(&ranges, &[], when),
+                Some(State::Receiving(ranges)) => {
+                    assert_ranges(&ranges, &[LEN as u64..(LEN + stored) as u64], when);
+                }
+                state => panic!("{state:?} {when}"),
+            }
+            assert!(
+                matches!(self.try_claim(&upload).await, Claimed::Incomplete),
+                "an upload can be claimed {when}"
+            );
+            hold.end();
+            let written = self.joined("`write` after the end of its body", task).await;
+            let progress = written.expect("`write` of a good chunk that pauses fails");
+            assert!(progress.complete, "`write` misses bytes of a good chunk");
+            let (found, _) = self.take(&upload).await;
+            assert!(
+                found == [bytes.clone(), rest].concat(),
+                "a chunk that pauses has wrong bytes"
+            );
         }
     }
 
-    /// A file without bytes is an upload like any other: absent before its chunk, complete then.
-    pub(super) async fn an_empty_file_is_an_upload(&self) {
+    /// An upload exists from `create` on, and a second call returns what is stored of it.
+    pub(super) async fn created_uploads(&self) {
+        let upload = upload(6);
+        let other = described_as(&upload, "other");
+        let assert_created = |status: crate::store::Status, received, when: &str| {
+            assert_eq!(
+                status.upload, upload,
+                "an upload has another description {when}"
+            );
+            match status.state {
+                State::Receiving(ranges) => assert_eq!(
+                    ranges.total(),
+                    received,
+                    "an upload has a wrong number of bytes {when}"
+                ),
+                state => panic!("an upload should be `Receiving` {when}, but it is {state:?}"),
+            }
+        };
+        assert_created(self.create(&upload).await, 0, "when it is created");
+        let status = self.status(&upload).await;
+        let status = status.expect("an upload is absent after `create`");
+        assert_created(status, 0, "after `create`");
+        assert_created(self.create(&other).await, 0, "when it is created again");
+        let listed = self.list_of(&Filter::default(), &[&upload]).await;
+        assert_eq!(listed.len(), 1, "`list` does not return a created upload");
+        assert_eq!(listed[0].upload, upload, "`list` of a created upload");
+        assert_eq!(
+            listed[0].progress,
+            receiving(0),
+            "`list` of a created upload"
+        );
+        assert!(
+            matches!(self.try_claim(&upload).await, Claimed::Incomplete),
+            "an upload without bytes can be claimed"
+        );
+
+        // A chunk that fails does not remove it.
+        let source = Source::ending(b"ab", End::Failure);
+        let result = write(&self.store, &upload, 0, source, 3).await;
+        assert_body_error(&result, End::Failure, "for a created upload");
+        self.assert_receiving(&upload, &[], "after a bad chunk of a created upload")
+            .await;
+        let progress = self.write(&other, 3, b"def").await;
+        assert_eq!(progress, receiving(3), "a chunk of a created upload");
+        assert_created(self.create(&other).await, 3, "when it has bytes");
+        self.write(&other, 0, b"abc").await;
+        let created = self.create(&other).await.state;
+        assert!(
+            matches!(created, State::Complete),
+            "`create` of a complete upload returns {created:?}"
+        );
+        self.deliver(&upload, b"abcdef").await;
+        let created = self.create(&other).await.state;
+        assert!(
+            matches!(&created, State::Settled(found) if *found == self.settled(&upload, "").await),
+            "`create` of a settled upload returns {created:?}"
+        );
+
+        // An upload without bytes is removed and swept like any other.
+        let [removed, swept, empty] = [6, 6, 0].map(super::upload);
+        self.create(&removed).await;
+        assert!(
+            self.remove(&removed).await,
+            "`remove` does not remove a created upload"
+        );
+        self.assert_absent(&removed, "after its removal").await;
+        self.create(&swept).await;
+        self.sweep(&super::abandoned()).await;
+        self.assert_absent(&swept, "after a sweep of abandoned uploads")
+            .await;
+        // All bytes of an empty file are there.
+        let created = self.create(&empty).await.state;
+        assert!(
+            matches!(created, State::Complete),
+            "an empty file should be `Complete` when it is created, but it is {created:?}"
+        );
+        self.deliver(&empty, b"").await;
+    }
+
+    /// A store may answer that it does not support them.
+    pub(super) async fn uploads_without_a_length(&self) {
+        let scope = Scope::new(super::random_id().expect("the system has random bytes"));
+        let [created, written] = [0; 2].map(|_| upload_of(&scope, None));
+        let first = match self.store.create(&created).await {
+            Ok(status) => status,
+            Err(StoreError::Unsupported) => {
+                let source = Source::new(b"abc");
+                let result = write(&self.store, &written, 0, source, 3).await;
+                assert!(
+                    matches!(result, Err(StoreError::Unsupported)),
+                    "`create` returns `Unsupported` for an upload without a length, and `write` \
+                     returns {result:?}"
+                );
+                return self.assert_absent(&written, "if it is not supported").await;
+            }
+            Err(error) => panic!("`create` of an upload without a length fails: {error:?}"),
+        };
+        assert!(
+            matches!(&first.state, State::Receiving(ranges) if ranges.is_empty()),
+            "an upload without a length is created as {:?}",
+            first.state
+        );
+        for upload in [&created, &written] {
+            for (offset, bytes) in [(0, b"abc"), (3, b"def")] {
+                let progress = self.write(upload, offset, bytes).await;
+                let expected = receiving(offset + 3);
+                assert_eq!(progress, expected, "a chunk of an upload without a length");
+            }
+            let when = "without a length";
+            self.assert_receiving(upload, &[0..6], when).await;
+            assert!(
+                matches!(self.try_claim(upload).await, Claimed::Incomplete),
+                "an upload {when} can be claimed"
+            );
+            self.assert_receiving(upload, &[0..6], when).await;
+        }
+        let listed = self.list(&Filter::default().with_scope(scope), None).await;
+        assert_eq!(
+            listed.len(),
+            2,
+            "`list` does not return uploads without a length"
+        );
+        for listed in listed {
+            assert_eq!(listed.upload.length, None, "`list` makes up a length");
+            assert_eq!(
+                listed.progress,
+                receiving(6),
+                "`list` of an upload without a length"
+            );
+        }
+        self.sweep(&everything()).await;
+        for upload in [&created, &written] {
+            self.assert_absent(upload, "after a sweep").await;
+        }
+    }
+
+    /// It is absent before its chunk, and complete after it.
+    pub(super) async fn empty_files(&self) {
         let upload = upload(0);
         self.assert_absent(&upload, "before its first chunk").await;
-        let source = Source::new(b"", Then::Error);
-        let result = put(self.store, &upload, 0, source, 0).await;
-        assert!(
-            matches!(result, Err(StoreError::Body(_))),
-            "`put` returns {result:?} for an empty body that fails"
-        );
-        self.assert_absent(&upload, "after an empty chunk that failed")
-            .await;
+        let source = Source::ending(b"", End::Failure);
+        let result = write(&self.store, &upload, 0, source, 0).await;
+        let case = "after an empty chunk that failed";
+        assert_body_error(&result, End::Failure, case);
+        self.assert_absent(&upload, case).await;
         for _ in 0..2 {
-            let progress = self.put(&upload, 0, b"").await;
-            let expected = Progress {
-                received: 0,
-                complete: true,
-            };
-            assert_eq!(progress, expected, "an empty file is not complete");
-            self.assert_complete(&upload, "when its empty chunk has come")
-                .await;
+            let progress = self.write(&upload, 0, b"").await;
+            assert_eq!(progress, complete(0), "an empty file is not complete");
+            self.assert_complete(&upload, "after its empty chunk").await;
         }
-        let waiting = self.undelivered(&[&upload]).await;
-        assert_eq!(
-            waiting,
-            std::slice::from_ref(&upload),
-            "`undelivered` does not list an empty file"
-        );
+        let listed = self.list_of(&Filter::complete(), &[&upload]).await;
+        assert_eq!(listed.len(), 1, "`list` does not return an empty file once");
+        assert_eq!(listed[0].upload, upload, "`list` of an empty file");
         let (found, first_id) = self.take(&upload).await;
         assert_eq!(found, b"", "an empty file has bytes");
         self.assert_absent(&upload, "after its removal").await;
-        self.put(&upload, 0, b"").await;
+        self.write(&upload, 0, b"").await;
         let sealed = self.deliver(&upload, b"").await;
-        assert_ne!(sealed.id, first_id, "two uploads have one id");
+        assert_ne!(sealed.id, first_id, "two uploads have the same id");
         self.settled(&upload, "after its delivery").await;
-        let progress = self.put(&upload, 0, b"").await;
-        assert!(progress.complete, "a late empty chunk is not complete");
-        let waiting = self.undelivered(&[&upload]).await;
-        assert_eq!(waiting, [], "`undelivered` lists a delivered file");
+        let progress = self.write(&upload, 0, b"").await;
+        assert_eq!(
+            progress,
+            complete(0),
+            "a late empty chunk has a wrong progress"
+        );
+        let listed = self.list_of(&Filter::default(), &[&upload]).await;
+        assert_eq!(listed, [], "`list` returns a delivered file");
     }
 
-    /// An upload may be declared far larger than the store: what cannot be stored is an error of the
-    /// store, and leaves nothing.
+    /// A client may declare more than the store can keep. Then the error is not that of the request,
+    /// and nothing is left.
     pub(super) async fn huge_uploads(&self) {
         const LEN: u64 = 1000;
-        for total in [1 << 40, i64::MAX as u64, u64::MAX] {
-            let upload = upload(total);
-            let chunk = content(0, LEN as usize);
-            let source = Source::new(&chunk, Then::End);
-            let result = put(self.store, &upload, total - LEN, source, LEN).await;
-            let case = format!("after the last chunk of {total} bytes");
+        let chunk = content(0, LEN as usize);
+        for length in [1 << 40, i64::MAX as u64, u64::MAX] {
+            let upload = upload(length);
+            let source = Source::new(&chunk);
+            let result = write(&self.store, &upload, length - LEN, source, LEN).await;
+            let case = format!("after the last chunk of {length} bytes");
             match result {
                 Ok(progress) => {
-                    let expected = Progress {
-                        received: LEN,
-                        complete: false,
-                    };
-                    assert_eq!(progress, expected, "`put` counts wrongly {case}");
-                    self.assert_receiving(&upload, &[total - LEN..total], &case)
-                        .await;
-                    assert!(self.remove(&upload).await, "not removed {case}");
+                    assert_eq!(
+                        progress,
+                        receiving(LEN),
+                        "`write` has a wrong progress {case}"
+                    );
+                    let stored = &[length - LEN..length];
+                    self.assert_receiving(&upload, stored, &case).await;
+                    assert!(self.remove(&upload).await, "it cannot be removed {case}");
                 }
                 Err(StoreError::Full(_) | StoreError::Failed(_) | StoreError::TooLarge { .. }) => {}
-                Err(error) => panic!("the error is not the store's: {error:?} {case}"),
+                Err(error) => panic!("the error is not one of the store {case}: {error:?}"),
             }
             self.assert_absent(&upload, &case).await;
         }
     }
 
-    /// What was spooled is read again as it came; a body that fails is not spooled.
-    pub(super) async fn spooled_chunks(&self) {
+    /// The error of a body that fails is returned.
+    pub(super) async fn spooled_bytes(&self) {
         for len in [0, 10, 600_000] {
             let content = content(0, len);
-            let source = pin!(Source::new(&content, Then::End));
+            let source = pin!(Source::new(&content));
             let mut body = ChunkBody::new(source, None, 1_000_000);
-            let spool = self.store.spool(&mut body).await.expect("`spool` fails");
-            let upload = upload(len as u64);
-            let stream = pin!(spool.into_stream());
-            let mut body = ChunkBody::new(stream, Some(len as u64), 0);
-            self.store
-                .put(&upload, 0, &mut body)
-                .await
-                .expect("what was spooled cannot be stored");
-            let (found, _) = self.take(&upload).await;
-            assert!(found == content, "what was spooled has changed");
+            let spooled = self.store.spool(&mut body).await.expect("`spool` fails");
+            let found = read(spooled).await.expect("spooled bytes cannot be read");
+            assert!(found == content, "spooled bytes have changed");
         }
-        for (len, then) in [(10, Then::Error), (600_000, Then::Error), (1001, Then::End)] {
-            let source = pin!(Source::new(&content(0, len), then));
+        for (len, end) in [
+            (10, End::Failure),
+            (600_000, End::Failure),
+            (1001, End::Well),
+        ] {
+            let source = pin!(Source::ending(&content(0, len), end));
             let mut body = ChunkBody::new(source, None, 1000);
             let spooled = self.store.spool(&mut body).await;
             assert!(
                 matches!(spooled, Err(StoreError::Body(_))),
-                "`spool` takes a body that fails"
+                "`spool` returns {spooled:?} for a body that fails"
             );
         }
     }
+}
+
+/// How many bytes arrive of a chunk that should have `len`, and how its body ends.
+fn bad_chunks(len: u64) -> [(u64, End); 7] {
+    [
+        (0, End::Failure),
+        (10, End::Failure),
+        (len - 1, End::Failure),
+        (len, End::Failure),
+        (0, End::Well),
+        (len - 1, End::Well),
+        (len + 1, End::Well),
+    ]
+}
+
+/// Asserts that the result is the error of the body.
+fn assert_body_error(result: &Result<Progress, StoreError>, end: End, case: &str) {
+    let is_expected = match (result, end) {
+        (Err(StoreError::Body(BodyError::Failed(error))), End::Failure) => {
+            error.to_string() == FAILURE
+        }
+        (Err(StoreError::Body(BodyError::Length { .. })), End::Well) => true,
+        _ => false,
+    };
+    assert!(
+        is_expected,
+        "`write` does not return the error of the body but {result:?} {case}"
+    );
 }

@@ -1,159 +1,421 @@
-//! What every [`Store`] must keep, as tests.
+//! The contract of [`Store`], as a test suite for stores.
 //!
-//! Run [`check`] on a store of your own, in a tokio runtime with several threads. It panics with
-//! what it found, so it is a test by itself:
+//! It needs the feature `conformance`. This module is exempt from semantic versioning: any release
+//! may add checks, and a store that passed before may fail then.
+//!
+//! [`check`] runs the suite on a store:
 //!
 //! ```
 //! use tower_resumable::{MemoryStore, store::conformance};
 //!
-//! # tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-//! conformance::check(&MemoryStore::default(), async |location| match location {
-//!     tower_resumable::store::Location::Memory(bytes) => Some(bytes.to_vec()),
-//!     _ => None,
-//! })
-//! .await;
-//! # });
+//! #[tokio::main]
+//! async fn main() {
+//!     conformance::check(&MemoryStore::default()).await;
+//! }
+//! ```
+//!
+//! It prints a line for each promise, and panics at the first one that the store breaks. `cargo test`
+//! shows the lines of a test that fails, and with `-- --nocapture` those of all tests:
+//!
+//! ```text
+//! ok      chunks are stored in any order
+//! ok      stored bytes are never written again
+//! FAILED  a failed chunk leaves nothing (check `failed_chunks_leave_nothing`)
 //! ```
 
-// A list of one range of bytes is meant as such.
+// Ranges of bytes are compared with lists of one range.
 #![allow(clippy::single_range_in_vec_init)]
 
 mod body;
 mod chunks;
 mod delivery;
 mod expiry;
+mod list;
 mod races;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    future::Future,
+    io,
     ops::Range,
     pin::pin,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
-use self::body::{Source, Then};
+use self::body::Source;
 use super::{
-    ChunkBody, Expiry, Location, Progress, RangeSet, Record, Sealed, Settlement, Status, Store,
-    StoreError, Swept, TryClaim, Upload, UploadKey, random_id,
+    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Keep, Progress, RangeSet, Record,
+    Sealed, State, Status, Store, StoreError, Swept, random_id,
 };
+use crate::model::upload::{Scope, Upload, UploadId};
 
-/// Runs all checks. `read` reads a finished file, `None` if it is gone.
+/// Checks each promise of a store, and prints it.
 ///
-/// Give it a store of its own: it sweeps whatever it finds there, whoever has put it there. If all
-/// goes well it leaves only finished files that were delivered and the records of their
-/// deliveries. The store's clock may differ from this machine's by some minutes.
-///
-/// Each check takes new uploads with random keys. When one fails, its name is printed after the
-/// panic's message; the comment on the function of that name in the source says which promise it
-/// tests.
+/// Call it in a tokio runtime with several threads, so that requests are concurrent. Give it a store
+/// that has no other uploads: the checks sweep it. It leaves the files of delivered uploads, and the
+/// records of settled ones. The clock of the store may differ from that of this machine by some
+/// minutes. A few files are written to the [temporary folder](std::env::temp_dir) and removed again.
 ///
 /// # Panics
 ///
-/// If the store does not keep what [`Store`] promises.
-pub async fn check<S: Store + Clone>(store: &S, read: impl AsyncFn(&Location) -> Option<Vec<u8>>) {
-    check_with_patience(store, PATIENCE, read).await;
+/// If the store breaks a promise. The message says what was found.
+pub async fn check<S: Store + Clone>(store: &S) {
+    check_with_patience(store, PATIENCE).await;
 }
 
-/// [`check`] for a store that is far away: there, some chunks one after the other may take more than
-/// the four seconds after which it says that they hang. `patience` is how long it waits instead.
+/// [`check`] for a store that is far away.
+///
+/// `patience` is how long a few calls may take, one after the other, that have nothing to wait for.
+/// [`check`] allows four seconds.
 ///
 /// # Panics
 ///
-/// If the store does not keep what [`Store`] promises.
-pub async fn check_with_patience<S: Store + Clone>(
-    store: &S,
-    patience: Duration,
-    read: impl AsyncFn(&Location) -> Option<Vec<u8>>,
-) {
-    let suite = Suite {
-        store,
-        read,
-        patience,
-    };
-    suite.run().await;
+/// If the store breaks a promise, or takes longer than `patience`.
+pub async fn check_with_patience<S: Store + Clone>(store: &S, patience: Duration) {
+    let store = store.clone();
+    let suite = Suite { store, patience };
+    for promise in promises() {
+        suite.check(&promise).await;
+    }
 }
 
-/// How long something may take that has nothing to wait for. Less than the time after which a store
-/// may take a range from a stalled request: that shall not hide that a request's end was missed.
+/// Less than the time after which a store takes a range from a request that has stalled: otherwise a
+/// range that is never given back would not be noticed.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-const LONG: Duration = Duration::from_secs(3600);
+/// Something that a store has to do, and how it is checked.
+struct Promise<S> {
+    /// The name of the function that checks it.
+    name: &'static str,
+    /// What is printed.
+    sentence: &'static str,
+    check: for<'a> fn(&'a Suite<S>) -> BoxFuture<'a, ()>,
+}
 
-struct Suite<'a, S, R> {
-    store: &'a S,
-    read: R,
+macro_rules! promises {
+    ($($check:ident: $sentence:literal,)*) => {
+        /// What is checked, in this order. A check relies on the promises before it.
+        fn promises<S: Store + Clone>() -> Vec<Promise<S>> {
+            vec![$(Promise {
+                name: stringify!($check),
+                sentence: $sentence,
+                check: |suite| Box::pin(suite.$check()),
+            }),*]
+        }
+    };
+}
+
+promises! {
+    chunks_in_any_order: "chunks are stored in any order",
+    stored_bytes_stay: "stored bytes are never written again",
+    failed_chunks_leave_nothing: "a failed chunk leaves nothing",
+    prefixes_stay: "with `Keep::Prefix` the bytes stay that arrived before the body failed",
+    chunks_count_at_their_end: "a chunk counts when its body has ended, not before",
+    created_uploads: "`create` makes an upload without bytes, and changes none that exists",
+    uploads_without_a_length: "an upload without a length never completes",
+    empty_files: "an empty file is an upload",
+    huge_uploads: "an upload that is too large is an error of the store",
+    spooled_bytes: "`spool` keeps the bytes of a body that ends well",
+
+    claims_are_exclusive: "at most one claim of an upload is live",
+    lost_claims: "a claim that is released or dropped is given back",
+    seals_are_kept: "the first claim seals the upload, and each claim counts an attempt",
+    status_describes_the_upload: "`status` returns the upload as it was described or sealed",
+    records_are_kept: "a record is returned as it was recorded",
+    delivered_uploads_stay: "a delivered upload stays as it is",
+    rejected_files_are_removed: "the file of a rejected upload is removed",
+    late_chunks: "a chunk that arrives again during the delivery is `Ok` and changes nothing",
+    finished_files: "a finished file can be read, moved and deleted",
+
+    lists: "`list` returns each upload that is not settled once",
+    lists_in_order: "`list` is ordered by id, and continues after any id",
+    lists_with_filter: "`list` filters by scope and by completeness",
+    usage: "`usage` counts each upload that is not settled once",
+
+    records_expire: "an upload whose record has expired is absent",
+    removed_uploads: "a removed upload is absent, and can begin anew",
+    expiry_of_each_kind: "each limit of a sweep removes its own kind, and only what is older",
+    busy_uploads_stay: "a sweep removes no upload that is claimed or written to",
+    delivered_files_stay: "a sweep removes no file that was delivered",
+
+    identical_chunks_at_once: "identical chunks can arrive at the same time",
+    overlapping_chunks_at_once: "overlapping chunks that arrive at the same time do not mix",
+    removal_during_a_chunk: "a removal does not wait for chunks, and they do not come back",
+    creations_race: "of several calls of `create` one makes the upload",
+    first_chunks_race: "first chunks that arrive at the same time make one upload",
+    last_chunks_race: "of the last chunks at least one gets `complete`, and one gets the claim",
+    expired_record_race: "chunks that find an expired record at the same time make one upload",
+    chunks_race_with_removal: "a removal during a chunk leaves all of the chunk or nothing",
+    chunks_race_with_sweep: "a sweep during a chunk leaves all of the chunk or nothing",
+    claims_race: "of several claims one wins",
+    claims_race_with_removal: "an upload is either claimed, or removed or swept",
+}
+
+struct Suite<S> {
+    store: S,
     patience: Duration,
 }
 
-/// Says which check it was that failed: the helpers that most of them use panic at one place for all.
-struct Running(&'static str);
+/// Prints the promise whose check panics.
+struct Running(&'static str, &'static str);
 
 impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the store failed the conformance check `{}`", self.0);
+            println!("FAILED  {} (check `{}`)", self.1, self.0);
         }
     }
 }
 
-impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
-    async fn run(&self) {
-        macro_rules! run {
-            ($($check:ident)*) => {$(
-                let running = Running(stringify!($check));
-                self.$check().await;
-                drop(running);
-            )*};
+impl<S: Store + Clone> Suite<S> {
+    async fn check(&self, promise: &Promise<S>) {
+        let running = Running(promise.name, promise.sentence);
+        (promise.check)(self).await;
+        drop(running);
+        println!("ok      {}", promise.sentence);
+    }
+
+    /// Stores a good chunk.
+    async fn write(&self, upload: &Upload, offset: u64, bytes: &[u8]) -> Progress {
+        let len = bytes.len() as u64;
+        let write = write(&self.store, upload, offset, Source::new(bytes), len);
+        let written = self.soon("`write` of a chunk without a pause", write).await;
+        written.expect("`write` of a good chunk fails")
+    }
+
+    /// Stores a chunk in a task.
+    fn spawn_write(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        source: Source,
+        len: usize,
+    ) -> JoinHandle<Result<Progress, StoreError>> {
+        let (store, upload) = (self.store.clone(), upload.clone());
+        tokio::spawn(async move { write(&store, &upload, offset, source, len as u64).await })
+    }
+
+    /// Runs something that has nothing to wait for.
+    async fn soon<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
+        match timeout(self.patience, future).await {
+            Ok(output) => output,
+            Err(_) => panic!("{what} takes more than {:?}", self.patience),
         }
-        run! {
-            // Simple things first: what fails there would fail everywhere.
-            chunks_in_any_order
-            stored_bytes_stay
-            failed_chunks_leave_nothing
-            dropped_chunks_leave_nothing
-            dropped_at_every_poll
-            an_empty_file_is_an_upload
-            huge_uploads
-            spooled_chunks
+    }
 
-            a_claim_is_the_only_one
-            a_lost_claim_is_given_back
-            attempts_are_counted
-            answers_are_kept
-            a_delivered_upload_stays_as_it_is
-            a_rejected_file_is_gone
-            late_chunks_do_not_disturb_a_delivery
-            undelivered_uploads_are_listed
-
-            records_expire
-            removed_uploads_begin_anew
-            each_limit_sweeps_its_own
-            what_is_busy_is_not_swept
-            delivered_files_are_not_swept
-
-            identical_chunks_at_once
-            overlapping_chunks_at_once
-            a_dropped_chunk_frees_its_range
-            removal_ends_what_is_in_flight
-            first_chunks_race
-            last_chunks_race
-            chunks_race_for_an_expired_record
-            chunks_race_with_removal
-            chunks_race_with_sweep
-            claims_race_with_each_other
-            claims_race_with_removal_and_sweep
+    /// Waits for a task that has nothing to wait for.
+    async fn joined<T>(&self, what: &str, task: JoinHandle<T>) -> T {
+        match self.soon(what, task).await {
+            Ok(output) => output,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => panic!("{what}: {error}"),
+            },
         }
+    }
+
+    async fn create(&self, upload: &Upload) -> Status {
+        self.store.create(upload).await.expect("`create` fails")
+    }
+
+    async fn status(&self, upload: &Upload) -> Option<Status> {
+        let status = self.store.status(&upload.id).await;
+        status.expect("`status` fails")
+    }
+
+    async fn state(&self, upload: &Upload) -> Option<State> {
+        self.status(upload).await.map(|status| status.state)
+    }
+
+    async fn assert_absent(&self, upload: &Upload, when: &str) {
+        let status = self.status(upload).await;
+        assert!(
+            status.is_none(),
+            "an upload should be absent {when}, but it is {status:?}"
+        );
+    }
+
+    async fn assert_receiving(&self, upload: &Upload, expected: &[Range<u64>], when: &str) {
+        match self.state(upload).await {
+            Some(State::Receiving(ranges)) => assert_ranges(&ranges, expected, when),
+            state => panic!("an upload should be `Receiving` {when}, but it is {state:?}"),
+        }
+    }
+
+    async fn assert_complete(&self, upload: &Upload, when: &str) {
+        let state = self.state(upload).await;
+        assert!(
+            matches!(state, Some(State::Complete)),
+            "an upload should be `Complete` {when}, but it is {state:?}"
+        );
+    }
+
+    /// The record of a settled upload.
+    async fn settled(&self, upload: &Upload, when: &str) -> Record {
+        match self.state(upload).await {
+            Some(State::Settled(record)) => record,
+            state => panic!("an upload should be `Settled` {when}, but it is {state:?}"),
+        }
+    }
+
+    async fn try_claim(&self, upload: &Upload) -> Claimed<S::Claim> {
+        self.store.claim(upload).await.expect("`claim` fails")
+    }
+
+    /// Claims a complete upload that is not claimed, or whose claim was just dropped.
+    async fn claim(&self, upload: &Upload) -> S::Claim {
+        let deadline = Instant::now() + self.patience;
+        let outcome = loop {
+            match self.try_claim(upload).await {
+                Claimed::Won(claim) => return claim,
+                // It may take a moment until a dropped claim is given back.
+                Claimed::Busy if Instant::now() < deadline => {
+                    sleep(Duration::from_millis(2)).await;
+                }
+                Claimed::Busy => break "`Busy`, although no claim is live",
+                Claimed::Settled(_) => break "`Settled`, although no claim was settled",
+                Claimed::Incomplete => break "`Incomplete`, although all bytes are stored",
+            }
+        };
+        panic!("`claim` returns {outcome}");
+    }
+
+    async fn settle(&self, mut claim: S::Claim, record: &Record) {
+        let settled = claim.settle(record).await;
+        settled.expect("`settle` fails, although the claim is live");
+    }
+
+    async fn assert_content(&self, sealed: &Sealed, expected: &[u8]) {
+        let read = read(sealed.stored.read()).await;
+        let found = read.expect("the file of a sealed upload cannot be read");
+        assert_eq!(
+            found.len(),
+            expected.len(),
+            "a finished file has a wrong size"
+        );
+        let differs = (0..found.len()).find(|&i| found[i] != expected[i]);
+        assert_eq!(differs, None, "a finished file has a wrong byte there");
+        assert_eq!(
+            sealed.size(),
+            expected.len() as u64,
+            "`Sealed::upload` has a wrong length"
+        );
+        if let Some(crc32) = sealed.crc32 {
+            assert_eq!(
+                crc32,
+                crc32fast::hash(expected),
+                "`Sealed::crc32` is not the CRC-32 of the file"
+            );
+        }
+    }
+
+    async fn assert_file_is_gone(&self, sealed: &Sealed, when: &str) {
+        if self.is_readable(sealed).await {
+            let deleted = sealed.stored.delete().await;
+            deleted.expect("`Stored::delete` fails");
+            // A `Stored` that holds the bytes itself still has them after it was deleted.
+            assert!(
+                self.is_readable(sealed).await,
+                "the file is still there {when}"
+            );
+        }
+    }
+
+    async fn is_readable(&self, sealed: &Sealed) -> bool {
+        match read(sealed.stored.read()).await {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => panic!("the error of a missing file is not `NotFound`: {error:?}"),
+        }
+    }
+
+    /// Claims the upload, compares its file and settles it.
+    async fn deliver(&self, upload: &Upload, expected: &[u8]) -> Sealed {
+        let claim = self.claim(upload).await;
+        let sealed = claim.sealed().clone();
+        self.assert_content(&sealed, expected).await;
+        self.settle(claim, &record(true, later())).await;
+        sealed
+    }
+
+    /// Returns the content of a complete upload and the id of its seal. Removes the upload.
+    async fn take(&self, upload: &Upload) -> (Vec<u8>, String) {
+        let claim = self.claim(upload).await;
+        let sealed = claim.sealed().clone();
+        let found = read(sealed.stored.read()).await;
+        claim.release().await;
+        assert!(
+            self.remove(upload).await,
+            "`remove` does not remove a complete upload whose claim was released"
+        );
+        let found = found.expect("the file of a sealed upload cannot be read");
+        (found, sealed.id)
+    }
+
+    async fn remove(&self, upload: &Upload) -> bool {
+        let removed = self.store.remove(&upload.id).await;
+        removed.expect("`remove` fails")
+    }
+
+    async fn sweep(&self, expiry: &Expiry) -> Swept {
+        self.store.sweep(expiry).await.expect("`sweep` fails")
     }
 }
 
-/// Bytes of a file, not alike, and other ones for each `seed`.
+/// Stores a chunk of exactly `len` bytes, with [`Keep::Whole`].
+async fn write<S: Store>(
+    store: &S,
+    upload: &Upload,
+    offset: u64,
+    source: Source,
+    len: u64,
+) -> Result<Progress, StoreError> {
+    let source = pin!(source);
+    let mut body = ChunkBody::new(source, Some(len), 0);
+    store.write(upload, offset, &mut body, Keep::Whole).await
+}
+
+/// The progress after a chunk, or `None` if another request has taken its range.
+fn ok_or_superseded(result: Result<Progress, StoreError>) -> Option<Progress> {
+    match result {
+        Ok(progress) => Some(progress),
+        Err(StoreError::Superseded) => None,
+        Err(error) => panic!("in a race `write` fails otherwise than with `Superseded`: {error:?}"),
+    }
+}
+
+async fn read(mut content: Content) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = content.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok(bytes)
+}
+
+fn assert_ranges(ranges: &RangeSet, expected: &[Range<u64>], when: &str) {
+    let found: Vec<_> = ranges.iter().collect();
+    assert_eq!(found, expected, "`status` has wrong ranges {when}");
+}
+
+fn receiving(received: u64) -> Progress {
+    let complete = false;
+    Progress { received, complete }
+}
+
+fn complete(received: u64) -> Progress {
+    let complete = true;
+    Progress { received, complete }
+}
+
+/// Varied bytes, others for each `seed`.
 fn content(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     let mut word = seed + 1;
@@ -166,19 +428,19 @@ fn content(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// An upload that no store has seen.
-fn upload(total: u64) -> Upload {
-    let id = random_id().expect("there is randomness");
-    let key = UploadKey::from_hex(&format!("{id}{id}")).expect("an id is hexadecimal");
+fn upload(length: u64) -> Upload {
+    upload_of(&Scope::new("conformance"), Some(length))
+}
+
+/// An upload that no store has seen, of this scope.
+fn upload_of(scope: &Scope, length: Option<u64>) -> Upload {
+    let identifier = random_id().expect("the system has random bytes");
+    let id = UploadId::new(scope, [&identifier]);
     Upload {
-        key,
-        scope: "conformance".into(),
-        identifier: id,
-        total,
-        chunk_size: None,
+        identifier,
         file_name: Some("a.bin".into()),
-        relative_path: None,
-        content_type: None,
         fields: vec![("a".into(), "b".into())],
+        ..Upload::new(id, scope.clone(), length)
     }
 }
 
@@ -193,44 +455,46 @@ fn described_as(upload: &Upload, text: &str) -> Upload {
 }
 
 fn record(delivered: bool, expires: SystemTime) -> Record {
-    Record {
-        delivered,
-        status: if delivered { 200 } else { 422 },
-        headers: vec![("x-a".into(), b"1".to_vec())],
-        body: Some(Bytes::from_static(b"answer")),
-        size: 9,
-        expires,
-    }
+    let status = if delivered {
+        StatusCode::OK
+    } else {
+        StatusCode::UNPROCESSABLE_ENTITY
+    };
+    let mut record = Record::new(delivered, status, 9, expires);
+    let value = HeaderValue::from_static("1");
+    record.headers.insert("x-a", value);
+    record.body = Some(Bytes::from_static(b"answer"));
+    record
 }
 
-/// A time to come, in whole seconds: a store need not keep more.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A time to come, in whole seconds.
 fn later() -> SystemTime {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()) + 2 * LONG
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let seconds = since.unwrap_or_default().as_secs();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + 2 * HOUR
 }
 
-fn delivered() -> Settlement {
-    Settlement::Delivered(record(true, later()))
-}
-
-/// Sweeps nothing that was touched in the last hour.
+/// Sweeps nothing that is younger than an hour.
 fn nothing() -> Expiry {
+    let hour_ago = SystemTime::now() - HOUR;
     Expiry {
-        abandoned_before: SystemTime::now() - LONG,
+        abandoned_before: Some(hour_ago),
         undelivered_before: None,
-        records_before: SystemTime::now() - LONG,
+        records_before: hour_ago,
     }
 }
 
+/// Sweeps all incomplete uploads.
 fn abandoned() -> Expiry {
     Expiry {
-        abandoned_before: later(),
+        abandoned_before: Some(later()),
         ..nothing()
     }
 }
 
+/// Sweeps all complete uploads without a delivery.
 fn undelivered() -> Expiry {
     Expiry {
         undelivered_before: Some(later()),
@@ -238,236 +502,20 @@ fn undelivered() -> Expiry {
     }
 }
 
+/// Sweeps all records.
 fn records() -> Expiry {
     Expiry {
-        // Behind the end of every record of the suite.
-        records_before: later() + LONG,
+        // After the end of each record of the suite.
+        records_before: later() + HOUR,
         ..nothing()
     }
 }
 
-async fn put<S: Store>(
-    store: &S,
-    upload: &Upload,
-    offset: u64,
-    source: Source,
-    len: u64,
-) -> Result<Progress, StoreError> {
-    let source = pin!(source);
-    let mut body = ChunkBody::new(source, Some(len), 0);
-    store.put(upload, offset, &mut body).await
-}
-
-/// What a chunk has come to that races with something that may take its range from it.
-fn ok_or_superseded(result: Result<Progress, StoreError>) -> Option<Progress> {
-    match result {
-        Ok(progress) => Some(progress),
-        Err(StoreError::Superseded) => None,
-        Err(error) => panic!("`put` fails in a race, and not with `Superseded`: {error:?}"),
-    }
-}
-
-fn assert_ranges(ranges: &RangeSet, expected: &[Range<u64>], when: &str) {
-    let found: Vec<_> = ranges.iter().collect();
-    assert_eq!(found, expected, "`status` has wrong ranges {when}");
-}
-
-impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
-    /// Stores a chunk of which nothing is wrong.
-    async fn put(&self, upload: &Upload, offset: u64, bytes: &[u8]) -> Progress {
-        self.soon(
-            "`put` of a chunk that comes without a pause",
-            put(
-                self.store,
-                upload,
-                offset,
-                Source::new(bytes, Then::End),
-                bytes.len() as u64,
-            ),
-        )
-        .await
-        .expect("`put` fails, although nothing is wrong with the chunk")
-    }
-
-    /// Stores a chunk in a task of its own.
-    fn spawn_put(
-        &self,
-        upload: &Upload,
-        offset: u64,
-        source: Source,
-        len: usize,
-    ) -> JoinHandle<Result<Progress, StoreError>> {
-        let (store, upload) = (self.store.clone(), upload.clone());
-        tokio::spawn(async move { put(&store, &upload, offset, source, len as u64).await })
-    }
-
-    /// Waits for what has nothing to wait for.
-    async fn soon<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
-        match timeout(self.patience, future).await {
-            Ok(output) => output,
-            Err(_) => panic!("{what} takes more than {:?}", self.patience),
-        }
-    }
-
-    /// Waits for a task.
-    async fn joined<T>(&self, what: &str, task: JoinHandle<T>) -> T {
-        match self.soon(what, task).await {
-            Ok(output) => output,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => panic!("{what}: {error}"),
-            },
-        }
-    }
-
-    async fn status(&self, upload: &Upload) -> Status {
-        self.store
-            .status(&upload.key)
-            .await
-            .expect("`status` fails")
-    }
-
-    async fn assert_absent(&self, upload: &Upload, when: &str) {
-        let status = self.status(upload).await;
-        assert!(
-            matches!(status, Status::Absent),
-            "an upload should be `Absent` {when}, but it is {status:?}"
-        );
-    }
-
-    async fn assert_receiving(&self, upload: &Upload, expected: &[Range<u64>], when: &str) {
-        match self.status(upload).await {
-            Status::Receiving(ranges) => assert_ranges(&ranges, expected, when),
-            status => panic!("an upload should be `Receiving` {when}, but it is {status:?}"),
-        }
-    }
-
-    async fn assert_complete(&self, upload: &Upload, when: &str) {
-        let status = self.status(upload).await;
-        assert!(
-            matches!(status, Status::Complete),
-            "an upload should be `Complete` {when}, but it is {status:?}"
-        );
-    }
-
-    /// The record of a settled upload.
-    async fn settled(&self, upload: &Upload, when: &str) -> Record {
-        match self.status(upload).await {
-            Status::Settled(record) => record,
-            status => panic!("an upload should be `Settled` {when}, but it is {status:?}"),
-        }
-    }
-
-    async fn try_claim(&self, upload: &Upload) -> TryClaim<S::Claim> {
-        self.store
-            .try_claim(&upload.key)
-            .await
-            .expect("`try_claim` fails")
-    }
-
-    async fn claim(&self, upload: &Upload) -> S::Claim {
-        let deadline = Instant::now() + self.patience;
-        let refused = loop {
-            match self.try_claim(upload).await {
-                TryClaim::Won(claim) => return claim,
-                // That a claim was dropped may take a moment to get round.
-                TryClaim::Busy if Instant::now() < deadline => {
-                    sleep(Duration::from_millis(2)).await;
-                }
-                TryClaim::Busy => break "Busy, although nobody has a claim",
-                TryClaim::Settled(_) => break "Settled, although no claim was settled",
-                TryClaim::Incomplete => break "Incomplete, although all bytes are there",
-            }
-        };
-        panic!("`try_claim` says {refused}");
-    }
-
-    /// Waits until a claim that was dropped is given back.
-    async fn assert_given_back(&self, upload: &Upload) {
-        let claim = self.claim(upload).await;
-        self.settle(claim, Settlement::Released).await;
-    }
-
-    async fn seal(&self, claim: &mut S::Claim, upload: &Upload) -> Sealed {
-        self.store
-            .seal(claim, upload)
-            .await
-            .expect("`seal` fails, although the upload is complete and claimed")
-    }
-
-    /// Settles it, and gives the claim back.
-    async fn settle(&self, mut claim: S::Claim, settlement: Settlement) {
-        self.store
-            .settle(&mut claim, &settlement)
-            .await
-            .expect("`settle` fails, although the claim is live");
-    }
-
-    async fn assert_content(&self, sealed: &Sealed, expected: &[u8]) {
-        let found = (self.read)(&sealed.location).await;
-        let found = found.expect("the file of a sealed upload cannot be read");
-        assert_eq!(
-            found.len(),
-            expected.len(),
-            "a finished file has the wrong size"
-        );
-        let differs = (0..found.len()).find(|&i| found[i] != expected[i]);
-        assert_eq!(differs, None, "a finished file has a wrong byte there");
-        if let Some(crc32) = sealed.crc32 {
-            assert_eq!(
-                crc32,
-                crc32fast::hash(expected),
-                "`Sealed::crc32` is not the CRC-32 of the file"
-            );
-        }
-    }
-
-    async fn assert_file_is_gone(&self, sealed: &Sealed, when: &str) {
-        // What is in memory lives as long as somebody has it.
-        if !matches!(sealed.location, Location::Memory(_)) {
-            let found = (self.read)(&sealed.location).await;
-            assert!(found.is_none(), "the file is still there {when}");
-        }
-    }
-
-    /// Claims, seals, compares and settles.
-    async fn deliver(&self, upload: &Upload, expected: &[u8]) -> Sealed {
-        let mut claim = self.claim(upload).await;
-        let sealed = self.seal(&mut claim, upload).await;
-        self.assert_content(&sealed, expected).await;
-        self.settle(claim, delivered()).await;
-        sealed
-    }
-
-    /// What the complete upload contains and its id; the upload is removed.
-    async fn take(&self, upload: &Upload) -> (Vec<u8>, String) {
-        let mut claim = self.claim(upload).await;
-        let sealed = self.seal(&mut claim, upload).await;
-        let found = (self.read)(&sealed.location).await;
-        self.settle(claim, Settlement::Released).await;
-        assert!(
-            self.remove(upload).await,
-            "`remove` does not remove a complete upload whose claim was released"
-        );
-        let found = found.expect("the file of a sealed upload cannot be read");
-        (found, sealed.id)
-    }
-
-    async fn remove(&self, upload: &Upload) -> bool {
-        self.store
-            .remove(&upload.key)
-            .await
-            .expect("`remove` fails")
-    }
-
-    async fn sweep(&self, expiry: Expiry) -> Swept {
-        self.store.sweep(expiry).await.expect("`sweep` fails")
-    }
-
-    /// What `undelivered` says of these uploads; there may be others.
-    async fn undelivered(&self, of: &[&Upload]) -> Vec<Upload> {
-        let mut found = self.store.undelivered().await.expect("`undelivered` fails");
-        found.retain(|found| of.iter().any(|upload| upload.key == found.key));
-        found
+/// Sweeps all uploads and records.
+fn everything() -> Expiry {
+    Expiry {
+        abandoned_before: Some(later()),
+        undelivered_before: Some(later()),
+        records_before: later() + HOUR,
     }
 }

@@ -1,52 +1,49 @@
-//! What a store keeps when several requests come at once.
+//! What a store does with several requests at the same time.
 
 use std::{sync::Arc, time::SystemTime};
 
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use super::{
-    Suite, abandoned,
-    body::{Source, Then},
-    content, delivered, described_as, ok_or_superseded, put, record, undelivered, upload,
+    Suite, abandoned, assert_ranges, body::Source, complete, content, described_as, later,
+    ok_or_superseded, receiving, record, undelivered, upload, write,
 };
-use crate::store::{Location, Progress, Settlement, Status, Store, TryClaim, Upload};
+use crate::{
+    model::upload::Upload,
+    store::{Claim, Claimed, Filter, State, Store},
+};
 
-impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R> {
-    /// The same chunk may come several times at once, one of them slowly: it is stored once.
+impl<S: Store + Clone> Suite<S> {
+    /// One of them is slow. The bytes are stored once.
     pub(super) async fn identical_chunks_at_once(&self) {
         for len in [100, 600_000] {
             let upload = upload(2 * len as u64);
             let bytes = content(0, 2 * len);
             let (first, second) = bytes.split_at(len);
             let (source, mut hold) = Source::held(first);
-            let slow = self.spawn_put(&upload, 0, source, len);
-            self.soon("taking a body", hold.dry()).await;
+            let slow = self.spawn_write(&upload, 0, source, len);
+            self.soon("reading a body", hold.drained()).await;
             let fast = [0; 3].map(|_| {
                 let source = Source::with_pauses(first);
-                self.spawn_put(&upload, 0, source, len)
+                self.spawn_write(&upload, 0, source, len)
             });
             hold.end();
-            // It may have had to give way.
+            // Another request may have taken its range.
             ok_or_superseded(self.joined("a slow chunk", slow).await);
             for fast in fast {
-                let progress = self
-                    .joined("a duplicate of a chunk in flight", fast)
-                    .await
-                    .expect("a duplicate of a chunk in flight fails");
-                let expected = Progress {
-                    received: len as u64,
-                    complete: false,
-                };
+                let written = self.joined("a duplicate of a chunk", fast).await;
+                let progress = written.expect("a duplicate of a chunk fails");
+                let expected = receiving(len as u64);
                 assert_eq!(progress, expected, "duplicates at once are counted wrongly");
             }
-            let progress = self.put(&upload, len as u64, second).await;
+            let progress = self.write(&upload, len as u64, second).await;
             assert!(progress.complete, "bytes of a chunk are missing");
             let (found, _) = self.take(&upload).await;
             assert!(found == bytes, "duplicates at once spoil a chunk");
         }
     }
 
-    /// Of two chunks at once that overlap, one is first, and the other fills only what is left.
+    /// One of them is first, and the other one fills the gap.
     pub(super) async fn overlapping_chunks_at_once(&self) {
         const UNIT: usize = 150_000;
         for round in 0..4 {
@@ -55,14 +52,12 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
             let chunks = [(0, &a), (UNIT as u64, &b)];
             let tasks = [round % 2, 1 - round % 2].map(|n: usize| {
                 let (offset, bytes) = chunks[n];
-                self.spawn_put(&upload, offset, Source::with_pauses(bytes), bytes.len())
+                self.spawn_write(&upload, offset, Source::with_pauses(bytes), bytes.len())
             });
             let mut complete = 0;
             for task in tasks {
-                let progress = self
-                    .joined("a chunk that overlaps another", task)
-                    .await
-                    .expect("a chunk fails because another overlaps it");
+                let written = self.joined("a chunk that overlaps another", task).await;
+                let progress = written.expect("a chunk fails because another one overlaps it");
                 complete += usize::from(progress.complete);
             }
             assert!(complete >= 1, "no chunk has completed the upload");
@@ -79,226 +74,226 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
         }
     }
 
-    /// A request that goes away frees its range at once for those who wait for it.
-    pub(super) async fn a_dropped_chunk_frees_its_range(&self) {
-        const LEN: usize = 600_000;
-        let (old, new) = (content(1, LEN), content(2, LEN));
-        // All bytes were there, or not; the other request is there before, or comes afterwards.
-        for (len, waits) in [(LEN - 1, true), (LEN, false), (LEN, true)] {
-            let upload = upload(LEN as u64);
-            let (source, mut hold) = Source::held(&old[..len]);
-            let holder = self.spawn_put(&upload, 0, source, LEN);
-            self.soon("taking a body", hold.dry()).await;
-            let next = || {
-                let source = Source::new(&new, Then::End);
-                self.spawn_put(&upload, 0, source, LEN)
-            };
-            let mut next = waits.then(next).into_iter().collect::<Vec<_>>();
-            holder.abort();
-            assert!(holder.await.is_err(), "`put` ends before its body does");
-            if next.is_empty() {
-                let source = Source::new(&new, Then::End);
-                next.push(self.spawn_put(&upload, 0, source, LEN));
-            }
-            for next in next {
-                let progress = self
-                    .joined("a chunk whose range a dropped request had", next)
-                    .await
-                    .expect("a chunk fails because of a dropped one");
-                assert!(progress.complete, "bytes are missing");
-            }
-            let (found, _) = self.take(&upload).await;
-            assert!(found == new, "bytes of a dropped chunk are there");
-        }
-    }
-
-    /// A chunk in flight does not outlive the removal of its upload half: what follows is whole.
-    pub(super) async fn removal_ends_what_is_in_flight(&self) {
+    /// The bytes of the chunk are not stored in the upload that begins after the removal, unless it
+    /// is stored as a chunk of that upload.
+    pub(super) async fn removal_during_a_chunk(&self) {
         const LEN: usize = 600_000;
         let (old, new) = (content(1, 2 * LEN), content(2, 2 * LEN));
         let upload = upload(2 * LEN as u64);
-        self.put(&upload, LEN as u64, &old[LEN..]).await;
+        self.write(&upload, LEN as u64, &old[LEN..]).await;
         let (source, mut hold) = Source::held(&old[..LEN]);
-        let in_flight = self.spawn_put(&upload, 0, source, LEN);
-        self.soon("taking a body", hold.dry()).await;
+        let chunk = self.spawn_write(&upload, 0, source, LEN);
+        self.soon("reading a body", hold.drained()).await;
         let removed = self.soon("`remove`", self.remove(&upload)).await;
         assert!(
             removed,
-            "`remove` does not remove an upload because a chunk is in flight"
+            "`remove` does not remove an upload because a chunk arrives"
         );
         self.assert_absent(&upload, "after its removal").await;
-        self.put(&upload, 0, &new[..LEN]).await;
+        self.write(&upload, 0, &new[..LEN]).await;
         hold.end();
-        // It is a duplicate of the new chunk now, if it is anything.
-        ok_or_superseded(self.joined("a chunk of a removed upload", in_flight).await);
-        self.assert_receiving(
-            &upload,
-            &[0..LEN as u64],
-            "after a removal and its first new chunk",
-        )
-        .await;
-        self.put(&upload, LEN as u64, &new[LEN..]).await;
+        // If it is stored it is a duplicate of the new chunk.
+        ok_or_superseded(self.joined("a chunk of a removed upload", chunk).await);
+        let when = "after a removal and the first new chunk";
+        self.assert_receiving(&upload, &[0..LEN as u64], when).await;
+        self.write(&upload, LEN as u64, &new[LEN..]).await;
         let (found, _) = self.take(&upload).await;
         assert!(found == new, "bytes from before a removal are there");
     }
 
-    /// The first chunks of an upload may come at once: they all belong to one upload, described as
-    /// one of them says.
+    /// The upload is described as one of the calls says, and all of them return this description.
+    pub(super) async fn creations_race(&self) {
+        for round in 0..5 {
+            let upload = upload(4);
+            let tasks = [0; 6].map(|_| 0).into_iter().enumerate().map(|(n, _)| {
+                let described = described_as(&upload, &n.to_string());
+                let store = self.store.clone();
+                tokio::spawn(async move {
+                    if n == 0 && round % 2 == 0 {
+                        let source = Source::new(b"ab");
+                        let written = write(&store, &described, 0, source, 2).await;
+                        written.expect("`write` fails during `create`");
+                        return described;
+                    }
+                    let created = store.create(&described).await;
+                    created
+                        .expect("one of several calls of `create` fails")
+                        .upload
+                })
+            });
+            let tasks: Vec<_> = tasks.collect();
+            let mut created = Vec::new();
+            for task in tasks {
+                created.push(self.joined("`create`", task).await);
+            }
+            let status = self.status(&upload).await;
+            let status = status.expect("an upload is absent after `create`");
+            let writers = usize::from(round % 2 == 0);
+            for created in &created[writers..] {
+                assert_eq!(
+                    created, &status.upload,
+                    "several calls of `create` do not make one upload"
+                );
+            }
+            assert!(
+                (0..6).any(|n| status.upload == described_as(&upload, &n.to_string())),
+                "the description is that of no request: {:?}",
+                status.upload
+            );
+            let progress = self.write(&upload, 2, b"cd").await;
+            let received = 2 + 2 * writers as u64;
+            assert_eq!(progress.received, received, "`create` removes a chunk");
+            assert!(
+                self.remove(&upload).await,
+                "`remove` does not remove a created upload"
+            );
+        }
+    }
+
+    /// It is described as one of the chunks says.
     pub(super) async fn first_chunks_race(&self) {
         const LEN: usize = 100;
         for _ in 0..10 {
             let bytes = content(0, 8 * LEN);
             let upload = upload(bytes.len() as u64);
-            let described: Vec<_> = (0..8)
-                .map(|n| described_as(&upload, &n.to_string()))
-                .collect();
-            let tasks: Vec<_> = bytes
-                .chunks(LEN)
-                .enumerate()
-                .map(|(n, chunk)| {
-                    let source = Source::new(chunk, Then::End);
-                    self.spawn_put(&described[n], (n * LEN) as u64, source, LEN)
+            let described = [0, 1, 2, 3, 4, 5, 6, 7].map(|n| described_as(&upload, &n.to_string()));
+            let chunks = described.iter().zip(bytes.chunks(LEN)).enumerate();
+            let tasks: Vec<_> = chunks
+                .map(|(n, (described, chunk))| {
+                    self.spawn_write(described, (n * LEN) as u64, Source::new(chunk), LEN)
                 })
                 .collect();
             let mut complete = 0;
             for task in tasks {
-                let progress = self
-                    .joined("one of the first chunks", task)
-                    .await
-                    .expect("one of several first chunks fails");
+                let written = self.joined("one of the first chunks", task).await;
+                let progress = written.expect("one of several first chunks fails");
                 complete += usize::from(progress.complete);
             }
             assert!(
                 complete >= 1,
-                "all chunks are there, but none has seen the upload complete"
+                "all chunks are stored, but none of them got `complete`"
             );
-            let waiting = self.undelivered(&[&upload]).await;
+            let listed = self.list_of(&Filter::complete(), &[&upload]).await;
             assert_eq!(
-                waiting.len(),
+                listed.len(),
                 1,
                 "several first chunks do not make one upload"
             );
             assert!(
-                described.contains(&waiting[0]),
-                "the description is none of the first chunks': {waiting:?}"
+                described.contains(&listed[0].upload),
+                "the description is that of no first chunk: {listed:?}"
             );
             let (found, _) = self.take(&upload).await;
             assert!(found == bytes, "first chunks at once spoil the file");
         }
     }
 
-    /// Whatever the order of the last chunks and their duplicates, one of them sees the upload
-    /// complete, and exactly one gets the claim.
+    /// Whatever their order is, and with duplicates.
     pub(super) async fn last_chunks_race(&self) {
         const LEN: usize = 100;
         let bytes = content(0, 3 * LEN);
         for round in 0..100 {
-            // They are the first ones too, or not.
+            // They are the first ones too, or they are not.
             let begin = usize::from(round % 2 == 0);
             let bytes = &bytes[..(begin + 2) * LEN];
             let upload = upload(bytes.len() as u64);
             if begin == 1 {
-                self.put(&upload, 0, &bytes[..LEN]).await;
+                self.write(&upload, 0, &bytes[..LEN]).await;
             }
-            let request = |n: usize| {
+            let requests = [0, 1, 0, 1].map(|n| {
+                let n = begin + n;
                 let (store, upload) = (self.store.clone(), upload.clone());
-                let source = Source::new(&bytes[n * LEN..(n + 1) * LEN], Then::End);
+                let source = Source::new(&bytes[n * LEN..(n + 1) * LEN]);
                 tokio::spawn(async move {
                     let offset = (n * LEN) as u64;
-                    let progress = put(&store, &upload, offset, source, LEN as u64)
-                        .await
-                        .expect("one of the last chunks fails");
+                    let written = write(&store, &upload, offset, source, LEN as u64).await;
+                    let progress = written.expect("one of the last chunks fails");
                     if !progress.complete {
                         return None;
                     }
-                    let claim = store.try_claim(&upload.key).await;
-                    Some(claim.expect("`try_claim` fails"))
+                    Some(store.claim(&upload).await.expect("`claim` fails"))
                 })
-            };
-            let requests: Vec<_> = [0, 1, 0, 1].map(|n| request(begin + n)).into();
-            // All claims are held until all requests are through.
+            });
+            // The claims are held until all requests have ended.
             let (mut claims, mut complete) = (Vec::new(), 0);
             for request in requests {
                 let claim = self.joined("one of the last chunks", request).await;
                 complete += usize::from(claim.is_some());
                 match claim {
-                    Some(TryClaim::Won(claim)) => claims.push(claim),
-                    Some(TryClaim::Busy) | None => {}
-                    Some(TryClaim::Incomplete) => {
-                        panic!("`put` says complete, `try_claim` says incomplete")
+                    Some(Claimed::Won(claim)) => claims.push(claim),
+                    Some(Claimed::Busy) | None => {}
+                    Some(Claimed::Incomplete) => {
+                        panic!("`write` returns `complete`, but `claim` returns `Incomplete`")
                     }
-                    Some(TryClaim::Settled(_)) => panic!("settled without a claim"),
+                    Some(Claimed::Settled(_)) => panic!("`Settled`, but no claim was settled"),
                 }
             }
             assert!(
                 complete >= 1,
-                "round {round}: all chunks are there, but none has seen the upload complete"
+                "round {round}: all chunks are stored, but none of them got `complete`"
             );
             assert_eq!(
                 claims.len(),
                 1,
-                "round {round}: so many requests may deliver one upload"
+                "round {round}: the number of requests that may deliver the upload"
             );
-            if let Some(mut claim) = claims.pop() {
-                let sealed = self.seal(&mut claim, &upload).await;
-                assert_eq!(sealed.attempt, 1, "round {round}: attempts");
-                self.assert_content(&sealed, bytes).await;
-                self.settle(claim, Settlement::Released).await;
-                assert!(self.remove(&upload).await, "not removed");
+            for claim in claims {
+                assert_eq!(claim.sealed().attempt, 1, "round {round}: attempts");
+                self.assert_content(claim.sealed(), bytes).await;
+                claim.release().await;
             }
+            assert!(
+                self.remove(&upload).await,
+                "round {round}: `remove` does not remove an upload whose claim was released"
+            );
         }
     }
 
-    /// When a record has expired, the chunks that come at once begin one new upload.
-    pub(super) async fn chunks_race_for_an_expired_record(&self) {
+    /// It has none of the bytes of the old one.
+    pub(super) async fn expired_record_race(&self) {
         for _ in 0..5 {
             let upload = upload(4);
-            self.put(&upload, 0, b"old!").await;
-            let mut claim = self.claim(&upload).await;
-            let old = self.seal(&mut claim, &upload).await;
-            let expired = record(true, SystemTime::now());
-            self.settle(claim, Settlement::Delivered(expired)).await;
+            self.write(&upload, 0, b"old!").await;
+            let claim = self.claim(&upload).await;
+            let old = claim.sealed().clone();
+            self.settle(claim, &record(true, SystemTime::now())).await;
             let tasks = [0, 2, 0, 2].map(|offset: usize| {
-                let source = Source::new(&b"new."[offset..offset + 2], Then::End);
-                self.spawn_put(&upload, offset as u64, source, 2)
+                let source = Source::new(&b"new."[offset..offset + 2]);
+                self.spawn_write(&upload, offset as u64, source, 2)
             });
             let mut complete = 0;
             for task in tasks {
-                let progress = self
-                    .joined("a chunk after an expired record", task)
-                    .await
-                    .expect("a chunk fails because a record has expired");
+                let written = self.joined("a chunk after an expired record", task).await;
+                let progress = written.expect("a chunk fails because a record has expired");
                 complete += usize::from(progress.complete);
             }
             assert!(complete >= 1, "chunks are lost when a record expires");
             let (found, id) = self.take(&upload).await;
-            assert_eq!(found, b"new.", "a new upload has old bytes");
-            assert_ne!(id, old.id, "two uploads have one id");
+            assert_eq!(found, b"new.", "a new upload has the bytes of an old one");
+            assert_ne!(id, old.id, "two uploads have the same id");
             self.assert_content(&old, b"old!").await;
         }
     }
 
-    /// An upload may be removed and begun anew at any time: each chunk is stored whole or not at
-    /// all, and what comes after the last removal is a clean upload.
+    /// What is written after the last removal is an upload without any of the old bytes.
     pub(super) async fn chunks_race_with_removal(&self) {
         // More than one write of most stores.
         const LEN: usize = 270_000;
         let upload = upload(4 * LEN as u64);
         for _ in 0..2 {
             let mut tasks: Vec<JoinHandle<()>> = Vec::new();
-            // The removals keep pace with the chunks, but not in step.
+            // Half a removal for each chunk, at varied times.
             let begun = Arc::new(Semaphore::new(0));
             for remover in 0..2 {
-                let (store, upload, begun) =
-                    (self.store.clone(), upload.clone(), Arc::clone(&begun));
+                let (store, id, begun) = (self.store.clone(), upload.id, Arc::clone(&begun));
                 tasks.push(tokio::spawn(async move {
                     for round in 0..15 {
-                        let permit = begun.acquire().await.expect("it is open");
+                        let permit = begun.acquire().await.expect("it is never closed");
                         permit.forget();
                         for _ in 0..round * 7 % 13 * remover {
                             tokio::task::yield_now().await;
                         }
-                        store.remove(&upload.key).await.expect("`remove` fails");
+                        store.remove(&id).await.expect("`remove` fails");
                     }
                 }));
             }
@@ -308,177 +303,176 @@ impl<S: Store + Clone, R: AsyncFn(&Location) -> Option<Vec<u8>>> Suite<'_, S, R>
                 tasks.push(tokio::spawn(async move {
                     for round in 0..5 {
                         begun.add_permits(1);
-                        // Never the last chunk.
+                        // Never the last chunk of the file.
                         let offset = (n + round) % 3 * LEN;
                         let source = Source::with_pauses(&vec![n as u8; LEN]);
-                        let result = put(&store, &upload, offset as u64, source, LEN as u64).await;
-                        if let Some(progress) = ok_or_superseded(result) {
+                        let written =
+                            write(&store, &upload, offset as u64, source, LEN as u64).await;
+                        if let Some(progress) = ok_or_superseded(written) {
                             assert!(
                                 !progress.complete && progress.received <= 3 * LEN as u64,
-                                "`put` counts bytes that never came, when the upload is removed: \
-                                 {progress:?}"
+                                "`write` counts bytes that were never sent, when the upload is \
+                                 removed: {progress:?}"
                             );
                         }
                     }
                 }));
             }
-            // The chunks first: without them the removals wait.
+            // The removals wait for the chunks, so the chunks are joined first.
             for task in tasks.into_iter().rev() {
-                self.joined("`put` and `remove` in a race", task).await;
+                self.joined("`write` and `remove` in a race", task).await;
             }
-            match self.status(&upload).await {
-                Status::Absent => {}
-                Status::Receiving(ranges) => assert!(
+            match self.state(&upload).await {
+                None => {}
+                Some(State::Receiving(ranges)) => assert!(
                     ranges.total() % LEN as u64 == 0,
-                    "a part of a chunk is there after a removal"
+                    "a part of a chunk is stored after a removal"
                 ),
-                status => panic!("{status:?} of an incomplete upload"),
+                state => panic!("{state:?} of an incomplete upload"),
             }
-            // What is left is filled up: each chunk is the one or the other.
-            self.put(&upload, 0, &vec![99; 4 * LEN]).await;
+            self.write(&upload, 0, &vec![99; 4 * LEN]).await;
             let (found, _) = self.take(&upload).await;
             for chunk in found.chunks(LEN) {
                 assert!(
                     chunk.iter().all(|byte| *byte == chunk[0]),
-                    "a chunk is a mix of bytes from before and after a removal"
+                    "a chunk has bytes from before a removal and from after it"
                 );
             }
             self.assert_absent(&upload, "after its last removal").await;
         }
         let bytes = content(0, 4 * LEN);
-        self.put(&upload, 0, &bytes).await;
+        self.write(&upload, 0, &bytes).await;
         let (found, _) = self.take(&upload).await;
         assert!(found == bytes, "bytes from before a removal are there");
     }
 
-    /// A sweep that comes at the same time as a chunk removes the upload before the chunk, or not at
-    /// all; and never one that the chunk has completed, without a limit for those.
+    /// The upload is swept before the chunk is stored, or not at all; and not if the chunk has
+    /// completed it.
     pub(super) async fn chunks_race_with_sweep(&self) {
         const LEN: usize = 100;
         for round in 0..20 {
             let upload = upload(2 * LEN as u64);
             let bytes = content(0, 2 * LEN);
-            self.put(&upload, 0, &bytes[..LEN]).await;
+            self.write(&upload, 0, &bytes[..LEN]).await;
             let sweep = || {
                 let store = self.store.clone();
-                tokio::spawn(async move { store.sweep(abandoned()).await.expect("`sweep` fails") })
+                tokio::spawn(async move { store.sweep(&abandoned()).await.expect("`sweep` fails") })
             };
             let early = (round % 2 == 0).then(sweep);
             let source = Source::with_pauses(&bytes[LEN..]);
-            let chunk = self.spawn_put(&upload, LEN as u64, source, LEN);
-            let sweep = match early {
-                Some(sweep) => sweep,
-                None => sweep(),
-            };
-            let progress = self
-                .joined("a chunk during a sweep", chunk)
-                .await
-                .expect("a chunk fails because of a sweep");
+            let chunk = self.spawn_write(&upload, LEN as u64, source, LEN);
+            let sweep = early.unwrap_or_else(sweep);
+            let written = self.joined("a chunk during a sweep", chunk).await;
+            let progress = written.expect("a chunk fails because of a sweep");
             self.joined("`sweep`", sweep).await;
             if progress.complete {
-                self.assert_complete(&upload, "when its last chunk has come during a sweep")
-                    .await;
+                let when = "when its last chunk has arrived during a sweep";
+                self.assert_complete(&upload, when).await;
             } else {
-                assert_eq!(progress.received, LEN as u64, "a swept upload is counted");
-                match self.status(&upload).await {
-                    // The chunk was stored, and swept then.
-                    Status::Absent => {}
-                    Status::Receiving(ranges) => {
-                        super::assert_ranges(
-                            &ranges,
-                            &[LEN as u64..2 * LEN as u64],
-                            "after a sweep",
-                        );
+                assert_eq!(progress, receiving(LEN as u64), "a swept upload is counted");
+                match self.state(&upload).await {
+                    // The chunk was stored, and swept after that.
+                    None => {}
+                    Some(State::Receiving(ranges)) => {
+                        let stored = &[LEN as u64..2 * LEN as u64];
+                        assert_ranges(&ranges, stored, "after a sweep");
                     }
-                    status => panic!("{status:?} of an upload whose beginning was swept"),
+                    state => panic!("{state:?} of an upload whose begin was swept"),
                 }
             }
-            self.put(&upload, 0, &bytes).await;
+            self.write(&upload, 0, &bytes).await;
             let (found, _) = self.take(&upload).await;
             assert!(found == bytes, "a sweep spoils an upload");
         }
     }
 
-    /// Of many requests that ask at once, one gets the claim as long as it is held.
-    pub(super) async fn claims_race_with_each_other(&self) {
+    /// The others get `Busy` as long as the claim is live.
+    pub(super) async fn claims_race(&self) {
         let upload = upload(3);
-        self.put(&upload, 0, b"abc").await;
+        self.write(&upload, 0, b"abc").await;
         for round in 0..20 {
             let tasks = [0; 8].map(|_| self.spawn_claim(&upload));
             let (mut won, mut busy) = (Vec::new(), 0);
             for task in tasks {
-                match self.joined("`try_claim`", task).await {
-                    TryClaim::Won(claim) => won.push(claim),
-                    TryClaim::Busy => busy += 1,
-                    _ => panic!("a complete upload is neither to be had nor busy"),
+                match self.joined("`claim`", task).await {
+                    Claimed::Won(claim) => won.push(claim),
+                    Claimed::Busy => busy += 1,
+                    _ => panic!("`claim` of a complete upload is neither `Won` nor `Busy`"),
                 }
             }
             assert_eq!(
                 (won.len(), busy),
                 (1, 7),
-                "round {round}: so many have the claim, so many are told that it is taken"
+                "round {round}: the numbers of claims that are `Won` and `Busy`"
             );
-            let mut claim = won.remove(0);
-            if round < 19 {
-                self.settle(claim, Settlement::Released).await;
-            } else {
-                let sealed = self.seal(&mut claim, &upload).await;
-                self.assert_content(&sealed, b"abc").await;
-                self.settle(claim, delivered()).await;
+            for claim in won {
+                assert_eq!(
+                    claim.sealed().attempt,
+                    round + 1,
+                    "a claim that is `Busy` counts an attempt"
+                );
+                self.assert_content(claim.sealed(), b"abc").await;
+                if round < 19 {
+                    claim.release().await;
+                } else {
+                    self.settle(claim, &record(true, later())).await;
+                }
             }
         }
         for task in [0; 4].map(|_| self.spawn_claim(&upload)) {
             assert!(
-                matches!(self.joined("`try_claim`", task).await, TryClaim::Settled(_)),
-                "a delivered upload can be claimed"
+                matches!(self.joined("`claim`", task).await, Claimed::Settled(_)),
+                "`claim` of a delivered upload does not return `Settled`"
             );
         }
     }
 
-    /// An upload is claimed or removed, claimed or swept, never both.
-    pub(super) async fn claims_race_with_removal_and_sweep(&self) {
+    /// Never both.
+    pub(super) async fn claims_race_with_removal(&self) {
         for round in 0..20 {
             let upload = upload(3);
-            self.put(&upload, 0, b"abc").await;
+            let progress = self.write(&upload, 0, b"abc").await;
+            assert_eq!(progress, complete(3), "a chunk of the whole file");
+            let is_removal = round % 4 < 2;
             let end = || {
-                let (store, key) = (self.store.clone(), upload.key);
+                let (store, id) = (self.store.clone(), upload.id);
                 tokio::spawn(async move {
-                    match round % 4 < 2 {
-                        true => drop(store.remove(&key).await.expect("`remove` fails")),
-                        false => drop(store.sweep(undelivered()).await.expect("`sweep` fails")),
+                    if is_removal {
+                        store.remove(&id).await.expect("`remove` fails");
+                    } else {
+                        store.sweep(&undelivered()).await.expect("`sweep` fails");
                     }
                 })
             };
             let early = (round % 2 == 0).then(end);
             let claim = self.spawn_claim(&upload);
-            let end = match early {
-                Some(end) => end,
-                None => end(),
-            };
-            let claim = self.joined("`try_claim`", claim).await;
+            let end = early.unwrap_or_else(end);
+            let claim = self.joined("`claim`", claim).await;
             self.joined("`remove` or `sweep`", end).await;
-            let what = ["removed", "swept"][usize::from(round % 4 >= 2)];
+            let ended = if is_removal { "removed" } else { "swept" };
             match claim {
-                TryClaim::Won(mut claim) => {
-                    let when = format!("when it was claimed before it could be {what}");
+                Claimed::Won(claim) => {
+                    let when = format!("when it was claimed before it could be {ended}");
                     self.assert_complete(&upload, &when).await;
-                    let sealed = self.seal(&mut claim, &upload).await;
-                    self.assert_content(&sealed, b"abc").await;
-                    self.settle(claim, Settlement::Released).await;
-                    assert!(self.remove(&upload).await, "not removed");
+                    self.assert_content(claim.sealed(), b"abc").await;
+                    claim.release().await;
+                    assert!(
+                        self.remove(&upload).await,
+                        "`remove` does not remove an upload whose claim was released"
+                    );
                 }
-                // Whoever removes it may need the claim for that.
-                TryClaim::Busy | TryClaim::Incomplete => {
-                    let when = format!("when it was {what} before it could be claimed");
+                // `Busy` because a store may claim an upload to remove it.
+                Claimed::Busy | Claimed::Incomplete => {
+                    let when = format!("when it was {ended} before it could be claimed");
                     self.assert_absent(&upload, &when).await;
                 }
-                TryClaim::Settled(_) => panic!("an upload that nobody has delivered is `Settled`"),
+                Claimed::Settled(_) => panic!("`Settled`, but no claim was settled"),
             }
         }
     }
 
-    fn spawn_claim(&self, upload: &Upload) -> JoinHandle<TryClaim<S::Claim>> {
-        let (store, key) = (self.store.clone(), upload.key);
-        tokio::spawn(async move { store.try_claim(&key).await.expect("`try_claim` fails") })
+    fn spawn_claim(&self, upload: &Upload) -> JoinHandle<Claimed<S::Claim>> {
+        let (store, upload) = (self.store.clone(), upload.clone());
+        tokio::spawn(async move { store.claim(&upload).await.expect("`claim` fails") })
     }
 }
