@@ -27,7 +27,7 @@ const FAST: Duration = Duration::from_millis(5);
 const HOLD: Duration = Duration::from_millis(10);
 
 /// Bytes that are written between two commits, with [`Keep::Prefix`]. A crash loses at most these.
-const COMMIT: u64 = if cfg!(test) { 20 << 10 } else { 8 << 20 };
+const COMMIT: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 
 impl FileStore {
     /// See [`Store::write`](crate::store::Store::write).
@@ -60,7 +60,7 @@ impl FileStore {
             offset.saturating_add(body.max_len())
         };
         if offset > MAX_LENGTH {
-            return Err(StoreError::OutOfBounds);
+            return Err(StoreError::TooLarge { limit: MAX_LENGTH });
         }
         let range = offset..end.min(MAX_LENGTH);
         // A chunk that has arrived as a whole needs a trip to a blocking thread anyway.
@@ -331,11 +331,11 @@ impl Writer {
         if new == 0 {
             return Ok(());
         }
-        let length = self.lock.entry().length().unwrap_or(MAX_LENGTH);
-        if range.end > length {
-            return Err(StoreError::OutOfBounds);
+        match self.lock.entry().length() {
+            Some(length) if range.end > length => Err(StoreError::OutOfBounds),
+            None if range.end > MAX_LENGTH => Err(StoreError::TooLarge { limit: MAX_LENGTH }),
+            _ => folder.room.for_bytes(&folder.partial, new),
         }
-        folder.room.for_bytes(&folder.partial, new)
     }
 
     /// Writes what has arrived. Returns the progress of the upload if that was the end of the

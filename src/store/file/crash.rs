@@ -52,7 +52,7 @@ const SCRIPT: &[Step] = &[
     Step::Write('r', 1),
     Step::Deliver('r', Answer::Rejected),
     Step::Write('a', 1),
-    Step::Append('p', 45_000),
+    Step::Append('p', 17_000),
     Step::Deliver('a', Answer::Failed),
     Step::Restart,
     Step::Write('a', 1),
@@ -126,20 +126,25 @@ fn content(name: char) -> Vec<u8> {
         'a' => 3 * CHUNK + 7,
         'z' => 0,
         // Longer than what is committed at once.
-        'p' => 40 * CHUNK,
+        'p' => 18_000,
         _ => CHUNK + 100,
     };
     (0..len).map(|i| name as u8 ^ (i * i / 7) as u8).collect()
 }
 
+fn chunk_size(name: char) -> u64 {
+    if name == 'p' { 18_000 } else { CHUNK }
+}
+
 fn chunks(name: char) -> u64 {
-    (content(name).len() as u64).div_ceil(CHUNK).max(1)
+    let len = content(name).len() as u64;
+    len.div_ceil(chunk_size(name)).max(1)
 }
 
 fn chunk(name: char, number: u64) -> (u64, Vec<u8>) {
     let content = content(name);
-    let offset = number * CHUNK;
-    let end = (offset + CHUNK).min(content.len() as u64);
+    let offset = number * chunk_size(name);
+    let end = (offset + chunk_size(name)).min(content.len() as u64);
     (offset, content[offset as usize..end as usize].to_vec())
 }
 
@@ -769,10 +774,10 @@ async fn scheduled_failures_do_not_remove_what_was_created() {
                     store.create(&upload('p')).await.unwrap();
                 } else {
                     // Long enough to create the upload before the body fails.
-                    let piece = Ok(Frame::data(Bytes::from(vec![7; 30_000])));
+                    let piece = Ok(Frame::data(Bytes::from(vec![7; 17_000])));
                     let frames = [piece, Err(BoxError::from("the client is gone"))];
                     let source = pin!(StreamBody::new(stream::iter(frames)));
-                    let mut body = ChunkBody::new(source, Some(40_000), 0);
+                    let mut body = ChunkBody::new(source, Some(18_000), 0);
                     let upload = upload('p');
                     let written = store.write(&upload, 0, &mut body, Keep::Whole);
                     written.await.unwrap_err();
