@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     ops::Bound,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::SystemTime,
 };
 
@@ -18,13 +18,119 @@ use crate::{
 
 /// Keeps uploads in the memory of this process: for tests, and to try things out.
 ///
-/// Clones share their uploads. There is no limit to what it takes.
+/// Clones share their uploads. There is no limit to the memory that they take.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     uploads: Arc<Mutex<Uploads>>,
 }
 
 type Uploads = BTreeMap<UploadId, Entry>;
+
+impl MemoryStore {
+    /// All uploads, but for this one if its record has expired.
+    fn uploads_for(&self, id: &UploadId) -> MutexGuard<'_, Uploads> {
+        let mut uploads = lock(&self.uploads);
+        let record = uploads.get(id).and_then(|entry| entry.record.as_ref());
+        if record.is_some_and(Record::is_expired) {
+            uploads.remove(id);
+        }
+        uploads
+    }
+}
+
+impl Store for MemoryStore {
+    type Claim = MemoryClaim;
+
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        Ok(Entry::of(&mut self.uploads_for(&upload.id), upload)?.status())
+    }
+
+    async fn write(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+        keep: Keep,
+    ) -> Result<Progress, StoreError> {
+        let writer = |entry: &Entry| Arc::clone(&entry.writers);
+        let _writer = self.uploads_for(&upload.id).get(&upload.id).map(writer);
+        let mut bytes = BytesMut::new();
+        let result = loop {
+            match body.next().await.transpose() {
+                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
+                Ok(None) => break Ok(()),
+                Err(error) if keep == Keep::Whole => return Err(error.into()),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        let mut uploads = self.uploads_for(&upload.id);
+        let entry = Entry::of(&mut uploads, upload)?;
+        entry.insert(offset, &bytes.freeze());
+        result.map(|()| entry.status().progress())
+    }
+
+    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        Ok(self.uploads_for(id).get(id).map(Entry::status))
+    }
+
+    async fn claim(&self, upload: &Upload) -> Result<Claimed<MemoryClaim>, StoreError> {
+        let mut uploads = self.uploads_for(&upload.id);
+        let Some(entry) = uploads.get_mut(&upload.id) else {
+            return Ok(Claimed::Incomplete);
+        };
+        Ok(match entry.status().state {
+            State::Settled(record) => Claimed::Settled(record),
+            State::Receiving(_) => Claimed::Incomplete,
+            State::Complete if entry.is_claimed() => Claimed::Busy,
+            State::Complete => {
+                let (store, sealed, _live) = (self.clone(), entry.seal(upload), Arc::new(()));
+                entry.claim = Arc::downgrade(&_live);
+                Claimed::Won(MemoryClaim {
+                    store,
+                    sealed,
+                    _live,
+                })
+            }
+        })
+    }
+
+    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let mut uploads = lock(&self.uploads);
+        let entry = uploads.get(id);
+        let is_free = entry.is_some_and(|entry| !entry.is_claimed() && entry.record.is_none());
+        Ok(is_free && uploads.remove(id).is_some())
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        let uploads = lock(&self.uploads);
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut accepted = uploads
+            .range((start, Bound::Unbounded))
+            .filter(|(_, entry)| entry.record.is_none())
+            .map(|(_, entry)| Listed::new(entry.upload.clone(), entry.status().progress()))
+            .filter(|listed| filter.accepts(&listed.upload, listed.progress));
+        let page: Vec<_> = accepted.by_ref().take(Page::MAX).collect();
+        let last = page.last().map(|last| last.upload.id);
+        Ok(Page::new(page, accepted.next().and(last)))
+    }
+
+    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        lock(&self.uploads).retain(|_, entry| {
+            let is_older = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);
+            let (counter, is_expired) = match (&entry.record, entry.is_complete()) {
+                (Some(it), _) => (&mut swept.records, it.expires < expiry.records_before),
+                (None, true) => (&mut swept.undelivered, is_older(expiry.undelivered_before)),
+                (None, false) => (&mut swept.abandoned, is_older(expiry.abandoned_before)),
+            };
+            let is_busy = entry.is_claimed() || Arc::strong_count(&entry.writers) > 1;
+            let is_swept = is_expired && !is_busy;
+            *counter += u64::from(is_swept);
+            !is_swept
+        });
+        Ok(swept)
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -34,31 +140,38 @@ struct Entry {
     pieces: BTreeMap<u64, Bytes>,
     ranges: RangeSet,
     touched: SystemTime,
-    claimed: bool,
-    /// How many requests are writing.
-    writers: usize,
+    /// Each request that is writing holds a clone.
+    writers: Arc<()>,
+    /// The live claim holds the other end.
+    claim: Weak<()>,
     sealed: Option<Sealed>,
     record: Option<Record>,
 }
 
 impl Entry {
-    fn new(upload: &Upload) -> Result<Self, StoreError> {
-        Ok(Self {
-            id: random_id()?,
+    /// The entry of an upload, which is created if it is absent.
+    fn of<'a>(uploads: &'a mut Uploads, upload: &Upload) -> Result<&'a mut Self, StoreError> {
+        let id = random_id()?;
+        Ok(uploads.entry(upload.id).or_insert_with(|| Self {
+            id,
             upload: upload.clone(),
             pieces: BTreeMap::new(),
             ranges: RangeSet::default(),
             touched: SystemTime::now(),
-            claimed: false,
-            writers: 0,
+            writers: Arc::default(),
+            claim: Weak::new(),
             sealed: None,
             record: None,
-        })
+        }))
+    }
+
+    fn is_claimed(&self) -> bool {
+        self.claim.strong_count() > 0
     }
 
     fn is_complete(&self) -> bool {
-        let length = self.upload.length;
-        length.is_some_and(|length| self.ranges.covers(0, length))
+        let is_covered = |length| self.ranges.covers(0, length);
+        self.upload.length.is_some_and(is_covered)
     }
 
     fn status(&self) -> Status {
@@ -67,14 +180,10 @@ impl Entry {
             None if self.is_complete() => State::Complete,
             None => State::Receiving(self.ranges.clone()),
         };
-        let upload = self
-            .sealed
-            .as_ref()
-            .map_or(&self.upload, |sealed| &sealed.upload);
-        Status::new(upload.clone(), state)
+        Status::new(self.upload.clone(), state)
     }
 
-    /// Stores what is not there yet.
+    /// Stores what is not stored yet: of a complete upload nothing.
     fn insert(&mut self, offset: u64, bytes: &Bytes) {
         for gap in self.ranges.gaps(offset, bytes.len() as u64) {
             let piece = (gap.start - offset) as usize..(gap.end - offset) as usize;
@@ -86,9 +195,10 @@ impl Entry {
 
     fn seal(&mut self, upload: &Upload) -> Sealed {
         let sealed = self.sealed.get_or_insert_with(|| {
-            let pieces: Vec<_> = self.pieces.values().cloned().collect();
+            let pieces: Vec<_> = std::mem::take(&mut self.pieces).into_values().collect();
             let content = Bytes::from(pieces.concat());
             let crc32 = crc32fast::hash(&content);
+            self.upload = upload.clone();
             Sealed::new(self.id.clone(), upload.clone(), 0, InMemory(content)).with_crc32(crc32)
         });
         sealed.attempt += 1;
@@ -116,15 +226,7 @@ impl Stored for InMemory {
 pub struct MemoryClaim {
     store: MemoryStore,
     sealed: Sealed,
-}
-
-impl MemoryClaim {
-    fn with_entry(&self, change: impl FnOnce(&mut Entry)) -> Result<(), StoreError> {
-        let mut uploads = lock(&self.store.uploads);
-        let entry = uploads.get_mut(&self.sealed.upload.id);
-        let entry = entry.filter(|entry| entry.id == self.sealed.id);
-        entry.map(change).ok_or(StoreError::Superseded)
-    }
+    _live: Arc<()>,
 }
 
 impl Claim for MemoryClaim {
@@ -133,159 +235,14 @@ impl Claim for MemoryClaim {
     }
 
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
-        self.with_entry(|entry| {
-            entry.record = Some(record.clone());
-            entry.pieces.clear();
-        })
-    }
-}
-
-impl Drop for MemoryClaim {
-    fn drop(&mut self) {
-        // The upload may be gone.
-        let _ = self.with_entry(|entry| entry.claimed = false);
-    }
-}
-
-/// A request that is writing to an upload: keeps the upload from being swept.
-struct Writer<'a>(&'a MemoryStore, UploadId, Option<String>);
-
-impl Drop for Writer<'_> {
-    fn drop(&mut self) {
-        let Self(store, upload, id) = self;
-        if let Some(entry) = lock(&store.uploads).get_mut(upload) {
-            entry.writers -= usize::from(Some(&entry.id) == id.as_ref());
-        }
-    }
-}
-
-impl MemoryStore {
-    /// The uploads, without this one if its record has expired.
-    fn uploads_for(&self, id: &UploadId) -> MutexGuard<'_, Uploads> {
-        let mut uploads = lock(&self.uploads);
-        let record = uploads.get(id).and_then(|entry| entry.record.as_ref());
-        if record.is_some_and(Record::is_expired) {
-            uploads.remove(id);
-        }
-        uploads
-    }
-
-    fn writer(&self, id: &UploadId) -> Writer<'_> {
-        let entry_id = self.uploads_for(id).get_mut(id).map(|entry| {
-            entry.writers += 1;
-            entry.id.clone()
-        });
-        Writer(self, *id, entry_id)
-    }
-
-    /// Does something with an upload, which is created if it is absent.
-    fn with_entry<T>(
-        &self,
-        upload: &Upload,
-        work: impl FnOnce(&mut Entry) -> T,
-    ) -> Result<T, StoreError> {
-        let new = Entry::new(upload)?;
-        let mut uploads = self.uploads_for(&upload.id);
-        Ok(work(uploads.entry(upload.id).or_insert(new)))
-    }
-}
-
-impl Store for MemoryStore {
-    type Claim = MemoryClaim;
-
-    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
-        self.with_entry(upload, |entry| entry.status())
-    }
-
-    async fn write(
-        &self,
-        upload: &Upload,
-        offset: u64,
-        body: &mut ChunkBody<'_>,
-        keep: Keep,
-    ) -> Result<Progress, StoreError> {
-        let _writer = self.writer(&upload.id);
-        let (mut bytes, mut failed) = (BytesMut::new(), None);
-        while let Some(piece) = body.next().await {
-            match piece {
-                Ok(piece) => bytes.extend_from_slice(&piece),
-                Err(error) if keep == Keep::Whole => return Err(error.into()),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        let bytes = bytes.freeze();
-        let progress = self.with_entry(upload, |entry| {
-            if entry.sealed.is_none() {
-                entry.insert(offset, &bytes);
-            }
-            entry.status().progress()
-        })?;
-        failed.map_or(Ok(progress), |error| Err(error.into()))
-    }
-
-    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
-        Ok(self.uploads_for(id).get(id).map(Entry::status))
-    }
-
-    async fn claim(&self, upload: &Upload) -> Result<Claimed<MemoryClaim>, StoreError> {
-        let mut uploads = self.uploads_for(&upload.id);
-        let Some(entry) = uploads.get_mut(&upload.id) else {
-            return Ok(Claimed::Incomplete);
-        };
-        if let Some(record) = &entry.record {
-            return Ok(Claimed::Settled(record.clone()));
-        }
-        if !entry.is_complete() {
-            return Ok(Claimed::Incomplete);
-        }
-        if std::mem::replace(&mut entry.claimed, true) {
-            return Ok(Claimed::Busy);
-        }
-        let (store, sealed) = (self.clone(), entry.seal(upload));
-        Ok(Claimed::Won(MemoryClaim { store, sealed }))
-    }
-
-    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
-        let mut uploads = lock(&self.uploads);
-        let entry = uploads.get(id);
-        let is_free = entry.is_some_and(|entry| !entry.claimed && entry.record.is_none());
-        Ok(is_free && uploads.remove(id).is_some())
-    }
-
-    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
-        let uploads = lock(&self.uploads);
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let unsettled = uploads
-            .range((start, Bound::Unbounded))
-            .filter(|(_, entry)| entry.record.is_none())
-            .map(|(_, entry)| entry.status());
-        let mut accepted = unsettled
-            .map(|status| Listed::new(status.upload.clone(), status.progress()))
-            .filter(|listed| filter.accepts(&listed.upload, listed.progress));
-        let page: Vec<_> = accepted.by_ref().take(Page::MAX).collect();
-        let more = accepted.next().is_some();
-        let next = page.last().filter(|_| more).map(|last| last.upload.id);
-        Ok(Page::new(page, next))
-    }
-
-    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
-        let mut swept = Swept::default();
-        lock(&self.uploads).retain(|_, entry| {
-            let untouched = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);
-            let (counter, expired) = match &entry.record {
-                Some(record) => (&mut swept.records, record.expires < expiry.records_before),
-                None if entry.is_complete() => {
-                    (&mut swept.undelivered, untouched(expiry.undelivered_before))
-                }
-                None => (&mut swept.abandoned, untouched(expiry.abandoned_before)),
-            };
-            let keep = !expired || entry.claimed || entry.writers > 0;
-            *counter += u64::from(!keep);
-            keep
-        });
-        Ok(swept)
+        let mut uploads = lock(&self.store.uploads);
+        let entry = uploads.get_mut(&self.sealed.upload.id);
+        let entry = entry.filter(|entry| entry.id == self.sealed.id);
+        let entry = entry.ok_or(StoreError::Superseded)?;
+        entry.record = Some(record.clone());
+        // The file belongs to the application now, or is removed.
+        entry.sealed = None;
+        entry.claim = Weak::new();
+        Ok(())
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! # Writing a store
 //!
-//! A store keeps the bytes of uploads, knows which of them are there, and grants the right to deliver
-//! a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a complete
-//! store in a database.
+//! A store keeps the bytes of uploads, knows which of them are there, and grants the right to
+//! deliver a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a
+//! complete store in a database.
 //!
 //! An upload is a set of byte ranges and a length. It is complete when the length is known and the
 //! ranges cover it. The number of chunks says nothing. An upload goes through these states:
@@ -18,39 +18,49 @@
 //!
 //! The contract, as a checklist:
 //!
-//! * **Ok means durable.** When [`write`](Store::write) or [`create`](Store::create) returns `Ok`, the
-//!   bytes and the upload survive what the store promises to survive, and every server that shares
-//!   the store sees them.
-//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had not
-//!   been called. An upload that only the failed chunk would have created does not exist. With
-//!   [`Keep::Prefix`] the bytes that arrived before the body failed stay, durably.
-//! * **Stored bytes stay.** A byte that is stored is never written again. A chunk that arrives twice is
-//!   read to its end, dropped, and `Ok`. So is a chunk for an upload that is sealed or settled.
-//! * **A chunk counts when its body has ended** with `None`, not before.
-//! * **Any order, any overlap, at the same time.** Chunks of one upload are written concurrently. Of two
-//!   concurrent chunks with the same bytes both succeed, or one fails with
+//! * **Ok means durable.** When [`write`](Store::write) or [`create`](Store::create) returns `Ok`,
+//!   the bytes and the upload survive what the store promises to survive, and every server that
+//!   shares the store sees them.
+//! * **Chunks are stored in any order**, with any overlap, and at the same time. Of two concurrent
+//!   chunks with the same bytes both succeed, or one fails with
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
+//! * **Stored bytes are never written again.** A chunk that arrives twice is read to its end,
+//!   dropped, and `Ok`. So is a chunk of an upload that is sealed or settled.
+//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had
+//!   not been called. An upload that only the failed chunk would have created is absent. With
+//!   [`Keep::Prefix`] the bytes stay, durably, that arrived before the body failed.
+//! * **A chunk counts when its body has ended** with `None`, not before. With [`Keep::Prefix`]
+//!   bytes may count earlier.
+//! * **`create` makes an upload without bytes**, and changes none that exists. An upload without a
+//!   length never completes. An empty file is an upload: `write` of no bytes, or `create`,
+//!   completes it.
 //! * **The last chunk knows.** Of the chunks that complete an upload at least one gets
 //!   [`complete: true`](crate::store::Progress::complete).
-//! * **At most one claim** of an upload is live, on all servers together. A claim ends when it is
+//! * **At most one claim of an upload is live**, on all servers together. A claim ends when it is
 //!   settled, released or dropped, and when its process dies.
-//! * **A seal is kept.** The first [`claim`](Store::claim) seals the upload: it publishes the file under
-//!   its final name and stores what the completing request declared. All later claims return the same
-//!   id, file and upload, with a higher attempt.
-//! * **A record is kept** until it [expires](Record::expires). Then the upload is absent, and the next
-//!   chunk begins a new one with a new id. The file of a delivered upload belongs to the application:
-//!   the store never touches it again. The file of a rejected upload is removed.
-//! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an upload that
-//!   is claimed. `sweep` never removes one to which a request is writing.
-//! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list) and
-//!   `sweep`.
-//! * **Futures are run to their end**, also when the client goes away. Only the end of the process, or
-//!   of its runtime, stops them: a store has to recover from that as from a crash.
+//! * **The first claim seals the upload**: it publishes the file under its final name and stores
+//!   what the completing request declared. All later claims return the same id, file and upload.
+//!   Each claim counts an attempt.
+//! * **A record is returned as it was recorded** until it [expires](Record::is_expired). Then the
+//!   upload is absent, and the next chunk begins a new one with a new id.
+//! * **A delivered upload stays as it is.** Its file belongs to the application: the store never
+//!   touches it again. The file of a rejected upload is removed.
+//! * **`list` returns each upload that is not settled once**, in the order of the ids.
+//! * **A removed upload is absent**, with its file. A removal does not wait for chunks, and their
+//!   bytes do not come back.
+//! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an
+//!   upload that is claimed. `sweep` never removes one to which a request is writing.
+//! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list)
+//!   and `sweep`.
+//! * **Futures are run to their end**, also when the client goes away. Only the end of the process,
+//!   or of its runtime, stops them: a store has to recover from that as from a crash.
 //!
-//! [`conformance`] checks all of this, prints what it checks, and is the place to begin:
+//! The module `conformance`, behind the feature of the same name, checks this and prints what it
+//! checks. Only durability, bad uploads and crashes are left to the tests of the store:
 //!
-//! ```no_run
-//! # async fn check() {
+//! ```
+//! # #[tokio::main]
+//! # async fn main() {
 //! # let store = tower_resumable::MemoryStore::default();
 //! tower_resumable::store::conformance::check(&store).await;
 //! # }
@@ -96,9 +106,9 @@ pub use crate::model::{
 
 /// Keeps uploads. See the [module](self) for the contract.
 ///
-/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than the
-/// memory of one process, by all servers. Coordination is the task of the store: there is no separate
-/// lock service.
+/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than
+/// the memory of one process, by all servers. Coordination is the task of the store: there is no
+/// separate lock service.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a store of uploads",
     note = "`FileStore`, `MemoryStore` and (with the feature `object-store`) `BucketStore` are",
@@ -113,7 +123,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Idempotent: if the upload exists nothing changes. Returns what is stored of it.
     fn create(&self, upload: &Upload) -> impl Future<Output = Result<Status, StoreError>> + Send;
 
-    /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is absent.
+    /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is
+    /// absent.
     ///
     /// Returns how far the upload is, with these bytes.
     fn write(
@@ -132,18 +143,22 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Takes the right to deliver a complete upload, and seals it.
     ///
-    /// The first claim publishes the file, durably, under its final name, and keeps `upload`: what the
-    /// completing request declared. Each claim counts one more [attempt](Sealed::attempt).
+    /// The first claim publishes the file, durably, under its final name, and keeps `upload`: what
+    /// the completing request declared. Each claim counts one more [attempt](Sealed::attempt).
     fn claim(
         &self,
         upload: &Upload,
     ) -> impl Future<Output = Result<Claimed<Self::Claim>, StoreError>> + Send;
 
-    /// Removes an upload that is neither settled nor claimed, with its file. Requests that are writing
-    /// to it fail. `false` if nothing was removed.
+    /// Removes an upload that is neither settled nor claimed, with its file. `false` if nothing was
+    /// removed.
+    ///
+    /// A request that is writing to it fails with [`Superseded`](StoreError::Superseded), or its
+    /// chunk begins a new upload.
     fn remove(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Lists uploads that are not settled, in the order of their ids, from the first one behind `after`.
+    /// Lists uploads that are not settled, in the order of their ids, from the first one behind
+    /// `after`.
     ///
     /// What cannot be read is passed over.
     fn list(
@@ -157,8 +172,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// What each upload that is not settled takes of the [limits](crate::Limits).
     ///
-    /// The layer calls it for the first new upload of a process, and before it refuses an upload. The
-    /// default [lists](Self::list) all uploads. Override it if the store can answer with less work.
+    /// The layer calls it for the first new upload of a process, and before it refuses an upload.
+    /// The default [lists](Self::list) all uploads. Override it if the store can answer with less
+    /// work.
     fn usage(&self) -> impl Future<Output = Result<Vec<Usage>, StoreError>> + Send {
         async {
             let (filter, mut after, mut usage) = (Filter::default(), None, Vec::new());
@@ -204,7 +220,8 @@ pub trait Claim: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Superseded`](StoreError::Superseded) if the upload is gone, or another server has settled it.
+    /// [`Superseded`](StoreError::Superseded) if the upload is gone, or another server has settled
+    /// it.
     fn settle(&mut self, record: &Record) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Gives the claim back, and waits until others can have it. The upload stays complete.
@@ -311,8 +328,8 @@ impl Page {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listed {
-    /// The upload as its first request described it, or, once it is sealed, as the request described
-    /// it that completed it.
+    /// The upload as its first request described it, or, once it is sealed, as the request
+    /// described it that completed it.
     pub upload: Upload,
     /// How far it is.
     pub progress: Progress,

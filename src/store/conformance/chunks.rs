@@ -89,8 +89,8 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
-    /// After a chunk whose body fails, or has another length than it should, the upload is as before.
-    /// If it was absent it is absent.
+    /// After a chunk whose body fails, or has another length than it should, the upload is as
+    /// before. If it was absent it is absent.
     pub(super) async fn failed_chunks_leave_nothing(&self) {
         const LEN: u64 = 600_000;
         let chunk = content(0, LEN as usize);
@@ -385,6 +385,15 @@ impl<S: Store + Clone> Suite<S> {
                 "`list` of an upload without a length"
             );
         }
+        let usage = self.store.usage().await.expect("`usage` fails");
+        for upload in [&created, &written] {
+            let mut bytes = usage.iter().filter(|usage| usage.id == upload.id);
+            assert_eq!(
+                bytes.next().map(|usage| usage.bytes),
+                Some(6),
+                "`usage` of an upload without a length"
+            );
+        }
         self.sweep(&everything()).await;
         for upload in [&created, &written] {
             self.assert_absent(upload, "after a sweep").await;
@@ -425,8 +434,8 @@ impl<S: Store + Clone> Suite<S> {
         assert_eq!(listed, [], "`list` returns a delivered file");
     }
 
-    /// A client may declare more than the store can keep. Then the error is not that of the request,
-    /// and nothing is left.
+    /// A client may declare more than the store can keep. Then the error is not that of the
+    /// request, and nothing is left.
     pub(super) async fn huge_uploads(&self) {
         const LEN: u64 = 1000;
         let chunk = content(0, LEN as usize);

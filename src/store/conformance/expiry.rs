@@ -119,8 +119,10 @@ impl<S: Store + Clone> Suite<S> {
         let claim = self.claim(&sealed).await;
         let file = claim.sealed().clone();
         claim.release().await;
-        let claim = self.claim(&settled).await;
-        self.settle(claim, &record(true, later())).await;
+        // It is not dropped before the sweeps: a claim has ended when it is settled.
+        let mut ended_claim = self.claim(&settled).await;
+        let result = ended_claim.settle(&record(true, later())).await;
+        result.expect("`settle` fails, although the claim is live");
 
         self.sweep(&Expiry {
             undelivered_before: Some(SystemTime::now() - HOUR),
@@ -164,6 +166,7 @@ impl<S: Store + Clone> Suite<S> {
         self.assert_absent(&complete, when).await;
         self.assert_absent(&sealed, when).await;
         self.assert_file_is_gone(&file, when).await;
+        drop(ended_claim);
 
         // A swept upload can begin anew.
         self.write(&sealed, 0, b"xyz").await;

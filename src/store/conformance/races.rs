@@ -105,7 +105,7 @@ impl<S: Store + Clone> Suite<S> {
     pub(super) async fn creations_race(&self) {
         for round in 0..5 {
             let upload = upload(4);
-            let tasks = [0; 6].map(|_| 0).into_iter().enumerate().map(|(n, _)| {
+            let tasks = (0..6).map(|n| {
                 let described = described_as(&upload, &n.to_string());
                 let store = self.store.clone();
                 tokio::spawn(async move {
