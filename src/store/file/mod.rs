@@ -202,7 +202,7 @@ impl Store for FileStore {
             let sealed = folder.seal(&entry, upload)?;
             Ok(Claimed::Won(FileClaim {
                 store,
-                claim,
+                claim: Some(claim),
                 sealed,
             }))
         })
@@ -281,7 +281,8 @@ impl Store for FileStore {
 #[derive(Debug)]
 pub struct FileClaim {
     store: FileStore,
-    claim: Claim,
+    /// `None` when it has ended.
+    claim: Option<Claim>,
     sealed: Sealed,
 }
 
@@ -291,24 +292,26 @@ impl super::Claim for FileClaim {
     }
 
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
-        let (entry, record) = (Arc::clone(&self.claim.entry), record.clone());
-        self.store
-            .blocking(move |folder| {
-                let rejected = !record.delivered;
-                match entry.view()?.phase {
-                    // A call before this one has failed after it had settled the upload.
-                    Phase::Settled { .. } => return Ok(()),
-                    Phase::Sealed { seal, .. } if rejected => folder.withdraw(&entry, &seal)?,
-                    _ => {}
-                }
-                entry.append(&[Event::Settled(record)], true)?;
-                if rejected {
-                    // If that fails, the file is removed with the record.
-                    let _ = folder.disk.remove_if_there(&entry.data_path);
-                }
-                Ok(())
-            })
-            .await
+        let claim = self.claim.as_ref().ok_or(StoreError::Superseded)?;
+        let (entry, record) = (Arc::clone(&claim.entry), record.clone());
+        let settle = self.store.blocking(move |folder| {
+            let rejected = !record.delivered;
+            match entry.view()?.phase {
+                // A call before this one has failed after it had settled the upload.
+                Phase::Settled { .. } => return Ok(()),
+                Phase::Sealed { seal, .. } if rejected => folder.withdraw(&entry, &seal)?,
+                _ => {}
+            }
+            entry.append(&[Event::Settled(record)], true)?;
+            if rejected {
+                // If that fails, the file is removed with the record.
+                let _ = folder.disk.remove_if_there(&entry.data_path);
+            }
+            Ok(())
+        });
+        settle.await?;
+        self.claim = None;
+        Ok(())
     }
 }
 
