@@ -87,7 +87,7 @@ pub use self::{
     response::ResponseBody,
     retention::Retention,
     service::Resumable,
-    store::{content::Content, memory::MemoryStore},
+    store::{content::Content, file::FileStore, memory::MemoryStore},
     upload::CompletedUpload,
     uploads::Uploads,
 };

@@ -76,7 +76,7 @@ mod disk;
 mod erased;
 mod error;
 pub(crate) mod export;
-// pub(crate) mod file;
+pub(crate) mod file;
 pub(crate) mod memory;
 mod stored;
 
@@ -92,7 +92,7 @@ pub(crate) use self::erased::{DynClaim, DynStore};
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,
-    // file::{Durability, FileStoreBuilder},
+    file::{Durability, FileStoreBuilder},
     stored::{BoxFuture, Sealed, Stored},
 };
 use crate::model::{
