@@ -13,7 +13,9 @@ use crate::{
         state::{State, Status},
         upload::{Scope, Upload},
     },
-    protocol::{Described, Encode as _, Form, Identity, Outcome, Protocol, Protocols, Reply},
+    protocol::{
+        Described, Encode as _, Form, Identity, Outcome, Protocol, Protocols, Reply, Target,
+    },
 };
 
 type Answer = Result<String, Error>;
@@ -956,7 +958,7 @@ fn values() {
                 }
                 (name, _) => name,
             };
-            assert_eq!(*wrong, expected, "{name}={value:?}");
+            assert_eq!(wrong.as_str(), expected, "{name}={value:?}");
         }
     }
 }

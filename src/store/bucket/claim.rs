@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    Inner, StoredObject,
     info::{Phase, Seal},
+    inner::Inner,
     lease::Lease,
     lookup::Extent,
+    stored::StoredObject,
 };
 use crate::{
     model::upload::Upload,

@@ -1,9 +1,10 @@
 //! What this process remembers of uploads, and the locks of its requests.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::{Arc, Mutex, Weak},
+    time::Instant,
 };
 
 use super::{info::Info, layout::FullSlots};
@@ -132,4 +133,15 @@ impl<K: Eq + Hash, L: Default> Locks<K, L> {
         used.insert(key, Arc::downgrade(&new));
         new
     }
+}
+
+/// What this process knows of leases without a request. Uploads are named by their unique ids.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    /// Uploads whose lease a request of this process has, or is asking for.
+    pub(super) held: HashSet<String>,
+    /// Uploads whose lease another server has, and when the engine was asked.
+    pub(super) busy: HashMap<String, Instant>,
+    /// Leases of this process that have ended, and whose objects do not say so yet.
+    pub(super) ended: HashSet<(String, u32)>,
 }

@@ -6,7 +6,6 @@
 //! them create it.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     sync::{
         Arc, Mutex,
@@ -19,24 +18,13 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio::task::JoinHandle;
 
-use super::{Inner, info::Info, keys::parse_lease};
+use super::{info::Info, inner::Inner, keys::parse_lease};
 use crate::{
     lock::lock,
     store::{StoreError, random_id},
 };
 
 const RELEASE_TRIES: u32 = 5;
-
-/// What this process knows of leases without a request. Uploads are named by their unique ids.
-#[derive(Debug, Default)]
-pub(super) struct Leases {
-    /// Uploads whose lease a request of this process has, or is asking for.
-    held: HashSet<String>,
-    /// Uploads whose lease another server has, and when the engine was asked.
-    busy: HashMap<String, Instant>,
-    /// Leases of this process that have ended, and whose objects do not say so yet.
-    ended: HashSet<(String, u32)>,
-}
 
 /// The exclusive right to an upload. A task renews it while it lives. Dropping it gives it back.
 pub(super) struct Lease {

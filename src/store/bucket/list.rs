@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 
-use super::{Inner, info::Unreadable, keys::parse_open, lookup::Extent};
+use super::{info::Unreadable, inner::Inner, keys::parse_open, lookup::Extent};
 use crate::{
     model::upload::{Scope, UploadId},
     store::{Filter, Listed, Page, ScopeHash, StoreError, Usage},

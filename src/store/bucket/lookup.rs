@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::{Stream, TryStreamExt as _};
 use object_store::path::Path;
 
-use super::{Inner, info::Info, keys::Entry};
+use super::{info::Info, inner::Inner, keys::Entry};
 use crate::{
     model::upload::UploadId,
     store::{RangeSet, Status, StoreError},

@@ -5,6 +5,7 @@ mod claim;
 mod clock;
 mod engine;
 mod info;
+mod inner;
 mod keys;
 mod known;
 mod layout;
@@ -34,10 +35,10 @@ use self::{
     claim::BucketClaim,
     clock::Clock,
     engine::Engine,
+    inner::Inner,
     keys::Keys,
     known::{Known, Locks},
     layout::Limits,
-    lease::Leases,
     stored::StreamBody,
 };
 use super::{
@@ -199,22 +200,6 @@ pub struct BucketStoreBuilder {
     limits: Limits,
     max_buffered: u64,
     self_test: bool,
-}
-
-struct Inner {
-    engine: Engine,
-    keys: Keys,
-    limits: Limits,
-    lease: Duration,
-    memory: Memory,
-    clock: Clock,
-    known: Known,
-    /// Read by requests that write to an upload, written by a sweep that removes it.
-    gates: Locks<UploadId, tokio::sync::RwLock<()>>,
-    /// For requests that create an upload.
-    beginnings: Locks<UploadId, tokio::sync::Mutex<()>>,
-    slots: Locks<(UploadId, usize), tokio::sync::Mutex<()>>,
-    leases: Mutex<Leases>,
 }
 
 impl BucketStore {
@@ -398,11 +383,5 @@ impl fmt::Debug for BucketStoreBuilder {
             .field("max_buffered_bytes", &self.max_buffered)
             .field("self_test", &self.self_test)
             .finish()
-    }
-}
-
-impl fmt::Debug for Inner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.engine.fmt(f)
     }
 }

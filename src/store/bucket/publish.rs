@@ -7,10 +7,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 
 use super::{
-    Inner,
     blocks::Blocks,
     engine::{has_code, store_error},
     info::Info,
+    inner::Inner,
     keys::Entry,
 };
 use crate::{

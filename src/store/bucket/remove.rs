@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 
 use super::{
-    Inner,
     info::{Info, Phase},
+    inner::Inner,
     lease::Lease,
     lookup::Extent,
 };

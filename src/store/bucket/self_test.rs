@@ -7,7 +7,7 @@ use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use tokio::sync::Barrier;
 
-use super::{Inner, engine::store_error};
+use super::{engine::store_error, inner::Inner};
 use crate::{
     model::BoxError,
     store::{StoreError, random_id},

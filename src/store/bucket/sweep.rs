@@ -9,8 +9,8 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    Inner,
     info::{Info, Phase},
+    inner::Inner,
     keys::Object,
     list::OpenUpload,
     lookup::Extent,

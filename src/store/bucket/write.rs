@@ -7,10 +7,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 
 use super::{
-    Inner,
     blocks::Blocks,
     engine::store_error,
     info::{Info, Phase, Version},
+    inner::Inner,
     keys::Entry,
     lookup::Extent,
 };

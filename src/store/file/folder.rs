@@ -10,11 +10,11 @@ use std::{
 };
 
 use super::{
-    Durability, Naming,
     blocks::Blocks,
     entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View},
     journal::{self, Event},
     room::Room,
+    settings::{Durability, Naming},
 };
 use crate::{
     lock::lock,
