@@ -1,9 +1,9 @@
-//! Steps at which tests let the process die or a call fail. Normal builds have none of it.
+//! Steps at which tests kill the process or make a call fail. Normal builds do not have them.
 //!
-//! A build with `--cfg tower_resumable_faults` obeys the environment variable
+//! A build with `--cfg tower_resumable_faults` reads the environment variable
 //! `TOWER_RESUMABLE_FAULT`: `ACTION@N` for the N-th step of the process, once, or `ACTION@NAME` for
-//! every step of that name. The action is `kill` (it dies as by `kill -9`), `eio` or `enospc` (the
-//! step fails and does nothing) or `skip` (it succeeds and does nothing).
+//! every step of that name. The action is `kill` (as by `kill -9`), `eio` or `enospc` (the step fails and
+//! does nothing) or `skip` (the step succeeds and does nothing).
 
 /// Whether to do a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) fn step(_name: &'static str) -> std::io::Result<Do> {
 #[cfg(tower_resumable_faults)]
 pub(crate) use self::injected::step;
 
-/// Says on standard error what a store has answered, if that is asked for.
+/// Prints the error of a store, if `TOWER_RESUMABLE_REPORT` is set.
 pub(crate) fn report(_error: &impl std::fmt::Debug) {
     #[cfg(tower_resumable_faults)]
     if std::env::var_os("TOWER_RESUMABLE_REPORT").is_some() {

@@ -12,7 +12,10 @@ use crate::{
     hooks::{Admission, Refusal},
     limits::Limits,
     model::upload::{Scope, Upload},
-    protocol::{ClientOptions, IdentityRule, Protocol, Protocols},
+    protocol::{
+        Protocol,
+        chunked::{ClientOptions, Field, IdentityRule},
+    },
     retention::Retention,
     route::Route,
     service::Resumable,
@@ -101,7 +104,7 @@ impl ResumableLayer {
 
     /// What makes two chunks belong to the same upload. Default: [`IdentityRule::Full`].
     pub fn with_identity(self, rule: IdentityRule) -> Self {
-        self.with(|config| config.protocols.set_identity(rule))
+        self.with(|config| config.protocols.chunked_mut().identity = rule)
     }
 
     /// Answers a `GET` on the path whose query has this parameter with the list of the unfinished
@@ -136,7 +139,7 @@ impl ResumableLayer {
     /// # }
     /// ```
     pub fn with_list_parameter(self, name: impl Into<String>) -> Self {
-        self.with(|config| config.protocols.set_list_parameter(name.into()))
+        self.with(|config| config.protocols.chunked_mut().list_parameter = Some(name.into()))
     }
 
     /// Names the owner of each upload, from what an outer layer knows of the request.
@@ -275,8 +278,11 @@ impl ResumableLayer {
     /// In which fields clients declare digests of chunks and files. Default: none.
     pub fn with_digests(self, digests: Digests) -> Self {
         self.with(|config| {
-            let field = digests.chunk.as_ref().map(|(field, _)| field.clone());
-            config.protocols.set_digest_field(field);
+            let field = digests
+                .chunk
+                .as_ref()
+                .map(|(field, _)| Field::from(field.as_str()));
+            config.protocols.chunked_mut().digest_field = field;
             config.digests = digests;
         })
     }

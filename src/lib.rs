@@ -59,6 +59,8 @@ pub mod store;
 mod upload;
 mod uploads;
 
+#[cfg(feature = "object-store")]
+pub use self::store::bucket::BucketStore;
 #[cfg(feature = "axum")]
 pub use self::upload::MissingUpload;
 pub use self::{
@@ -75,11 +77,17 @@ pub use self::{
         upload::{Role, Scope, Upload, UploadId},
     },
     names::{safe_file_name, safe_relative_path},
-    protocol::{ClientOptions, IdentityRule, Protocol},
+    protocol::{
+        Protocol,
+        chunked::{
+            AnswerFormat, ClientOptions, Dialect, Field, IdentifierKind, IdentityRule, LastChunk,
+            Resume,
+        },
+    },
     response::ResponseBody,
     retention::Retention,
     service::Resumable,
-    store::{content::Content, memory::MemoryStore},
+    store::{content::Content, file::FileStore, memory::MemoryStore},
     upload::CompletedUpload,
     uploads::Uploads,
 };

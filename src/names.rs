@@ -4,22 +4,23 @@ use std::path::PathBuf;
 
 use unicode_normalization::UnicodeNormalization as _;
 
-/// Bytes of a name: what all file systems allow.
+/// Most bytes of a name: all file systems allow this many.
 const MAX_NAME: usize = 255;
 
-/// Bytes of a path. macOS allows 1024 and Linux 4096, with the folder that it is in.
+/// Most bytes of a path. With its folder, macOS allows 1024 and Linux 4096.
 const MAX_PATH: usize = 768;
 
-/// Names in a path.
+/// Most components of a path.
 const MAX_DEPTH: usize = 32;
 
-/// A name made from `name` that is safe as a file name on Linux, macOS and Windows.
+/// Makes a name that is safe as a file name on Linux, macOS and Windows.
 ///
-/// The last component of what may be a path of any of them, without control, direction and
-/// otherwise invisible characters and those that Windows forbids, with no dots or spaces at its
-/// ends, no leading `-`, not a device name, and of at most 255 bytes, its extension kept. Letters
-/// with accents are composed (Unicode's form NFC), as most systems write them: macOS sends them
-/// decomposed. `file` if nothing remains. A safe name is left as it is.
+/// It takes the last component, if `name` is a path of any of these systems, and removes control
+/// characters, characters that change the direction of text or are invisible, characters that Windows
+/// forbids, dots and spaces at both ends, and a leading `-`. The name of a Windows device gets a prefix.
+/// At most 255 bytes remain, with the extension. Accented letters are composed (Unicode form NFC),
+/// because macOS sends them decomposed. If nothing remains the result is `file`. A safe name does not
+/// change.
 ///
 /// ```
 /// use tower_resumable::safe_file_name;
@@ -36,17 +37,15 @@ pub fn safe_file_name(name: &str) -> String {
     safe_component(last).unwrap_or_else(|| "file".to_owned())
 }
 
-/// A path made from `path` that is safe below any folder on Linux, macOS and Windows: it never leads
-/// out of it.
+/// Makes a path that is safe below any folder on Linux, macOS and Windows: it never leads out of it.
 ///
-/// Each of its components is made safe as [`safe_file_name`] does, whichever system's separators
-/// they have between them. Those of which nothing remains are left out, as are `.`, `..`, what
-/// makes a path absolute, and a drive's letter. It has at most 32 components and 768 bytes: if there
-/// are more, the innermost folders are left out, and the file's name is kept. `file` if nothing
-/// remains. A safe path is left as it is.
+/// Each component is made safe as by [`safe_file_name`]. The separators of all these systems are
+/// understood. Components of which nothing remains are left out, as are `.`, `..`, the root and a drive
+/// letter. At most 32 components and 768 bytes remain: the innermost folders are left out first, and the
+/// file name is kept. If nothing remains the result is `file`. A safe path does not change.
 ///
-/// Two different paths may become the same one. [`FileStore`](crate::FileStore) then gives the
-/// later file a number.
+/// Two different paths can have the same result. [`FileStore`](crate::FileStore) then adds a number to
+/// the name of the later file.
 ///
 /// ```
 /// use std::path::Path;
@@ -91,9 +90,9 @@ fn without_drive(component: &str) -> &str {
     }
 }
 
-/// What remains of a name that is no path.
+/// The safe name of a single component.
 fn safe_component(name: &str) -> Option<String> {
-    // Composed after anything between the letters is gone.
+    // Composed at the end: what stood between the letters is gone.
     let kept: String = name.chars().filter(|c| !is_unsafe(*c)).nfc().collect();
     let is_space = |c: char| c == '.' || c.is_whitespace();
     let kept = kept
@@ -102,7 +101,7 @@ fn safe_component(name: &str) -> Option<String> {
     if kept.is_empty() {
         return None;
     }
-    // In that order: what is cut off may leave a device's name.
+    // In this order: shortening may produce the name of a device.
     let kept = shortened(kept);
     Some(match is_device(&kept) {
         true => shortened(&format!("_{kept}")),
@@ -118,8 +117,8 @@ fn is_unsafe(c: char) -> bool {
         || is_invisible(c)
 }
 
-/// Unicode's `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of version 16): marks of
-/// direction and width, fillers, tags and what else is shown as nothing.
+/// Unicode's `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of version 16): direction and
+/// width marks, fillers, tags and other characters that are not displayed.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -143,7 +142,7 @@ fn is_invisible(c: char) -> bool {
     )
 }
 
-/// Names that Windows takes for devices, with any extension.
+/// Names of Windows devices, which are reserved with any extension.
 fn is_device(name: &str) -> bool {
     let stem = name
         .split('.')
@@ -163,13 +162,13 @@ fn is_device(name: &str) -> bool {
     }
 }
 
-/// File systems count bytes.
+/// Cuts at a character boundary: file systems count bytes.
 fn shortened(name: &str) -> String {
     if name.len() <= MAX_NAME {
         return name.to_owned();
     }
     let (stem, extension) = match name.rfind('.') {
-        // What is longer than this is no extension.
+        // A longer one is not an extension.
         Some(dot) if name.len() - dot <= 32 => name.split_at(dot),
         _ => (name, ""),
     };

@@ -45,7 +45,7 @@ impl<R> ResponseBody<R> {
         }
     }
 
-    /// The beginning of the inner service's body, and what follows it.
+    /// The begin of the inner service's body, which has been read, and the rest.
     pub(crate) fn partly_read(read: PartlyRead<R>) -> Self {
         Self {
             kind: Kind::Read {
@@ -57,15 +57,15 @@ impl<R> ResponseBody<R> {
     }
 }
 
-/// A body of the inner service, read up to a bound.
+/// A body of the inner service of which the begin has been read.
 pub(crate) struct PartlyRead<R> {
     pub(crate) data: Bytes,
     pub(crate) trailers: Option<HeaderMap>,
-    /// What is longer than the bound.
+    /// The rest, if the body is longer.
     pub(crate) rest: Option<Pin<Box<R>>>,
 }
 
-/// Reads `body` to its end, or until there are more than `bound` bytes.
+/// Reads `body` to its end, or until more than `bound` bytes have been read.
 pub(crate) async fn read_up_to<R>(body: R, bound: usize) -> Result<PartlyRead<R>, R::Error>
 where
     R: Body<Data = Bytes>,
@@ -93,8 +93,7 @@ where
     })
 }
 
-// Needs no `R: Default`: outer layers such as CORS ask for a default body only to answer with an
-// empty one.
+// Without `R: Default`: outer layers such as CORS need a default body only for empty answers.
 impl<R> Default for ResponseBody<R> {
     fn default() -> Self {
         Self::answer(Bytes::new())

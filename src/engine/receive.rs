@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header, request::Parts};
+use http::{Request, Response, header, request::Parts};
 use http_body::{Body, Frame};
 use tower_service::Service;
 
@@ -202,19 +202,13 @@ impl Engine {
                 self.write_to(target, head, scope, source.as_mut()).await?
             }
             Write::Whole {
-                mut upload,
+                upload,
                 digest: field,
             } => {
-                let length = if body.is_end_stream() {
-                    Some(0)
-                } else {
-                    content_length(&head.headers)
-                };
                 let missing = || Reason::MissingField {
                     name: header::CONTENT_LENGTH.to_string(),
                 };
-                let length = length.ok_or_else(missing)?;
-                upload.length = Some(length);
+                let length = upload.length.ok_or_else(missing)?;
                 let target = Target {
                     upload,
                     offset: 0,
@@ -591,15 +585,6 @@ impl multipart::Fields for Fields<'_> {
     fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
         self.0.late_field(name, value)
     }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
 }
 
 /// A file that was kept aside, read again.

@@ -85,6 +85,10 @@ impl Joined for Crc {
 impl Crc {
     /// The CRC-32 of nothing.
     pub(crate) const EMPTY: Self = Self(0);
+
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self(crc32fast::hash(bytes))
+    }
 }
 
 /// Ranges that neither overlap nor touch, each with what is known of it.
@@ -220,7 +224,7 @@ mod tests {
                 let expected = sums.len_with(start as u64, len as u64);
                 for gap in sums.gaps(start as u64, len as u64) {
                     let bytes = &content[gap.start as usize..gap.end as usize];
-                    sums.insert(gap, Crc(crc32fast::hash(bytes)));
+                    sums.insert(gap, Crc::of(bytes));
                 }
                 set.insert(start as u64, len as u64);
                 model[start..start + len].fill(true);
@@ -256,12 +260,9 @@ mod tests {
             set.insert(0, SIZE as u64);
             for gap in sums.gaps(0, SIZE as u64) {
                 let bytes = &content[gap.start as usize..gap.end as usize];
-                sums.insert(gap, Crc(crc32fast::hash(bytes)));
+                sums.insert(gap, Crc::of(bytes));
             }
-            assert_eq!(
-                sums.whole(SIZE as u64),
-                Some(&Crc(crc32fast::hash(&content)))
-            );
+            assert_eq!(sums.whole(SIZE as u64), Some(&Crc::of(&content)));
         }
     }
 

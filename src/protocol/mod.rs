@@ -3,232 +3,116 @@
 //! A protocol reads the head of a request and says what the client wants (a [`Command`]). The same
 //! unit writes the response to what the engine found out (an [`Outcome`]).
 
-// pub(crate) mod chunked;
-mod stub;
-pub(crate) use self::stub::Protocols;
-pub use self::stub::{ClientOptions, IdentityRule, Protocol};
-// pub(crate) mod plain;
+pub(crate) mod chunked;
+mod exchange;
+mod plain;
+mod problem;
 
-use std::fmt;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Response, request::Parts, response};
+use http::request::Parts;
 
-use crate::{
-    error::Error,
-    hooks::Purpose,
-    model::{
-        state::{Progress, Record, Status},
-        upload::{Role, Scope, Upload, UploadId},
-    },
+pub(crate) use self::exchange::{
+    Command, Create, Decode, Described, Encode, Exchange, FilePart, Form, Identity, Look, Outcome,
+    Reply, Target, Write,
+};
+use self::{
+    chunked::{Chunked, Dialect},
+    plain::Plain,
 };
 
-/// The half of a protocol that reads.
-pub(crate) trait Decode: fmt::Debug + Send + Sync {
-    /// What the request wants. `None` if it is not a request of this protocol.
-    fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange>;
+/// One way of talking to clients, for [`with_protocol`](crate::ResumableLayer::with_protocol) and
+/// [`with_protocols`](crate::ResumableLayer::with_protocols).
+///
+/// By default a layer has the dialects [Resumable.js](Dialect::resumable_js),
+/// [flow.js](Dialect::flow_js), [Dropzone](Dialect::dropzone) and
+/// [Fine Uploader](Dialect::fine_uploader), and [plain uploads](Self::plain).
+///
+/// ```
+/// use tower_resumable::{Dialect, MemoryStore, Protocol, ResumableLayer};
+///
+/// // One more client.
+/// let layer = ResumableLayer::new(MemoryStore::default()).with_protocol(Dialect::filepond());
+/// # let _ = layer;
+/// // These and no others.
+/// let layer = ResumableLayer::new(MemoryStore::default())
+///     .with_protocols([Dialect::dropzone().into(), Protocol::plain()]);
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Protocol(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Dialect(Box<Dialect>),
+    Plain,
 }
 
-/// A request that a protocol has read, and how it is answered.
-pub(crate) struct Exchange {
-    pub(crate) command: Result<Command, Error>,
-    pub(crate) reply: Reply,
-}
-
-/// Writes the response to one request.
-pub(crate) type Reply = Box<dyn Encode>;
-
-/// The half of a protocol that writes.
-pub(crate) trait Encode: Send + Sync {
-    /// The response to what the engine found out.
-    fn encode(&self, outcome: Outcome<'_>) -> Response<Bytes>;
-
-    /// Adapts the head of the inner service's answer for this client, whose body is then sent as it
-    /// is. `false` if the client needs another body: then the answer is recorded and given to
-    /// [`encode`](Self::encode).
-    fn forward(&self, answer: &mut response::Parts, upload: &Upload, delivered: bool) -> bool;
-
-    /// Whether [`Outcome::Stored`] needs the whole status of the upload.
-    fn needs_status(&self) -> bool {
-        false
+impl Protocol {
+    /// Whole files in one request: a form without the fields of any dialect, as from a page without
+    /// JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small; or the body of a
+    /// `POST` or `PUT` request with the content type `application/octet-stream`, whose file name
+    /// can be in `Content-Disposition`. In a form, the part `file` carries the file, or the part
+    /// that does in a dialect of the layer.
+    ///
+    /// On by default. The file is delivered like any other, and can have as many bytes as a
+    /// [chunk](crate::Limits). Each such request is an upload of its own. The client gets the
+    /// answer of the inner service unchanged.
+    ///
+    /// A request with a field or header whose name contains `chunk`, or is `offset`,
+    /// `Content-Range` or `Upload-…`, carries a part of a file, of a client that the layer does not
+    /// know. A form of that kind is refused. A raw body passes through to the inner service.
+    pub fn plain() -> Self {
+        Self(Kind::Plain)
     }
 }
 
-/// What a client wants.
-pub(crate) enum Command {
-    /// Make a name for an upload.
-    Create(Create),
-    /// Store the bytes of a body.
-    Write(Write),
-    /// Say what is stored.
-    Look(Look),
-    /// Deliver an upload that the client believes to be complete.
-    Conclude(Described),
-    /// Remove an upload.
-    Remove(Described),
-    /// List the unfinished uploads of the scope.
-    List,
-    /// The command is in the body of at most `max` bytes.
-    Read { max: u64, then: DecodeBody },
-}
-
-/// Decodes a command from the body of a request.
-pub(crate) type DecodeBody = Box<dyn FnOnce(&[u8]) -> Exchange + Send>;
-
-/// A question about what is stored.
-pub(crate) struct Look {
-    /// A test or a status request.
-    pub(crate) purpose: Purpose,
-    /// `None` if the client does not say of which upload: the answer is that of an absent one.
-    pub(crate) upload: Option<Described>,
-    /// Bytes of the chunk that the client asks for, if it declares them.
-    pub(crate) chunk_len: Option<u64>,
-}
-
-/// A new upload whose name is made here, from random text.
-pub(crate) struct Create {
-    pub(crate) length: u64,
-    pub(crate) describe: fn(random: &str, length: u64) -> Described,
-}
-
-/// How the bytes of a request travel.
-pub(crate) enum Write {
-    /// The body is the chunk.
-    Raw(Target),
-    /// The body is a whole file. Its length is that of the body, if the client does not declare it.
-    Whole {
-        upload: Described,
-        /// The digest of the file, from the field that the layer was told.
-        digest: Option<String>,
-    },
-    /// The chunk is a part of a multipart form.
-    Form {
-        boundary: String,
-        form: Box<dyn Form>,
-    },
-}
-
-/// Reads the parts of a multipart form, and finds out where its file belongs.
-pub(crate) trait Form: Send + Sync {
-    /// Whether a part carries the file. `is_text`: it has neither a file name nor a media type.
-    fn is_file(&self, name: &str, is_text: bool) -> bool;
-
-    /// Takes a text field that comes before the file.
-    fn field(&mut self, name: String, value: String);
-
-    /// Takes the head of the file's part. `None` if fields that may follow decide where the file
-    /// belongs: then it is kept aside, and [`place`](Self::place) decides.
-    fn file(&mut self, part: FilePart) -> Result<Option<Target>, Error>;
-
-    /// Takes a text field that comes after the file.
-    fn late_field(&mut self, name: String, value: String) -> Result<(), Error>;
-
-    /// Where a file of `len` bytes belongs that was kept aside. All fields have been read.
-    fn place(&mut self, len: u64) -> Result<Target, Error>;
-
-    /// What a form without a file asks, if it is no error.
-    fn no_file(&mut self) -> Result<Look, Error>;
-
-    /// The application's own fields that were read so far.
-    fn fields(&self) -> Vec<(String, String)>;
-
-    /// How the request is answered, as far as the fields say.
-    fn reply(&self) -> Reply;
-}
-
-/// What the head of a file's part says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FilePart {
-    pub(crate) file_name: Option<String>,
-    pub(crate) content_type: Option<String>,
-}
-
-/// Where the bytes of a request belong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) upload: Described,
-    /// Where the chunk begins in the file.
-    pub(crate) offset: u64,
-    /// Bytes of the chunk, if the client declares them.
-    pub(crate) len: Option<u64>,
-    /// The most bytes that the chunk can have.
-    pub(crate) max_len: u64,
-    /// The client goes on without having asked: what it has sent before must be there.
-    pub(crate) must_exist: bool,
-    /// The digest of the chunk, from the field that the layer was told.
-    pub(crate) digest: Option<String>,
-}
-
-/// An upload in the words of its client, before its owner is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Described {
-    pub(crate) identity: Identity,
-    pub(crate) identifier: String,
-    pub(crate) length: Option<u64>,
-    pub(crate) chunk_size: Option<u64>,
-    pub(crate) file_name: Option<String>,
-    pub(crate) relative_path: Option<String>,
-    pub(crate) content_type: Option<String>,
-    pub(crate) fields: Vec<(String, String)>,
-}
-
-/// What tells an upload from all others of its scope.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
-    /// These values.
-    Named(Vec<Vec<u8>>),
-    /// Nothing: each request is an upload of its own.
-    Fresh,
-}
-
-impl Described {
-    /// The upload of this owner. `random` names an upload that has no identity.
-    pub(crate) fn upload(
-        self,
-        scope: Scope,
-        random: impl FnOnce() -> Result<String, Error>,
-    ) -> Result<Upload, Error> {
-        let (identity, identifier) = match self.identity {
-            Identity::Named(values) => (values, self.identifier),
-            Identity::Fresh => {
-                let random = random()?;
-                (vec![random.clone().into_bytes()], random)
-            }
-        };
-        let id = UploadId::new(&scope, identity);
-        let mut upload = Upload::new(id, scope, self.length);
-        upload.identifier = identifier;
-        upload.role = Role::Whole;
-        upload.chunk_size = self.chunk_size;
-        upload.file_name = self.file_name;
-        upload.relative_path = self.relative_path;
-        upload.content_type = self.content_type;
-        upload.fields = self.fields;
-        Ok(upload)
+impl From<Dialect> for Protocol {
+    fn from(dialect: Dialect) -> Self {
+        Self(Kind::Dialect(Box::new(dialect)))
     }
 }
 
-/// What the engine found out.
-pub(crate) enum Outcome<'a> {
-    /// The upload has a name.
-    Created(&'a Upload),
-    /// The chunk is stored, and the upload is not complete. `status` if it was
-    /// [asked for](Encode::needs_status).
-    Stored {
-        upload: &'a Upload,
-        progress: Progress,
-        status: Option<&'a Status>,
-    },
-    /// What is stored of the upload.
-    State(Option<&'a Status>),
-    /// The unfinished uploads of the scope, and how far they are.
-    Listed(&'a [(Upload, Progress)]),
-    /// The recorded answer of the inner service.
-    Answer(&'a Record),
-    /// The upload that the client goes on with is not there.
-    Gone,
-    /// The upload is removed, or was not there.
-    Removed,
-    /// The request failed.
-    Failed(&'a Error),
+/// The protocols of a layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Protocols {
+    chunked: Arc<Chunked>,
+}
+
+impl Protocols {
+    /// Adds a protocol. A dialect replaces the one with its name.
+    pub(crate) fn add(&mut self, protocol: Protocol) {
+        let chunked = self.chunked_mut();
+        match protocol.0 {
+            Kind::Dialect(dialect) => chunked.add(*dialect),
+            Kind::Plain => chunked.accept_plain = true,
+        }
+    }
+
+    /// Removes all protocols but these.
+    pub(crate) fn only(&mut self, protocols: impl IntoIterator<Item = Protocol>) {
+        self.chunked_mut().clear();
+        protocols
+            .into_iter()
+            .for_each(|protocol| self.add(protocol));
+    }
+
+    /// The settings of chunk clients. They stay when protocols are added or removed.
+    pub(crate) fn chunked_mut(&mut self) -> &mut Chunked {
+        Arc::make_mut(&mut self.chunked)
+    }
+
+    /// The dialect with this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Dialect> {
+        self.chunked.named(name)
+    }
+
+    /// What the request wants. `None` if it is not for the layer.
+    pub(crate) fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
+        // The first one that knows the request reads it.
+        let protocols: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
+        let mut protocols = protocols.into_iter();
+        protocols.find_map(|protocol| protocol.decode(head, body_is_empty))
+    }
 }

@@ -1,84 +1,145 @@
-//! Forms and bodies of no chunk client: a whole file each.
+//! Whole files of clients that are no chunk clients, in a form or as the body of a request.
 
-use http::{Method, header, request::Parts};
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, header, request::Parts, response};
 
-use super::chunked::{
-    Chunk, FilePart, Identity, Intent, Params, Transport, headers, parse::Fields,
+use super::{
+    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Write,
+    chunked::{
+        Chunked, Field, Fields, Params, headers,
+        params::{allows_whole, may_be_whole},
+    },
+    problem::{NO_STORE, problem},
 };
-use crate::UploadError;
+use crate::{
+    error::{Error, ErrorKind},
+    limits::{NAME_BYTES, TYPE_BYTES},
+    model::upload::Upload,
+};
 
-/// Whether fields that say nothing of a position can be those of a whole file. One that is not `known`
-/// and speaks of a chunk, or is an offset, says that it is a piece of one, from a client that the layer
-/// was not told of, or not enough: as a file of its own it would be a wrong one.
-pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
-    !params.has(|name| !known(name) && is_of_pieces(name))
+/// Whole files as the bodies of requests. Forms are those of [`Chunked`], because only their fields
+/// tell whether they carry a chunk.
+#[derive(Debug)]
+pub(super) struct Plain<'a>(pub(super) &'a Chunked);
+
+impl Decode for Plain<'_> {
+    fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
+        let headers = &head.headers;
+        let media_type = headers.get(header::CONTENT_TYPE);
+        let is_file = self.0.accept_plain
+            && [Method::POST, Method::PUT].contains(&head.method)
+            && media_type.is_some_and(|media_type| media_type == "application/octet-stream")
+            && !headers.contains_key(header::CONTENT_ENCODING)
+            && allows_whole(headers);
+        if !is_file {
+            return None;
+        }
+        // A request whose query is too long is the application's.
+        let mut params = Params::from_query(head.uri.query()).ok()?;
+        if !may_be_whole(&params, |_| false) {
+            return None;
+        }
+        params.set_part(FilePart {
+            file_name: headers::file_name(headers),
+            content_type: None,
+        });
+        let length = if body_is_empty {
+            Some(0)
+        } else {
+            headers::content_length(headers)
+        };
+        let write = || {
+            Ok(Command::Write(Write::Whole {
+                upload: whole_file(&params, length)?,
+                digest: self.0.digest(&params)?,
+            }))
+        };
+        Some(Exchange {
+            command: write(),
+            reply: reply(),
+        })
+    }
 }
 
-/// Whether a request that no dialect knows brings a whole file.
-pub(crate) fn is_whole_file(parts: &Parts, params: &Params) -> bool {
-    let mut headers = parts.headers.keys().map(|name| name.as_str());
-    // `Upload-…` is the resumable uploads' of others: tus, FilePond, the IETF draft.
-    let of_pieces = |name: &str| {
-        is_of_pieces(name) || name.starts_with("upload-") || name == header::CONTENT_RANGE
-    };
-    !headers.any(of_pieces) && may_be_whole(params, |_| false)
-}
-
-fn is_of_pieces(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    // Not all offsets: that of a time zone is the application's.
-    name.contains("chunk") || name == "offset"
-}
-
-/// The file of such a form. It has no name but the one it gets here: each is an upload of its own.
-pub(crate) fn whole_file(
-    params: &Params,
-    identifier: String,
-    total: u64,
-) -> Result<Chunk, UploadError> {
+/// A file with these fields. Each is an upload of its own.
+pub(super) fn whole_file(params: &Params, length: Option<u64>) -> Result<Described, Error> {
     let fields = Fields::strict(params);
-    Ok(Chunk {
-        identity: Identity {
-            identifier,
-            total,
-            file_name: fields.part_name()?,
-            relative_path: None,
-            is_unique: true,
-        },
-        content_type: fields.part_type()?,
-        numbering: None,
-        offset: 0,
-        len: Some(total),
-        max_len: total,
+    Ok(Described {
+        identity: Identity::Fresh,
+        identifier: String::new(),
+        length,
+        chunk_size: None,
+        file_name: fields.text(&Field::part_file_name(), NAME_BYTES)?,
+        relative_path: None,
+        content_type: fields.text(&Field::part_media_type(), TYPE_BYTES)?,
+        fields: params.extra(|_| false),
     })
 }
 
-/// What a request wants that is not a dialect's: its body can be a file, if it says that it is nothing
-/// more special.
-pub(crate) fn raw_file(parts: &Parts) -> Intent {
-    let headers = &parts.headers;
-    let media_type = headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.as_bytes());
-    let is_file = [Method::POST, Method::PUT].contains(&parts.method)
-        && media_type == Some(b"application/octet-stream")
-        && !headers.contains_key(header::CONTENT_ENCODING);
-    // A query that is too long is the application's too.
-    match Params::from_query(parts.uri.query()) {
-        Ok(mut params) if is_file && is_whole_file(parts, &params) => {
-            params.set_part(FilePart {
-                file_name: headers::file_name(headers),
-                content_type: None,
-            });
-            Intent::Put(params, Transport::Whole)
+/// The reply to a whole file.
+pub(super) fn reply() -> Reply {
+    Box::new(PlainReply)
+}
+
+/// The client is any HTTP client: it gets the answer of the inner service, and honest statuses.
+struct PlainReply;
+
+impl Encode for PlainReply {
+    fn encode(&self, outcome: Outcome<'_>) -> Response<Bytes> {
+        match outcome {
+            Outcome::Answer(record) => {
+                let body = record.body.clone();
+                let mut response = Response::new(body.unwrap_or_default());
+                *response.status_mut() = record.status;
+                response.headers_mut().clone_from(&record.headers);
+                response
+            }
+            Outcome::Failed(error) => problem(error, status(error), None),
+            // A whole file is stored in one request, and nothing can be asked.
+            Outcome::Created(_)
+            | Outcome::Stored { .. }
+            | Outcome::State(_)
+            | Outcome::Listed(_)
+            | Outcome::Gone
+            | Outcome::Removed => {
+                let mut response = Response::new(Bytes::new());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                let headers = response.headers_mut();
+                headers.insert(header::CACHE_CONTROL, NO_STORE);
+                response
+            }
         }
-        _ => Intent::Pass,
+    }
+
+    fn forward(&self, _: &mut response::Parts, _: &Upload, _: bool) -> bool {
+        true
+    }
+}
+
+fn status(error: &Error) -> StatusCode {
+    let is_error = |status: &StatusCode| status.is_client_error() || status.is_server_error();
+    let refusal = error.refusal().map(|refusal| refusal.status());
+    match (refusal.filter(is_error), error.kind()) {
+        (Some(status), _) => status,
+        _ if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
+        (None, ErrorKind::ChunkTooLarge | ErrorKind::FileTooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+        (None, _) => StatusCode::BAD_REQUEST,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use http::HeaderValue;
+
     use super::*;
+    use crate::{
+        error::Reason,
+        hooks::Refusal,
+        model::{state::Record, upload::Scope},
+        protocol::Protocols,
+    };
 
     fn parts(method: &str, query: &str, headers: &[(&str, &str)]) -> Parts {
         let uri = format!("/upload?{query}");
@@ -90,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_no_whole_files() {
+    fn chunks_are_no_whole_files() {
         for (query, headers, whole) in [
             ("", &[][..], true),
             ("x=1&timezoneOffset=60", &[("x-y", "z")], true),
@@ -105,7 +166,8 @@ mod tests {
         ] {
             let parts = parts("POST", query, headers);
             let params = Params::from_query(parts.uri.query()).unwrap();
-            assert_eq!(is_whole_file(&parts, &params), whole, "{query} {headers:?}");
+            let got = allows_whole(&parts.headers) && may_be_whole(&params, |_| false);
+            assert_eq!(got, whole, "{query} {headers:?}");
             let knows = |name: &str| name == "offset";
             assert_eq!(
                 may_be_whole(&params, knows),
@@ -119,6 +181,7 @@ mod tests {
     fn raw_bodies() {
         let octets = ("content-type", "application/octet-stream");
         let long = format!("x={}", "y".repeat(20 << 10));
+        let mut protocols = Protocols::default();
         for (method, query, headers, whole) in [
             ("POST", "", &[octets][..], true),
             ("PUT", "x=1", &[octets], true),
@@ -131,10 +194,90 @@ mod tests {
             ("POST", "chunk=1", &[octets], false),
             ("POST", &long, &[octets], false),
         ] {
-            let intent = raw_file(&parts(method, query, headers));
-            let got = matches!(intent, Intent::Put(_, Transport::Whole));
-            assert_eq!(got, whole, "{method} {headers:?}");
-            assert_eq!(matches!(intent, Intent::Pass), !whole);
+            let exchange = protocols.decode(&parts(method, query, headers), false);
+            assert_eq!(exchange.is_some(), whole, "{method} {headers:?}");
+        }
+        protocols.chunked_mut().digest_field = Some("crc".into());
+        let name = ("content-disposition", "attachment; filename=\"a%20b.txt\"");
+        let file = |headers: &[(&str, &str)], is_empty| {
+            let parts = parts("POST", "x=1&crc=2", &[&[octets, name], headers].concat());
+            match protocols.decode(&parts, is_empty).unwrap().command {
+                Ok(Command::Write(Write::Whole { upload, digest })) => (upload, digest),
+                _ => panic!("it is a whole file"),
+            }
+        };
+        let (upload, digest) = file(&[("content-length", "9")], false);
+        assert_eq!(digest.as_deref(), Some("2"));
+        assert_eq!(upload.file_name.as_deref(), Some("a b.txt"));
+        assert_eq!(
+            (upload.length, upload.content_type.as_deref()),
+            (Some(9), None)
+        );
+        assert_eq!(upload.fields.len(), 2);
+        assert_eq!(file(&[], true).0.length, Some(0));
+        assert_eq!(file(&[], false).0.length, None);
+        // Each is an upload of its own.
+        let named = upload
+            .upload(Scope::default(), || Ok("random".into()))
+            .unwrap();
+        assert_eq!(named.identifier, "random");
+    }
+
+    #[test]
+    fn the_answer_of_the_inner_service_is_not_changed() {
+        let mut record = Record::new(true, StatusCode::ACCEPTED, 9, SystemTime::UNIX_EPOCH);
+        record.headers.insert("x-id", HeaderValue::from_static("7"));
+        let response = reply().encode(Outcome::Answer(&record));
+        assert_eq!(
+            (response.status().as_u16(), response.body().len()),
+            (202, 0)
+        );
+        assert_eq!(*response.headers(), record.headers);
+        record.body = Some("thanks".into());
+        let response = reply().encode(Outcome::Answer(&record));
+        assert_eq!(response.body(), "thanks");
+
+        let upload = named();
+        let (mut answer, ()) = Response::builder()
+            .status(404)
+            .body(())
+            .unwrap()
+            .into_parts();
+        assert!(reply().forward(&mut answer, &upload, false));
+        assert_eq!((answer.status.as_u16(), answer.headers.len()), (404, 0));
+    }
+
+    fn named() -> Upload {
+        let params = Params::default();
+        let file = whole_file(&params, Some(9)).unwrap();
+        file.upload(Scope::default(), || Ok("random".into()))
+            .unwrap()
+    }
+
+    #[test]
+    fn errors_have_honest_statuses() {
+        let refusal = |status| {
+            let status = StatusCode::from_u16(status).unwrap();
+            Error::from(Refusal::new(status, "no"))
+        };
+        for (error, status) in [
+            (Reason::FileTooLarge { limit: 1 }.into(), 413),
+            (Reason::ChunkTooLarge { limit: 1 }.into(), 413),
+            (Reason::Base64.into(), 400),
+            (Reason::Busy.into(), 503),
+            (refusal(403), 403),
+            (refusal(429), 429),
+            (refusal(503), 503),
+            (refusal(200), 400),
+        ] {
+            let response = reply().encode(Outcome::Failed(&error));
+            assert_eq!(response.status(), status, "{error:?}");
+            assert_eq!(
+                response.headers()["content-type"],
+                "application/problem+json"
+            );
+            let has_retry_after = response.headers().contains_key("retry-after");
+            assert_eq!(has_retry_after, status == 503);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The file system calls that the store is made of. All of them block.
+//! The file system calls of the stores. All of them block.
 //!
-//! What changes or syncs something goes through a [`Disk`], so that tests can let each single call
+//! Calls that change or sync something go through a [`Disk`], so that tests can make each of them
 //! fail, or cut the power behind it.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::fault::{self, Do};
 /// See [`Disk::pause`].
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// How many files this process may have open at once, as far as its system says.
+/// How many files this process may have open at once.
 #[cfg(target_os = "linux")]
 pub(in crate::store) fn most_open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit};
@@ -24,16 +24,16 @@ pub(in crate::store) fn most_open_files() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(256, |(soft, _)| soft)
 }
 
-/// What macOS allows if nobody asks for more.
+/// The default of macOS.
 #[cfg(not(target_os = "linux"))]
 pub(in crate::store) fn most_open_files() -> u64 {
     256
 }
 
-/// The way to the file system.
+/// Access to the file system.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Disk {
-    /// What is created gets these rights, as far as the process's umask lets it.
+    /// The mode of new files, from which the system takes the umask.
     #[cfg(unix)]
     pub(in crate::store) file_mode: u32,
     #[cfg(unix)]
@@ -57,7 +57,7 @@ pub(in crate::store) enum Op<'a> {
     RemoveDir(&'a Path),
 }
 
-/// Private to the owner.
+/// New files and folders are private to the owner.
 impl Default for Disk {
     fn default() -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// Does one call, unless a test wants something else.
+    /// Does one call, unless a test does something else.
     #[track_caller]
     fn call<T>(
         &self,
@@ -93,7 +93,7 @@ impl Disk {
         }
     }
 
-    /// Creates a file that is not there yet. A link of that name is there.
+    /// Creates a file. An existing file or link of that name is an error.
     #[track_caller]
     pub(in crate::store) fn create(&self, path: &Path) -> io::Result<File> {
         let it = || {
@@ -106,12 +106,12 @@ impl Disk {
             }
             options.open(path)
         };
-        // There is no way to not do it.
+        // The caller needs the file, so the call cannot be left out.
         self.call("create", Op::Create(path), it, it)
     }
 
-    /// Creates a folder, and those between it and `base`, which is there already, and makes their
-    /// names durable. See [`is_dir`] for what may be in the way.
+    /// Creates a folder, and those between it and `base`, which exists, and makes their names
+    /// durable. See [`is_dir`] for the errors.
     #[track_caller]
     pub(in crate::store) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
         let Some(parent) = path.parent().filter(|_| path != base) else {
@@ -119,11 +119,11 @@ impl Disk {
         };
         self.create_dirs(parent, base)?;
         self.create_dir(path)?;
-        // Also that of a folder which is there: who has created it may have died before this.
+        // Also of an existing folder: the process that created it may have died before this.
         self.sync_dir(parent)
     }
 
-    /// Creates a folder, if it is not there. See [`is_dir`] for what may be in the way.
+    /// Creates a folder, unless it exists. See [`is_dir`] for the errors.
     #[track_caller]
     pub(in crate::store) fn create_dir(&self, path: &Path) -> io::Result<()> {
         if is_dir(path)? {
@@ -165,29 +165,32 @@ impl Disk {
         self.call("set-len", op, || Ok(()), || file.set_len(len))
     }
 
-    /// Makes a file's bytes durable, and what is needed to find them, but not its name.
+    /// Makes the bytes of a file durable, and its size, but not its name.
     #[track_caller]
     pub(in crate::store) fn sync(&self, name: &'static str, file: &File) -> io::Result<()> {
         self.call(name, Op::Sync(file), || Ok(()), || file.sync_data())
     }
 
-    /// Makes the names in a folder durable. Windows has no such call, and does it by itself.
+    /// Makes the names in a folder durable. Windows has no such call.
     #[track_caller]
     pub(in crate::store) fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let it = || match cfg!(unix) {
-            true => File::open(path)?.sync_all(),
-            false => Ok(()),
+        let it = || {
+            if cfg!(unix) {
+                File::open(path)?.sync_all()?;
+            }
+            Ok(())
         };
         self.call("sync-dir", Op::SyncDir(path), || Ok(()), it)
     }
 
-    /// Renames a file, never over another one: that is an error of kind `AlreadyExists`.
+    /// Renames a file, never over another one: that is an error of the kind `AlreadyExists`.
     #[track_caller]
     pub(in crate::store) fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         let it = || rename_new(from, to);
         self.call("rename", Op::Rename(from, to), || Ok(()), it)
     }
 
+    /// Removes a file, if it exists.
     #[track_caller]
     pub(in crate::store) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
         let it = || match std::fs::remove_file(path) {
@@ -204,7 +207,7 @@ impl Disk {
         self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
     }
 
-    /// Waits a little, because another thread or process has to go on first.
+    /// Waits a moment for another thread or process.
     pub(in crate::store) fn pause(&self) {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
@@ -213,7 +216,7 @@ impl Disk {
         std::thread::sleep(PAUSE);
     }
 
-    /// Tests let others go on until `free` says that a lock can be had; the lock itself waits else.
+    /// In tests, lets other threads run until a lock is `free`. Otherwise the lock itself waits.
     pub(in crate::store) fn before_lock(&self, free: impl Fn() -> bool) {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
@@ -224,7 +227,7 @@ impl Disk {
         let _ = free;
     }
 
-    /// Does what is made of calls of this disk.
+    /// Runs calls of this disk. In tests, one thread at a time.
     pub(in crate::store) fn work<T>(&self, work: impl FnOnce() -> T) -> T {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
@@ -241,7 +244,7 @@ impl Disk {
         self.simulated.as_ref()?.scheduler.as_ref()
     }
 
-    /// What tells the file from others of its name; `None` where that cannot be known.
+    /// A number that tells the file from others of its name. `None` if the system has none.
     pub(in crate::store) fn file_id(&self, file: &File) -> io::Result<Option<u64>> {
         let id = file_id(file)?;
         #[cfg(all(test, target_os = "linux"))]
@@ -251,8 +254,7 @@ impl Disk {
         Ok(id)
     }
 
-    /// A number that is another one after the machine was started again; `None` where it is not
-    /// known.
+    /// A number that changes when the system is restarted. `None` if the system has none.
     pub(in crate::store) fn boot(&self) -> Option<u64> {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
@@ -278,20 +280,20 @@ fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         use std::os::unix::fs::OpenOptionsExt as _;
         options.custom_flags(nix::libc::O_NOFOLLOW);
     }
-    // Elsewhere the number of that flag is not known to the standard library.
+    // The standard library does not know the number of that flag on other systems.
     #[cfg(not(target_os = "linux"))]
     if path.symlink_metadata()?.is_symlink() {
         return Err(is_link(path));
     }
     let file = options.open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other(format!("{} is no file", path.display()))),
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is no file", path.display())));
     }
+    Ok(file)
 }
 
-/// Whether there is a folder. A link to one is an error, and is not followed; anything else is one of
-/// kind `NotADirectory`.
+/// Whether there is a folder. A link is an error and is not followed. Anything else is an error of
+/// the kind `NotADirectory`.
 pub(in crate::store) fn is_dir(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -302,7 +304,7 @@ pub(in crate::store) fn is_dir(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether there is a folder, and nothing between it and `base` is a link.
+/// Whether there is a folder. A link between it and `base` is an error.
 pub(in crate::store) fn is_dir_below(path: &Path, base: &Path) -> io::Result<bool> {
     match path.parent().filter(|_| path != base) {
         Some(parent) => Ok(is_dir_below(parent, base)? && is_dir(path)?),
@@ -314,7 +316,7 @@ fn is_link(path: &Path) -> io::Error {
     io::Error::other(format!("{} is a symbolic link", path.display()))
 }
 
-/// Whether an open file has still this name.
+/// Whether an open file still has this name.
 pub(in crate::store) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     use io::ErrorKind::{NotADirectory, NotFound};
     let named = match path.symlink_metadata() {
@@ -334,8 +336,8 @@ pub(in crate::store) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether everybody may put something there, and take away what others have put there.
-pub(in crate::store) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
+/// Whether all users can create files there, and remove the files of others.
+pub(in crate::store) fn is_world_writable(dir: &std::fs::Metadata) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;
@@ -348,22 +350,22 @@ pub(in crate::store) fn is_everybodys(dir: &std::fs::Metadata) -> bool {
     }
 }
 
-/// What a file system has, in all and for us.
+/// The free space of a file system.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(in crate::store) struct Free {
     pub(in crate::store) bytes: u64,
     pub(in crate::store) total_bytes: u64,
-    /// How many files and folders can be created, where that is limited.
+    /// How many files and folders can be created. `None` if that is not limited.
     pub(in crate::store) files: Option<u64>,
 }
 
-/// What is free in the file system of a folder; `None` where that cannot be known.
+/// What is free in the file system of a folder. `None` if the system does not say.
 pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     #[cfg(target_os = "linux")]
     {
         let stat = nix::sys::statvfs::statvfs(dir)?;
-        // Their types differ from machine to machine.
+        // The types differ between machines.
         #[allow(clippy::unnecessary_cast)]
         let (block, blocks, available, files, files_available) = (
             stat.fragment_size() as u64,
@@ -372,7 +374,7 @@ pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
             stat.files() as u64,
             stat.files_available() as u64,
         );
-        // Some of those in user space do not say it.
+        // Some file systems in user space do not say.
         Ok((blocks > 0).then(|| Free {
             bytes: available.saturating_mul(block),
             total_bytes: blocks.saturating_mul(block),
@@ -386,15 +388,16 @@ pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     }
 }
 
-/// Lets the system begin to write bytes to the disk, if it can be asked to. Unlike a sync it waits
-/// for nothing, promises nothing, and takes no errors from whoever syncs later.
+/// Asks the system to begin to write bytes to the disk. Unlike a sync it waits for nothing,
+/// promises nothing, and does not consume an error that a later sync has to return.
 pub(in crate::store) fn begin_to_write(file: &File, range: &Range<u64>) {
     #[cfg(target_os = "linux")]
     {
         use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-        // What is still to be written stays in memory.
+        // Bytes that are not written yet stay in memory.
         let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
         let (start, len) = (range.start as i64, (range.end - range.start) as i64);
+        // It is a hint only.
         let _ = posix_fadvise(file, start, len, advice);
     }
     #[cfg(not(target_os = "linux"))]
@@ -409,7 +412,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
             fcntl::{AT_FDCWD, RenameFlags, renameat2},
         };
         match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-            // Not every file system can do it.
+            // Not all file systems can do it.
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::ENOTSUP) => {}
             result => return Ok(result?),
         }
@@ -423,7 +426,7 @@ fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
-/// As much as there is of `bytes.len()` bytes.
+/// Reads `bytes.len()` bytes, or as many as there are.
 #[cfg(unix)]
 pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
@@ -494,7 +497,7 @@ pub(in crate::store) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool>
 
 fn boot() -> Option<u64> {
     use sha2::Digest as _;
-    // It does not change while the process lives.
+    // It does not change while the process runs.
     static BOOT: OnceLock<Option<u64>> = OnceLock::new();
     *BOOT.get_or_init(|| {
         let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
@@ -507,9 +510,9 @@ fn boot() -> Option<u64> {
 
 /// Locks of byte ranges between processes, which the kernel frees when a process dies.
 ///
-/// They belong to the open file: within one process they exclude nobody who uses the same one. On
+/// They belong to the open file, and do not exclude the threads of a process that share it. On
 /// other systems than Linux they always succeed.
-pub(in crate::store) mod lock {
+pub(in crate::store) mod ofd {
     use std::{fs::File, io, ops::Range};
 
     /// Locks `range` if it is free.
@@ -555,7 +558,7 @@ pub(in crate::store) mod lock {
         {
             use nix::{fcntl, libc::F_UNLCK};
             if let Ok(lock) = ofd(range, F_UNLCK) {
-                // It cannot fail for a range that was locked; and closing the file frees it too.
+                // It cannot fail for a range that was locked, and to close the file frees it too.
                 let _ = fcntl::fcntl(file, fcntl::FcntlArg::F_OFD_SETLK(&lock));
             }
         }

@@ -13,7 +13,6 @@ type Result<'a, T> = BoxFuture<'a, std::result::Result<T, StoreError>>;
 
 /// Dyn-compatible mirror of [`Store`].
 pub(crate) trait DynStore: Send + Sync {
-    fn create<'a>(&'a self, upload: &'a Upload) -> Result<'a, Status>;
     fn write<'a>(
         &'a self,
         upload: &'a Upload,
@@ -31,10 +30,6 @@ pub(crate) trait DynStore: Send + Sync {
 }
 
 impl<T: Store> DynStore for T {
-    fn create<'a>(&'a self, upload: &'a Upload) -> Result<'a, Status> {
-        Box::pin(Store::create(self, upload))
-    }
-
     fn write<'a>(
         &'a self,
         upload: &'a Upload,

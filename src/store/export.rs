@@ -58,7 +58,8 @@ fn disk_like(like: Option<&Path>) -> io::Result<Disk> {
     Ok(disk)
 }
 
-/// A file that is written under a temporary name. Dropped before it is published, it leaves nothing.
+/// A file that is written under a temporary name. Dropped before it is published, it leaves
+/// nothing.
 struct NewFile {
     disk: Disk,
     temporary: PathBuf,

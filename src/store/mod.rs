@@ -66,9 +66,9 @@
 //! # }
 //! ```
 
-// #[cfg(feature = "object-store")]
-// pub(crate) mod bucket;
 mod body;
+#[cfg(feature = "object-store")]
+pub(crate) mod bucket;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub(crate) mod content;
@@ -76,7 +76,7 @@ mod disk;
 mod erased;
 mod error;
 pub(crate) mod export;
-// pub(crate) mod file;
+pub(crate) mod file;
 pub(crate) mod memory;
 mod stored;
 
@@ -85,14 +85,14 @@ use std::{future::Future, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-// #[cfg(feature = "object-store")]
-// pub use self::bucket::{BucketStoreBuilder, StoredObject};
+#[cfg(feature = "object-store")]
+pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
 pub(crate) use self::erased::{DynClaim, DynStore};
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,
-    // file::{Durability, FileStoreBuilder},
+    file::{Durability, FileStoreBuilder},
     stored::{BoxFuture, Sealed, Stored},
 };
 use crate::model::{

@@ -13,7 +13,7 @@ pub use self::extract::MissingUpload;
 use crate::{
     model::upload::{Scope, UploadId},
     names::{safe_file_name, safe_relative_path},
-    store::{Sealed, Stored, content::Content},
+    store::{Sealed, content::Content},
 };
 
 /// A complete upload, in the extensions of the request that the inner service gets.

@@ -3,23 +3,23 @@ use bytes::Bytes;
 
 use crate::error::{Error, Reason};
 
-/// Longest `data:…;base64,` that is looked for.
+/// The longest `data:…;base64,` that is recognised.
 const PREFIX: usize = 256;
 
-/// How much more white space than digits there may be. It yields no bytes, so the limit on those
-/// does not end a body that has nothing else.
+/// How much more white space than digits there may be. White space yields no bytes, so the limit on
+/// bytes does not end a body of nothing but white space.
 const BLANKS: usize = 256;
 
-/// Bytes that are taken together if there are digits only.
+/// Bytes that are decoded together if all of them are digits.
 const BLOCK: usize = 256;
 
 /// Decodes base64 while it arrives, with or without the head of a data URL (RFC 2397).
 ///
-/// White space is skipped, since some encoders break lines; padding may be missing.
+/// White space is skipped, because some encoders break lines. Padding may be missing.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     state: State,
-    /// Digits that are not decoded yet: fewer than four after each `push`.
+    /// Digits that are not decoded yet. After each `push` there are fewer than four.
     digits: Vec<u8>,
     padding: usize,
     /// White space beyond the digits so far.
@@ -28,10 +28,10 @@ pub(super) struct Decoder {
 
 #[derive(Debug, Default)]
 enum State {
-    /// It may still be a data URL.
+    /// The text may still be a data URL.
     #[default]
     Start,
-    /// It is one; the comma has not come yet.
+    /// It is a data URL, whose comma has not arrived yet.
     Head(Vec<u8>),
     Digits,
 }
@@ -47,7 +47,7 @@ impl Decoder {
                 _ => self.push_each(block)?,
             }
         }
-        // While it may be a data URL these are no digits yet.
+        // In the head of a data URL nothing is a digit.
         let State::Digits = self.state else {
             return Ok(Bytes::new());
         };
@@ -128,7 +128,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Decodes the first `len` of the digits, a multiple of four.
+    /// Decodes the first `len` digits. `len` is a multiple of four.
     fn decode(&mut self, len: usize) -> Result<Bytes, Error> {
         let bytes = BASE64_STANDARD
             .decode(&self.digits[..len])
@@ -138,8 +138,7 @@ impl Decoder {
     }
 }
 
-/// Whether there is anything that is not to be decoded. It looks at all of them, which is faster than
-/// to stop at the first.
+/// Whether any byte is not a digit. Reading all bytes is faster than stopping at the first one.
 fn has_others(block: &[u8]) -> bool {
     let others = block
         .iter()

@@ -1,13 +1,13 @@
-/// What the headers of a part say.
+/// The headers of a part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) disposition: Disposition,
-    /// The media type that they name.
+    /// The media type.
     pub(super) content_type: Option<String>,
 }
 
 impl Head {
-    /// `head` is the header lines, at most `max`, each with its line break.
+    /// Parses header lines, at most `max`, each with its line break.
     pub(super) fn parse(head: &[u8], max: usize) -> Result<Self, &'static str> {
         let (mut disposition, mut content_type) = (None, None);
         for (nth, line) in head.split_inclusive(|&byte| byte == b'\n').enumerate() {
@@ -38,7 +38,7 @@ impl Head {
     }
 }
 
-/// What a part's `Content-Disposition` says (RFC 7578 §4.2).
+/// The `Content-Disposition` of a part (RFC 7578 §4.2).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Disposition {
     pub(super) name: String,
@@ -83,7 +83,7 @@ impl Disposition {
     }
 }
 
-/// The value at the beginning of `text`, and what follows it.
+/// The value at the begin of `text`, and the rest.
 fn quoted_or_token(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([';', ' ', '\t', '"']).unwrap_or(text.len());

@@ -1,4 +1,5 @@
-//! Multipart forms (RFC 7578) while they arrive. The only module that names multer: no type of it leaves.
+//! Multipart forms (RFC 7578) while they arrive. The only module that names multer: its types do not
+//! leave it.
 
 mod base64;
 mod disposition;
@@ -24,7 +25,7 @@ use crate::{
     model::BoxError,
 };
 
-/// What is read of a form beside its file.
+/// How much is read of a form beside its file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FormLimits {
     /// Parts, the file included.
@@ -55,7 +56,7 @@ pub(crate) enum Item {
         name: String,
         value: String,
     },
-    /// The file; its bytes are what [`Form::content`] yields.
+    /// The file. [`Form::content`] yields its bytes.
     File,
     End,
 }
@@ -76,7 +77,7 @@ pub(crate) type PartHead = (Option<String>, Option<String>);
 pub(crate) struct Form<'a> {
     multipart: multer::Multipart<'a>,
     feed: Feed<'a>,
-    /// What every boundary begins with.
+    /// The begin of each boundary.
     delimiter: String,
     stage: Stage<'a>,
     limits: FormLimits,
@@ -97,7 +98,7 @@ enum Stage<'a> {
     },
     Epilogue,
     End,
-    /// Here to stay, else the next poll would read on behind what was refused.
+    /// Kept: otherwise the next poll would read on behind the error.
     Failed(Error),
 }
 
@@ -298,9 +299,10 @@ fn too_many() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        paced::tests::{Script, Step},
-        *,
+    use super::*;
+    use crate::body::raw::{
+        failed,
+        tests::{Script, Step},
     };
 
     type Read = (Vec<(String, String)>, Vec<u8>, Vec<(String, String)>);
@@ -315,8 +317,19 @@ mod tests {
         )
     }
 
-    fn is_file(name: &str, _: bool) -> bool {
-        name == "file"
+    /// The part `file` is the file. Notes the fields after it.
+    #[derive(Default)]
+    struct Noted(Vec<(String, String)>);
+
+    impl Fields for Noted {
+        fn is_file(&self, name: &str, _: bool) -> bool {
+            name == "file"
+        }
+
+        fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
+            self.0.push((name, value));
+            Ok(())
+        }
     }
 
     /// Each frame comes after a `Pending` if `late`.
@@ -331,25 +344,27 @@ mod tests {
             .unwrap();
         runtime.block_on(async {
             let mut form = Form::new(body, "X".into(), None, FormLimits::default());
-            let (mut before, mut file, mut after) = (vec![], vec![], vec![]);
+            let (mut before, mut file, mut after) = (vec![], vec![], Noted::default());
             loop {
-                match form.next(&is_file).await {
+                match form.next(&after).await {
                     Ok(Item::Text { name, value }) => before.push((name, value)),
                     Ok(Item::File) => break,
-                    Ok(Item::End) => return Ok((before, file, after)),
+                    Ok(Item::End) => return Ok((before, file, after.0)),
                     Err(error) => {
-                        assert_eq!(form.next(&is_file).await, Err(error.clone()));
+                        assert_eq!(form.next(&after).await, Err(error.clone()));
                         return Err(error);
                     }
                 }
             }
-            let mut on_late = |name, value| {
-                after.push((name, value));
-                Ok(())
+            let mut content = form.content(&mut after);
+            let mut next = async || {
+                let frame = std::future::poll_fn(|cx| Pin::new(&mut content).poll_frame(cx)).await;
+                frame.map(|frame| {
+                    frame
+                        .map(|frame| frame.into_data().unwrap())
+                        .map_err(failed)
+                })
             };
-            let mut content = form.content(&is_file, &mut on_late);
-            let mut next =
-                async || std::future::poll_fn(|cx| Pin::new(&mut content).poll_next(cx)).await;
             while let Some(piece) = next().await {
                 match piece {
                     Ok(piece) => file.extend(piece),
@@ -360,7 +375,7 @@ mod tests {
                     }
                 }
             }
-            Ok((before, file, after))
+            Ok((before, file, after.0))
         })
     }
 
@@ -373,7 +388,7 @@ mod tests {
     }
 
     fn reason(result: Result<Read, Error>) -> &'static str {
-        result.expect_err("it was accepted").code()
+        result.expect_err("it was accepted").kind().as_str()
     }
 
     const FILE: &str = "name=\"file\"; filename=\"a\"";
@@ -543,7 +558,11 @@ mod tests {
         // After the closing boundary too: the request is not whole.
         for end in 0..=body.len() {
             let mut body = Script::new([Step::Data(body[..end].to_vec()), Step::Fail]);
-            assert_eq!(read_body(&mut body), Err(Reason::Interrupted), "at {end}");
+            assert_eq!(
+                read_body(&mut body),
+                Err(Reason::Interrupted.into()),
+                "at {end}"
+            );
         }
     }
 
@@ -564,7 +583,7 @@ mod tests {
         let mut body = script(body.as_bytes().chunks(frame).map(<[u8]>::to_vec), false);
         let mut form = Form::new(&mut body, "X".into(), None, FormLimits::default());
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        while form.poll_item(&mut cx, &is_file) != Poll::Ready(Ok(Item::File)) {}
+        while form.poll_item(&mut cx, &Noted::default()) != Poll::Ready(Ok(Item::File)) {}
         drop(form);
         assert!(body.given <= head + frame, "{} of {head}", body.given);
     }
@@ -591,7 +610,7 @@ mod tests {
                 let frames = body.as_bytes().chunks(frame).map(<[u8]>::to_vec);
                 let mut body = script(frames, false);
                 let error = read_body(&mut body).unwrap_err();
-                assert!(!error.is_transient(), "{start:?}: {error}");
+                assert!(!error.is_retryable(), "{start:?}: {error}");
                 assert!(body.given <= 200_000, "{start:?}: {}", body.given);
             }
         }

@@ -16,18 +16,18 @@ use crate::{
     model::BoxError,
 };
 
-/// Largest piece that multer gets; a slice of `Bytes` is no copy.
+/// The largest piece that multer gets. A slice of `Bytes` is not a copy.
 const PIECE: usize = 16 << 10;
 
-/// Most bytes that multer may have and still want more: a preamble, a boundary and the headers of a
-/// part, of which it has no bound of its own.
+/// The most bytes that multer may hold and still need more: a preamble, a boundary and the headers of a
+/// part, which multer does not limit.
 const HELD: usize = 8 << 10;
 
 /// The body of a form on its way through multer.
 ///
-/// multer reads until its stream is not ready, so left alone it would take in a whole body that is
-/// there already, and overlook that the body ends between two of its reads (rwf2/multer issues 62
-/// and 70). It gets a piece only when it can do nothing without one.
+/// multer reads until its stream is not ready. It would read a whole body that has arrived already, and
+/// would miss an end between two of its reads (rwf2/multer issues 62 and 70). So it gets a piece only
+/// when it cannot go on without one.
 pub(super) struct Feed<'a> {
     state: State<'a>,
 }
@@ -36,7 +36,7 @@ type State<'a> = Arc<Mutex<Shared<dyn Data + Send + 'a>>>;
 
 struct Shared<D: ?Sized> {
     gate: Gate,
-    /// The bytes that multer has and has not yielded yet.
+    /// The bytes that multer holds.
     unread: Unread,
     /// No part has begun yet.
     first: bool,
@@ -49,7 +49,7 @@ type Part<'m> = (multer::Field<'m>, Vec<u8>);
 enum Gate {
     Shut,
     Open,
-    /// What came in is with multer.
+    /// multer has got the piece.
     Passed,
 }
 
@@ -74,8 +74,8 @@ impl<'a> Feed<'a> {
 
     /// The next part.
     ///
-    /// multer keeps the last one of equal headers only, and takes a bare line feed for the end of a
-    /// line, or two of them for the end of the headers; so its headers are read here as well.
+    /// Of equal headers multer keeps the last one only, and it accepts a bare line feed as the end of a
+    /// line. So the headers are read here as well.
     pub(super) fn poll_part<'m>(
         &self,
         multipart: &mut multer::Multipart<'m>,
@@ -104,8 +104,7 @@ impl<'a> Feed<'a> {
         Poll::Ready(Ok(piece))
     }
 
-    /// Reads what follows the last boundary, which nobody needs: the request is whole only if that
-    /// is.
+    /// Reads and drops what follows the last boundary. Only then the request is known to be whole.
     pub(super) fn poll_epilogue(
         &self,
         left: &mut usize,
@@ -133,7 +132,7 @@ impl<'a> Feed<'a> {
             match state.gate {
                 // The body is not ready either, and will wake the task.
                 Gate::Open => return Poll::Pending,
-                // It may have taken the piece without a look at it.
+                // multer may have buffered the piece without parsing it.
                 Gate::Passed => state.gate = Gate::Shut,
                 Gate::Shut if state.unread.len() > HELD => {
                     return Poll::Ready(Err(multipart(TOO_LONG)));
@@ -143,7 +142,7 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Cuts off the boundary and the headers of the part that multer has just found.
+    /// Splits off the boundary and the headers of the part that multer has just found.
     fn head(&self, delimiter: &str) -> Result<Vec<u8>, Error> {
         let mut state = lock(&self.state);
         let max = if state.first { PREAMBLE_BYTES } else { 0 };
@@ -192,7 +191,7 @@ fn find(bytes: &[u8], needle: &[u8], max: usize) -> Option<usize> {
 /// Bytes of several pieces.
 #[derive(Default)]
 struct Unread {
-    /// Those of all pieces but the last, and some of that: copies, but of little.
+    /// Copies of all pieces but the last, and of the begin of that one. They are short.
     front: BytesMut,
     last: Bytes,
 }
@@ -207,7 +206,7 @@ impl Unread {
         self.last = piece;
     }
 
-    /// Keeps no piece: whoever has made it has to take new memory for the next one else.
+    /// Copies the last piece, so that its memory can be used for the next one.
     fn let_go(&mut self) {
         self.front.extend_from_slice(&self.last);
         self.last = Bytes::new();
@@ -239,7 +238,7 @@ impl Stream for PacedBody<'_> {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let state = &mut *lock(&self.state);
         let Gate::Open = state.gate else {
-            // No need to wake anyone: `poll_fed` polls again.
+            // No waker is needed: `poll_fed` polls again.
             return Poll::Pending;
         };
         state.unread.let_go();

@@ -1,9 +1,9 @@
 use http::HeaderValue;
 
-use crate::UploadError;
+use crate::error::{Error, Reason};
 
 /// The boundary of a multipart form (RFC 2046 §5.1.1), if the content type says that it is one.
-pub(super) fn boundary(content_type: &HeaderValue) -> Option<Result<String, UploadError>> {
+pub(super) fn boundary(content_type: &HeaderValue) -> Option<Result<String, Error>> {
     let (mut quoted, mut escaped) = (false, false);
     let mut parts = content_type.as_bytes().split(|&b| {
         match b {
@@ -24,19 +24,18 @@ pub(super) fn boundary(content_type: &HeaderValue) -> Option<Result<String, Uplo
         name.eq_ignore_ascii_case("boundary")
             .then(|| value.trim_ascii_end())
     });
-    // Of two, others on the way may have taken the other one.
+    // If there are two, a proxy can have chosen the other one.
     let boundary = match (boundaries.next(), boundaries.next()) {
         (Some(value), None) => usable_boundary(value),
         _ => None,
     };
-    Some(boundary.ok_or(UploadError::Multipart {
-        reason: "its content type has no usable boundary",
-    }))
+    let problem = "its content type has no usable boundary";
+    Some(boundary.ok_or_else(|| Reason::Multipart { problem }.into()))
 }
 
 fn usable_boundary(value: &str) -> Option<String> {
     let quoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
-    // Inside quotes even a space, but not as the last.
+    // A quoted boundary can have spaces, but not at its end.
     let inner_space = quoted.is_some_and(|v| !v.ends_with(' '));
     let allowed = |b: u8| {
         b.is_ascii_alphanumeric() || b"'()+_,-./:=?".contains(&b) || (b == b' ' && inner_space)

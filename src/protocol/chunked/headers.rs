@@ -1,72 +1,52 @@
-//! Fields that are headers of the request: a name `header:x` is that of the header `x`.
+//! Fields that are headers of the request.
 
 use http::{HeaderMap, header};
 
-use super::Params;
-
-/// What the name of such a field begins with.
-pub(super) const PREFIX: &str = "header:";
-
-/// The parts of `Content-Range: bytes 0-9/25` (RFC 9110 §14.4).
-pub(super) const RANGE_FIRST: &str = "header:content-range.first";
-pub(super) const RANGE_LENGTH: &str = "header:content-range.length";
-pub(super) const RANGE_TOTAL: &str = "header:content-range.total";
-
-/// The name in `Content-Disposition: attachment; filename="a%20b.txt"` (RFC 6266).
-pub(super) const FILE_NAME: &str = "header:content-disposition.filename";
-
-/// A name that is percent-encoded, because scripts cannot put all letters into headers.
-pub(super) const ENCODED_NAME: &str = "header:uploader-file-name";
+use super::field::{Field, RangePart, Source};
 
 /// Whether the request has the header of a field.
-pub(super) fn has(headers: &HeaderMap, name: &str) -> bool {
-    match name {
-        RANGE_FIRST | RANGE_LENGTH | RANGE_TOTAL => headers.contains_key(header::CONTENT_RANGE),
-        FILE_NAME => headers.contains_key(header::CONTENT_DISPOSITION),
-        _ => headers.contains_key(&name[PREFIX.len()..]),
+pub(super) fn has(headers: &HeaderMap, field: &Field) -> bool {
+    match &field.0 {
+        Source::Header { name, .. } => headers.contains_key(name),
+        Source::ContentRange(_) => headers.contains_key(header::CONTENT_RANGE),
+        Source::DispositionFileName => headers.contains_key(header::CONTENT_DISPOSITION),
+        Source::QueryOrForm(_) | Source::PartFileName | Source::PartMediaType => false,
     }
 }
 
-/// Adds a field, if the request has its header.
-pub(super) fn add(params: &mut Params, headers: &HeaderMap, name: &str) {
-    match name {
-        RANGE_FIRST | RANGE_LENGTH | RANGE_TOTAL => {
-            for value in headers.get_all(header::CONTENT_RANGE) {
-                // What cannot be read is no number either.
-                let range = value.to_str().ok().and_then(content_range);
-                let text = range.map_or_else(
-                    || "?".into(),
-                    |(first, length, total)| match name {
-                        RANGE_FIRST => first.to_string(),
-                        RANGE_LENGTH => length.to_string(),
-                        _ => total.to_string(),
-                    },
-                );
-                params.push_head(name, Some(text));
-            }
+/// The values of a field. `None` for one that is not UTF-8.
+pub(super) fn values(headers: &HeaderMap, field: &Field) -> Vec<Option<String>> {
+    match &field.0 {
+        Source::Header { name, is_encoded } => {
+            let texts = headers.get_all(name).iter();
+            let texts = texts.map(|value| std::str::from_utf8(value.as_bytes()).ok());
+            let decode = if *is_encoded {
+                percent_decoded
+            } else {
+                str::to_owned
+            };
+            texts.map(|text| text.map(decode)).collect()
         }
-        FILE_NAME => {
-            if let Some(file_name) = file_name(headers) {
-                params.push_head(name, Some(file_name));
-            }
+        Source::ContentRange(part) => {
+            let values = headers.get_all(header::CONTENT_RANGE).iter();
+            let ranges = values.map(|value| content_range(value.to_str().ok()?));
+            ranges
+                .map(|range| match (range, part) {
+                    (Some((first, _, _)), RangePart::First) => Some(first.to_string()),
+                    (Some((_, length, _)), RangePart::Length) => Some(length.to_string()),
+                    (Some((_, _, total)), RangePart::Total) => Some(total.to_string()),
+                    // A range that cannot be read is reported as a value that is no number.
+                    (None, _) => Some("?".to_owned()),
+                })
+                .collect()
         }
-        _ => {
-            for value in headers.get_all(&name[PREFIX.len()..]) {
-                let value = String::from_utf8(value.as_bytes().to_vec());
-                let value = value.ok();
-                params.push_head(
-                    name,
-                    match name {
-                        ENCODED_NAME => value.as_deref().map(percent_decoded),
-                        _ => value,
-                    },
-                );
-            }
-        }
+        Source::DispositionFileName => file_name(headers).map(Some).into_iter().collect(),
+        Source::QueryOrForm(_) | Source::PartFileName | Source::PartMediaType => Vec::new(),
     }
 }
 
-/// First byte, bytes, and bytes of the whole file.
+/// The first byte, the number of bytes and the length of the file in a
+/// `Content-Range` (RFC 9110 §14.4).
 fn content_range(value: &str) -> Option<(u64, u64, u64)> {
     let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -79,8 +59,8 @@ fn content_range(value: &str) -> Option<(u64, u64, u64)> {
     Some((first, length, total))
 }
 
-/// The name that `Content-Disposition` has for the body.
-pub(crate) fn file_name(headers: &HeaderMap) -> Option<String> {
+/// The file name in `Content-Disposition: attachment; filename="a%20b.txt"` (RFC 6266).
+pub(in crate::protocol) fn file_name(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_DISPOSITION)?;
     attached_name(std::str::from_utf8(value.as_bytes()).ok()?)
 }
@@ -92,12 +72,17 @@ fn attached_name(value: &str) -> Option<String> {
 }
 
 fn percent_decoded(text: &str) -> String {
-    // Here a plus is one, and an ampersand is no end.
+    // A plus is not a space here, and an ampersand does not end the value.
     let pair = format!("={}", text.replace('+', "%2B").replace('&', "%26"));
     let decoded = form_urlencoded::parse(pair.as_bytes()).next();
     decoded.map_or_else(String::new, |(_, text)| text.into_owned())
 }
 
+/// The declared length of the body in bytes.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,45 +115,37 @@ mod tests {
             });
             headers.collect::<HeaderMap>()
         };
-        for (name, headers, expected) in [
+        let range = &[("content-range", "bytes 5-9/25")][..];
+        let no_total = &[("content-range", "bytes 5-9/*")][..];
+        let disposition = &[("content-disposition", "attachment; filename=\"a%20b\"")][..];
+        let clip = &[("x-clip", "a%20b+c")][..];
+        for (field, headers, expected) in [
+            (Field::content_range_first(), range, Some("5")),
+            (Field::content_range_length(), range, Some("5")),
+            (Field::content_range_total(), range, Some("25")),
+            (Field::content_range_total(), no_total, Some("?")),
             (
-                RANGE_FIRST,
-                &[("content-range", "bytes 5-9/25")][..],
-                Some("5"),
+                Field::content_range_total(),
+                &[("range", "bytes=5-9")],
+                None,
             ),
-            (
-                RANGE_LENGTH,
-                &[("content-range", "bytes 5-9/25")],
-                Some("5"),
-            ),
-            (
-                RANGE_TOTAL,
-                &[("content-range", "bytes 5-9/25")],
-                Some("25"),
-            ),
-            (RANGE_TOTAL, &[("content-range", "bytes 5-9/*")], Some("?")),
-            (RANGE_TOTAL, &[("range", "bytes=5-9")], None),
-            (
-                FILE_NAME,
-                &[("content-disposition", "attachment; filename=\"a%20b\"")],
-                Some("a b"),
-            ),
-            (FILE_NAME, &[("content-range", "bytes 5-9/25")], None),
-            (
-                ENCODED_NAME,
-                &[("uploader-file-name", "a%20b+c")],
-                Some("a b+c"),
-            ),
-            ("header:x-clip", &[("x-clip", "a%20b")], Some("a%20b")),
-            ("header:x-clip", &[("x-clips", "a")], None),
+            (Field::disposition_file_name(), disposition, Some("a b")),
+            (Field::disposition_file_name(), range, None),
+            (Field::header_percent_encoded("X-Clip"), clip, Some("a b+c")),
+            (Field::header("x-clip"), clip, Some("a%20b+c")),
+            (Field::header("x-clips"), clip, None),
+            (Field::query_or_form("x-clip"), clip, None),
+            (Field::part_file_name(), disposition, None),
         ] {
             let headers = of(headers);
-            let mut params = Params::default();
-            add(&mut params, &headers, name);
-            let value = params.one(name).unwrap();
-            assert_eq!(value.as_deref(), expected, "{name}");
-            assert_eq!(has(&headers, name), expected.is_some(), "{name}");
+            let values = values(&headers, &field);
+            let expected: Vec<_> = expected.into_iter().map(|text| Some(text.into())).collect();
+            assert_eq!(values, expected, "{field:?}");
+            assert_eq!(has(&headers, &field), !expected.is_empty(), "{field:?}");
         }
+        let mut garbled = of(range);
+        garbled.insert("x-clip", http::HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(values(&garbled, &Field::header("x-clip")), [None]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! The options of the clients in the page, made from how the layer is set up.
+//! The options of the clients in the page, made from the settings of the layer.
 
 use serde_json::{Map, Value, json};
 
-use crate::{Dialect, ResumableLayer, config::Config};
+use super::{Dialect, Field};
+use crate::{limits::Limits, protocol::Protocols};
 
-/// What the client shall not send again. The layer refuses with 400 or 415; the others come from what
-/// is around it.
+/// Statuses at which the client stops. The layer refuses with 400 or 415. Other servers on the way
+/// send the others.
 const PERMANENT: [u16; 7] = [400, 401, 403, 404, 413, 415, 501];
 
 /// Milliseconds before a chunk is sent again.
@@ -13,92 +14,105 @@ const RETRY_INTERVAL: u64 = 1000;
 
 const RETRIES: u32 = 100;
 
-/// Options for the clients, so that page and server cannot disagree.
-impl ResumableLayer {
-    /// The options for `new Resumable(…)` that fit this layer, as a JSON object: its path, its limits,
-    /// the names of the fields, and what to do about errors.
+/// Options for the clients that fit the settings of a layer: its path, its limits, the names of the
+/// fields, and what to do about errors.
+///
+/// A page gets them in a `<script>`, or asks for them:
+///
+/// ```js
+/// const r = new Resumable(await (await fetch('/upload-options')).json());
+/// ```
+///
+/// ```
+/// use tower_resumable::{Dialect, MemoryStore, ResumableLayer};
+///
+/// let layer = ResumableLayer::new(MemoryStore::default())
+///     .with_path("/files/upload")
+///     .with_protocol(Dialect::resumable_js().with_identifier("id"));
+/// let options = layer.client_options().resumable_js(1 << 20);
+/// let options: serde_json::Value = serde_json::from_str(&options)?;
+/// assert_eq!(options["target"], "/files/upload");
+/// assert_eq!(options["chunkSize"], 1 << 20);
+/// assert_eq!(options["identifierParameterName"], "id");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    path: Option<String>,
+    chunk_limit: u64,
+    file_limit: u64,
+    /// The names of Resumable.js' fields that are not its defaults.
+    names: Map<String, Value>,
+}
+
+impl ClientOptions {
+    /// The options of a layer with these settings. `path` is `None` if a matcher decides which
+    /// requests are uploads.
+    pub(crate) fn new(path: Option<&str>, limits: &Limits, protocols: &Protocols) -> Self {
+        let dialect = protocols.named(Dialect::RESUMABLE_JS);
+        Self {
+            path: path.map(Into::into),
+            chunk_limit: limits.chunk_size,
+            file_limit: limits.file_size,
+            names: dialect.map(changed_names).unwrap_or_default(),
+        }
+    }
+
+    /// The options for `new Resumable(…)`, as a JSON object.
     ///
-    /// `chunk_size` is in bytes; it is made smaller if the last chunk, which can be nearly twice as
-    /// long, would be over [the limit](crate::Limits::chunk_size).
-    ///
-    /// ```
-    /// use tower_resumable::{MemoryStore, ResumableJs, ResumableLayer};
-    ///
-    /// let layer = ResumableLayer::new(MemoryStore::default())
-    ///     .with_path("/files/upload")
-    ///     .with_dialect(ResumableJs::new().with_identifier_name("id"));
-    /// let options: serde_json::Value = serde_json::from_str(&layer.resumable_js_options(1 << 20))?;
-    /// assert_eq!(options["target"], "/files/upload");
-    /// assert_eq!(options["chunkSize"], 1 << 20);
-    /// assert_eq!(options["identifierParameterName"], "id");
-    /// # Ok::<(), serde_json::Error>(())
-    /// ```
-    ///
-    /// The page gets it in a `<script>`, or asks for it:
-    ///
-    /// ```js
-    /// const r = new Resumable(await (await fetch('/upload-options')).json());
-    /// ```
-    pub fn resumable_js_options(&self, chunk_size: u64) -> String {
-        let config = &self.engine.config;
-        let mut options = common(
-            config,
-            "target",
-            chunk_size.min(config.limits.chunk_size / 2),
-        );
+    /// `chunk_size` is in bytes. It is reduced if the last chunk, which can be nearly twice as
+    /// long, would exceed [the limit](Limits).
+    pub fn resumable_js(&self, chunk_size: u64) -> String {
+        let mut options = self.common("target", chunk_size.min(self.chunk_limit / 2));
         options.extend(retries());
-        // An empty file is a file too.
+        // The client rejects empty files by default.
         options.insert("minFileSize".into(), 0.into());
-        if config.limits.file_size < u64::MAX {
-            options.insert("maxFileSize".into(), config.limits.file_size.into());
+        if self.file_limit < u64::MAX {
+            options.insert("maxFileSize".into(), self.file_limit.into());
         }
-        if let Some(dialect) = config.dialects.named(crate::ResumableJs::NAME) {
-            options.extend(names(dialect));
-        }
+        options.extend(self.names.clone());
         Value::Object(options).to_string()
     }
 
-    /// The options for `new Flow(…)` that fit this layer, as a JSON object; see
-    /// [`resumable_js_options`](Self::resumable_js_options).
+    /// The options for `new Flow(…)`, as a JSON object.
+    ///
+    /// `chunk_size` is in bytes. It is reduced as for [`resumable_js`](Self::resumable_js).
     ///
     /// ```
     /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default())
-    ///     .with_limits(Limits::default().chunk_size(1 << 20));
-    /// let options: serde_json::Value = serde_json::from_str(&layer.flow_js_options(8 << 20))?;
+    ///     .with_limits(Limits::default().with_chunk_size(1 << 20));
+    /// let options = layer.client_options().flow_js(8 << 20);
+    /// let options: serde_json::Value = serde_json::from_str(&options)?;
     /// assert_eq!(options["chunkSize"], 1 << 19);
     /// # Ok::<(), serde_json::Error>(())
     /// ```
-    pub fn flow_js_options(&self, chunk_size: u64) -> String {
-        let config = &self.engine.config;
-        let mut options = common(
-            config,
-            "target",
-            chunk_size.min(config.limits.chunk_size / 2),
-        );
+    pub fn flow_js(&self, chunk_size: u64) -> String {
+        let mut options = self.common("target", chunk_size.min(self.chunk_limit / 2));
         options.extend(retries());
         Value::Object(options).to_string()
     }
 
-    /// The options for `new Dropzone(…)` that fit this layer, as a JSON object; see
-    /// [`resumable_js_options`](Self::resumable_js_options).
+    /// The options for `new Dropzone(…)`, as a JSON object.
+    ///
+    /// `chunk_size` is in bytes. It is reduced if it exceeds [the limit](Limits).
     ///
     /// ```
     /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default())
-    ///     .with_limits(Limits::default().file_size(5 << 30));
-    /// let options: serde_json::Value = serde_json::from_str(&layer.dropzone_options(1 << 20))?;
+    ///     .with_limits(Limits::default().with_file_size(5 << 30));
+    /// let options = layer.client_options().dropzone(1 << 20);
+    /// let options: serde_json::Value = serde_json::from_str(&options)?;
     /// assert_eq!(options["url"], "/upload");
     /// assert_eq!(options["maxFilesize"], 5120.0); // MiB
     /// # Ok::<(), serde_json::Error>(())
     /// ```
-    pub fn dropzone_options(&self, chunk_size: u64) -> String {
-        let config = &self.engine.config;
-        let mut options = common(config, "url", chunk_size.min(config.limits.chunk_size));
-        let max_file_size = match config.limits.file_size {
-            // Its default would be 256.
+    pub fn dropzone(&self, chunk_size: u64) -> String {
+        let mut options = self.common("url", chunk_size.min(self.chunk_limit));
+        let max_file_size = match self.file_limit {
+            // The client's default is 256 MiB.
             u64::MAX => Value::Null,
             bytes => (bytes as f64 / (1 << 20) as f64).into(),
         };
@@ -110,16 +124,15 @@ impl ResumableLayer {
         })));
         Value::Object(options).to_string()
     }
-}
 
-fn common(config: &Config, target: &str, chunk_size: u64) -> Map<String, Value> {
-    let mut options = Map::new();
-    // A matcher has no path to show.
-    if let (None, Some(path)) = (&config.matcher, config.paths.first()) {
-        options.insert(target.into(), path.as_str().into());
+    fn common(&self, target: &str, chunk_size: u64) -> Map<String, Value> {
+        let mut options = Map::new();
+        if let Some(path) = &self.path {
+            options.insert(target.into(), path.as_str().into());
+        }
+        options.insert("chunkSize".into(), chunk_size.max(1).into());
+        options
     }
-    options.insert("chunkSize".into(), chunk_size.max(1).into());
-    options
 }
 
 fn retries() -> Map<String, Value> {
@@ -130,14 +143,33 @@ fn retries() -> Map<String, Value> {
     }))
 }
 
-/// The names that are not the client's defaults; one that is dropped is empty.
-fn names(dialect: &Dialect) -> Map<String, Value> {
-    let default = Dialect::from(crate::ResumableJs::default());
-    let ours = dialect.client_names().into_iter();
-    ours.zip(default.client_names())
+/// The names that are not the client's defaults. A field that is dropped has an empty name.
+fn changed_names(dialect: &Dialect) -> Map<String, Value> {
+    let default = Dialect::resumable_js();
+    let names = parameter_names(dialect).into_iter();
+    names
+        .zip(parameter_names(&default))
         .filter(|((_, name), (_, default))| name != default)
         .map(|((option, name), _)| (format!("{option}ParameterName"), name.into()))
         .collect()
+}
+
+/// The names of the fields, by the options of Resumable.js without `ParameterName`.
+pub(super) fn parameter_names(dialect: &Dialect) -> [(&'static str, &str); 10] {
+    let names = &dialect.names;
+    let name = |field| Field::parameter(field).unwrap_or_default();
+    [
+        ("chunkNumber", name(&names.chunk_number)),
+        ("chunkSize", name(&names.chunk_size)),
+        ("currentChunkSize", name(&names.chunk_length)),
+        ("totalSize", name(&names.total_size)),
+        ("type", name(&names.content_type)),
+        ("identifier", name(&names.identifier)),
+        ("fileName", name(&names.file_name)),
+        ("relativePath", name(&names.relative_path)),
+        ("totalChunks", name(&names.total_chunks)),
+        ("file", &dialect.file_field),
+    ]
 }
 
 fn object(value: Value) -> Map<String, Value> {

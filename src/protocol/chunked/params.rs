@@ -1,47 +1,45 @@
 use std::borrow::Cow;
 
+use http::{HeaderMap, header};
+
+use super::{
+    field::{Field, Source},
+    headers,
+};
 use crate::{
-    UploadError,
+    error::{Error, Reason},
     limits::{QUERY_BYTES, QUERY_FIELDS},
+    protocol::FilePart,
 };
 
 /// The fields of a request, in the order in which they came.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params {
     query: Vec<(String, String)>,
-    body: Vec<(String, String)>,
-    /// Those that are headers of the request.
-    heads: Vec<(String, String)>,
-    /// Names of those in query and headers that were not UTF-8.
+    form: Vec<(String, String)>,
+    /// Those that are neither in the query nor in the form. `None` for a value that is not UTF-8.
+    others: Vec<(Field, Option<String>)>,
+    /// Names of fields in the query that are not UTF-8.
     garbled: Vec<String>,
     part: FilePart,
 }
 
-/// What the head of the part says that carries the file of a form.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct FilePart {
-    pub(crate) file_name: Option<String>,
-    pub(crate) content_type: Option<String>,
-}
-
 impl Params {
-    /// Most bytes of a query, or of a form without a file.
-    pub(crate) const MAX: u64 = QUERY_BYTES as u64;
+    /// Most bytes of a query, or of a URL-encoded form.
+    pub(super) const MAX: u64 = QUERY_BYTES as u64;
 
-    /// The fields of an `application/x-www-form-urlencoded` form.
-    pub(crate) fn from_form(form: &[u8]) -> Result<Self, UploadError> {
-        match std::str::from_utf8(form) {
-            Ok(form) => Self::from_query(Some(form)),
-            Err(_) => Err(UploadError::Multipart {
-                reason: "it is not UTF-8",
-            }),
-        }
+    /// The fields of a URL-encoded form.
+    pub(super) fn from_form(form: &[u8]) -> Result<Self, Error> {
+        let problem = "it is not UTF-8";
+        let form = std::str::from_utf8(form)
+            .map_err(|error| Error::new(Reason::Multipart { problem }, error))?;
+        Self::from_query(Some(form))
     }
 
-    pub(crate) fn from_query(query: Option<&str>) -> Result<Self, UploadError> {
+    pub(crate) fn from_query(query: Option<&str>) -> Result<Self, Error> {
         let query = query.unwrap_or_default();
         if query.len() > QUERY_BYTES || query.split('&').count() > QUERY_FIELDS {
-            return Err(UploadError::TooManyFields);
+            return Err(Reason::TooManyFields.into());
         }
         let mut params = Self::default();
         for raw in query.split('&') {
@@ -56,94 +54,117 @@ impl Params {
         Ok(params)
     }
 
-    /// Whether the query has a field of such a name; for queries of any size.
-    pub(crate) fn query_has(query: Option<&str>, name: impl Fn(&str) -> bool) -> bool {
+    /// Whether the query has a field with such a name. For queries of any length.
+    pub(super) fn query_has(query: Option<&str>, name: impl Fn(&str) -> bool) -> bool {
         let mut pairs = query.unwrap_or_default().split('&').filter_map(decode);
         pairs.any(|(n, _)| name(&n))
     }
 
     /// Adds a field of the form.
-    pub(crate) fn push_body(&mut self, name: String, value: String) {
-        self.body.push((name, value));
+    pub(super) fn push_form(&mut self, name: String, value: String) {
+        self.form.push((name, value));
     }
 
-    /// Adds a header, or `None` if its value is not UTF-8.
-    pub(crate) fn push_head(&mut self, name: &str, value: Option<String>) {
-        if value.is_none() {
-            self.garbled.push(name.to_owned());
+    /// Sets a field that the request does not have.
+    pub(super) fn set(&mut self, field: &Field, value: String) {
+        self.others.push((field.clone(), Some(value)));
+    }
+
+    /// Adds the values of a field that is a header. Several dialects can have the same one.
+    pub(super) fn add_header(&mut self, headers: &HeaderMap, field: &Field) {
+        if !self.others.iter().any(|(known, _)| known == field) {
+            let values = headers::values(headers, field).into_iter();
+            self.others
+                .extend(values.map(|value| (field.clone(), value)));
         }
-        self.heads
-            .push((name.to_owned(), value.unwrap_or_default()));
     }
 
-    /// Notes what the form says of its file.
+    /// Sets what the form says of its file.
     pub(crate) fn set_part(&mut self, part: FilePart) {
         self.part = part;
     }
 
-    pub(crate) fn part(&self) -> &FilePart {
-        &self.part
-    }
-
-    /// Whether there is a field of such a name.
+    /// Whether the query or the form has a field with such a name.
     pub(crate) fn has(&self, name: impl Fn(&str) -> bool) -> bool {
-        let fields = self.query.iter().chain(&self.body).chain(&self.heads);
-        fields.into_iter().any(|(n, _)| name(n))
+        let mut fields = self.query.iter().chain(&self.form);
+        fields.any(|(n, _)| name(n))
     }
 
-    /// Whether it is known before the body.
-    pub(crate) fn in_head(&self, name: &str) -> bool {
-        self.query.iter().chain(&self.heads).any(|(n, _)| n == name)
+    /// Whether the head of the request has this field.
+    pub(super) fn in_head(&self, field: &Field) -> bool {
+        let in_query = |name| self.query.iter().any(|(n, _)| n == name);
+        field.parameter().is_some_and(in_query) || self.in_others(field)
     }
 
-    /// Whether there is this field. One without a name is none: it stands for those that a dialect
-    /// does not have.
-    pub(crate) fn contains(&self, name: &str) -> bool {
-        !name.is_empty() && self.has(|n| n == name)
+    fn in_others(&self, field: &Field) -> bool {
+        self.others.iter().any(|(known, _)| known == field)
     }
 
-    /// The value of a field. It may come several times, as it does in query and form, but not with
+    /// Whether the request has this field.
+    pub(super) fn contains(&self, field: &Field) -> bool {
+        let named = |name| self.has(|n| n == name);
+        field.parameter().is_some_and(named)
+            || self.in_others(field)
+            || self.of_part(field).is_some()
+    }
+
+    /// The value of a field. It can come several times, as it does in query and form, but not with
     /// different values.
-    pub(crate) fn one<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
-        let value = self.first(name)?;
-        match self.all(name).all(|other| Some(&other) == value.as_ref()) {
-            true => Ok(value),
-            false => Err(UploadError::ConflictingField { name: name.into() }),
+    pub(crate) fn one<'a>(&'a self, field: &'a Field) -> Result<Option<Cow<'a, str>>, Error> {
+        let value = self.first(field)?;
+        if self.all(field).all(|other| Some(&other) == value.as_ref()) {
+            Ok(value)
+        } else {
+            let name = field.name().into();
+            Err(Reason::ConflictingField { name }.into())
         }
     }
 
-    /// The first value of a field. Resumable.js sends one that the application has set before its
-    /// own in tests, and instead of its own in uploads.
-    pub(crate) fn first<'a>(&'a self, name: &'a str) -> Result<Option<Cow<'a, str>>, UploadError> {
-        match self.garbled.iter().any(|garbled| garbled == name) {
-            true => Err(UploadError::InvalidField {
-                name: name.into(),
-                reason: "is not UTF-8",
-            }),
-            false => Ok(self.all(name).next()),
+    /// The first value of a field. Resumable.js sends a field that the application has set before
+    /// its own field in tests, and in the place of it in uploads.
+    pub(super) fn first<'a>(&'a self, field: &'a Field) -> Result<Option<Cow<'a, str>>, Error> {
+        let in_query = |name| self.garbled.iter().any(|garbled| garbled == name);
+        let mut others = self.others.iter();
+        if field.parameter().is_some_and(in_query)
+            || others.any(|(known, value)| known == field && value.is_none())
+        {
+            return Err(invalid(field, "is not UTF-8"));
         }
+        Ok(self.all(field).next())
     }
 
-    /// The fields that are not the layer's, as they were sent. Those of the form are the query's
-    /// again, if both are there.
+    /// The fields that the layer does not use, as they were sent. If the query and the form have
+    /// fields of the same name, only those of the form count.
     pub(crate) fn extra(&self, is_ours: impl Fn(&str) -> bool) -> Vec<(String, String)> {
-        let in_body = |name: &str| self.body.iter().any(|(n, _)| n == name);
-        let query = self.query.iter().filter(|(name, _)| !in_body(name));
+        let in_form = |name: &str| self.form.iter().any(|(n, _)| n == name);
+        let query = self.query.iter().filter(|(name, _)| !in_form(name));
         query
-            .chain(&self.body)
+            .chain(&self.form)
             .filter(|(name, _)| !is_ours(name))
             .cloned()
             .collect()
     }
 
-    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
-        let named = move |(n, value): &'a (String, String)| (n == name).then_some(value);
-        self.query
-            .iter()
-            .chain(&self.body)
-            .chain(&self.heads)
-            .filter_map(named)
-            .map(|value| line_feeds(value))
+    fn all<'a>(&'a self, field: &'a Field) -> impl Iterator<Item = Cow<'a, str>> {
+        let name = field.parameter();
+        let fields = self.query.iter().chain(&self.form);
+        let fields = fields.filter(move |(n, _)| name == Some(n));
+        let fields = fields.map(|(_, value)| value.as_str());
+        let others = self.others.iter().filter(move |(known, _)| known == field);
+        let others = others.filter_map(|(_, value)| value.as_deref());
+        fields
+            .chain(others)
+            .chain(self.of_part(field))
+            .map(line_feeds)
+    }
+
+    fn of_part(&self, field: &Field) -> Option<&str> {
+        let value = match &field.0 {
+            Source::PartFileName => self.part.file_name.as_deref(),
+            Source::PartMediaType => self.part.content_type.as_deref(),
+            _ => None,
+        };
+        value.filter(|value| !value.is_empty())
     }
 }
 
@@ -153,8 +174,8 @@ fn decode(raw: &str) -> Option<(String, String)> {
     Some((name.into_owned(), value.into_owned()))
 }
 
-/// Decoding puts U+FFFD in the place of what is not UTF-8. One that was sent as such is no error:
-/// files that came out of a broken archive have it in their names.
+/// Whether nothing was lost in decoding, which replaces what is not UTF-8 with U+FFFD. A U+FFFD
+/// that was sent is no error: files that came out of a broken archive have it in their names.
 fn was_utf8(raw: &str, name: &str, value: &str) -> bool {
     const LOST: char = char::REPLACEMENT_CHARACTER;
     let got = name.matches(LOST).count() + value.matches(LOST).count();
@@ -165,10 +186,39 @@ fn was_utf8(raw: &str, name: &str, value: &str) -> bool {
     got == escaped + raw.matches(LOST).count()
 }
 
-/// Forms make CR LF of every line break, queries do not.
+/// Replaces the line breaks of forms, which are CR LF, with those of queries.
 fn line_feeds(value: &str) -> Cow<'_, str> {
-    match value.contains('\r') {
-        true => Cow::Owned(value.replace("\r\n", "\n").replace('\r', "\n")),
-        false => Cow::Borrowed(value),
+    if value.contains('\r') {
+        Cow::Owned(value.replace("\r\n", "\n").replace('\r', "\n"))
+    } else {
+        Cow::Borrowed(value)
     }
+}
+
+pub(super) fn invalid(field: &Field, problem: &'static str) -> Error {
+    let name = field.name().into();
+    Reason::InvalidField { name, problem }.into()
+}
+
+/// Whether the headers allow that a request of no dialect carries a whole file.
+pub(crate) fn allows_whole(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys().map(|name| name.as_str());
+    // tus, FilePond and the IETF draft have headers `Upload-…`.
+    !names.any(|name| {
+        is_of_chunks(name) || name.starts_with("upload-") || name == header::CONTENT_RANGE
+    })
+}
+
+/// Whether fields without a position can be those of a whole file.
+///
+/// An unknown field whose name contains `chunk`, or is `offset`, belongs to a chunk of a client
+/// that the layer was not told of. Such a chunk would be a wrong file.
+pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
+    !params.has(|name| !known(name) && is_of_chunks(name))
+}
+
+fn is_of_chunks(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    // Not all names that contain `offset`: an application can send that of a time zone.
+    name.contains("chunk") || name == "offset"
 }

@@ -1,18 +1,26 @@
-//! Tables of requests and of what the dialect reads in them.
+//! Tables of requests, of what is read in them, and of the answers.
 
 use std::path::{Path, PathBuf};
 
 use http::{Request, request::Parts};
+use serde_json::{Value, json};
 
-use super::{
-    Chunk, Dialect, Dialects, FilePart, Identity, Intent, Params, ResumableJs, Transport, asks_for,
-    is_whole_file, whole_file,
+use super::*;
+use crate::{
+    hooks::Refusal,
+    model::{
+        ranges::RangeSet,
+        state::{State, Status},
+        upload::{Scope, Upload},
+    },
+    protocol::{
+        Described, Encode as _, Form, Identity, Outcome, Protocol, Protocols, Reply, Target,
+    },
 };
-use crate::UploadError;
 
-type Answer = Result<String, UploadError>;
+type Answer = Result<String, Error>;
 
-/// `(folder, uploads, requests)`: what Chromium has sent, and what is read in it.
+/// `(folder, uploads, requests)`: requests that Chromium sent, and what is read in them.
 const CAPTURES: &[(&str, &str, &str)] = &[
     (
         "blueimp-10.32.0-binary",
@@ -262,28 +270,22 @@ fn captures() {
         "every capture has its row"
     );
     for (capture, uploads, expected) in CAPTURES {
-        let mut dialects = Dialects::default();
-        match *capture {
-            "resumable-1.1.0-testChunks-false-params-off" => dialects.add(
-                ResumableJs::new()
-                    .with_chunk_number_name("chunk")
-                    .with_relative_path_name("")
-                    .into(),
-            ),
-            _ => [
-                ("simple", Dialect::simple_uploader()),
-                ("plupload", Dialect::plupload()),
-                ("webuploader", Dialect::web_uploader(10)),
-                ("blueimp", Dialect::blueimp()),
-                ("filepond", Dialect::filepond()),
-            ]
-            .into_iter()
-            .filter(|(client, _)| capture.starts_with(client))
-            .for_each(|(_, dialect)| dialects.add(dialect)),
-        }
+        let mut chunked = Chunked::default();
+        let dialect = match capture.split('-').next() {
+            _ if capture.ends_with("params-off") => Dialect::resumable_js()
+                .with_chunk_number("chunk", 1)
+                .with_relative_path(""),
+            Some("simple") => Dialect::simple_uploader(),
+            Some("webuploader") => Dialect::web_uploader(10),
+            Some("blueimp") => Dialect::blueimp(),
+            Some("filepond") => Dialect::filepond(),
+            _ => Dialect::flow_js(),
+        };
+        chunked.add(dialect);
+        let chunked = Arc::new(chunked);
         let (mut uploads_read, mut read) = (Vec::new(), Vec::new());
         for request in requests(capture) {
-            let (upload, what) = read_capture(&dialects, &request);
+            let (upload, what) = read_capture(&chunked, &request);
             uploads_read.extend(upload);
             read.push(what);
         }
@@ -297,20 +299,23 @@ fn captures() {
 fn the_captured_names_are_read_alike_in_query_and_form() {
     let dialect = resumable_js();
     let requests = requests("resumable-1.1.0-unicode-name");
-    let Ok(Intent::Probe(probe, _)) = intent(&dialect, &head(&requests[0]).0, true) else {
-        panic!("no probe");
-    };
-    let identity = &probe.identity;
-    assert_eq!(identity.file_name.as_deref(), Some("日本\"語\n.txt"));
+    let probe = asked(&dialect, &head(&requests[0]).0);
+    assert_eq!(probe.upload.file_name.as_deref(), Some("日本\"語\n.txt"));
     assert_eq!(
-        identity.relative_path.as_deref(),
+        probe.upload.relative_path.as_deref(),
         Some("dir é/日本\"語.txt")
     );
-    assert_eq!(probe.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(probe.upload.content_type.as_deref(), Some("text/plain"));
     let (parts, body) = head(&requests[1]);
-    let (params, boundary) = form(&dialect, &parts);
+    let boundary = "----WebKitFormBoundary";
+    let boundary = parts.headers["content-type"]
+        .to_str()
+        .unwrap()
+        .split_once(boundary);
+    let boundary = format!("----WebKitFormBoundary{}", boundary.unwrap().1);
+    let params = Params::from_query(parts.uri.query()).unwrap();
     let fields = split_form(body, &boundary);
-    assert_eq!(dialect.chunk(&with_body(params, &fields)), Ok(probe));
+    assert_eq!(chunk_of(&dialect, &with_form(params, &fields)), Ok(probe));
 }
 
 /// What is wanted, by method, query and content type; `+` before the method: with a body.
@@ -331,13 +336,10 @@ fn intents() {
     let octets = Some("application/octet-stream");
     let probe = "probe i 10+? (<=15) of 25";
     let status_2 = "status i 10+? (<=15) of 25";
-    let missing = |name: &str| {
-        Err(UploadError::MissingField {
-            name: format!("resumable{name}"),
-        })
-    };
+    let octets_2 = "octets i 10+? (<=15) of 25";
+    let missing = |name: &str| Err(missing(&format!("resumable{name}")));
     let pass = || ok("pass");
-    let too_many = || Err(UploadError::TooManyFields);
+    let too_many = || Err(Reason::TooManyFields.into());
     let rows: Vec<(&str, &str, Option<&str>, Answer)> = vec![
         ("OPTIONS", Q, None, pass()),
         ("OPTIONS", &overlong, None, pass()),
@@ -363,7 +365,7 @@ fn intents() {
             ok("status i 0+? (<=10) of 25"),
         ),
         ("GET", "resumableStatus=1", None, missing("Identifier")),
-        // Ours too, though nobody reads it.
+        // A field of the client, though it is not used.
         ("GET", "resumableTotalChunks=1", None, missing("Identifier")),
         ("DELETE", Q, None, ok("cancel i of 25")),
         (
@@ -379,39 +381,39 @@ fn intents() {
             Err(conflict("resumableIdentifier")),
         ),
         ("DELETE", "id=1", None, pass()),
-        ("REPORT", Q, None, Err(UploadError::MethodNotAllowed)),
+        ("REPORT", Q, None, Err(Reason::MethodNotAllowed.into())),
         ("REPORT", "", None, pass()),
-        // The test with `testMethod: 'POST'`, and what only looks like it.
+        // A test with `testMethod: 'POST'`, and requests that look like it.
         ("POST", Q, None, ok(probe)),
         ("POST", "", None, pass()),
-        ("POST", Q, octets, ok("octets")),
-        ("PUT", Q, None, ok("octets")),
-        ("+POST", Q, None, ok("octets")),
+        ("POST", Q, octets, ok(octets_2)),
+        ("PUT", Q, None, ok(octets_2)),
+        ("+POST", Q, None, ok(octets_2)),
         ("+POST", "", None, pass()),
         ("+POST", &overlong_foreign, octets, pass()),
         ("+POST", &overlong, octets, too_many()),
-        // Octets are octets, whatever they are called.
-        ("+POST", Q, octets, ok("octets")),
-        ("+POST", Q, Some("binary/octet-stream"), ok("octets")),
-        ("+PUT", Q, Some("image/png"), ok("octets")),
-        ("+PATCH", Q, Some(""), ok("octets")),
+        // A raw chunk can have any content type.
+        ("+POST", Q, octets, ok(octets_2)),
+        ("+POST", Q, Some("binary/octet-stream"), ok(octets_2)),
+        ("+PUT", Q, Some("image/png"), ok(octets_2)),
+        ("+PATCH", Q, Some(""), ok(octets_2)),
         (
             "+POST",
             Q,
             Some("application/x-www-form-urlencoded"),
-            ok("octets"),
+            ok(octets_2),
         ),
         (
             "+POST",
             Q,
             Some("multipart/mixed; boundary=b"),
-            ok("octets"),
+            ok(octets_2),
         ),
         (
             "+POST",
             Q,
             Some("multipart/form-data2; boundary=b"),
-            ok("octets"),
+            ok(octets_2),
         ),
         ("+POST", "", Some("application/grpc"), pass()),
         ("+POST", "", Some("multipart/form-data, boundary=b"), pass()),
@@ -434,16 +436,19 @@ fn intents() {
             None => (method, true),
         };
         let parts = request(method, query, content_type);
-        let got = intent(&dialect, &parts, empty).map(|intent| show(&intent));
-        assert_eq!(got, expected, "{row}");
+        assert_eq!(shown(&dialect, &parts, empty), expected, "{row}");
     }
 }
 
 #[test]
-fn what_a_layer_asks_of_all_dialects() {
-    let dialects = Dialects::default();
-    assert_eq!(dialects.named("flow.js").unwrap().name, "flow.js");
-    assert!(dialects.named("flow").is_none());
+fn the_dialects_of_a_layer() {
+    let mut protocols = Protocols::default();
+    assert_eq!(protocols.named("flow.js").unwrap().name(), "flow.js");
+    assert!(protocols.named("flow").is_none());
+    // One that has the same name is replaced.
+    protocols.add(Dialect::flow_js().with_identifier("own").into());
+    let identifier = &protocols.named("flow.js").unwrap().names.identifier;
+    assert_eq!(*identifier, Field::query_or_form("own"));
     // Any dialect's file, and those of one whose fields are there. Only Resumable.js' can be text.
     for (query, part, is_text, expected) in [
         ("", "file", false, true),
@@ -454,12 +459,39 @@ fn what_a_layer_asks_of_all_dialects() {
         ("flowIdentifier=a", "file", true, false),
         ("flowIdentifier=a", "qqfile", false, false),
     ] {
-        let params = Params::from_query(Some(query)).unwrap();
-        let is_file = dialects.is_file(&params, part, is_text);
-        assert_eq!(is_file, expected, "{query} {part} {is_text}");
-        if query.is_empty() {
-            assert_eq!(dialects.can_be_file(part, is_text), expected);
-        }
+        let form = form_of(&Arc::default(), query, &[]);
+        assert_eq!(
+            form.is_file(part, is_text),
+            expected,
+            "{query} {part} {is_text}"
+        );
+    }
+    // The settings stay.
+    protocols.chunked_mut().list_parameter = Some("list".into());
+    let wants = |protocols: &Protocols, method, query: &str, content_type| {
+        let parts = request(method, query, content_type);
+        protocols.decode(&parts, false).is_some()
+    };
+    let flow = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=10&flowChunkNumber=2";
+    let form = Some("multipart/form-data; boundary=b");
+    let octets = Some("application/octet-stream");
+    for (only, expected) in [
+        (vec![], [true, false, false, false, false]),
+        (vec![Protocol::plain()], [true, false, false, true, true]),
+        (
+            vec![Dialect::flow_js().into()],
+            [true, true, true, true, false],
+        ),
+    ] {
+        protocols.only(only.clone());
+        let got = [
+            wants(&protocols, "GET", "list", None),
+            wants(&protocols, "GET", flow, None),
+            wants(&protocols, "HEAD", "", None),
+            wants(&protocols, "POST", "", form),
+            wants(&protocols, "POST", "", octets),
+        ];
+        assert_eq!(got, expected, "{only:?}");
     }
     for (method, query, expected) in [
         ("GET", "list", true),
@@ -467,33 +499,23 @@ fn what_a_layer_asks_of_all_dialects() {
         ("GET", "lists", false),
         ("POST", "list", false),
     ] {
-        let parts = request(method, query, None);
-        assert_eq!(asks_for(&parts, "list"), expected, "{method} {query}");
+        let got = wants(&protocols, method, query, None);
+        assert_eq!(got, expected, "{method} {query}");
     }
-}
-
-#[test]
-fn which_answers_have_a_shape() {
-    let answers = |dialect: Dialect| dialect.answers(&Params::default());
-    assert!(!answers(resumable_js()).shapes_results());
-    assert!(answers(Dialect::fine_uploader()).shapes_results());
-    let query = Params::from_query(Some("chunkIndex=3")).unwrap();
-    let echo = Dialect::bootstrap_fileinput().answers(&query);
-    assert_eq!(echo.echo, Some(("chunkIndex", 3)));
-    assert!(echo.shapes_results());
 }
 
 /// Fine Uploader's last request is a form without a query.
 #[test]
 fn forms_that_ask_in_the_end() {
     let form = Some("application/x-www-form-urlencoded; charset=utf-8");
+    let read_all = "read 16384";
     for (method, query, content_type, expected) in [
-        ("POST", "", form, "finish"),
+        ("POST", "", form, read_all),
         (
             "POST",
             "",
             Some("APPLICATION/X-WWW-FORM-URLENCODED"),
-            "finish",
+            read_all,
         ),
         ("POST", "", Some("text/plain"), "pass"),
         ("POST", "", None, "pass"),
@@ -501,14 +523,33 @@ fn forms_that_ask_in_the_end() {
         ("PUT", "", form, "pass"),
     ] {
         let parts = request(method, query, content_type);
-        let intent = intent(&Dialect::fine_uploader(), &parts, false);
-        assert_eq!(
-            show(&intent.unwrap()),
-            expected,
-            "{method} {query} {content_type:?}"
-        );
-        let others = Dialects::only([resumable_js()]);
-        assert_eq!(show(&others.intent(&parts, false).0.unwrap()), "pass");
+        let shown_of = |dialect: Dialect| shown(&dialect, &parts, false);
+        let row = format!("{method} {query} {content_type:?}");
+        assert_eq!(shown_of(Dialect::fine_uploader()), ok(expected), "{row}");
+        assert_eq!(shown_of(resumable_js()), ok("pass"), "{row}");
+    }
+    let fine = only(Dialect::fine_uploader());
+    for (form, expected) in [
+        (
+            &b"qquuid=i&qqtotalfilesize=25&x=1"[..],
+            ok("conclude i of 25"),
+        ),
+        (b"qquuid=i", Err(missing("qqtotalfilesize"))),
+        (b"x=1", Err(missing("qquuid"))),
+        (
+            b"\xff",
+            Err(Reason::Multipart {
+                problem: "it is not UTF-8",
+            }
+            .into()),
+        ),
+    ] {
+        let (command, answers) = fine.read_question(form);
+        assert_eq!(command.map(|command| show(&command, &answers)), expected);
+        let failed: Error = Reason::OutOfBounds.into();
+        let failed = answers.encode(Outcome::Failed(&failed));
+        let failed: Value = serde_json::from_slice(failed.body()).unwrap();
+        assert_eq!(failed["success"], false);
     }
 }
 
@@ -519,49 +560,41 @@ fn raw_chunks() {
     let mut parts = request("POST", "qquuid=i&qqfile=a", Some("image/png"));
     let length = http::HeaderValue::from_static("25");
     parts.headers.insert("content-length", length);
-    let Ok(Intent::Put(params, Transport::Octets)) = intent(&dialect, &parts, false) else {
-        panic!("it brings a chunk");
-    };
-    // A file that comes as a whole is as long as what comes.
-    let chunk = dialect.chunk(&params).unwrap();
-    assert_eq!((chunk.identity.total, chunk.len), (25, Some(25)));
+    // A file that comes as a whole is as long as the body.
+    assert_eq!(shown(&dialect, &parts, false), ok("octets i 0+25 of 25"));
 
-    let query = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=25&flowChunkNumber=1";
+    let query = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=25&flowChunkNumber=1&a=b";
     let parts = request("POST", query, Some("image/png"));
-    let Ok(Intent::Put(params, Transport::Octets)) = intent(&Dialect::flow_js(), &parts, false)
+    let target = raw(&Dialect::flow_js(), &parts);
+    assert_eq!(target.upload.content_type.as_deref(), Some("image/png"));
+    assert_eq!(target.upload.fields, owned(&[("a", "b")]));
+    assert_eq!((target.digest, target.must_exist), (None, false));
+
+    let mut chunked = Chunked::default();
+    chunked.digest_field = Some("a".into());
+    let Some((Ok(Command::Write(Write::Raw(target))), _)) = Arc::new(chunked).read(&parts, false)
     else {
-        panic!("it brings a chunk");
+        panic!("it is a chunk");
     };
-    let chunk = Dialect::flow_js().chunk(&params).unwrap();
-    assert_eq!(chunk.content_type.as_deref(), Some("image/png"));
+    assert_eq!(target.digest.as_deref(), Some("b"));
+    let query = "qquuid=i&qqtotalfilesize=9&qqpartbyteoffset=5&qqchunksize=4&qqresume=true";
+    let parts = request("POST", query, Some("image/png"));
+    assert!(raw(&dialect, &parts).must_exist);
 }
 
 #[test]
 fn what_the_fields_of_a_dialect_ask() {
     let params = |query: &str| Params::from_query(Some(query)).unwrap();
     // Of two dialects it is the one whose identifier is there.
-    let dialects = Dialects::default();
-    let both = params("resumableFilename=a&flowIdentifier=b");
-    assert_eq!(dialects.of(&both).unwrap().name, "flow.js");
-    let one = params("x=1&resumableFilename=a");
-    assert_eq!(dialects.of(&one).unwrap().name, ResumableJs::NAME);
-    assert!(dialects.of(&params("x=1")).is_none());
-
-    let flow = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=10&flowChunkNumber=2";
-    let test = Dialect::flow_js().form_test(&params(flow)).unwrap();
-    assert_eq!(show_chunk(&test.unwrap()), "i 10+? (<=15) of 25");
-    assert_eq!(
-        Dialect::flow_js().form_test(&params("")),
-        Err(missing("flowIdentifier"))
-    );
-    assert_eq!(resumable_js().form_test(&params(flow)), Ok(None));
-    let list = Dialect::bootstrap_fileinput().form_test(&params("fileId=i&fileSize=25"));
-    assert_eq!(show_chunk(&list.unwrap().unwrap()), "i 0+? (<=25) of 25");
-
-    let fine = Dialect::fine_uploader();
-    assert!(fine.is_resumed(&params("qquuid=i&qqresume=true")));
-    assert!(!fine.is_resumed(&params("qquuid=i")));
-    assert!(!resumable_js().is_resumed(&params("qqresume=true")));
+    let chunked = Chunked::default();
+    let of = |query: &str| {
+        chunked
+            .dialect_of(&params(query))
+            .map(|dialect| dialect.name())
+    };
+    assert_eq!(of("resumableFilename=a&flowIdentifier=b"), Some("flow.js"));
+    assert_eq!(of("x=1&resumableFilename=a"), Some("Resumable.js"));
+    assert_eq!(of("x=1"), None);
 
     // WebUploader's chunks have a number, and a size that is known.
     let web_uploader = Dialect::web_uploader(10).with_identifier("id");
@@ -584,24 +617,29 @@ fn names_of_uploads_that_are_made_here() {
             let length = http::HeaderValue::from_static(length);
             parts.headers.insert("upload-length", length);
         }
-        intent(&filepond, &parts, false).map(|intent| show(&intent))
+        shown(&filepond, &parts, false)
     };
     let patch = format!("patch={NAME}");
     let status = format!("status {NAME} 0+? (<=25) of 25");
     for (method, query, length, expected) in [
         ("POST", "", Some("25"), ok("create 25")),
         ("POST", "", None, ok("pass")),
-        ("POST", &patch, Some("25"), ok("octets")),
+        (
+            "POST",
+            &patch,
+            Some("25"),
+            Err(missing("header:upload-offset")),
+        ),
         ("HEAD", &patch, None, ok(&status)),
         ("HEAD", &patch, Some("25"), ok(&status)),
         (
             "HEAD",
             &patch,
             Some("24"),
-            Err(UploadError::InvalidField {
-                name: "header:upload-length".into(),
-                reason: "is not what the upload was made for",
-            }),
+            Err(bad(
+                "header:upload-length",
+                "is not what the upload was made for",
+            )),
         ),
         (
             "HEAD",
@@ -635,30 +673,27 @@ fn names_of_uploads_that_are_made_here() {
             "{method} {query} {length:?}"
         );
     }
-    let made = super::created_identifier("0123456789abcdef0123456789abcdef", 25);
-    assert_eq!(made, NAME);
+    let made = parse::created("0123456789abcdef0123456789abcdef", 25);
+    assert_eq!((made.identifier.as_str(), made.length), (NAME, Some(25)));
+    let patched = params_of(&patch);
+    let read = filepond.upload(Fields::strict(&patched), IdentityRule::Full);
+    assert_eq!(read, Ok(made));
     // No other client asks that way.
     let head = request(
         "HEAD",
         "qquuid=i&qqtotalfilesize=25&qqpartbyteoffset=5",
         None,
     );
-    let probe = intent(&Dialect::fine_uploader(), &head, false).unwrap();
-    assert_eq!(show(&probe), "probe i 5+? (<=20) of 25");
+    let probe = shown(&Dialect::fine_uploader(), &head, false);
+    assert_eq!(probe, ok("probe i 5+? (<=20) of 25"));
 }
 
 #[test]
 fn offsets_and_lengths_that_are_declared() {
     let read = |dialect: &Dialect, query: &str| {
-        let params = Params::from_query(Some(query)).unwrap();
-        dialect.chunk(&params).map(|chunk| show_range(&chunk))
+        chunk_of(dialect, &params_of(query)).map(|chunk| show_range(&chunk))
     };
-    let wrong = |name: &str| {
-        Err(UploadError::InvalidField {
-            name: name.into(),
-            reason: "is not the size of this chunk in any layout",
-        })
-    };
+    let wrong = |name: &str| Err(bad(name, "is not the size of this chunk in any layout"));
     // Any length up to the end, but none that brings nothing.
     let fine = Dialect::fine_uploader();
     for (query, expected) in [
@@ -686,31 +721,22 @@ fn offsets_and_lengths_that_are_declared() {
     }
     // A status request is about all of it.
     let query = "dzuuid=i&dztotalfilesize=25&dzchunksize=10&dzchunkindex=1";
-    let params = Params::from_query(Some(query)).unwrap();
-    assert_eq!(dropzone.status(&params).unwrap().offset, 0);
+    let params = params_of(query);
+    let status = dropzone.chunk(Fields::first(&params), Subject::Upload, IdentityRule::Full);
+    assert_eq!(status.unwrap().offset, 0);
 
-    let unchecked = ResumableJs::new()
-        .with_namespace("u_")
-        .with_length_check(false);
+    let unchecked = resumable_js().with_namespace("u_").with_length_check(false);
     let query = "u_resumableIdentifier=i&u_resumableTotalSize=25&u_resumableChunkSize=10\
                  &u_resumableChunkNumber=1&u_resumableCurrentChunkSize=9";
-    assert_eq!(read(&unchecked.into(), query), ok("0+? (<=25)"));
+    assert_eq!(read(&unchecked, query), ok("0+? (<=25)"));
 }
 
 #[test]
 fn names_are_told_to_the_client() {
-    let renamed: Dialect = ResumableJs::new()
-        .with_chunk_number_name("a")
-        .with_chunk_size_name("b")
-        .with_current_chunk_size_name("c")
-        .with_total_size_name("d")
-        .with_type_name("e")
-        .with_identifier_name("f")
-        .with_file_name_name("g")
-        .with_relative_path_name("h")
-        .with_total_chunks_name("i")
-        .with_file_parameter_name("j")
-        .into();
+    let renamed = renamed_by(
+        resumable_js(),
+        &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"],
+    );
     let expected = [
         ("chunkNumber", "a"),
         ("chunkSize", "b"),
@@ -723,7 +749,7 @@ fn names_are_told_to_the_client() {
         ("totalChunks", "i"),
         ("file", "j"),
     ];
-    assert_eq!(renamed.client_names(), expected);
+    assert_eq!(options::parameter_names(&renamed), expected);
 }
 
 #[test]
@@ -731,19 +757,19 @@ fn queries_up_to_their_limit() {
     let query = |len: usize| format!("x={}", "y".repeat(len - 2));
     assert!(Params::from_query(Some(&query(16 << 10))).is_ok());
     let error = Params::from_query(Some(&query((16 << 10) + 1))).err();
-    assert_eq!(error, Some(UploadError::TooManyFields));
+    assert_eq!(error, Some(Reason::TooManyFields.into()));
 }
 
-/// Only of clients that do not say the file's name it is that of the form's part.
+/// The name of the form's part counts only in dialects that say so.
 #[test]
 fn names_of_parts() {
     let name = |dialect: Dialect, query: &str| {
-        let mut params = Params::from_query(Some(query)).unwrap();
+        let mut params = params_of(query);
         params.set_part(FilePart {
             file_name: Some("part.txt".into()),
             content_type: None,
         });
-        dialect.chunk(&params).unwrap().identity.file_name
+        chunk_of(&dialect, &params).unwrap().upload.file_name
     };
     let query = "dzuuid=i&dztotalfilesize=25&dzchunkbyteoffset=0";
     assert_eq!(
@@ -811,11 +837,11 @@ fn boundaries() {
     ];
     let dialect = resumable_js();
     for (content_type, expected) in rows {
-        let intent = intent(&dialect, &request("POST", "", Some(content_type)), false);
-        let got = match intent {
-            Ok(Intent::Put(_, Transport::Multipart { boundary })) => Some(boundary),
-            Err(UploadError::Multipart { .. }) => None,
-            other => panic!("{content_type}: {other:?}"),
+        let parts = request("POST", "", Some(content_type));
+        let got = match read(&dialect, &parts, false) {
+            Some((Ok(Command::Write(Write::Form { boundary, .. })), _)) => Some(boundary),
+            Some((Err(error), _)) if matches!(error.reason(), Reason::Multipart { .. }) => None,
+            _ => panic!("{content_type}"),
         };
         assert_eq!(got.as_deref(), *expected, "{content_type}");
     }
@@ -909,18 +935,22 @@ fn values() {
         fields.retain(|(n, _)| *n != name);
         fields.push((&name, value));
         let query = encode(&fields);
-        let upload = dialect.chunk(&Params::from_query(Some(&query)).unwrap());
-        let form = dialect.chunk(&with_body(Params::default(), &fields));
-        let probe = match intent(&dialect, &request("GET", &query, None), true) {
-            Ok(Intent::Probe(chunk, _)) => Ok(chunk),
-            Ok(other) => panic!("{name}={value:?}: {other:?}"),
-            Err(error) => Err(error),
+        let upload = chunk_of(&dialect, &params_of(&query));
+        let form = chunk_of(&dialect, &with_form(Params::default(), &fields));
+        let probe = match read(&dialect, &request("GET", &query, None), true) {
+            Some((Ok(Command::Look(_)), answers)) => Ok(answers.asked.unwrap().1),
+            Some((Err(error), _)) => Err(error),
+            _ => panic!("{name}={value:?}"),
         };
         assert_eq!(upload, form, "{name}={value:?}");
         assert_eq!(upload, probe, "{name}={value:?}");
-        let got = upload.as_ref().err().map_or("", UploadError::code);
+        let got = upload
+            .as_ref()
+            .err()
+            .map_or("", |error| error.kind().as_str());
         assert_eq!(got, expected, "{name}={value:?}: {upload:?}");
-        if let Err(UploadError::InvalidField { name: wrong, .. }) = upload {
+        let reason = upload.as_ref().err().map(Error::reason);
+        if let Some(Reason::InvalidField { name: wrong, .. }) = reason {
             let expected = match (name.as_str(), value) {
                 // It is the length that does not fit any more.
                 ("resumableTotalSize", "15") | ("resumableChunkSize", "20") => {
@@ -928,7 +958,7 @@ fn values() {
                 }
                 (name, _) => name,
             };
-            assert_eq!(wrong, expected, "{name}={value:?}");
+            assert_eq!(wrong.as_str(), expected, "{name}={value:?}");
         }
     }
 }
@@ -949,11 +979,11 @@ fn what_is_missing_is_named() {
     ] {
         let mut fields = good();
         fields.retain(|(n, _)| *n != name);
-        let expected = needed.then(|| UploadError::MissingField { name: name.into() });
+        let expected = needed.then(|| missing(name));
         let query = encode(&fields);
-        let upload = dialect.chunk(&Params::from_query(Some(&query)).unwrap());
+        let upload = chunk_of(&dialect, &params_of(&query));
         assert_eq!(upload.err(), expected, "{name}");
-        let probe = intent(&dialect, &request("GET", &query, None), true);
+        let probe = shown(&dialect, &request("GET", &query, None), true);
         assert_eq!(probe.err(), expected, "{name}");
     }
 }
@@ -961,11 +991,7 @@ fn what_is_missing_is_named() {
 #[test]
 fn text_that_is_not_utf8() {
     let dialect = resumable_js();
-    let is_bad = |name: &str| {
-        let reason = "is not UTF-8";
-        let name = name.into();
-        Some(UploadError::InvalidField { name, reason })
-    };
+    let is_bad = |name: &str| Some(bad(name, "is not UTF-8"));
     let rows = [
         ("resumableFilename=%FF", is_bad("resumableFilename")),
         ("resumableFilename=%E6%97", is_bad("resumableFilename")),
@@ -985,15 +1011,15 @@ fn text_that_is_not_utf8() {
         ("resumableFilename=\u{fffd}", None),
         ("resumableFilename=%E6%97%A5", None),
         ("resumableFilename=%zz%", None),
-        // Not ours, not our business.
+        // Fields of the application can have any bytes.
         ("token=%FF", None),
     ];
     for (field, expected) in rows {
         let mut fields = good();
         fields.retain(|(n, _)| !field.starts_with(n));
         let query = format!("{}&{field}", encode(&fields));
-        let params = Params::from_query(Some(&query)).unwrap();
-        assert_eq!(dialect.chunk(&params).err(), expected, "{field}");
+        let chunk = chunk_of(&dialect, &params_of(&query));
+        assert_eq!(chunk.err(), expected, "{field}");
     }
 }
 
@@ -1002,12 +1028,7 @@ fn fields_that_come_twice() {
     const N: &str = "resumableChunkNumber";
     let clash = || conflict(N);
     // Rest of the query, fields of the form, what an upload says, what a probe says.
-    type Row<'a> = (
-        &'a str,
-        &'a [(&'a str, &'a str)],
-        Result<u64, UploadError>,
-        u64,
-    );
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Result<u64, Error>, u64);
     let rows: &[Row<'_>] = &[
         ("resumableChunkNumber=1", &[], Ok(0), 0),
         (
@@ -1032,7 +1053,7 @@ fn fields_that_come_twice() {
         ),
         // As text, not as numbers.
         ("resumableChunkNumber=1", &[(N, "01")], Err(clash()), 0),
-        // Other names are not ours; a semicolon is no separator.
+        // Other names are those of the application. A semicolon is no separator.
         (
             "resumableChunkNumber=1&ResumableChunkNumber=2",
             &[("RESUMABLECHUNKNUMBER", "3")],
@@ -1058,7 +1079,7 @@ fn fields_that_come_twice() {
             Ok(0),
             0,
         ),
-        // Nobody reads this one.
+        // A field that is not used.
         (
             "resumableChunkNumber=1&resumableTotalChunks=1&resumableTotalChunks=2",
             &[("resumableTotalChunks", "3")],
@@ -1077,25 +1098,22 @@ fn fields_that_come_twice() {
     for (query, form, upload, probe) in rows {
         let rest = "resumableIdentifier=i&resumableTotalSize=25&resumableChunkSize=10";
         let all = format!("{query}&{rest}");
-        let params = with_body(Params::from_query(Some(&all)).unwrap(), form);
-        let got = dialect.chunk(&params).map(|chunk| chunk.offset);
+        let params = with_form(params_of(&all), form);
+        let got = chunk_of(&dialect, &params).map(|chunk| chunk.offset);
         assert_eq!(got, *upload, "upload {query} {form:?}");
-        let Ok(Intent::Probe(got, _)) = intent(&dialect, &request("GET", &all, None), true) else {
-            panic!("probe {query}");
-        };
+        let got = asked(&dialect, &request("GET", &all, None));
         assert_eq!(got.offset, *probe, "probe {query}");
     }
-    // What an application sets with `query` comes before the client's own in a test, and instead of
-    // it in an upload: both are about one upload.
+    // A field that an application sets with `query` comes before the client's own in a test, and in
+    // the place of it in an upload. Both describe the same upload.
     let own = encode(&good());
     let set = own.replace("resumableFilename=a.txt", "resumableFilename=mine");
     assert_ne!(own, set);
     let test = request("GET", &format!("resumableFilename=mine&{own}"), None);
-    let upload = Params::from_query(Some(&set)).unwrap();
-    match intent(&dialect, &test, true) {
-        Ok(Intent::Probe(probe, _)) => assert_eq!(dialect.chunk(&upload), Ok(probe)),
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(
+        chunk_of(&dialect, &params_of(&set)),
+        Ok(asked(&dialect, &test))
+    );
 }
 
 /// Total, chunk size, number; lengths that may be declared, and the most bytes if none is.
@@ -1139,7 +1157,7 @@ fn layouts() {
             if let Some(length) = length {
                 query += &format!("&resumableCurrentChunkSize={length}");
             }
-            dialect.chunk(&Params::from_query(Some(&query)).unwrap())
+            chunk_of(dialect, &params_of(&query))
         };
         let offset = (number - 1) * size;
         let chunk = read(&dialect, None).expect(&row);
@@ -1154,16 +1172,13 @@ fn layouts() {
             .flat_map(|len| [len.saturating_sub(1), *len, len.saturating_add(1)]);
         for len in (0..40).chain(around) {
             let chunk = read(&dialect, Some(len));
-            match lengths.contains(&len) {
-                true => {
-                    let chunk = chunk.expect(&row);
-                    assert_eq!((chunk.len, chunk.max_len), (Some(len), len), "{row}");
-                }
-                false => assert!(
-                    matches!(&chunk, Err(UploadError::InvalidField { name, .. })
-                        if name == "resumableCurrentChunkSize"),
-                    "{row}, {len} bytes: {chunk:?}"
-                ),
+            if lengths.contains(&len) {
+                let chunk = chunk.expect(&row);
+                assert_eq!((chunk.len, chunk.max_len), (Some(len), len), "{row}");
+            } else {
+                let problem = "is not the size of this chunk in any layout";
+                let error = bad("resumableCurrentChunkSize", problem);
+                assert_eq!(chunk, Err(error), "{row}, {len} bytes");
             }
             let chunk = read(&unchecked, Some(len)).expect(&row);
             assert_eq!((chunk.len, chunk.max_len), (None, total - offset), "{row}");
@@ -1182,46 +1197,35 @@ fn layouts() {
             "resumableIdentifier=i&resumableTotalSize={total}\
              &resumableChunkSize={size}&resumableChunkNumber={number}"
         );
-        let chunk = dialect.chunk(&Params::from_query(Some(&query)).unwrap());
-        assert_eq!(
-            chunk,
-            Err(UploadError::OutOfBounds),
-            "{number} of {total} by {size}"
-        );
+        let chunk = chunk_of(&dialect, &params_of(&query));
+        let out_of_bounds = Err(Reason::OutOfBounds.into());
+        assert_eq!(chunk, out_of_bounds, "{number} of {total} by {size}");
     }
 }
 
 #[test]
 fn renamed_dropped_and_with_a_namespace() {
-    let renamed = |dialect: ResumableJs| {
-        dialect
-            .with_chunk_number_name("n")
-            .with_chunk_size_name("size")
-            .with_current_chunk_size_name("now")
-            .with_total_size_name("total")
-            .with_type_name("type")
-            .with_identifier_name("id")
-            .with_file_name_name("name")
-            .with_relative_path_name("")
-            .with_total_chunks_name("")
-            .with_file_parameter_name("blob")
+    let renamed = |dialect| {
+        let names = [
+            "n", "size", "now", "total", "type", "id", "name", "", "", "blob",
+        ];
+        renamed_by(dialect, &names)
     };
     let query = "up[x]n=2&up[x]size=10&up[x]now=15&up[x]total=25&up[x]type=a/b&up[x]id=i\
                  &up[x]name=a.txt&up[x]token=t&plain=p&n=1&up[x]=e&=f&resumableFilename=r";
-    // The setters go in any order.
+    // The setters can be called in any order.
     for dialect in [
-        renamed(ResumableJs::new().with_namespace("up[x]")),
-        renamed(ResumableJs::new()).with_namespace("up[x]"),
-        renamed(ResumableJs::new().with_namespace("other_")).with_namespace("up[x]"),
+        renamed(resumable_js().with_namespace("up[x]")),
+        renamed(resumable_js()).with_namespace("up[x]"),
+        renamed(resumable_js().with_namespace("other_")).with_namespace("up[x]"),
     ] {
-        let dialect = Dialect::from(dialect);
         for query in [query, &query.replace('[', "%5B").replace(']', "%5d")] {
-            let params = Params::from_query(Some(query)).unwrap();
-            let chunk = dialect.chunk(&params).expect(query);
+            let params = params_of(query);
+            let chunk = chunk_of(&dialect, &params).expect(query);
             assert_eq!(show_chunk(&chunk), "i 10+15 of 25", "{query}");
-            assert_eq!(chunk.content_type.as_deref(), Some("a/b"));
-            assert_eq!(chunk.identity.file_name.as_deref(), Some("a.txt"));
-            assert_eq!(chunk.identity.relative_path, None);
+            assert_eq!(chunk.upload.content_type.as_deref(), Some("a/b"));
+            assert_eq!(chunk.upload.file_name.as_deref(), Some("a.txt"));
+            assert_eq!(chunk.upload.relative_path, None);
             let expected = [
                 ("up[x]token", "t"),
                 ("plain", "p"),
@@ -1232,23 +1236,23 @@ fn renamed_dropped_and_with_a_namespace() {
             ];
             assert_eq!(dialect.extra(&params), owned(&expected));
         }
-        assert_eq!(dialect.file_field(), "up[x]blob");
+        assert_eq!(dialect.file_field, "up[x]blob");
         for name in ["up[x]blob", "blob", "file", "up[x]file", "up[x]n"] {
             assert_eq!(dialect.is_file(name, false), name == "up[x]blob", "{name}");
         }
         for query in ["n=1&resumableStatus=1", "=1", "up[x]=1"] {
-            let intent = intent(&dialect, &request("GET", query, None), true);
-            assert!(matches!(intent, Ok(Intent::Pass)), "{query}");
+            let got = shown(&dialect, &request("GET", query, None), true);
+            assert_eq!(got, ok("pass"), "{query}");
         }
         let status = format!("{query}&up%5Bx%5DresumableStatus=1");
-        let intent = intent(&dialect, &request("GET", &status, None), true);
-        assert!(matches!(intent, Ok(Intent::Status(..))));
+        let got = shown(&dialect, &request("GET", &status, None), true);
+        assert_eq!(got, ok("status i 10+15 of 25"));
         // A path that the client never sends is not waited for.
         let all = ["id", "total", "n", "size", "name"].map(|n| (format!("up[x]{n}"), "1"));
         let mut params = Params::default();
         for (name, value) in all {
             assert!(!dialect.knows_where(&params), "before {name}");
-            params.push_body(name, value.into());
+            params.push_form(name, value.into());
         }
         assert!(dialect.knows_where(&params));
     }
@@ -1268,9 +1272,9 @@ fn where_a_file_goes_is_known_early_or_late() {
         ("resumableRelativePath", ""),
     ];
     let query = encode(&required);
-    let in_query = Params::from_query(Some(&query)).unwrap();
+    let in_query = params_of(&query);
     assert!(dialect.knows_where(&in_query));
-    let form = |fields: &[(&str, &str)]| with_body(Params::default(), fields);
+    let form = |fields: &[(&str, &str)]| with_form(Params::default(), fields);
     assert!(!dialect.knows_where(&form(&required)));
     let all = [&required[..], &named].concat();
     assert!(dialect.knows_where(&form(&all)));
@@ -1280,16 +1284,16 @@ fn where_a_file_goes_is_known_early_or_late() {
         assert!(!dialect.knows_where(&form(&fields)), "without {name}");
     }
     // Half of it here, half of it there.
-    let half = Params::from_query(Some(&encode(&all[..3]))).unwrap();
+    let half = params_of(&encode(&all[..3]));
     assert!(!dialect.knows_where(&half));
-    assert!(dialect.knows_where(&with_body(half, &all[3..])));
+    assert!(dialect.knows_where(&with_form(half, &all[3..])));
 }
 
 #[test]
-fn the_applications_fields_are_handed_on() {
+fn fields_of_the_application() {
     let dialect = resumable_js();
     let query = "a=1&resumableIdentifier=i&b=2&b=3&resumableStatus=1&c=x%0Dy&d=%FF";
-    let params = Params::from_query(Some(query)).unwrap();
+    let params = params_of(query);
     let alone = [
         ("a", "1"),
         ("b", "2"),
@@ -1312,7 +1316,323 @@ fn the_applications_fields_are_handed_on() {
         ("e", "5\r\n"),
         ("b", "4"),
     ];
-    assert_eq!(dialect.extra(&with_body(params, &form)), owned(&both));
+    assert_eq!(dialect.extra(&with_form(params, &form)), owned(&both));
+}
+
+/// A file that comes before its fields is kept aside.
+#[test]
+fn forms() {
+    let mut chunked = Chunked::default();
+    chunked.digest_field = Some("crc".into());
+    let chunked = Arc::new(chunked);
+    let flow = [
+        ("flowIdentifier", "i"),
+        ("flowTotalSize", "25"),
+        ("flowChunkNumber", "2"),
+        ("flowChunkSize", "10"),
+        ("flowFilename", "a.txt"),
+        ("flowRelativePath", "b/a.txt"),
+        ("x", "y"),
+        ("crc", "1"),
+    ];
+    let part = || FilePart {
+        file_name: Some("blob".into()),
+        content_type: Some("image/png".into()),
+    };
+    let mut form = form_of(&chunked, "", &flow);
+    let target = form.file(part()).unwrap().unwrap();
+    assert_eq!(show_chunk(&target), "i 10+? (<=15) of 25");
+    assert_eq!(target.digest.as_deref(), Some("1"));
+    assert_eq!(target.upload.content_type.as_deref(), Some("image/png"));
+    assert_eq!(target.upload.fields, owned(&flow[6..]));
+    // Fields that follow are read, but they change neither the upload nor the digest.
+    let mut late = |name: &str, value: &str| form.late_field(name.into(), value.into());
+    assert_eq!(late("z", "1"), Ok(()));
+    assert_eq!(late("flowTotalChunks", "7"), Ok(()));
+    assert_eq!(late("crc", "2"), Err(bad("crc", "comes after the file")));
+    assert_eq!(late("flowTotalSize", "26"), Err(conflict("flowTotalSize")));
+    assert_eq!(
+        form.fields(),
+        owned(&[("x", "y"), ("crc", "1"), ("z", "1")])
+    );
+    assert_eq!(status_of_refusal(&form.reply()), 415);
+
+    // The file comes first: the fields that follow decide.
+    let mut aside = form_of(&chunked, "", &[]);
+    assert_eq!(aside.file(part()), Ok(None));
+    assert!(aside.is_file("qqfile", false));
+    for (name, value) in flow {
+        aside.late_field(name.into(), value.into()).unwrap();
+    }
+    assert!(aside.is_file("qqfile", false));
+    assert_eq!(aside.place(15), Ok(target));
+    assert!(!aside.is_file("qqfile", false));
+    assert_eq!(status_of_refusal(&aside.reply()), 415);
+    // A whole file of a chunk client is as long as what came.
+    let fine = [("qquuid", "i"), ("qqfilename", "a")];
+    let mut whole = form_of(&chunked, "", &fine);
+    assert_eq!(whole.file(part()), Ok(None));
+    assert_eq!(show_chunk(&whole.place(7).unwrap()), "i 0+7 of 7");
+}
+
+#[test]
+fn forms_without_a_file() {
+    let chunked = Arc::new(Chunked::default());
+    let flow = "flowIdentifier=i&flowTotalSize=25&flowChunkSize=10&flowChunkNumber=1&a=b";
+    let mut form = form_of(&chunked, flow, &[]);
+    let look = form
+        .no_file()
+        .unwrap_or_else(|error| panic!("it is a test: {error}"));
+    assert_eq!((look.purpose, look.chunk_len), (Purpose::Test, None));
+    assert_eq!(look.upload.unwrap().fields, owned(&[("a", "b")]));
+    let mut ranges = RangeSet::default();
+    ranges.insert(0, 10);
+    let scope = Scope::default();
+    let upload = Upload::new(crate::UploadId::new(&scope, ["i"]), scope, Some(25));
+    let status = Status::new(upload, State::Receiving(ranges));
+    let reply = form.reply();
+    assert_eq!(reply.encode(Outcome::State(Some(&status))).status(), 200);
+    assert_eq!(reply.encode(Outcome::State(None)).status(), 204);
+
+    let resumable = "resumableIdentifier=i&resumableTotalSize=25";
+    let chunk = format!("{resumable}&resumableChunkNumber=1&resumableChunkSize=10");
+    let no_file = Reason::MissingFile {
+        name: "file".into(),
+    };
+    for (query, error) in [
+        (resumable, missing("resumableChunkNumber")),
+        (&chunk, no_file.into()),
+        ("flowIdentifier=i", missing("flowTotalSize")),
+        ("x=1", missing("resumableIdentifier")),
+    ] {
+        let mut form = form_of(&chunked, query, &[]);
+        assert_eq!(form.no_file().err(), Some(error), "{query}");
+    }
+}
+
+/// A form is plain only once all its fields are read.
+#[test]
+fn plain_forms() {
+    let chunked = Arc::new(Chunked::default());
+    let part = || FilePart {
+        file_name: Some("a.txt".into()),
+        content_type: Some("text/plain".into()),
+    };
+    let mut form = form_of(&chunked, "x=1", &[("y", "2")]);
+    assert_eq!(form.file(part()), Ok(None));
+    form.late_field("z".into(), "3".into()).unwrap();
+    assert_eq!(status_of_refusal(&form.reply()), 400);
+    let target = form.place(9).unwrap();
+    assert_eq!(status_of_refusal(&form.reply()), 403);
+    assert_eq!((target.offset, target.len, target.max_len), (0, Some(9), 9));
+    let upload = target.upload;
+    assert_eq!((upload.identity, upload.length), (Identity::Fresh, Some(9)));
+    assert_eq!(upload.file_name.as_deref(), Some("a.txt"));
+    assert_eq!(upload.content_type.as_deref(), Some("text/plain"));
+    let fields = owned(&[("x", "1"), ("y", "2"), ("z", "3")]);
+    assert_eq!((&upload.fields, form.fields()), (&fields, fields.clone()));
+    // A chunk of an unknown client, and a layer without plain uploads.
+    for (chunked, field) in [(chunked, "chunk"), (only(resumable_js()), "x")] {
+        let mut chunked = Arc::unwrap_or_clone(chunked);
+        chunked.accept_plain = field == "chunk";
+        let mut form = form_of(&Arc::new(chunked), "", &[(field, "1")]);
+        assert_eq!(form.file(part()), Ok(None));
+        assert_eq!(form.place(9), Err(missing("resumableIdentifier")));
+    }
+}
+
+#[test]
+fn what_identifies_an_upload() {
+    let named = |dialect: &Dialect, query: &str, rule| {
+        let params = params_of(query);
+        match dialect
+            .upload(Fields::strict(&params), rule)
+            .unwrap()
+            .identity
+        {
+            Identity::Named(values) => values,
+            Identity::Fresh => panic!("it has an identifier"),
+        }
+    };
+    let total = 25_u64.to_be_bytes();
+    let chunk = "resumableIdentifier=i&resumableTotalSize=25&resumableFilename=a";
+    let in_folder = format!("{chunk}&resumableRelativePath=b/a");
+    let full = |query| named(&resumable_js(), query, IdentityRule::Full);
+    assert_eq!(full(chunk), [&b"i"[..], &total, b"a"]);
+    assert_eq!(full(&in_folder), [&b"i"[..], &total, b"b/a"]);
+    assert_eq!(
+        full("resumableIdentifier=i&resumableTotalSize=25"),
+        [&b"i"[..], &total]
+    );
+    let alone = named(&resumable_js(), &in_folder, IdentityRule::Identifier);
+    assert_eq!(alone, [b"i"]);
+    let unique = named(
+        &Dialect::dropzone(),
+        "dzuuid=i&dztotalfilesize=25",
+        IdentityRule::Full,
+    );
+    assert_eq!(unique, [b"i"]);
+}
+
+/// A client of a user's own, with one setter after the other.
+#[test]
+fn a_new_dialect() {
+    let own = || {
+        Dialect::new("own")
+            .with_identifier(Field::header("X-Clip"))
+            .with_total_size(Field::content_range_total())
+            .with_offset(Field::content_range_first())
+            .with_file_name(Field::header_percent_encoded("x-name"))
+            .with_content_type(Field::part_media_type())
+    };
+    let send = |method: &str, query: &str, dialect: &Dialect, range: &str| {
+        let mut parts = request(method, query, Some("image/png"));
+        let headers = [
+            ("x-clip", "7"),
+            ("x-name", "a%20b"),
+            ("content-range", range),
+        ];
+        for (name, value) in headers.into_iter().filter(|(_, value)| !value.is_empty()) {
+            parts.headers.insert(name, value.parse().unwrap());
+        }
+        parts.headers.insert("content-length", 5.into());
+        (shown(dialect, &parts, false), parts)
+    };
+    let (got, parts) = send("POST", "x=1", &own(), "bytes 5-9/25");
+    assert_eq!(got, ok("octets 7 5+? (<=20) of 25"));
+    let upload = raw(&own(), &parts).upload;
+    assert_eq!(upload.file_name.as_deref(), Some("a b"));
+    assert_eq!(upload.content_type.as_deref(), Some("image/png"));
+    assert_eq!(upload.fields, owned(&[("x", "1")]));
+    assert_eq!(
+        send("DELETE", "", &own(), "bytes 5-9/25").0,
+        ok("cancel 7 of 25")
+    );
+
+    let with_length = own().with_chunk_length(Field::content_range_length());
+    assert_eq!(
+        send("POST", "", &with_length, "bytes 5-9/25").0,
+        ok("octets 7 5+5 of 25")
+    );
+    let fixed = own()
+        .with_fixed_chunk_size(5)
+        .with_last_chunk(LastChunk::Rest);
+    assert_eq!(
+        send("POST", "", &fixed, "bytes 5-9/25").0,
+        ok("octets 7 5+5 of 25")
+    );
+    // 0 would divide by zero.
+    assert_eq!(
+        Dialect::new("").with_fixed_chunk_size(0).fixed_chunk_size,
+        Some(1)
+    );
+    let unchecked = with_length.with_length_check(false);
+    let got = send("POST", "", &unchecked, "bytes 5-9/25").0;
+    assert_eq!(got, ok("octets 7 5+? (<=20) of 25"));
+    let sizes = own()
+        .with_chunk_size("size")
+        .with_last_chunk(LastChunk::RestOrMore);
+    let got = send("POST", "size=9", &sizes, "bytes 9-9/25").0;
+    assert_eq!(got, ok("octets 7 9+? (<=16) of 25"));
+
+    let whole = own().with_whole_files(true);
+    assert_eq!(send("POST", "", &whole, "").0, ok("octets 7 0+5 of 5"));
+    let total = "header:content-range.total";
+    assert_eq!(send("POST", "", &own(), "").0, Err(missing(total)));
+    let out_of_bounds = || Err(Reason::OutOfBounds.into());
+    let trailing = own().with_trailing_empty_chunk(true);
+    assert_eq!(
+        send("POST", "", &own(), "bytes 25-25/25").0,
+        out_of_bounds()
+    );
+    let got = send("POST", "", &trailing, "bytes 25-25/25").0;
+    assert_eq!(got, ok("octets 7 25+? (<=0) of 25"));
+
+    let status = own().with_status("how").with_resume(Resume::ByUploadOffset);
+    let got = send("GET", "how=1", &status, "bytes 5-9/25").0;
+    assert_eq!(got, ok("status 7 5+? (<=20) of 25"));
+    let got = send("HEAD", "", &status, "bytes 0-9/25").0;
+    assert_eq!(got, ok("status 7 0+? (<=25) of 25"));
+    let got = send("HEAD", "", &own(), "bytes 0-9/25").0;
+    assert_eq!(got, ok("probe 7 0+? (<=25) of 25"));
+
+    let by_server = own()
+        .with_identifier("id")
+        .with_identifier_kind(IdentifierKind::ByServer);
+    assert_eq!(
+        send("POST", "", &by_server, "bytes 0-9/25").0,
+        ok("create 25")
+    );
+    let resumed = own()
+        .with_resumed("again")
+        .with_ignored("tag")
+        .with_total_chunks("of");
+    let (_, parts) = send("POST", "again=1&tag=2&of=3&x=4", &resumed, "bytes 0-9/25");
+    let target = raw(&resumed, &parts);
+    assert!(target.must_exist);
+    assert_eq!(target.upload.fields, owned(&[("x", "4")]));
+    // A namespace is that of the query and of forms.
+    let spaced = resumed.with_namespace("n-").with_file_field("blob");
+    let (_, parts) = send("POST", "again=1&n-tag=2", &spaced, "bytes 0-9/25");
+    let target = raw(&spaced, &parts);
+    assert!(!target.must_exist);
+    assert_eq!(target.upload.fields, owned(&[("again", "1")]));
+    assert!(spaced.is_file("n-blob", false) && !spaced.is_file("n-blob", true));
+    assert!(spaced.with_base64(true).is_file("n-blob", true));
+
+    let question = own().with_final_question(true);
+    let form = Some("application/x-www-form-urlencoded");
+    let got = shown(&question, &request("POST", "", form), false);
+    assert_eq!(got, ok("read 16384"));
+    let tests = own().with_form_tests(true);
+    for (dialect, is_test) in [(own(), false), (tests, true)] {
+        let (_, mut parts) = send("POST", "", &dialect, "bytes 0-9/25");
+        let form = "multipart/form-data; boundary=b".parse().unwrap();
+        parts.headers.insert("content-type", form);
+        let Some((Ok(Command::Write(Write::Form { mut form, .. })), _)) =
+            read(&dialect, &parts, false)
+        else {
+            panic!("it is a form");
+        };
+        assert_eq!(form.no_file().is_ok(), is_test);
+    }
+    assert_eq!(own().with_name("other").name(), "other");
+}
+
+/// The names that a page needs.
+#[test]
+fn client_options() {
+    let options = |protocols: &Protocols| {
+        let limits = crate::Limits::default();
+        let options = ClientOptions::new(Some("/up"), &limits, protocols);
+        serde_json::from_str::<Value>(&options.resumable_js(1 << 20)).unwrap()
+    };
+    let mut protocols = Protocols::default();
+    let mut expected = json!({
+        "chunkRetryInterval": 1000,
+        "chunkSize": 1 << 20,
+        "maxChunkRetries": 100,
+        "maxFileSize": 1_u64 << 40,
+        "minFileSize": 0,
+        "permanentErrors": [400, 401, 403, 404, 413, 415, 501],
+        "target": "/up",
+    });
+    assert_eq!(options(&protocols), expected);
+    let dialect = resumable_js().with_identifier("id").with_relative_path("");
+    protocols.add(dialect.with_content_type(Field::part_media_type()).into());
+    expected["identifierParameterName"] = "id".into();
+    expected["relativePathParameterName"] = "".into();
+    expected["typeParameterName"] = "".into();
+    assert_eq!(options(&protocols), expected);
+    let options = ClientOptions::new(None, &crate::Limits::default(), &protocols);
+    assert!(
+        !options.dropzone(1).contains("url") && options.flow_js(0).contains(r#""chunkSize":1"#)
+    );
+}
+
+fn status_of_refusal(reply: &Reply) -> u16 {
+    let refusal = Refusal::new(http::StatusCode::FORBIDDEN, "no").into();
+    reply.encode(Outcome::Failed(&refusal)).status().as_u16()
 }
 
 /// The second chunk of three, by `forceChunkSize`.
@@ -1334,12 +1654,34 @@ fn ok(text: &str) -> Answer {
     Ok(text.into())
 }
 
-fn missing(name: &str) -> UploadError {
-    UploadError::MissingField { name: name.into() }
+fn missing(name: &str) -> Error {
+    let name = name.into();
+    Reason::MissingField { name }.into()
 }
 
-fn conflict(name: &str) -> UploadError {
-    UploadError::ConflictingField { name: name.into() }
+fn conflict(name: &str) -> Error {
+    let name = name.into();
+    Reason::ConflictingField { name }.into()
+}
+
+fn bad(name: &str, problem: &'static str) -> Error {
+    let name = name.into();
+    Reason::InvalidField { name, problem }.into()
+}
+
+/// The fields in the order of Resumable.js' options, with new names.
+fn renamed_by(dialect: Dialect, names: &[&str; 10]) -> Dialect {
+    dialect
+        .with_chunk_number(names[0], 1)
+        .with_chunk_size(names[1])
+        .with_chunk_length(names[2])
+        .with_total_size(names[3])
+        .with_content_type(names[4])
+        .with_identifier(names[5])
+        .with_file_name(names[6])
+        .with_relative_path(names[7])
+        .with_total_chunks(names[8])
+        .with_file_field(names[9])
 }
 
 fn owned(fields: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -1355,9 +1697,9 @@ fn encode(fields: &[(&str, &str)]) -> String {
         .finish()
 }
 
-fn with_body(mut params: Params, fields: &[(impl AsRef<str>, impl AsRef<str>)]) -> Params {
+fn with_form(mut params: Params, fields: &[(impl AsRef<str>, impl AsRef<str>)]) -> Params {
     for (name, value) in fields {
-        params.push_body(name.as_ref().into(), value.as_ref().into());
+        params.push_form(name.as_ref().into(), value.as_ref().into());
     }
     params
 }
@@ -1372,32 +1714,93 @@ fn request(method: &str, query: &str, content_type: Option<&str>) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-fn show(intent: &Intent) -> String {
-    match intent {
-        Intent::Pass => "pass".into(),
-        Intent::BlindProbe => "blind probe".into(),
-        Intent::List => "list".into(),
-        Intent::Finish => "finish".into(),
-        Intent::Create(total) => format!("create {total}"),
-        Intent::Probe(chunk, _) => format!("probe {}", show_chunk(chunk)),
-        Intent::Status(chunk, _) => format!("status {}", show_chunk(chunk)),
-        Intent::Cancel(identity, _) => {
-            format!("cancel {} of {}", identity.identifier, identity.total)
-        }
-        Intent::Put(_, Transport::Multipart { boundary }) => format!("form {boundary}"),
-        Intent::Put(_, Transport::Octets) => "octets".into(),
-        Intent::Put(_, Transport::Whole) => "whole".into(),
+/// What a layer with this dialect only reads in the head of a request.
+fn read(dialect: &Dialect, parts: &Parts, empty: bool) -> Option<Read> {
+    only(dialect.clone()).read(parts, empty)
+}
+
+fn shown(dialect: &Dialect, parts: &Parts, empty: bool) -> Answer {
+    match read(dialect, parts, empty) {
+        Some((command, answers)) => command.map(|command| show(&command, &answers)),
+        None => ok("pass"),
     }
 }
 
-fn show_chunk(chunk: &Chunk) -> String {
-    let Identity {
-        identifier, total, ..
-    } = &chunk.identity;
-    format!("{identifier} {} of {total}", show_range(chunk))
+fn only(dialect: Dialect) -> Arc<Chunked> {
+    let mut chunked = Chunked::default();
+    chunked.clear();
+    chunked.add(dialect);
+    Arc::new(chunked)
 }
 
-fn show_range(chunk: &Chunk) -> String {
+/// The chunk that a test asks for.
+fn asked(dialect: &Dialect, parts: &Parts) -> Target {
+    match read(dialect, parts, true) {
+        Some((Ok(Command::Look(_)), answers)) => answers.asked.unwrap().1,
+        _ => panic!("it is a test"),
+    }
+}
+
+fn raw(dialect: &Dialect, parts: &Parts) -> Target {
+    match read(dialect, parts, false) {
+        Some((Ok(Command::Write(Write::Raw(target))), _)) => target,
+        _ => panic!("it is a raw chunk"),
+    }
+}
+
+fn chunk_of(dialect: &Dialect, params: &Params) -> Result<Target, Error> {
+    dialect.chunk(Fields::strict(params), Subject::Chunk, IdentityRule::Full)
+}
+
+fn params_of(query: &str) -> Params {
+    Params::from_query(Some(query)).unwrap()
+}
+
+/// A form whose request has this query, and these fields before the file.
+fn form_of(chunked: &Arc<Chunked>, query: &str, fields: &[(&str, &str)]) -> Box<dyn Form> {
+    let parts = request("POST", query, Some("multipart/form-data; boundary=b"));
+    let Some((Ok(Command::Write(Write::Form { mut form, .. })), _)) = chunked.read(&parts, false)
+    else {
+        panic!("it is a form");
+    };
+    for (name, value) in fields {
+        form.field((*name).into(), (*value).into());
+    }
+    form
+}
+
+fn show(command: &Command, answers: &Answers) -> String {
+    let of = |upload: &Described| format!("{} of {}", upload.identifier, upload.length.unwrap());
+    match command {
+        Command::List => "list".into(),
+        Command::Read { max, .. } => format!("read {max}"),
+        Command::Create(create) => format!("create {}", create.length),
+        Command::Conclude(upload) => format!("conclude {}", of(upload)),
+        Command::Remove(upload) => format!("cancel {}", of(upload)),
+        Command::Look(Look { upload: None, .. }) => "blind probe".into(),
+        Command::Look(Look { purpose, .. }) => {
+            let (_, chunk) = answers.asked.as_ref().unwrap();
+            let what = if *purpose == Purpose::Test {
+                "probe"
+            } else {
+                "status"
+            };
+            format!("{what} {}", show_chunk(chunk))
+        }
+        Command::Write(Write::Form { boundary, .. }) => format!("form {boundary}"),
+        Command::Write(Write::Raw(target)) => format!("octets {}", show_chunk(target)),
+        Command::Write(Write::Whole { .. }) => "whole".into(),
+    }
+}
+
+fn show_chunk(chunk: &Target) -> String {
+    let Described {
+        identifier, length, ..
+    } = &chunk.upload;
+    format!("{identifier} {} of {}", show_range(chunk), length.unwrap())
+}
+
+fn show_range(chunk: &Target) -> String {
     match chunk.len {
         Some(len) => format!("{}+{len}", chunk.offset),
         None => format!("{}+? (<={})", chunk.offset, chunk.max_len),
@@ -1426,55 +1829,65 @@ fn listing(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The upload that a request speaks of, and what it wants of it.
-fn read_capture(dialects: &Dialects, request: &[u8]) -> (Option<String>, String) {
+/// The upload of a request, and what the request wants.
+fn read_capture(chunked: &Arc<Chunked>, request: &[u8]) -> (Option<String>, String) {
     let (parts, body) = head(request);
-    let (kind, chunk) = match dialects.intent(&parts, body.is_empty()).0.unwrap() {
-        Intent::Pass => return (None, "pass".into()),
-        Intent::BlindProbe => return (None, "blind probe".into()),
-        Intent::Create(total) => return (None, format!("create {total}")),
-        Intent::Finish => {
-            let (chunk, extra) = dialects
-                .finished(&Params::from_form(body).unwrap())
-                .unwrap();
-            assert_eq!(extra, []);
-            ("finish", chunk)
+    let Some((command, answers)) = chunked.read(&parts, body.is_empty()) else {
+        return (None, "pass".into());
+    };
+    let (kind, chunk) = match command.unwrap() {
+        Command::Look(Look { upload: None, .. }) => return (None, "blind probe".into()),
+        Command::Create(create) => return (None, format!("create {}", create.length)),
+        Command::Read { then, .. } => {
+            let Ok(Command::Conclude(upload)) = then(body).command else {
+                panic!("it asks in the end");
+            };
+            assert_eq!(upload.fields, []);
+            ("finish", upload_and_range(&upload, "0+25"))
         }
-        Intent::Probe(chunk, _) => ("probe", chunk),
-        Intent::Put(params, Transport::Octets) => (
+        Command::Look(Look { upload, .. }) => {
+            let (_, chunk) = answers.asked.unwrap();
+            (
+                "probe",
+                upload_and_range(&upload.unwrap(), &show_range(&chunk)),
+            )
+        }
+        Command::Write(Write::Raw(target)) => (
             "octets",
-            dialects.of(&params).unwrap().chunk(&params).unwrap(),
+            upload_and_range(&target.upload, &show_range(&target)),
         ),
-        Intent::Put(params, Transport::Multipart { boundary }) => {
+        Command::Write(Write::Form { boundary, mut form }) => {
             let mut fields = split_form(body, &boundary);
             // The file is the last part: by then all is known.
             let (name, content) = fields.pop().unwrap();
-            let mut params = with_body(params, &fields);
-            params.set_part(file_part(body));
-            assert!(dialects.is_file(&params, &name, false));
-            match dialects.of(&params) {
-                Some(dialect) => {
-                    assert!(dialect.knows_where(&params));
-                    assert_eq!(dialect.extra(&params), []);
-                    ("form", dialect.chunk(&params).unwrap())
-                }
-                None => {
-                    assert!(is_whole_file(&parts, &params));
-                    let len = content.len() as u64;
-                    ("whole", whole_file(&params, "its own".into(), len).unwrap())
-                }
+            for (name, value) in fields {
+                form.field(name, value);
             }
+            assert!(form.is_file(&name, false));
+            let (kind, target) = match form.file(file_part(body)).unwrap() {
+                Some(target) => ("form", target),
+                None => ("whole", form.place(content.len() as u64).unwrap()),
+            };
+            assert_eq!(target.upload.fields, []);
+            assert_eq!(form.fields(), []);
+            let is_fresh = target.upload.identity == Identity::Fresh;
+            assert_eq!(is_fresh, kind == "whole");
+            (kind, upload_and_range(&target.upload, &show_range(&target)))
         }
-        other => panic!("{other:?}"),
+        other => panic!("{}", show(&other, &answers)),
     };
-    let Identity {
-        identifier,
-        total,
-        file_name,
-        ..
-    } = &chunk.identity;
-    let upload = format!("{identifier} of {total}, {}", file_name.as_deref().unwrap());
-    (Some(upload), format!("{kind} {}", show_range(&chunk)))
+    let (upload, range) = chunk;
+    (Some(upload), format!("{kind} {range}"))
+}
+
+fn upload_and_range(upload: &Described, range: &str) -> (String, String) {
+    let identifier = match upload.identity {
+        Identity::Fresh => "its own",
+        Identity::Named(_) => &upload.identifier,
+    };
+    let name = upload.file_name.as_deref().unwrap();
+    let length = upload.length.unwrap();
+    (format!("{identifier} of {length}, {name}"), range.into())
 }
 
 /// What the head of the last part says.
@@ -1490,19 +1903,7 @@ fn file_part(body: &[u8]) -> FilePart {
 }
 
 fn resumable_js() -> Dialect {
-    ResumableJs::new().into()
-}
-
-/// What a layer with this dialect only reads in the head of a request.
-fn intent(dialect: &Dialect, parts: &Parts, empty: bool) -> Result<Intent, UploadError> {
-    Dialects::only([dialect.clone()]).intent(parts, empty).0
-}
-
-fn form(dialect: &Dialect, parts: &Parts) -> (Params, String) {
-    match intent(dialect, parts, false) {
-        Ok(Intent::Put(params, Transport::Multipart { boundary })) => (params, boundary),
-        other => panic!("{other:?}"),
-    }
+    Dialect::resumable_js()
 }
 
 /// A request's head, and its body.

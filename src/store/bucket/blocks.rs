@@ -1,4 +1,4 @@
-//! The bytes of chunks in memory: bounded for all of them together.
+//! The bytes of chunks in memory, with one limit for all of them.
 
 use std::{ops::Range, sync::Arc};
 
@@ -6,26 +6,23 @@ use bytes::Bytes;
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{
-    UploadError,
-    store::{ChunkBody, StoreError},
-};
+use crate::store::{BodyError, ChunkBody, Keep, StoreError};
 
-/// What is taken at once. Copied into memory of one's own: a small slice of a connection's buffer
-/// would keep all of that.
+/// Bytes that are allocated at once. Pieces of a body are copied: a small slice of a connection's
+/// buffer would keep the whole buffer.
 const BLOCK: u64 = 256 << 10;
 
-/// What permits are for, in bytes: there are not enough of them for each byte.
+/// Bytes per permit. A semaphore does not have a permit for each byte.
 const UNIT: u64 = 1 << 10;
 
-/// How much may be in memory.
+/// Limits the memory that chunks take.
 #[derive(Debug)]
 pub(super) struct Memory {
-    left: Arc<Semaphore>,
-    all: u32,
+    free: Arc<Semaphore>,
+    units: u32,
 }
 
-/// Bytes that are counted for as long as somebody has them.
+/// Bytes that are counted until they are dropped.
 struct Counted {
     bytes: Vec<u8>,
     _permit: OwnedSemaphorePermit,
@@ -39,63 +36,138 @@ impl AsRef<[u8]> for Counted {
 
 impl Memory {
     pub(super) fn new(bytes: u64) -> Self {
-        let all = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        // There is a limit to what a semaphore can count on small machines.
-        let all = all.min(u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        // The maximum is smaller on 32-bit systems.
+        let units = units.min(u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
         Self {
-            left: Arc::new(Semaphore::new(all as usize)),
-            all,
+            free: Arc::new(Semaphore::new(units as usize)),
+            units,
         }
     }
 
-    /// Takes a body to its end. Memory is taken as bytes come, and never waited for: who waits while
-    /// he has some can wait for ever.
-    pub(super) async fn take(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
-        // There would never be room.
-        let limit = u64::from(self.all) * UNIT;
-        if body.exact_len().is_some_and(|len| len > limit) {
-            return Err(UploadError::ChunkTooLarge { limit }.into());
-        }
-        let mut blocks = Blocks::default();
-        let mut left = body.max_len();
-        let mut block: Option<Counted> = None;
-        while let Some(piece) = body.next().await {
-            let mut piece = &piece?[..];
-            while !piece.is_empty() {
-                let filling = match &mut block {
-                    Some(block) => block,
-                    none => none.insert(self.block(left.min(BLOCK))?),
-                };
-                let room = filling.bytes.capacity() - filling.bytes.len();
-                let (now, later) = piece.split_at(room.min(piece.len()));
-                filling.bytes.extend_from_slice(now);
-                left = left.saturating_sub(now.len() as u64);
-                piece = later;
-                if filling.bytes.len() == filling.bytes.capacity() {
-                    blocks.extend(block.take());
-                }
+    /// Reads a body to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if there is no memory left. It is not waited for: two requests
+    /// that have some and wait for more would never end.
+    pub(super) async fn read(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
+        let (blocks, end) = self.source(body, Keep::Whole)?.take(u64::MAX).await;
+        end.unwrap_or(Ok(())).map(|()| blocks)
+    }
+
+    pub(super) fn source<'a, 'b>(
+        &'a self,
+        body: &'a mut ChunkBody<'b>,
+        keep: Keep,
+    ) -> Result<Source<'a, 'b>, StoreError> {
+        let expected = u64::from(self.units) * UNIT;
+        match body.exact_len() {
+            // It is held in memory as a whole, and there will never be enough.
+            Some(received) if received > expected && keep == Keep::Whole => {
+                Err(BodyError::Length { expected, received }.into())
             }
+            _ => Ok(Source {
+                memory: self,
+                body,
+                rest: Bytes::new(),
+                keep,
+            }),
         }
-        blocks.extend(block);
-        Ok(blocks)
     }
 
-    fn block(&self, len: u64) -> Result<Counted, StoreError> {
-        let len = len.max(1);
-        let units = len.div_ceil(UNIT) as u32;
-        let permit = Arc::clone(&self.left).try_acquire_many_owned(units);
+    /// Waits until this much memory is free; until all is, if it is more than the limit.
+    ///
+    /// The caller must not have any memory: see [`Memory::read`].
+    pub(super) async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, StoreError> {
+        let units = self.units_of(bytes);
+        let permit = Arc::clone(&self.free).acquire_many_owned(units);
+        permit.await.map_err(StoreError::new)
+    }
+
+    fn try_reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = self.units_of(bytes);
+        Arc::clone(&self.free).try_acquire_many_owned(units).ok()
+    }
+
+    fn units_of(&self, bytes: u64) -> u32 {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        units.min(self.units)
+    }
+}
+
+/// A body that is read into memory.
+pub(super) struct Source<'a, 'b> {
+    memory: &'a Memory,
+    body: &'a mut ChunkBody<'b>,
+    /// What was received and is not taken yet.
+    rest: Bytes,
+    keep: Keep,
+}
+
+impl Source<'_, '_> {
+    /// Takes at most `room` bytes, and fewer if the body ends or there is no memory left.
+    ///
+    /// Also returns how the body has ended, `None` if more bytes may follow. With [`Keep::Prefix`]
+    /// there is always some progress: the caller stores what it got, and frees its memory.
+    pub(super) async fn take(&mut self, room: u64) -> (Blocks, Option<Result<(), StoreError>>) {
+        let mut blocks = Blocks::default();
+        let mut block: Option<Counted> = None;
+        let end = loop {
+            let filled = block.as_ref().map_or(0, |block| block.bytes.len() as u64);
+            let room = room - blocks.len() - filled;
+            if room == 0 {
+                break None;
+            }
+            if self.rest.is_empty() {
+                match self.body.next().await {
+                    Some(Ok(piece)) => self.rest = piece,
+                    Some(Err(error)) => break Some(Err(error.into())),
+                    None => break Some(Ok(())),
+                }
+                continue;
+            }
+            let filling = match &mut block {
+                Some(block) => block,
+                None => match self.block(room, blocks.is_empty()).await {
+                    Ok(new) => block.insert(new),
+                    Err(StoreError::Busy) if self.keep == Keep::Prefix => break None,
+                    Err(error) => break Some(Err(error)),
+                },
+            };
+            let free = filling.bytes.capacity() - filling.bytes.len();
+            let now = self.rest.split_to(free.min(self.rest.len()));
+            filling.bytes.extend_from_slice(&now);
+            if filling.bytes.len() == filling.bytes.capacity() {
+                blocks.extend(block.take());
+            }
+        };
+        blocks.extend(block);
+        (blocks, end)
+    }
+
+    /// Reads the body to its end.
+    pub(super) async fn skip(&mut self) -> Result<(), StoreError> {
+        self.rest.clear();
+        while let Some(piece) = self.body.next().await {
+            piece?;
+        }
+        Ok(())
+    }
+
+    async fn block(&mut self, room: u64, is_first: bool) -> Result<Counted, StoreError> {
+        let received = self.body.received() - self.rest.len() as u64;
+        let left = self.body.max_len().saturating_sub(received);
+        let len = left.min(room).clamp(1, BLOCK);
+        let permit = if self.keep == Keep::Prefix && is_first {
+            self.memory.reserve(len).await?
+        } else {
+            self.memory.try_reserve(len).ok_or(StoreError::Busy)?
+        };
         Ok(Counted {
             bytes: Vec::with_capacity(len as usize),
-            _permit: permit.map_err(|_| StoreError::Busy)?,
+            _permit: permit,
         })
-    }
-
-    /// Waits until so much can be taken; all of it, if it is more than that. Not to be asked for by
-    /// who has some.
-    pub(super) async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, StoreError> {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.left).acquire_many_owned(units.min(self.all));
-        permit.await.map_err(StoreError::new)
     }
 }
 
@@ -111,6 +183,10 @@ impl Blocks {
         self.len
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.len += bytes.len() as u64;
         self.pieces.push(bytes);
@@ -122,7 +198,7 @@ impl Blocks {
         }
     }
 
-    /// Those bytes of it; the range lies within.
+    /// The bytes of this range, which must lie within.
     pub(super) fn slice(&self, range: Range<u64>) -> Self {
         let mut found = Self::default();
         let mut at = 0;
@@ -152,18 +228,29 @@ impl Blocks {
 mod tests {
     use std::pin::pin;
 
+    use futures_util::{StreamExt as _, stream};
+    use http_body_util::{BodyExt as _, StreamBody};
+
     use super::*;
 
-    async fn take(
+    async fn with_body<T>(
+        pieces: &[&[u8]],
+        exact: Option<u64>,
+        work: impl AsyncFnOnce(&mut ChunkBody<'_>) -> T,
+    ) -> T {
+        let pieces = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece)));
+        let frames = stream::iter(pieces.collect::<Vec<_>>());
+        let body = StreamBody::new(frames.map(|piece| piece.map(http_body::Frame::data)));
+        let mut body = pin!(body.map_err(|error: std::io::Error| error.into()));
+        work(&mut ChunkBody::new(body.as_mut(), exact, 1 << 30)).await
+    }
+
+    async fn read(
         memory: &Memory,
         pieces: &[&[u8]],
         exact: Option<u64>,
     ) -> Result<Blocks, StoreError> {
-        let pieces = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece)));
-        let stream = pin!(futures_util::stream::iter(pieces.collect::<Vec<_>>()));
-        memory
-            .take(&mut ChunkBody::new(stream, exact, 1 << 30))
-            .await
+        with_body(pieces, exact, async |body| memory.read(body).await).await
     }
 
     #[tokio::test]
@@ -172,7 +259,7 @@ mod tests {
         let bytes: Vec<u8> = (0..2 * BLOCK + 100).map(|n| (n % 251) as u8).collect();
         let len = bytes.len() as u64;
         let pieces: Vec<_> = bytes.chunks(1000).collect();
-        let blocks = take(&memory, &pieces, Some(len)).await.unwrap();
+        let blocks = read(&memory, &pieces, Some(len)).await.unwrap();
         assert_eq!(blocks.pieces.concat(), bytes);
         assert_eq!(blocks.len(), len);
         assert_eq!(blocks.crc(), crc32fast::hash(&bytes));
@@ -189,33 +276,73 @@ mod tests {
             let expected = &bytes[range.start as usize..range.end as usize];
             assert_eq!(slice.pieces.concat(), expected);
         }
-        // There is one block left, but for what was rounded up.
+        // One block less some units is left.
         assert!(matches!(
-            take(&memory, &[&bytes[..BLOCK as usize]], Some(BLOCK)).await,
+            read(&memory, &[&bytes[..BLOCK as usize]], Some(BLOCK)).await,
             Err(StoreError::Busy)
         ));
         let slice = blocks.slice(0..1);
         drop(blocks);
-        assert_eq!(memory.left.available_permits() as u64, 2 * BLOCK / UNIT);
+        assert_eq!(memory.free.available_permits() as u64, 2 * BLOCK / UNIT);
         drop(slice);
-        assert_eq!(memory.left.available_permits() as u64, 3 * BLOCK / UNIT);
+        assert_eq!(memory.free.available_permits() as u64, 3 * BLOCK / UNIT);
         let all = memory.reserve(u64::MAX).await.unwrap();
-        assert_eq!(memory.left.available_permits(), 0);
+        assert_eq!(memory.free.available_permits(), 0);
         drop(all);
     }
 
     #[tokio::test]
-    async fn a_failed_body_keeps_nothing() {
+    async fn a_failed_body_keeps_no_memory() {
         let memory = Memory::new(BLOCK);
-        let result = take(&memory, &[b"abc"], Some(4)).await;
+        let result = read(&memory, &[b"abc"], Some(4)).await;
         assert!(matches!(
             result,
-            Err(StoreError::Body(UploadError::ChunkLength { .. }))
+            Err(StoreError::Body(BodyError::Length { .. }))
         ));
-        assert_eq!(memory.left.available_permits() as u64, BLOCK / UNIT);
-        // Of unknown length, or of none.
-        let found = take(&memory, &[b"abc", b"", b"d"], None).await.unwrap();
+        assert_eq!(memory.free.available_permits() as u64, BLOCK / UNIT);
+        // Of unknown length, and empty.
+        let found = read(&memory, &[b"abc", b"", b"d"], None).await.unwrap();
         assert_eq!(found.pieces.concat(), b"abcd");
-        assert_eq!(take(&memory, &[], Some(0)).await.unwrap().len(), 0);
+        assert!(read(&memory, &[], Some(0)).await.unwrap().is_empty());
+        // More than the limit.
+        let result = read(&memory, &[], Some(BLOCK + 1)).await;
+        assert!(matches!(
+            result,
+            Err(StoreError::Body(BodyError::Length {
+                expected: BLOCK,
+                ..
+            }))
+        ));
+    }
+
+    /// A prefix is taken in segments, which are as long as the room or the memory allows.
+    #[tokio::test]
+    async fn a_prefix_is_taken_in_segments() {
+        let bytes: Vec<u8> = (0..3 * BLOCK).map(|n| (n % 251) as u8).collect();
+        let pieces: Vec<_> = bytes.chunks(100_000).collect();
+        for (limit, room, segments) in [
+            (4 * BLOCK, u64::MAX, 1),
+            (4 * BLOCK, BLOCK + 1, 3),
+            (BLOCK, u64::MAX, 3),
+            (1, BLOCK, 3),
+        ] {
+            let memory = Memory::new(limit);
+            let len = 3 * BLOCK + 1;
+            let (found, count, end) = with_body(&pieces, Some(len), async |body| {
+                let mut source = memory.source(body, Keep::Prefix).unwrap();
+                let (mut found, mut count) = (Vec::new(), 0);
+                loop {
+                    let (blocks, end) = source.take(room).await;
+                    found.extend(blocks.pieces.concat());
+                    count += usize::from(!blocks.is_empty());
+                    if let Some(end) = end {
+                        break (found, count, end);
+                    }
+                }
+            })
+            .await;
+            assert!(found == bytes && count == segments, "{count} of {limit}");
+            assert!(matches!(end, Err(StoreError::Body(_))), "{end:?}");
+        }
     }
 }

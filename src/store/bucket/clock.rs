@@ -1,4 +1,4 @@
-//! What time it is by the store: servers' clocks differ, and what is there is dated by it.
+//! The clock of the engine. The clocks of servers differ, and objects are dated by the engine.
 
 use std::{
     sync::Mutex,
@@ -7,55 +7,61 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{bucket::Bucket, keys::Keys, known::lock};
-use crate::store::{StoreError, random_id};
+use super::{engine::Engine, keys::Keys};
+use crate::{
+    lock::lock,
+    store::{StoreError, random_id},
+};
 
-/// How long a reading counts.
+/// How long a reading is used.
 const VALID: Duration = Duration::from_secs(60);
 
-/// How often to try: another server may sweep at that very moment, with a limit that spares nothing.
+/// A sweep on another server may delete the object between two requests.
 const TRIES: usize = 3;
 
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    read: Mutex<Option<Reading>>,
+    last: Mutex<Option<Reading>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    /// By the store.
+    /// By the engine's clock.
     time: SystemTime,
     at: Instant,
 }
 
 impl Clock {
-    /// The time by the store's clock. It may be a little behind, by what a request takes.
-    pub(super) async fn now(&self, bucket: &Bucket, keys: &Keys) -> Result<SystemTime, StoreError> {
-        let read = *lock(&self.read);
-        let reading = match read.filter(|reading| reading.at.elapsed() < VALID) {
+    /// The time by the engine's clock. It may be late by the duration of a request.
+    pub(super) async fn now(&self, engine: &Engine, keys: &Keys) -> Result<SystemTime, StoreError> {
+        let last = *lock(&self.last);
+        let reading = match last.filter(|reading| reading.at.elapsed() < VALID) {
             Some(reading) => reading,
             None => {
-                let reading = read_clock(bucket, keys).await?;
-                *lock(&self.read) = Some(reading);
+                let reading = read_clock(engine, keys).await?;
+                *lock(&self.last) = Some(reading);
                 reading
             }
         };
-        Ok(reading.time + reading.at.elapsed())
+        let now = reading.time.checked_add(reading.at.elapsed());
+        now.ok_or_else(|| StoreError::new("the engine's clock is out of range"))
     }
 }
 
-async fn read_clock(bucket: &Bucket, keys: &Keys) -> Result<Reading, StoreError> {
+async fn read_clock(engine: &Engine, keys: &Keys) -> Result<Reading, StoreError> {
     for _ in 0..TRIES {
         let path = keys.scratch().join(random_id()?);
-        bucket.put(&path, Bytes::new()).await?;
+        engine.put(&path, Bytes::new()).await?;
         let at = Instant::now();
-        let found = bucket.head(&path).await;
-        // What stays there is swept.
-        let _ = bucket.delete(&path).await;
+        let found = engine.head(&path).await;
+        // If it fails, a sweep deletes the object.
+        let _ = engine.delete(&path).await;
         if let Some(found) = found? {
             let time = found.modified;
             return Ok(Reading { time, at });
         }
     }
-    Err(StoreError::new("what was written cannot be read back"))
+    Err(StoreError::new(
+        "an object cannot be read after it was written",
+    ))
 }

@@ -1,55 +1,86 @@
-//! What is written down of an upload: one JSON object, from which one request learns how it stands.
+//! What is stored about an upload: one JSON object.
 
-use std::time::SystemTime;
+use std::fmt;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::layout::Slots;
-use crate::store::{
-    Progress, RangeSet, Record, Upload, UploadKey,
-    json::{record_from_json, record_to_json, upload_from_json, upload_to_json},
+use crate::{
+    model::upload::{Upload, UploadId},
+    store::{Progress, RangeSet, Record, State, Status, StoreError},
 };
 
-#[derive(Clone, Debug, PartialEq)]
+/// The upload that has an [`UploadId`] at the moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Info {
-    /// Random: names the upload for good.
-    pub(super) id: String,
-    /// As its first request described it.
+    pub(super) version: Version,
+    /// Random. Tells the upload from earlier and later ones with the same [`UploadId`].
+    pub(super) unique_id: String,
+    /// As its first request described it, or, once it is settled, as the request described it that
+    /// completed it. The length is known.
     pub(super) upload: Upload,
-    /// Bytes of each slot but the last.
+    /// Bytes of each slot other than the last. Not zero.
     pub(super) slot: u64,
-    /// The multipart upload of the final object; an empty file has none.
+    /// The multipart upload of the final object. `None` for an empty file.
     pub(super) multipart: Option<String>,
     pub(super) phase: Phase,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Phase {
     Receiving,
-    /// The final object is there.
+    /// The final object exists.
     Sealed(Seal),
     Settled(Record),
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Seal {
     /// As the request described it that completed it.
     pub(super) upload: Upload,
     pub(super) attempt: u32,
     /// Of the whole file.
-    pub(super) crc: u32,
+    pub(super) crc32: u32,
+}
+
+/// The version of the format, the number 1. Other versions cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub(super) struct Version;
+
+impl From<Version> for u32 {
+    fn from(Version: Version) -> Self {
+        1
+    }
+}
+
+impl TryFrom<u32> for Version {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        if number == 1 {
+            Ok(Self)
+        } else {
+            Err(format!("version {number} is not supported"))
+        }
+    }
 }
 
 impl Info {
-    pub(super) fn key(&self) -> &UploadKey {
-        &self.upload.key
+    pub(super) fn id(&self) -> &UploadId {
+        &self.upload.id
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.upload.length.unwrap_or_default()
     }
 
     pub(super) fn slots(&self) -> Slots {
         Slots {
             size: self.slot,
-            total: self.upload.total,
+            length: self.length(),
         }
     }
 
@@ -57,155 +88,168 @@ impl Info {
         matches!(self.phase, Phase::Receiving)
     }
 
-    /// What its request described, unless it is settled.
-    pub(super) fn unsettled(&self) -> Option<&Upload> {
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Settled(_))
+    }
+
+    /// Whether it is settled and its record has expired.
+    pub(super) fn is_expired(&self) -> bool {
+        matches!(&self.phase, Phase::Settled(record) if record.is_expired())
+    }
+
+    /// The upload as [`Status`] and lists describe it.
+    pub(super) fn described(&self) -> &Upload {
         match &self.phase {
-            Phase::Receiving => Some(&self.upload),
-            Phase::Sealed(seal) => Some(&seal.upload),
-            Phase::Settled(_) => None,
+            Phase::Sealed(seal) => &seal.upload,
+            Phase::Receiving | Phase::Settled(_) => &self.upload,
         }
     }
 
-    /// Whether it is settled, and the record is to be forgotten.
-    pub(super) fn is_expired(&self) -> bool {
-        matches!(&self.phase, Phase::Settled(record) if record.expires <= SystemTime::now())
-    }
-
-    /// What is said of it when all bytes are there.
+    /// The progress when all bytes are stored.
     pub(super) fn complete(&self) -> Progress {
         Progress {
-            received: self.upload.total,
+            received: self.length(),
             complete: true,
         }
     }
 
-    /// How far it is when these bytes are there.
-    pub(super) fn progress(&self, there: &RangeSet) -> Progress {
-        match self.phase {
-            Phase::Receiving => Progress {
-                received: there.total(),
-                complete: there.covers(0, self.upload.total),
-            },
-            _ => self.complete(),
+    /// The progress when these bytes are stored.
+    pub(super) fn progress(&self, stored: &RangeSet) -> Progress {
+        if self.is_receiving() {
+            Progress {
+                received: stored.total(),
+                complete: stored.covers(0, self.length()),
+            }
+        } else {
+            self.complete()
         }
     }
 
-    pub(super) fn in_phase(&self, phase: Phase) -> Self {
+    /// The status when these bytes are stored. `None` if the record has expired.
+    pub(super) fn status(&self, stored: RangeSet) -> Option<Status> {
+        let state = match &self.phase {
+            Phase::Settled(record) if record.is_expired() => return None,
+            Phase::Settled(record) => State::Settled(record.clone()),
+            Phase::Receiving if !self.progress(&stored).complete => State::Receiving(stored),
+            Phase::Receiving | Phase::Sealed(_) => State::Complete,
+        };
+        Some(Status::new(self.described().clone(), state))
+    }
+
+    pub(super) fn sealed(&self, seal: Seal) -> Self {
         Self {
-            phase,
+            phase: Phase::Sealed(seal),
             ..self.clone()
         }
     }
 
-    pub(super) fn to_bytes(&self) -> Bytes {
-        let mut value = json!({
-            "version": 1,
-            "id": self.id,
-            "upload": upload_to_json(&self.upload),
-            "slot": self.slot,
-            "multipart": self.multipart,
-        });
-        match &self.phase {
-            Phase::Receiving => {}
-            Phase::Sealed(seal) => {
-                value["sealed"] = json!({
-                    "upload": upload_to_json(&seal.upload),
-                    "attempt": seal.attempt,
-                    "crc": seal.crc,
-                });
-            }
-            Phase::Settled(record) => value["settled"] = record_to_json(record),
+    pub(super) fn settled(&self, record: Record) -> Self {
+        Self {
+            upload: self.described().clone(),
+            phase: Phase::Settled(record),
+            ..self.clone()
         }
-        value.to_string().into()
     }
 
-    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let value: Value = serde_json::from_slice(bytes).ok()?;
-        if value["version"] != 1 {
-            return None;
-        }
-        let number = |value: &Value| u32::try_from(value.as_u64()?).ok();
-        let phase = match (&value["sealed"], &value["settled"]) {
-            (Value::Null, Value::Null) => Phase::Receiving,
-            (seal, Value::Null) => Phase::Sealed(Seal {
-                upload: upload_from_json(&seal["upload"])?,
-                attempt: number(&seal["attempt"])?,
-                crc: number(&seal["crc"])?,
-            }),
-            (_, record) => Phase::Settled(record_from_json(record)?),
-        };
-        Some(Self {
-            id: value["id"].as_str()?.to_owned(),
-            upload: upload_from_json(&value["upload"])?,
-            slot: value["slot"].as_u64().filter(|slot| *slot > 0)?,
-            multipart: value["multipart"].as_str().map(ToOwned::to_owned),
-            phase,
-        })
+    pub(super) fn to_bytes(&self) -> Result<Bytes, StoreError> {
+        let bytes = serde_json::to_vec(self).map_err(StoreError::new)?;
+        Ok(bytes.into())
+    }
+
+    /// Parses the `info` object of this upload.
+    pub(super) fn from_bytes(bytes: &[u8], id: &UploadId) -> Result<Self, Unreadable> {
+        let info: Self = serde_json::from_slice(bytes).map_err(|error| Unreadable(Some(error)))?;
+        let valid = info.slot > 0 && info.upload.length.is_some() && info.id() == id;
+        valid.then_some(info).ok_or(Unreadable(None))
+    }
+}
+
+/// The `info` object of an upload is damaged, or another version of this crate has written it.
+#[derive(Debug)]
+pub(super) struct Unreadable(Option<serde_json::Error>);
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an `info` object is damaged, or of another version")
+    }
+}
+
+impl std::error::Error for Unreadable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_ref().map(|error| error as _)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
+pub(super) mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use http::{HeaderValue, StatusCode};
 
     use super::*;
+    use crate::model::upload::Scope;
 
-    #[test]
-    fn it_is_read_as_it_was_written() {
-        let upload = Upload {
-            key: UploadKey::from_bytes([7; 32]),
-            scope: "s".into(),
-            identifier: "i\n\"".into(),
-            total: u64::MAX,
-            chunk_size: Some(5),
-            file_name: Some("日本".into()),
-            relative_path: None,
-            content_type: Some("a/b".into()),
-            fields: vec![("a".into(), "b".into())],
-        };
-        let record = Record {
-            delivered: true,
-            status: 200,
-            headers: vec![("x".into(), b"\xff".to_vec())],
-            body: Some(Bytes::from_static(b"\0")),
-            size: 3,
-            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
-        };
-        let seal = Seal {
-            upload: Upload {
-                file_name: None,
-                ..upload.clone()
-            },
-            attempt: 3,
-            crc: u32::MAX,
-        };
-        let receiving = Info {
-            id: "id".into(),
+    pub(crate) fn receiving(unique_id: &str, upload: Upload) -> Info {
+        Info {
+            version: Version,
+            unique_id: unique_id.into(),
             upload,
             slot: 5,
             multipart: Some("m".into()),
             phase: Phase::Receiving,
-        };
-        assert!(!receiving.is_expired());
-        for info in [
-            receiving.clone(),
-            Info {
-                multipart: None,
-                ..receiving.in_phase(Phase::Sealed(seal))
-            },
-            receiving.in_phase(Phase::Settled(record)),
-        ] {
-            assert_eq!(Info::from_bytes(&info.to_bytes()), Some(info));
         }
-        let text = String::from_utf8(receiving.to_bytes().to_vec()).unwrap();
+    }
+
+    /// What version 1 writes is read by all later versions.
+    #[test]
+    fn infos_are_written_as_json() {
+        let id = UploadId::from_bytes([7; 32]);
+        let mut upload = Upload::new(id, Scope::new("s"), Some(9));
+        upload.identifier = "i\n\"".into();
+        upload.fields = vec![("a".into(), "b".into())];
+        let mut completing = upload.clone();
+        completing.file_name = Some("日本".into());
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        let mut record = Record::new(true, StatusCode::OK, 9, expires);
+        record
+            .headers
+            .insert("x", HeaderValue::from_bytes(b"\xff").unwrap());
+
+        let first = receiving("u", upload);
+        let sealed = first.sealed(Seal {
+            upload: completing.clone(),
+            attempt: 3,
+            crc32: u32::MAX,
+        });
+        let settled = sealed.settled(record);
+        assert_eq!(sealed.described(), &completing);
+        assert_eq!(settled.described(), &completing);
+        assert!(settled.is_expired() && !sealed.is_expired());
+        for info in [&first, &sealed, &settled] {
+            let bytes = info.to_bytes().unwrap();
+            assert_eq!(&Info::from_bytes(&bytes, &id).unwrap(), info);
+        }
+        let text = String::from_utf8(first.to_bytes().unwrap().to_vec()).unwrap();
+        let json = format!(
+            "{{\"version\":1,\"unique_id\":\"u\",\"upload\":{},\"slot\":5,\
+             \"multipart\":\"m\",\"phase\":\"receiving\"}}",
+            serde_json::to_string(&first.upload).unwrap()
+        );
+        assert_eq!(text, json);
         for broken in [
             text.replace("\"version\":1", "\"version\":2"),
+            text.replace("\"version\":1,", ""),
             text.replace("\"slot\":5", "\"slot\":0"),
-            text.replace("\"id\":\"id\",", ""),
+            text.replace("\"unique_id\":\"u\",", ""),
+            text.replace("\"length\":9", "\"length\":null"),
+            text.replace(&id.to_string(), &"08".repeat(32)),
             text[..text.len() / 2].to_owned(),
         ] {
             assert_ne!(broken, text);
-            assert_eq!(Info::from_bytes(broken.as_bytes()), None, "{broken}");
+            assert!(
+                Info::from_bytes(broken.as_bytes(), &id).is_err(),
+                "{broken}"
+            );
         }
     }
 }

@@ -3,9 +3,15 @@
 use object_store::path::Path;
 
 use super::info::Info;
-use crate::store::{ScopeKey, UploadKey, Usage};
+use crate::{
+    model::{
+        hex::{self, Hex},
+        upload::UploadId,
+    },
+    store::{ScopeHash, Usage},
+};
 
-/// Where everything is, below the store's prefix.
+/// The names below the prefix of the store.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     pub(super) prefix: Path,
@@ -17,131 +23,137 @@ impl Keys {
     }
 
     /// A finished file.
-    pub(super) fn file(&self, id: &str) -> Path {
-        self.root("files").join(id)
+    pub(super) fn file(&self, unique_id: &str) -> Path {
+        self.root("files").join(unique_id)
     }
 
-    /// What is written only to see what time it is there, or how the store behaves.
+    /// Objects of the self-test, and those that are written to read the engine's clock.
     pub(super) fn scratch(&self) -> Path {
         self.root("scratch")
     }
 
-    /// All uploads on their way, and the records.
+    /// All uploads and records.
     pub(super) fn uploads(&self) -> Path {
         self.root("up")
     }
 
-    /// The uploads that are not settled: their names say all, so that one list has a thousand of them.
+    /// An empty object for each upload that is not settled. One list request returns a thousand.
     pub(super) fn open_uploads(&self) -> Path {
         self.root("open")
     }
 
-    /// Says that an upload is not settled. There from before it begins until after it has ended.
+    /// The object below [`Keys::open_uploads`] of an upload. It exists from before the upload
+    /// begins until after it has ended.
     pub(super) fn open(&self, info: &Info) -> Path {
-        let Usage { key, scope, total } = Usage::from(&info.upload);
-        let id = &info.id;
+        let Usage { id, scope, bytes } = Usage::from(&info.upload);
+        let unique_id = &info.unique_id;
         self.open_uploads()
-            .join(format!("{key}-{id}-{scope}-{total}"))
+            .join(format!("{id}-{unique_id}-{scope}-{bytes}"))
     }
 
-    /// All of the uploads with this key.
-    pub(super) fn upload(&self, key: &UploadKey) -> Path {
-        self.uploads().join(key.to_string())
+    /// A name that sorts after those that [`Keys::open`] gives to an upload, and before those of
+    /// the next one: `.` sorts after `-`.
+    pub(super) fn after_open(&self, id: &UploadId) -> Path {
+        self.open_uploads().join(format!("{id}."))
     }
 
-    /// What is to be known of the upload that has this key now.
-    pub(super) fn info(&self, key: &UploadKey) -> Path {
-        self.upload(key).join("info")
+    /// All objects of the uploads with this id.
+    pub(super) fn upload(&self, id: &UploadId) -> Path {
+        self.uploads().join(id.to_string())
     }
 
-    /// All of one upload: its id keeps it apart from those before and after it.
-    pub(super) fn of(&self, key: &UploadKey, id: &str) -> Path {
-        self.upload(key).join(id)
+    /// The [`Info`] of the upload that has this id now.
+    pub(super) fn info(&self, id: &UploadId) -> Path {
+        self.upload(id).join("info")
     }
 
-    /// Says that the finished file goes with the rest.
-    pub(super) fn doomed(&self, key: &UploadKey, id: &str) -> Path {
-        self.of(key, id).join("doomed")
+    /// All other objects of one upload. The unique id keeps them apart from those of earlier and
+    /// later uploads with the same id.
+    pub(super) fn of(&self, id: &UploadId, unique_id: &str) -> Path {
+        self.upload(id).join(unique_id)
     }
 
-    pub(super) fn claims(&self, key: &UploadKey, id: &str) -> Path {
-        self.of(key, id).join("claim")
+    /// Says that the finished file is to be deleted with the other objects.
+    pub(super) fn doomed(&self, id: &UploadId, unique_id: &str) -> Path {
+        self.of(id, unique_id).join("doomed")
     }
 
-    pub(super) fn claim(&self, key: &UploadKey, id: &str, number: u32) -> Path {
-        self.claims(key, id).join(format!("{number:010}"))
+    pub(super) fn leases(&self, id: &UploadId, unique_id: &str) -> Path {
+        self.of(id, unique_id).join("claim")
     }
 
-    /// Says that a claim was given back.
-    pub(super) fn free(&self, key: &UploadKey, id: &str, number: u32) -> Path {
-        self.claims(key, id).join(format!("{number:010}.free"))
+    pub(super) fn lease(&self, id: &UploadId, unique_id: &str, number: u32) -> Path {
+        self.leases(id, unique_id).join(format!("{number:010}"))
     }
 
-    /// All stored bytes of one upload, and the marks.
-    pub(super) fn slots(&self, key: &UploadKey, id: &str) -> Path {
-        self.of(key, id).join("s")
+    /// Says that a lease has ended.
+    pub(super) fn free(&self, id: &UploadId, unique_id: &str, number: u32) -> Path {
+        self.leases(id, unique_id)
+            .join(format!("{number:010}.free"))
     }
 
-    pub(super) fn slot(&self, key: &UploadKey, id: &str, slot: usize) -> Path {
-        self.slots(key, id).join(format!("{slot:05}"))
+    /// The stored bytes of one upload, and the marks of its parts.
+    pub(super) fn slots(&self, id: &UploadId, unique_id: &str) -> Path {
+        self.of(id, unique_id).join("s")
     }
 
-    /// Which key an object below [`Keys::uploads`] is of, and what it is.
-    pub(super) fn below_upload(&self, path: &Path) -> Option<(UploadKey, Below)> {
+    pub(super) fn slot(&self, id: &UploadId, unique_id: &str, slot: usize) -> Path {
+        self.slots(id, unique_id).join(format!("{slot:05}"))
+    }
+
+    pub(super) fn entry(&self, id: &UploadId, unique_id: &str, slot: usize, entry: &Entry) -> Path {
+        self.slot(id, unique_id, slot).join(entry.name())
+    }
+
+    /// The upload of an object below [`Keys::uploads`], and what the object is.
+    pub(super) fn parse_upload(&self, path: &Path) -> Option<(UploadId, Object)> {
         let mut names = path.prefix_match(&self.uploads())?;
-        let key = UploadKey::from_hex(names.next()?.as_ref())?;
-        let below = match names.next()?.as_ref() {
-            "info" => Below::Info,
-            id => Below::Of {
-                id: id.to_owned(),
+        let id = UploadId::from_hex(names.next()?.as_ref())?;
+        let object = match names.next()?.as_ref() {
+            "info" => Object::Info,
+            unique_id => Object::Of {
+                unique_id: unique_id.to_owned(),
                 is_doomed: names.next().is_some_and(|name| name.as_ref() == "doomed"),
             },
         };
-        Some((key, below))
-    }
-
-    pub(super) fn held(&self, key: &UploadKey, id: &str, slot: usize, held: &Held) -> Path {
-        self.slot(key, id, slot).join(held.name())
+        Some((id, object))
     }
 }
 
-/// What an object of an upload is.
+/// An object of an upload.
 #[derive(Debug, PartialEq)]
-pub(super) enum Below {
+pub(super) enum Object {
     Info,
     Of {
-        id: String,
-        /// Whether it is the one that [`Keys::doomed`] names.
+        unique_id: String,
+        /// Whether it is the object that [`Keys::doomed`] names.
         is_doomed: bool,
     },
 }
 
-/// What an object says of a slot.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Held {
-    /// It is there, as a part with these bytes' CRC-32 and this id. The object itself is empty.
+/// What the name of an object says about a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// The whole slot is a part, with this CRC-32 and this part id. The object itself is empty.
     Part { crc: u32, content_id: String },
-    /// These bytes of it are here.
+    /// The object contains these bytes of the slot.
     Piece { offset: u64, len: u64 },
 }
 
-impl Held {
+impl Entry {
     fn name(&self) -> String {
         match self {
-            Self::Part { crc, content_id } => {
-                let hex = content_id.bytes().map(|byte| format!("{byte:02x}"));
-                format!("p-{crc:08x}-{}", hex.collect::<String>())
-            }
+            Self::Part { crc, content_id } => format!("p-{crc:08x}-{}", Hex(content_id.as_bytes())),
             Self::Piece { offset, len } => format!("c-{offset:020}-{len}"),
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
         let mut words = name.split('-');
-        let held = match (words.next()?, words.next()?, words.next()?) {
-            ("p", crc, hex) => Self::Part {
+        let entry = match (words.next()?, words.next()?, words.next()?) {
+            ("p", crc, content_id) => Self::Part {
                 crc: u32::from_str_radix(crc, 16).ok()?,
-                content_id: unhex(hex)?,
+                content_id: String::from_utf8(hex::decode(content_id)?).ok()?,
             },
             ("c", offset, len) => Self::Piece {
                 offset: offset.parse().ok()?,
@@ -149,10 +161,10 @@ impl Held {
             },
             _ => return None,
         };
-        words.next().is_none().then_some(held)
+        words.next().is_none().then_some(entry)
     }
 
-    /// Which slot an object below [`Keys::slots`] is of, and what it says.
+    /// The slot of an object below [`Keys::slots`], and what its name says.
     pub(super) fn from_path(path: &Path) -> Option<(usize, Self)> {
         let mut parts = path.as_ref().rsplit('/');
         let (name, slot) = (parts.next()?, parts.next()?);
@@ -160,19 +172,19 @@ impl Held {
     }
 }
 
-/// The id of an upload, and what it takes, as [`Keys::open`] has named it.
-pub(super) fn open_upload(path: &Path) -> Option<(String, Usage)> {
+/// Parses what [`Keys::open`] writes: the unique id of an upload, and what it takes of the limits.
+pub(super) fn parse_open(path: &Path) -> Option<(String, Usage)> {
     let mut words = path.filename()?.split('-');
-    let key = UploadKey::from_hex(words.next()?)?;
-    let id = words.next()?.to_owned();
-    let scope = ScopeKey::from_hex(words.next()?)?;
-    let total = words.next()?.parse().ok()?;
-    let usage = Usage { key, scope, total };
-    words.next().is_none().then_some((id, usage))
+    let id = UploadId::from_hex(words.next()?)?;
+    let unique_id = words.next()?.to_owned();
+    let scope = ScopeHash::from_hex(words.next()?)?;
+    let bytes = words.next()?.parse().ok()?;
+    let usage = Usage { id, scope, bytes };
+    words.next().is_none().then_some((unique_id, usage))
 }
 
-/// The number of a claim, and whether the object says that it was given back.
-pub(super) fn claim_number(path: &Path) -> Option<(u32, bool)> {
+/// The number of a lease, and whether the object says that it has ended.
+pub(super) fn parse_lease(path: &Path) -> Option<(u32, bool)> {
     let name = path.filename()?;
     match name.strip_suffix(".free") {
         Some(number) => Some((number.parse().ok()?, true)),
@@ -180,21 +192,15 @@ pub(super) fn claim_number(path: &Path) -> Option<(u32, bool)> {
     }
 }
 
-fn unhex(hex: &str) -> Option<String> {
-    let pairs = hex.as_bytes().chunks(2);
-    let bytes = pairs.map(|pair| {
-        let pair = std::str::from_utf8(pair).ok()?;
-        u8::from_str_radix(pair, 16)
-            .ok()
-            .filter(|_| pair.len() == 2)
-    });
-    String::from_utf8(bytes.collect::<Option<_>>()?).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Upload, bucket::info::Phase};
+    use crate::{
+        model::upload::{Scope, Upload},
+        store::bucket::info::tests::receiving,
+    };
+
+    const ID: UploadId = UploadId::from_bytes([7; 32]);
 
     fn keys() -> Keys {
         Keys {
@@ -203,17 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_as_they_were_written() {
-        let key = UploadKey::from_bytes([7; 32]);
-        for (slot, held, name) in [
+    fn entries_are_parsed() {
+        for (slot, entry, name) in [
             (
                 0,
-                Held::Piece { offset: 0, len: 1 },
+                Entry::Piece { offset: 0, len: 1 },
                 "00000/c-00000000000000000000-1",
             ),
             (
                 9999,
-                Held::Piece {
+                Entry::Piece {
                     offset: u64::MAX,
                     len: u64::MAX,
                 },
@@ -221,7 +226,7 @@ mod tests {
             ),
             (
                 12,
-                Held::Part {
+                Entry::Part {
                     crc: 0xf,
                     content_id: String::new(),
                 },
@@ -229,90 +234,89 @@ mod tests {
             ),
             (
                 3,
-                Held::Part {
+                Entry::Part {
                     crc: u32::MAX,
                     content_id: "\"é/-".into(),
                 },
                 "00003/p-ffffffff-22c3a92f2d",
             ),
         ] {
-            let path = keys().held(&key, "i", slot, &held);
-            let expected = format!("a/b/up/{key}/i/s/{name}");
+            let path = keys().entry(&ID, "i", slot, &entry);
+            let expected = format!("a/b/up/{ID}/i/s/{name}");
             assert_eq!(path.as_ref(), expected);
-            assert_eq!(Held::from_path(&path), Some((slot, held)), "{name}");
+            assert_eq!(Entry::from_path(&path), Some((slot, entry)), "{name}");
         }
     }
 
     #[test]
-    fn foreign_names_are_nothing() {
+    fn foreign_names_are_ignored() {
         for name in [
             "", "p", "c", "p-1", "c-1", "c-1-", "c--1", "c-1-2-3", "x-1-2", "p-1-2", "p-1-zz",
             "p-x-", "c-a-1", "p-1-ff",
         ] {
             let path = Path::from(format!("s/00001/{name}"));
-            assert_eq!(Held::from_path(&path), None, "{name}");
+            assert_eq!(Entry::from_path(&path), None, "{name}");
         }
-        assert_eq!(Held::from_path(&Path::from("c-1-2")), None);
+        assert_eq!(Entry::from_path(&Path::from("c-1-2")), None);
     }
 
     #[test]
-    fn objects_are_known_by_their_names() {
-        let (keys, key) = (keys(), UploadKey::from_bytes([7; 32]));
+    fn objects_of_uploads_are_parsed() {
+        let keys = keys();
         let of = |is_doomed| {
-            let id = "i".to_owned();
-            Some((key, Below::Of { id, is_doomed }))
+            let unique_id = "i".to_owned();
+            Some((
+                ID,
+                Object::Of {
+                    unique_id,
+                    is_doomed,
+                },
+            ))
         };
         for (path, expected) in [
-            (keys.info(&key), Some((key, Below::Info))),
-            (keys.doomed(&key, "i"), of(true)),
-            (keys.claim(&key, "i", 3), of(false)),
-            (keys.slot(&key, "i", 0).join("doomed"), of(false)),
+            (keys.info(&ID), Some((ID, Object::Info))),
+            (keys.doomed(&ID, "i"), of(true)),
+            (keys.lease(&ID, "i", 3), of(false)),
+            (keys.slot(&ID, "i", 0).join("doomed"), of(false)),
             (keys.uploads().join("x").join("info"), None),
-            (keys.upload(&key), None),
+            (keys.upload(&ID), None),
             (keys.scratch().join("x"), None),
         ] {
-            assert_eq!(keys.below_upload(&path), expected, "{path}");
+            assert_eq!(keys.parse_upload(&path), expected, "{path}");
         }
     }
 
     #[test]
-    fn open_uploads_say_all_in_their_names() {
-        let upload = Upload {
-            key: UploadKey::from_bytes([7; 32]),
-            scope: "alice/-".into(),
-            identifier: "i".into(),
-            total: u64::MAX,
-            chunk_size: None,
-            file_name: None,
-            relative_path: None,
-            content_type: None,
-            fields: Vec::new(),
-        };
+    fn open_uploads_are_parsed() {
+        let upload = Upload::new(ID, Scope::new("alice/-"), Some(u64::MAX));
         let usage = Usage::from(&upload);
-        let info = Info {
-            id: "0af".into(),
-            upload,
-            slot: 1,
-            multipart: None,
-            phase: Phase::Receiving,
-        };
-        let path = keys().open(&info);
+        let path = keys().open(&receiving("0af", upload));
         assert!(path.prefix_matches(&keys().open_uploads()), "{path}");
-        assert_eq!(open_upload(&path), Some(("0af".into(), usage)));
+        assert_eq!(parse_open(&path), Some(("0af".into(), usage)));
         for end in ["-", "-1", "x"] {
-            assert_eq!(open_upload(&format!("{path}{end}").into()), None, "{end}");
+            assert_eq!(parse_open(&format!("{path}{end}").into()), None, "{end}");
         }
     }
 
+    /// A page of a list begins there.
     #[test]
-    fn claims_have_numbers() {
-        let key = UploadKey::from_bytes([7; 32]);
+    fn open_uploads_sort_by_their_ids() {
+        let open = |byte| {
+            let id = UploadId::from_bytes([byte; 32]);
+            keys().open(&receiving("f", Upload::new(id, Scope::default(), Some(1))))
+        };
+        let behind = keys().after_open(&ID);
+        assert!(open(7) < behind && behind < open(8));
+        assert_eq!(behind.as_ref(), format!("a/b/open/{ID}."));
+    }
+
+    #[test]
+    fn leases_are_parsed() {
         let keys = keys();
-        assert_eq!(claim_number(&keys.claim(&key, "i", 3)), Some((3, false)));
-        assert_eq!(claim_number(&keys.free(&key, "i", 30)), Some((30, true)));
-        assert_eq!(claim_number(&Path::from("x/y")), None);
-        // In the order of their names too.
-        assert!(keys.claim(&key, "i", 9) < keys.claim(&key, "i", 10));
-        assert!(keys.slot(&key, "i", 9) < keys.slot(&key, "i", 10));
+        assert_eq!(parse_lease(&keys.lease(&ID, "i", 3)), Some((3, false)));
+        assert_eq!(parse_lease(&keys.free(&ID, "i", 30)), Some((30, true)));
+        assert_eq!(parse_lease(&Path::from("x/y")), None);
+        assert!(keys.lease(&ID, "i", 9) < keys.lease(&ID, "i", 10));
+        assert!(keys.slot(&ID, "i", 9) < keys.slot(&ID, "i", 10));
     }
 }

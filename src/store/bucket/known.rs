@@ -1,20 +1,23 @@
-//! What this process knows and does: facts that need not be asked for again, and who is busy with what.
+//! What this process remembers of uploads, and the locks of its requests.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
+    time::Instant,
 };
 
-use super::{info::Info, layout::Full};
-use crate::store::UploadKey;
+use super::{info::Info, layout::FullSlots};
+use crate::{lock::lock, model::upload::UploadId};
 
-/// Uploads that are remembered. What is known of one takes at most some kilobytes.
-const MOST: usize = 4096;
+/// How many uploads are remembered. Each takes some kilobytes at the most.
+const CAPACITY: usize = 4096;
 
-/// What is known of uploads that are received. Facts about an id only ever become true: that a slot is
-/// full stays so. (The one exception says so itself: [`Known::forget`].) Whether the id is still that of
-/// the upload is for the store to say.
+/// Remembers uploads that are being received, so that fewer requests are needed.
+///
+/// A full slot stays full, so what is remembered of an upload stays true. Parts that are lost are
+/// the exception: see [`Known::forget`]. The upload itself can end on another server, so a request
+/// reads the `info` object before it relies on the upload.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     uploads: Mutex<Uploads>,
@@ -22,116 +25,123 @@ pub(super) struct Known {
 
 #[derive(Debug, Default)]
 struct Uploads {
-    by_key: HashMap<UploadKey, Entry>,
-    clock: u64,
+    by_id: HashMap<UploadId, Entry>,
+    uses: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     info: Arc<Info>,
-    full: Full,
-    used: u64,
+    full: FullSlots,
+    last_use: u64,
+}
+
+impl Uploads {
+    fn next_use(&mut self) -> u64 {
+        self.uses += 1;
+        self.uses
+    }
+
+    /// What is remembered of exactly this upload.
+    fn entry_of(&mut self, info: &Info) -> Option<&mut Entry> {
+        let entry = self.by_id.get_mut(info.id());
+        entry.filter(|entry| entry.info.unique_id == info.unique_id)
+    }
 }
 
 impl Known {
-    pub(super) fn info(&self, key: &UploadKey) -> Option<Arc<Info>> {
+    pub(super) fn info(&self, id: &UploadId) -> Option<Arc<Info>> {
         let mut uploads = lock(&self.uploads);
-        uploads.clock += 1;
-        let now = uploads.clock;
-        let entry = uploads.by_key.get_mut(key)?;
-        entry.used = now;
+        let now = uploads.next_use();
+        let entry = uploads.by_id.get_mut(id)?;
+        entry.last_use = now;
         Some(Arc::clone(&entry.info))
     }
 
-    /// Remembers an upload that is received; of another phase nothing need be known.
+    /// Remembers an upload that is being received, and forgets it in any other phase.
     pub(super) fn learn(&self, info: &Arc<Info>) {
-        let mut uploads = lock(&self.uploads);
         if !info.is_receiving() {
-            if !matches!(uploads.by_key.get(info.key()), Some(known) if known.info.id != info.id) {
-                uploads.by_key.remove(info.key());
-            }
+            return self.forget(info);
+        }
+        let mut uploads = lock(&self.uploads);
+        let last_use = uploads.next_use();
+        if let Some(entry) = uploads.entry_of(info) {
+            entry.last_use = last_use;
             return;
         }
-        uploads.clock += 1;
-        let now = uploads.clock;
-        if uploads.by_key.len() >= MOST && !uploads.by_key.contains_key(info.key()) {
-            // Those that were not used for longest.
-            let mut used: Vec<_> = uploads.by_key.values().map(|entry| entry.used).collect();
-            let (_, middle, _) = used.select_nth_unstable(MOST / 2);
+        let by_id = &mut uploads.by_id;
+        if by_id.len() >= CAPACITY && !by_id.contains_key(info.id()) {
+            // Forget the half that was not used for longest.
+            let mut uses: Vec<_> = by_id.values().map(|entry| entry.last_use).collect();
+            let (_, middle, _) = uses.select_nth_unstable(CAPACITY / 2);
             let middle = *middle;
-            uploads.by_key.retain(|_, entry| entry.used > middle);
+            by_id.retain(|_, entry| entry.last_use > middle);
         }
-        match uploads.by_key.get_mut(info.key()) {
-            Some(entry) if entry.info.id == info.id => entry.used = now,
-            _ => {
-                let entry = Entry {
-                    info: Arc::clone(info),
-                    full: Full::default(),
-                    used: now,
-                };
-                uploads.by_key.insert(*info.key(), entry);
-            }
-        }
+        let entry = Entry {
+            info: Arc::clone(info),
+            full: FullSlots::default(),
+            last_use,
+        };
+        by_id.insert(*info.id(), entry);
     }
 
     pub(super) fn forget(&self, info: &Info) {
         let mut uploads = lock(&self.uploads);
-        if uploads
-            .by_key
-            .get(info.key())
-            .is_some_and(|known| known.info.id == info.id)
-        {
-            uploads.by_key.remove(info.key());
+        if uploads.entry_of(info).is_some() {
+            uploads.by_id.remove(info.id());
         }
     }
 
-    pub(super) fn full(&self, info: &Info) -> Full {
-        let uploads = lock(&self.uploads);
-        let entry = uploads.by_key.get(info.key());
-        let entry = entry.filter(|entry| entry.info.id == info.id);
+    pub(super) fn full(&self, info: &Info) -> FullSlots {
+        let mut uploads = lock(&self.uploads);
+        let entry = uploads.entry_of(info);
         entry.map(|entry| entry.full.clone()).unwrap_or_default()
     }
 
     pub(super) fn set_full(&self, info: &Info, slots: impl IntoIterator<Item = usize>) {
-        let mut uploads = lock(&self.uploads);
-        if let Some(entry) = uploads.by_key.get_mut(info.key()) {
-            if entry.info.id == info.id {
-                slots.into_iter().for_each(|slot| entry.full.insert(slot));
-            }
+        if let Some(entry) = lock(&self.uploads).entry_of(info) {
+            slots.into_iter().for_each(|slot| entry.full.insert(slot));
         }
     }
 }
 
-/// One lock for each name that somebody uses.
+/// One lock for each key that is in use.
 #[derive(Debug)]
 pub(super) struct Locks<K, L> {
-    live: Mutex<HashMap<K, Weak<L>>>,
+    used: Mutex<HashMap<K, Weak<L>>>,
 }
 
 impl<K, L> Default for Locks<K, L> {
     fn default() -> Self {
         Self {
-            live: Mutex::default(),
+            used: Mutex::default(),
         }
     }
 }
 
 impl<K: Eq + Hash, L: Default> Locks<K, L> {
-    pub(super) fn of(&self, name: K) -> Arc<L> {
-        let mut live = lock(&self.live);
-        if let Some(found) = live.get(&name).and_then(Weak::upgrade) {
+    pub(super) fn of(&self, key: K) -> Arc<L> {
+        let mut used = lock(&self.used);
+        if let Some(found) = used.get(&key).and_then(Weak::upgrade) {
             return found;
         }
-        // At times, so that what nobody uses does not add up.
-        if live.len() == live.capacity() {
-            live.retain(|_, lock| lock.strong_count() > 0);
+        // Remove unused locks before the map grows.
+        if used.len() == used.capacity() {
+            used.retain(|_, lock| lock.strong_count() > 0);
         }
         let new = Arc::new(L::default());
-        live.insert(name, Arc::downgrade(&new));
+        used.insert(key, Arc::downgrade(&new));
         new
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// What this process knows of leases without a request. Uploads are named by their unique ids.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    /// Uploads whose lease a request of this process has, or is asking for.
+    pub(super) held: HashSet<String>,
+    /// Uploads whose lease another server has, and when the engine was asked.
+    pub(super) busy: HashMap<String, Instant>,
+    /// Leases of this process that have ended, and whose objects do not say so yet.
+    pub(super) ended: HashSet<(String, u32)>,
 }

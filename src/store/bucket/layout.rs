@@ -1,17 +1,18 @@
-//! How an upload is cut: pure, and the same on every server.
+//! How an upload is cut into slots: the same on every server.
 
 use std::ops::Range;
 
 const MIB: u64 = 1 << 20;
 
-/// What an object can be put together from.
+/// The limits of multipart uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Fewest and most bytes of a part but the last, and most parts: those of Amazon S3.
+    /// Fewest bytes of a part other than the last, most bytes of a part, most parts. Default: as in
+    /// Amazon S3.
     pub(super) min_part: u64,
     pub(super) max_part: u64,
     pub(super) max_parts: u64,
-    /// Bytes of a slot, where the client's chunks make no good ones.
+    /// Bytes of a slot if the chunk size of the client cannot be used.
     pub(super) slot: u64,
     /// Larger slots are multiples of this.
     pub(super) unit: u64,
@@ -33,67 +34,67 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The most bytes that a file may have.
-    pub(super) fn max_total(&self) -> u64 {
+    /// Most bytes of a file.
+    pub(super) fn max_length(&self) -> u64 {
         let parts = self.max_part / self.unit * self.unit * self.max_parts;
         self.max_object.min(parts)
     }
 
-    /// Bytes of each slot of an upload but the last; `None` if it can never fit.
+    /// Bytes of each slot of an upload other than the last. `None` if the file is too large.
     ///
-    /// A slot becomes one part of the final object. All are equal but the last, which is not larger:
-    /// that is what Cloudflare R2 wants.
-    pub(super) fn slot_size(&self, chunk_size: Option<u64>, total: u64) -> Option<u64> {
-        if total > self.max_total() {
+    /// Each slot becomes a part of the final object. All parts have the same size, and the last one
+    /// is not larger: Cloudflare R2 requires it.
+    pub(super) fn slot_size(&self, chunk_size: Option<u64>, length: u64) -> Option<u64> {
+        if length > self.max_length() {
             return None;
         }
-        let good = |size: &u64| {
+        let fits = |size: &u64| {
             (self.min_part..=self.max_part).contains(size)
-                && total.div_ceil(*size) <= self.max_parts
+                && length.div_ceil(*size) <= self.max_parts
         };
-        Some(chunk_size.filter(good).unwrap_or_else(|| {
-            let least = total.div_ceil(self.max_parts);
+        Some(chunk_size.filter(fits).unwrap_or_else(|| {
+            let least = length.div_ceil(self.max_parts);
             self.slot.max(least.next_multiple_of(self.unit))
         }))
     }
 }
 
-/// The slots of one upload.
+/// The slots of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slots {
-    /// Bytes of each but the last; not zero.
+    /// Bytes of each slot other than the last. Not zero.
     pub(super) size: u64,
-    pub(super) total: u64,
+    pub(super) length: u64,
 }
 
 impl Slots {
     pub(super) fn count(self) -> usize {
-        // At most as many as an object has parts.
-        self.total.div_ceil(self.size) as usize
+        // Not more than an object has parts.
+        self.length.div_ceil(self.size) as usize
     }
 
     /// The bytes of a slot.
     pub(super) fn range(self, slot: usize) -> Range<u64> {
-        let start = (slot as u64).saturating_mul(self.size).min(self.total);
-        start..start.saturating_add(self.size).min(self.total)
+        let start = (slot as u64).saturating_mul(self.size).min(self.length);
+        start..start.saturating_add(self.size).min(self.length)
     }
 
     /// The slots that have some of these bytes.
     pub(super) fn touched(self, range: &Range<u64>) -> Range<usize> {
-        match range.is_empty() {
-            true => 0..0,
-            false => (range.start / self.size) as usize..range.end.div_ceil(self.size) as usize,
+        if range.is_empty() {
+            return 0..0;
         }
+        (range.start / self.size) as usize..range.end.div_ceil(self.size) as usize
     }
 }
 
-/// Which slots are full.
+/// A set of full slots.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Full {
+pub(super) struct FullSlots {
     words: Vec<u64>,
 }
 
-impl Full {
+impl FullSlots {
     pub(super) fn insert(&mut self, slot: usize) {
         let word = slot / 64;
         if word >= self.words.len() {
@@ -102,17 +103,17 @@ impl Full {
         self.words[word] |= 1 << (slot % 64);
     }
 
-    pub(super) fn has(&self, slot: usize) -> bool {
+    pub(super) fn contains(&self, slot: usize) -> bool {
         let word = self.words.get(slot / 64);
         word.is_some_and(|word| word >> (slot % 64) & 1 == 1)
     }
 
-    /// The full ones of `count` slots, those beside each other together.
+    /// The runs of consecutive full slots among the first `count`.
     pub(super) fn runs(&self, count: usize) -> impl Iterator<Item = Range<usize>> {
         let mut at = 0;
         std::iter::from_fn(move || {
-            let start = (at..count).find(|slot| self.has(*slot))?;
-            let end = (start..count).find(|slot| !self.has(*slot));
+            let start = (at..count).find(|slot| self.contains(*slot))?;
+            let end = (start..count).find(|slot| !self.contains(*slot));
             at = end.unwrap_or(count);
             Some(start..at)
         })
@@ -120,7 +121,7 @@ impl Full {
 
     /// The first of `count` slots that is not full.
     pub(super) fn first_gap(&self, count: usize) -> Option<usize> {
-        (0..count).find(|slot| !self.has(*slot))
+        (0..count).find(|slot| !self.contains(*slot))
     }
 }
 
@@ -129,19 +130,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_fit_what_objects_are_made_of() {
+    fn slots_fit_the_limits_of_multipart_uploads() {
         const GIB: u64 = 1 << 30;
         const TIB: u64 = 1 << 40;
         let limits = Limits::default();
-        for (chunk_size, total, expected) in [
-            // Whole chunks are parts.
+        for (chunk_size, length, expected) in [
+            // Each chunk is a part.
             (Some(5 * MIB), GIB, Some(5 * MIB)),
             (Some(5 * MIB + 1), GIB, Some(5 * MIB + 1)),
             (Some(8 * MIB), 8 * MIB * 10_000, Some(8 * MIB)),
             (Some(5 << 30), 5 * TIB, Some(5 << 30)),
-            // Larger than the file.
+            // Chunks larger than the file.
             (Some(100 * MIB), 10, Some(100 * MIB)),
-            // Too small, too large, too many.
+            // Chunks that are too small, too large or too many.
             (None, 0, Some(8 * MIB)),
             (None, GIB, Some(8 * MIB)),
             (Some(0), GIB, Some(8 * MIB)),
@@ -152,25 +153,25 @@ mod tests {
             (Some(8 * MIB), 8 * MIB * 10_000 + 1, Some(9 * MIB)),
             (Some(MIB), TIB, Some(105 * MIB)),
             (None, 5 * TIB, Some(525 * MIB)),
-            // Never.
+            // Too large.
             (None, 5 * TIB + 1, None),
             (Some(8 * MIB), i64::MAX as u64, None),
             (Some(u64::MAX), u64::MAX, None),
         ] {
-            let case = format!("{chunk_size:?} of {total}");
-            let size = limits.slot_size(chunk_size, total);
+            let case = format!("{chunk_size:?} of {length}");
+            let size = limits.slot_size(chunk_size, length);
             assert_eq!(size, expected, "{case}");
             if let Some(size) = size {
-                let slots = Slots { size, total };
+                let slots = Slots { size, length };
                 assert!(slots.count() <= 10_000, "{case}");
-                assert!(total <= size || size >= limits.min_part, "{case}");
+                assert!(length <= size || size >= limits.min_part, "{case}");
             }
         }
     }
 
     #[test]
-    fn slots_have_all_bytes_once() {
-        for (size, total) in [
+    fn each_byte_is_in_one_slot() {
+        for (size, length) in [
             (10, 0),
             (10, 1),
             (10, 9),
@@ -179,22 +180,22 @@ mod tests {
             (10, 25),
             (1, 5),
         ] {
-            let slots = Slots { size, total };
+            let slots = Slots { size, length };
             let mut end = 0;
             for slot in 0..slots.count() {
                 let range = slots.range(slot);
                 assert_eq!(range.start, end);
                 assert!(!range.is_empty());
-                assert!(range.end - range.start == size || range.end == total);
+                assert!(range.end - range.start == size || range.end == length);
                 end = range.end;
             }
-            assert_eq!(end, total);
+            assert_eq!(end, length);
             assert!(slots.range(slots.count()).is_empty());
         }
-        // The last chunk of Resumable.js is up to twice as long as the others: two slots.
+        // The last chunk of Resumable.js can be almost twice as long as the others: two slots.
         let slots = Slots {
             size: 10,
-            total: 35,
+            length: 35,
         };
         assert_eq!(slots.touched(&(20..35)), 2..4);
         assert_eq!((slots.range(2), slots.range(3)), (20..30, 30..35));
@@ -212,25 +213,25 @@ mod tests {
         }
         let huge = Slots {
             size: 1 << 30,
-            total: u64::MAX,
+            length: u64::MAX,
         };
         assert!(huge.range(usize::MAX).is_empty());
     }
 
     #[test]
-    fn full_slots_are_remembered() {
-        let mut full = Full::default();
+    fn full_slots() {
+        let mut full = FullSlots::default();
         assert_eq!(full.first_gap(0), None);
         assert_eq!(full.first_gap(3), Some(0));
         for slot in [0, 1, 130, 2, 63, 64] {
             full.insert(slot);
-            assert!(full.has(slot));
+            assert!(full.contains(slot));
         }
-        assert!(!full.has(3) && !full.has(129) && !full.has(100_000));
+        assert!(!full.contains(3) && !full.contains(129) && !full.contains(100_000));
         assert_eq!((full.first_gap(3), full.first_gap(4)), (None, Some(3)));
         let runs = |count| full.runs(count).collect::<Vec<_>>();
         assert_eq!(runs(200), [0..3, 63..65, 130..131]);
         assert_eq!(runs(64), [0..3, 63..64]);
-        assert_eq!(runs(0), []);
+        assert!(runs(0).is_empty());
     }
 }

@@ -1,156 +1,200 @@
-//! Uploads in an object store: many servers, and nothing beside it to operate.
+//! Uploads in an object store that many servers share.
 
 mod blocks;
-mod bucket;
-mod check;
 mod claim;
 mod clock;
-mod finish;
+mod engine;
 mod info;
+mod inner;
 mod keys;
 mod known;
 mod layout;
-mod put;
+mod lease;
+mod list;
+mod lookup;
+mod publish;
+mod remove;
+mod self_test;
 mod stored;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use object_store::{multipart::MultipartStore, path::Path};
 
-pub(crate) use self::stored::ObjectStream;
+pub use self::stored::StoredObject;
 use self::{
     blocks::Memory,
-    bucket::Bucket,
+    claim::BucketClaim,
     clock::Clock,
-    info::{Info, Phase},
+    engine::Engine,
+    inner::Inner,
     keys::Keys,
     known::{Known, Locks},
     layout::Limits,
-    put::Extent,
+    stored::StreamBody,
 };
-pub use self::{claim::ObjectClaim, stored::StoredObject};
 use super::{
-    ChunkBody, Expiry, Progress, Sealed, Settlement, Spool, Status, Store, StoreError, Swept,
-    TryClaim, Upload, UploadKey, Usage,
+    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Page, Progress, Status, Store, StoreError,
+    Swept, Usage,
 };
+use crate::model::upload::{Upload, UploadId};
 
 /// Keeps uploads in an object store that many servers share.
 ///
-/// Each chunk may come to another server, and any of them may die at any time: there is nothing to
-/// share but the bucket, no lock service, no sticky sessions. It takes any engine of the crate
-/// [`object_store`] that has multipart uploads: Amazon S3 and what is compatible with it, Azure,
-/// Google Cloud Storage. Choose the engine by that crate's features (`aws`, `azure`, `gcp`).
+/// Each chunk may go to another server, and each server may die at any time. The servers share
+/// nothing but the bucket: there is no lock service, and no load balancer has to be sticky.
+///
+/// It works with each engine of the crate [`object_store`] that has multipart uploads: Amazon S3
+/// and what is compatible with it, Azure, and Google Cloud Storage. Features of that crate select
+/// the engine: `aws`, `azure`, `gcp`.
 ///
 /// ```
 /// use std::sync::Arc;
-/// use tower_resumable::{ObjectStore, ResumableLayer};
+/// use object_store::memory::InMemory;
+/// use tower_resumable::BucketStore;
 ///
-/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-/// // In production, with object_store's feature `aws`:
-/// //     object_store::aws::AmazonS3Builder::from_env().with_bucket_name("uploads").build()?
-/// let engine = object_store::memory::InMemory::new();
-/// let store = ObjectStore::open(Arc::new(engine)).await?;
-/// let layer = ResumableLayer::new(store.clone());
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_resumable::store::StoreError> {
+/// // In production, with the feature `aws` of object_store:
+/// //     AmazonS3Builder::from_env().with_bucket_name("uploads").build()?
+/// let engine = Arc::new(InMemory::new());
+/// let store = BucketStore::open(Arc::clone(&engine)).await?;
 ///
-/// // Or below a prefix, without the test of the engine:
-/// let engine = object_store::memory::InMemory::new();
-/// let other = ObjectStore::builder(Arc::new(engine)).prefix("a/b").self_test(false);
-/// let other = other.open().await?;
-/// # let _ = (layer, other);
-/// # Ok::<_, tower_resumable::StoreError>(())
-/// # }).unwrap();
+/// // Below a prefix, and without the test of the engine:
+/// let builder = BucketStore::builder(engine).with_prefix("a/b").with_self_test(false);
+/// let other = builder.open().await?;
+/// # let _ = (store, other);
+/// # Ok(())
+/// # }
 /// ```
 ///
-/// A finished file is an object `files/<id>`, in [`Location::Object`](super::Location::Object):
-/// handlers read it with [`content`](crate::CompletedUpload::content), or fetch it with
+/// A finished file is an object, `files/<id>`. Handlers read it with
+/// [`content`](crate::CompletedUpload::content), or fetch it with
 /// [`copy_to`](crate::CompletedUpload::copy_to) or [`persist`](crate::CompletedUpload::persist).
+/// [`stored_as`](crate::CompletedUpload::stored_as) returns a [`StoredObject`], which has its key.
+/// The object has no content type and no other attributes.
 ///
-/// # What the engine has to keep
+/// An upload without a [length](crate::Upload::length) is not supported yet:
+/// [`StoreError::Unsupported`].
 ///
-/// Reads and lists see at once what was written, and `If-None-Match: *` (in the crate
-/// `object_store`: `PutMode::Create`; `S3ConditionalPut::ETagMatch`, which is the default for
-/// Amazon S3) lets exactly one of several requests create an object. Nothing else is relied on: no compare-and-swap, no copies, no order
-/// of lists. Amazon S3, Cloudflare R2, Ceph RGW, Azure and Google Cloud Storage keep that; some engines take
-/// the condition and ignore it, so it is [tried at the start](ObjectStoreBuilder::self_test).
+/// # What the engine has to do
 ///
-/// # What chunks to send
+/// Reads and lists see at once what was written. `If-None-Match: *` lets exactly one of several
+/// requests create an object. (In the crate `object_store` it is `PutMode::Create`. Amazon S3 needs
+/// `S3ConditionalPut::ETagMatch`, which is the default.) The store relies on nothing else: no
+/// compare-and-swap, no copies, no order of lists.
 ///
-/// **Chunks of at least 5 MiB, such as `chunkSize: 8 * 1024 * 1024`**, and at most 10,000 of them. Each is
-/// then a part of the final object, at once and for good: when the last one has come there is one request
-/// left to make, whatever the size of the file. Smaller ones are objects of their own, which are read and written once more at
-/// the end, by the server that got the last chunk, while its client waits. Any size and any order work: a last
-/// chunk that is larger than the others, as Resumable.js sends it, becomes two parts, so that all parts are equal
-/// but the last, as Cloudflare R2 wants it.
+/// Amazon S3, Cloudflare R2, Ceph RGW, Azure and Google Cloud Storage do this. Some engines accept
+/// the condition and ignore it, so [`open`](Self::open)
+/// [tests it](BucketStoreBuilder::with_self_test).
 ///
-/// Requests and bytes, counted in this crate's tests, of 1 GiB:
+/// # Chunk sizes
 ///
-/// | | chunks of 8 MiB (parts) | chunks of 1 MiB (pieces) |
+/// **Let clients send chunks of at least 5 MiB, such as `chunkSize: 8 * 1024 * 1024`**, and at most
+/// 10,000 of them. Each chunk is then a part of the final object. One request makes the object of
+/// its parts, whatever the size of the file.
+///
+/// Smaller chunks are objects of their own. They are read and written once more by the server that
+/// gets the last chunk, while its client waits. Any size and any order work. A last chunk that is
+/// larger than the others, as Resumable.js sends it, becomes two parts: Cloudflare R2 requires that
+/// all parts but the last have the same size.
+///
+/// Requests and bytes for a file of 1 GiB, as the tests of this crate count them:
+///
+/// | | 8 MiB (parts) | 1 MiB (pieces) |
 /// |---|---|---|
 /// | per chunk: PUT, part or LIST | 4 | 3 |
 /// | per chunk: GET | 1 | 1 |
-/// | per chunk that the client asks for first: LIST and GET | 1 + 1 | 1 + 1 |
+/// | per chunk that the client probes: LIST and GET | 1 + 1 | 1 + 1 |
 /// | per upload: PUT, part, LIST, begin, complete | 521 | 3,341 |
 /// | per upload: GET (DELETE is free) | 135 | 2,060 |
 /// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
 /// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
-/// | after the last chunk | 12 requests, one after the other | and 1 GiB to read and write, in 2 slots at once |
+/// | after the last chunk | 12 requests, in sequence | the same, and 1 GiB read and written |
 ///
-/// A list is counted for each 1,000 names: of files with more parts (or pieces) there are as many more
-/// at the end. [`usage`](super::Store::usage), which the layer's limits need, is a list of the uploads that are not settled;
-/// [`undelivered`](super::Store::undelivered) and [`unfinished`](super::Store::unfinished) make up to 3 requests more for each of those, the latter
-/// for those of its scope only; [`sweep`](super::Store::sweep) lists everything, and reads one small object for each
-/// upload and record.
+/// A list request returns 1,000 names. Files with more parts or pieces need more list requests at
+/// the end. [`usage`](Store::usage), which the limits of the layer need, lists the uploads that are
+/// not settled. [`list`](Store::list) makes up to 3 more requests for each upload of a page.
+/// [`sweep`](Store::sweep) lists everything, and reads one small object for each upload and record.
 ///
-/// A chunk is held in memory until it is stored, at most
-/// [`max_buffered_bytes`](ObjectStoreBuilder::max_buffered_bytes) of all together. A chunk that touches several slots
-/// (an upload is cut into slots of its chunk size, or of 8 MiB for small chunks) and whose request fails
-/// in the engine can leave those of its bytes that were stored before; they are right, and are not asked for again.
+/// # Memory
 ///
-/// # What is in the bucket
+/// A chunk is held in memory until it is stored. All chunks together take at most
+/// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). With [`Keep::Prefix`] a
+/// request holds at most one slot: an upload is cut into slots of its chunk size, or of 8 MiB if
+/// that is too small, and each slot is stored as soon as it is full. Such a request waits while
+/// there is no memory left. Others fail with [`StoreError::Busy`].
+///
+/// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
+/// stored. Their bytes are right, and a client that probes does not send them again.
+///
+/// # Objects in the bucket
 ///
 /// | key, below the prefix | |
 /// |---|---|
-/// | `files/<id>` | a finished file; after its delivery it is the application's |
-/// | `open/…` | an empty one for each upload that is not settled, with its key, owner and size in its name |
-/// | `up/<key>/info` | what is known of an upload, and then the record of its delivery |
-/// | `up/<key>/<id>/s/<slot>/…` | small chunks, and empty marks with the ids of parts in their names |
-/// | `up/<key>/<id>/claim/…` | who delivers or removes it |
-/// | `scratch/…` | for a moment: to read the engine's clock, and for the self-test |
+/// | `files/<id>` | a finished file; once it is delivered it belongs to the application |
+/// | `open/…` | an empty object per upload that is not settled: id, owner and size in its name |
+/// | `up/<upload id>/info` | what is known of an upload; later the record of its delivery |
+/// | `up/<upload id>/<id>/s/<slot>/…` | small chunks, and empty objects that name the parts |
+/// | `up/<upload id>/<id>/claim/…` | which server delivers or removes the upload |
+/// | `scratch/…` | for the self-test, and to read the engine's clock |
 ///
-/// The text of a client is in no key, nor the name of an owner. The finished file has no content type or other attributes.
+/// No key contains text of a client or the name of an owner.
 ///
 /// # Setting up the bucket
 ///
-/// * A lifecycle rule that aborts incomplete multipart uploads after some days more than uploads may take
-///   (`AbortIncompleteMultipartUpload`): those of servers that died at the wrong moment cannot be listed here. An upload that is
-///   older than the rule allows begins anew. Call [`sweep`](super::Store::sweep) for the rest.
-/// * Rights: put, get, list and delete objects, and abort multipart uploads (`s3:PutObject`, `s3:GetObject`,
-///   `s3:ListBucket`, `s3:DeleteObject`, `s3:AbortMultipartUpload`).
-/// * Where it encrypts with keys of its own (SSE-KMS, SSE-C), or when a client sends other bytes for
-///   the same chunk to two servers at once, a part can have two ids, of which one counts. Up to 16
-///   combinations are tried at the end; after that the chunks in question are asked for again.
+/// * A lifecycle rule that aborts incomplete multipart uploads (`AbortIncompleteMultipartUpload`),
+///   some days after uploads expire. Those of servers that died at the wrong moment cannot be
+///   listed here. An upload that is older than the rule allows begins anew. Call
+///   [`sweep`](Store::sweep) for everything else.
+/// * The rights to put, get, list and delete objects, and to abort multipart uploads
+///   (`s3:PutObject`, `s3:GetObject`, `s3:ListBucket`, `s3:DeleteObject`,
+///   `s3:AbortMultipartUpload`).
+/// * A part can have two ids, of which one counts: if the bucket encrypts with its own keys
+///   (SSE-KMS, SSE-C), or if a client sends different bytes for the same chunk to two servers at
+///   once. Up to 16 combinations are tried at the end. After that the chunks in question have to be
+///   sent again.
 ///
 /// # Clocks
 ///
-/// Claims are judged by the engine's clock alone. Records and the limits of a sweep are of the servers' clocks, which
-/// should not differ by minutes.
+/// Leases are judged by the engine's clock alone. Records, and the limits of a sweep, are times of
+/// the servers' clocks, which should not differ by minutes.
 #[derive(Clone)]
-pub struct ObjectStore {
+pub struct BucketStore {
     inner: Arc<Inner>,
 }
 
-/// Sets up an [`ObjectStore`]; made by [`ObjectStore::builder`].
+/// Settings of a [`BucketStore`], made by [`BucketStore::builder`].
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use object_store::memory::InMemory;
+/// use tower_resumable::BucketStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_resumable::store::StoreError> {
+/// let store = BucketStore::builder(Arc::new(InMemory::new()))
+///     .with_prefix("uploads")
+///     .with_lease(Duration::from_secs(20))
+///     .with_max_object_size(100 << 30)
+///     .with_max_buffered_bytes(1 << 30)
+///     .open()
+///     .await?;
+/// # let _ = store;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
-pub struct ObjectStoreBuilder {
-    bucket: Bucket,
+pub struct BucketStoreBuilder {
+    engine: Engine,
     prefix: String,
     lease: Duration,
     limits: Limits,
@@ -158,40 +202,12 @@ pub struct ObjectStoreBuilder {
     self_test: bool,
 }
 
-struct Inner {
-    bucket: Bucket,
-    keys: Keys,
-    limits: Limits,
-    lease: Duration,
-    memory: Memory,
-    clock: Clock,
-    known: Known,
-    /// Held open by requests that write to an upload, closed by what sweeps it.
-    gates: Locks<UploadKey, tokio::sync::RwLock<()>>,
-    /// For who is about to create an upload.
-    beginnings: Locks<UploadKey, tokio::sync::Mutex<()>>,
-    slots: Locks<(UploadKey, usize), tokio::sync::Mutex<()>>,
-    claims: Mutex<Claims>,
-}
-
-/// The claims that this process knows of without asking.
-#[derive(Debug, Default)]
-struct Claims {
-    /// Ids of uploads that somebody here has claimed.
-    held: HashSet<String>,
-    /// Ids of uploads that another server has claimed, and when it was asked.
-    busy: HashMap<String, Instant>,
-    /// Claims, by id and number, that were given back here.
-    given_back: HashSet<(String, u32)>,
-}
-
-impl ObjectStore {
-    /// A store in a bucket, with the defaults, tested.
+impl BucketStore {
+    /// Opens a store with the default settings, and tests the engine.
     ///
     /// # Errors
     ///
-    /// If the engine does not answer, or does not keep what is relied on: see
-    /// [`self_test`](ObjectStoreBuilder::self_test).
+    /// If the engine does not answer, or fails [the test](BucketStoreBuilder::with_self_test).
     pub async fn open<T>(engine: Arc<T>) -> Result<Self, StoreError>
     where
         T: object_store::ObjectStore + MultipartStore,
@@ -199,13 +215,13 @@ impl ObjectStore {
         Self::builder(engine).open().await
     }
 
-    /// A store that is set up otherwise.
-    pub fn builder<T>(engine: Arc<T>) -> ObjectStoreBuilder
+    /// The default settings, to be changed.
+    pub fn builder<T>(engine: Arc<T>) -> BucketStoreBuilder
     where
         T: object_store::ObjectStore + MultipartStore,
     {
-        ObjectStoreBuilder {
-            bucket: Bucket::new(engine),
+        BucketStoreBuilder {
+            engine: Engine::new(engine),
             prefix: String::new(),
             lease: Duration::from_secs(30),
             limits: Limits::default(),
@@ -215,72 +231,73 @@ impl ObjectStore {
     }
 }
 
-impl ObjectStoreBuilder {
-    /// Below which prefix all objects are, such as `"uploads"`. Default: none.
+impl BucketStoreBuilder {
+    /// Sets the prefix of all keys, such as `"uploads"`. Default: none.
     ///
-    /// Servers that share uploads must have the same one; others can share the bucket with another.
-    pub fn prefix(self, prefix: impl Into<String>) -> Self {
-        let prefix = prefix.into();
-        Self { prefix, ..self }
+    /// Servers that share uploads must have the same prefix. Applications that share a bucket must
+    /// have different ones.
+    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
     }
 
-    /// How long the right to deliver an upload outlives its server. Default: 30 s.
+    /// Sets how long a claim outlives its server. Default: 30 s.
     ///
-    /// A live server renews it at a third of the time, however long the delivery takes. When a
-    /// server dies in a delivery, another one can take that over afterwards. Engines tell the time in
-    /// whole seconds, so less than 5 s makes no sense in production.
-    pub fn lease(self, lease: Duration) -> Self {
-        Self { lease, ..self }
+    /// A live server renews the claim at a third of this time, so a delivery may take longer. When
+    /// a server dies during a delivery, another server can deliver the upload after this time.
+    /// Engines tell the time in whole seconds: use at least 5 s.
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
     }
 
-    /// The most bytes that an object can have. Default: 5 TiB, as in Amazon S3.
+    /// Sets the most bytes of an object. Default: 5 TiB, as in Amazon S3.
     ///
-    /// A larger file is refused at its first chunk.
-    pub fn max_object_size(mut self, bytes: u64) -> Self {
+    /// The first chunk of a larger file fails with [`StoreError::TooLarge`]. A value that 10,000
+    /// parts of 5 GiB cannot reach is clamped.
+    pub fn with_max_object_size(mut self, bytes: u64) -> Self {
         self.limits.max_object = bytes;
         self
     }
 
-    /// The most bytes of chunks that are held in memory, all together. Default: 512 MiB.
+    /// Sets the most bytes that all chunks together take in memory. Default: 512 MiB.
     ///
-    /// Each chunk is, from its first byte until it is stored; when there is no room for another one
-    /// its client is told to try again. It should be several times as much as a chunk, and for the chunks of
-    /// less than 5 MiB of files of more than 80 GB, also as large as twice the ten-thousandth part of the file.
-    pub fn max_buffered_bytes(self, bytes: u64) -> Self {
-        Self {
-            max_buffered: bytes,
-            ..self
-        }
+    /// If there is no memory for a chunk its client is told to try again. Set it to several times
+    /// the size of a chunk. For files of more than 80 GB in chunks of less than 5 MiB also to at
+    /// least a five-thousandth of the size of the file. A value that the system cannot count is
+    /// clamped.
+    pub fn with_max_buffered_bytes(mut self, bytes: u64) -> Self {
+        self.max_buffered = bytes;
+        self
     }
 
-    /// Whether to try at the start that the engine keeps what is relied on. Default: it is tried.
+    /// Sets whether [`open`](Self::open) tests the engine. Default: `true`.
     ///
-    /// Some engines take a condition of a request and do not apply it. With them servers cannot agree
-    /// upon anything, so the test lets requests race for the same names. It also
-    /// needs all the rights that the store needs, and costs about 70 requests.
-    pub fn self_test(self, yes: bool) -> Self {
-        Self {
-            self_test: yes,
-            ..self
-        }
+    /// Some engines accept the condition of a request and ignore it. Servers cannot coordinate with
+    /// such an engine, so the test lets requests race for the same names. It needs all the rights
+    /// that the store needs, and about 70 requests.
+    pub fn with_self_test(mut self, yes: bool) -> Self {
+        self.self_test = yes;
+        self
     }
 
     #[cfg(test)]
-    fn limits(self, limits: Limits) -> Self {
-        Self { limits, ..self }
+    fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// Opens the store.
     ///
     /// # Errors
     ///
-    /// If the prefix is no path, if the engine does not answer, or if it fails the self-test.
-    pub async fn open(self) -> Result<ObjectStore, StoreError> {
+    /// If the prefix is not a valid path, if the engine does not answer, or if it fails the test.
+    pub async fn open(self) -> Result<BucketStore, StoreError> {
         let inner = Inner {
             keys: Keys {
                 prefix: Path::parse(&self.prefix).map_err(StoreError::new)?,
             },
-            bucket: self.bucket,
+            engine: self.engine,
             limits: self.limits,
             lease: self.lease,
             memory: Memory::new(self.max_buffered),
@@ -289,148 +306,77 @@ impl ObjectStoreBuilder {
             gates: Locks::default(),
             beginnings: Locks::default(),
             slots: Locks::default(),
-            claims: Mutex::default(),
+            leases: Mutex::default(),
         };
         if self.self_test {
             inner.self_test().await?;
         }
-        Ok(ObjectStore {
+        Ok(BucketStore {
             inner: Arc::new(inner),
         })
     }
 }
 
-impl Inner {
-    /// What is written down of an upload, if there is one.
-    async fn info(&self, key: &UploadKey) -> Result<Option<Arc<Info>>, StoreError> {
-        let Some(bytes) = self.bucket.get(&self.keys.info(key)).await? else {
-            return Ok(None);
-        };
-        let info = Info::from_bytes(&bytes).filter(|info| info.key() == key);
-        let info = Arc::new(info.ok_or_else(|| StoreError::new(Unreadable))?);
-        self.known.learn(&info);
-        Ok(Some(info))
+impl Store for BucketStore {
+    type Claim = BucketClaim;
+
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        self.inner.create(upload).await
     }
 
-    async fn write_info(&self, info: &Arc<Info>) -> Result<(), StoreError> {
-        let path = self.keys.info(info.key());
-        self.bucket.put(&path, info.to_bytes()).await?;
-        self.known.learn(info);
-        Ok(())
-    }
-}
-
-/// Does all of it, also if the request ends that wants it, because its client has gone: half of it would
-/// be left behind, such as a claim that nobody gives back.
-async fn all_of<T: Send + 'static>(
-    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::spawn(work).await.map_err(StoreError::new)?
-}
-
-/// Why an upload cannot be told of: its `info` is damaged, or another version of this crate has written it.
-#[derive(Debug)]
-struct Unreadable;
-
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("what is stored of an upload is damaged, or of another version")
-    }
-}
-
-impl std::error::Error for Unreadable {}
-
-/// Nothing, of what cannot be read: all others shall be listed.
-fn if_readable<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
-    match read {
-        Err(StoreError::Failed(error)) if error.is::<Unreadable>() => Ok(None),
-        read => read,
-    }
-}
-
-impl Store for ObjectStore {
-    type Claim = ObjectClaim;
-
-    async fn put(
+    async fn write(
         &self,
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
+        keep: Keep,
     ) -> Result<Progress, StoreError> {
-        self.inner.put(upload, offset, body).await
+        self.inner.write(upload, offset, body, keep).await
     }
 
-    async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
-        let Some((info, there)) = self.inner.look(key, Extent::All).await? else {
-            return Ok(Status::Absent);
-        };
-        Ok(match &info.phase {
-            Phase::Settled(_) if info.is_expired() => Status::Absent,
-            Phase::Settled(record) => Status::Settled(record.clone()),
-            Phase::Sealed(_) => Status::Complete,
-            Phase::Receiving if info.progress(&there).complete => Status::Complete,
-            Phase::Receiving => Status::Receiving(there),
-        })
+    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.inner.status(id).await
     }
 
-    async fn try_claim(&self, key: &UploadKey) -> Result<TryClaim<ObjectClaim>, StoreError> {
-        let (inner, key) = (Arc::clone(&self.inner), *key);
-        all_of(async move { inner.try_claim(&key).await }).await
+    async fn claim(&self, upload: &Upload) -> Result<Claimed<BucketClaim>, StoreError> {
+        self.inner.claim(upload).await
     }
 
-    async fn seal(&self, claim: &mut ObjectClaim, upload: &Upload) -> Result<Sealed, StoreError> {
-        self.inner.seal(claim, upload).await
+    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.inner.remove(id).await
     }
 
-    async fn settle(
-        &self,
-        claim: &mut ObjectClaim,
-        settlement: &Settlement,
-    ) -> Result<(), StoreError> {
-        self.inner.settle(claim, settlement).await
-    }
-
-    async fn remove(&self, key: &UploadKey) -> Result<bool, StoreError> {
-        let (inner, key) = (Arc::clone(&self.inner), *key);
-        all_of(async move { inner.remove(&key).await }).await
-    }
-
-    async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
-        self.inner.undelivered().await
-    }
-
-    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        self.inner.unfinished(scope).await
+    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        self.inner.list(filter, after).await
     }
 
     async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
-        let open = self.inner.open_uploads().await?;
-        Ok(open.into_iter().map(|open| open.usage).collect())
+        self.inner.usage().await
     }
 
-    async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
+    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         self.inner.sweep(expiry).await
     }
 
-    async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Spool, StoreError> {
-        let bytes = self.inner.memory.take(body).await?;
-        Ok(Spool::from_pieces(bytes.pieces))
+    async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {
+        let bytes = self.inner.memory.read(body).await?;
+        Ok(Content::new(StreamBody::from_pieces(bytes.pieces)))
     }
 }
 
-impl fmt::Debug for ObjectStore {
+impl fmt::Debug for BucketStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObjectStore")
-            .field("engine", &self.inner.bucket)
+        f.debug_struct("BucketStore")
+            .field("engine", &self.inner.engine)
             .field("prefix", &self.inner.keys.prefix.as_ref())
             .finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for ObjectStoreBuilder {
+impl fmt::Debug for BucketStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObjectStoreBuilder")
-            .field("engine", &self.bucket)
+        f.debug_struct("BucketStoreBuilder")
+            .field("engine", &self.engine)
             .field("prefix", &self.prefix)
             .field("lease", &self.lease)
             .field("max_object_size", &self.limits.max_object)

@@ -1,88 +1,103 @@
-//! A finished file that is an object.
-
 use std::{
+    any::Any,
     fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_core::Stream as _;
-use futures_util::{FutureExt as _, future::BoxFuture, stream::BoxStream};
-use object_store::{Error, GetResult, ObjectStore, ObjectStoreExt as _, path::Path};
+use futures_util::{
+    FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _,
+    stream::{self, BoxStream},
+};
+use http_body::{Body, Frame};
+use object_store::{Error, ObjectStore, ObjectStoreExt as _, path::Path};
 
-/// A finished file in an object store: [`Location::Object`](crate::store::Location::Object).
+use crate::store::{BoxFuture, Content, Stored};
+
+/// A finished file of a [`BucketStore`](crate::BucketStore): an object.
 ///
-/// Two are equal if their paths are.
+/// [`Stored::as_any`] returns it, for applications that work with the object itself: copy it, or
+/// make a signed URL for it.
+///
+/// ```
+/// use tower_resumable::store::{Stored, StoredObject};
+///
+/// fn key(stored: &dyn Stored) -> Option<String> {
+///     let object = stored.as_any()?.downcast_ref::<StoredObject>()?;
+///     Some(object.path().to_string())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct StoredObject {
-    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) engine: Arc<dyn ObjectStore>,
     pub(super) path: Path,
 }
 
 impl StoredObject {
-    /// The engine that has it, to read, copy or delete it with.
-    pub fn store(&self) -> &Arc<dyn ObjectStore> {
-        &self.store
+    /// The engine that has the object.
+    pub fn engine(&self) -> &Arc<dyn ObjectStore> {
+        &self.engine
     }
 
-    /// Its key in the bucket.
+    /// The key of the object in the bucket.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
 
-    pub(crate) fn read(&self) -> ObjectStream {
-        let object = self.clone();
-        let get = async move { object.store.get(&object.path).await };
-        ObjectStream::Opening(get.boxed())
+impl Stored for StoredObject {
+    fn read(&self) -> Content {
+        let Self { engine, path } = self.clone();
+        let object = async move { engine.get(&path).await };
+        let pieces = object
+            .map_ok(|found| found.into_stream())
+            .try_flatten_stream();
+        Content::new(StreamBody(pieces.map_err(io::Error::from).boxed()))
     }
 
-    /// Deletes it. No error if it is not there.
-    pub(crate) async fn delete(&self) -> io::Result<()> {
-        match self.store.delete(&self.path).await {
+    fn delete(&self) -> BoxFuture<'_, io::Result<()>> {
+        let deleted = self.engine.delete(&self.path);
+        let deleted = deleted.map(|result| match result {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
-        }
+        });
+        Box::pin(deleted)
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 }
-
-impl PartialEq for StoredObject {
-    fn eq(&self, other: &Self) -> bool {
-        self.path == other.path
-    }
-}
-
-impl Eq for StoredObject {}
 
 impl fmt::Debug for StoredObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredObject")
-            .field("store", &format_args!("{}", self.store))
+            .field("engine", &format_args!("{}", self.engine))
             .field("path", &self.path.as_ref())
             .finish()
     }
 }
 
-/// The bytes of an object, as they come.
-pub(crate) enum ObjectStream {
-    Opening(BoxFuture<'static, object_store::Result<GetResult>>),
-    Open(BoxStream<'static, object_store::Result<Bytes>>),
+/// A stream of bytes as a body.
+pub(super) struct StreamBody(BoxStream<'static, io::Result<Bytes>>);
+
+impl StreamBody {
+    pub(super) fn from_pieces(pieces: Vec<Bytes>) -> Self {
+        Self(stream::iter(pieces).map(Ok).boxed())
+    }
 }
 
-impl ObjectStream {
-    pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        loop {
-            match self {
-                Self::Opening(get) => match ready!(get.as_mut().poll(cx)) {
-                    Ok(found) => *self = Self::Open(found.into_stream()),
-                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
-                },
-                Self::Open(stream) => {
-                    let piece = ready!(Pin::new(stream).poll_next(cx));
-                    return Poll::Ready(piece.map(|piece| piece.map_err(io::Error::from)));
-                }
-            }
-        }
+impl Body for StreamBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let piece = self.0.poll_next_unpin(cx);
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }

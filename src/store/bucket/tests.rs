@@ -1,6 +1,7 @@
-//! The store on small slots, and two servers as one store.
+//! The contract with small slots and with two servers, and what only this store does.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -8,16 +9,22 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::StreamBody;
 use object_store::{ObjectStoreExt as _, memory::InMemory};
 use tokio::sync::RwLock;
 
-use super::{ObjectClaim, ObjectStore, layout::Limits};
-use crate::store::{
-    ChunkBody, Expiry, Location, Progress, Sealed, Settlement, Spool, Status, Store, StoreError,
-    Swept, TryClaim, Upload, UploadKey, Usage, conformance,
+use super::{BucketClaim, BucketStore, StoredObject, layout::Limits};
+use crate::{
+    model::upload::{Scope, Upload, UploadId},
+    store::{
+        BodyError, ChunkBody, Claim as _, Claimed, Content, Expiry, Filter, Keep, Page, Progress,
+        State, Status, Store, StoreError, Swept, Usage, conformance,
+    },
 };
 
-/// Slots that the chunks of the suite straddle. Those that are dropped in the middle fit into one.
+/// Chunks of the suite touch several slots.
 const SMALL: Limits = Limits {
     min_part: 100_000,
     max_part: 1 << 30,
@@ -27,99 +34,123 @@ const SMALL: Limits = Limits {
     max_object: 5 << 40,
 };
 
-async fn read(location: &Location) -> Option<Vec<u8>> {
-    let Location::Object(object) = location else {
-        return None;
-    };
-    let found = object.store().get(object.path()).await.ok()?;
-    Some(found.bytes().await.ok()?.to_vec())
+async fn open(engine: &Arc<InMemory>, lease: Duration) -> BucketStore {
+    let builder = BucketStore::builder(Arc::clone(engine)).with_limits(SMALL);
+    let builder = builder.with_lease(lease).with_prefix("a/b");
+    builder.open().await.unwrap()
 }
 
-async fn open(engine: &Arc<InMemory>, lease: Duration) -> ObjectStore {
-    let store = ObjectStore::builder(Arc::clone(engine)).limits(SMALL);
-    store.lease(lease).prefix("a/b").open().await.unwrap()
+fn upload(byte: u8, scope: &str, length: u64) -> Upload {
+    let id = UploadId::from_bytes([byte; 32]);
+    Upload::new(id, Scope::new(scope), Some(length))
+}
+
+/// Writes the pieces of a body, which then ends or fails.
+async fn write(
+    store: &BucketStore,
+    upload: &Upload,
+    offset: u64,
+    pieces: &[&[u8]],
+    fails: bool,
+    keep: Keep,
+) -> Result<Progress, StoreError> {
+    let pieces = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece)));
+    let error = fails.then(|| Err("connection reset".into()));
+    let frames = pieces.chain(error).collect::<Vec<_>>().into_iter();
+    let frames = frames.map(|piece| piece.map(http_body::Frame::data));
+    let mut body = pin!(StreamBody::new(stream::iter(frames)));
+    let mut body = ChunkBody::new(body.as_mut(), None, u64::MAX);
+    store.write(upload, offset, &mut body, keep).await
+}
+
+async fn write_whole(store: &BucketStore, upload: &Upload, bytes: &[u8]) -> Progress {
+    let written = write(store, upload, 0, &[bytes], false, Keep::Whole).await;
+    written.unwrap()
+}
+
+async fn ranges(store: &BucketStore, upload: &Upload) -> Vec<std::ops::Range<u64>> {
+    match store.status(&upload.id).await.unwrap().unwrap().state {
+        State::Receiving(ranges) => ranges.iter().collect(),
+        state => panic!("{state:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_conforms() {
+    let store = BucketStore::open(Arc::new(InMemory::new())).await.unwrap();
+    conformance::check(&store).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_slots_conform() {
     let engine = Arc::new(InMemory::new());
     let store = open(&engine, Duration::from_secs(30)).await;
-    conformance::check(&store, read).await;
+    conformance::check(&store).await;
 }
 
-/// Behind a load balancer: each request goes to another server.
-#[derive(Clone)]
+/// Two servers behind a load balancer: each request goes to the other one.
+#[derive(Clone, Debug)]
 struct Balanced {
-    servers: [ObjectStore; 2],
+    servers: [BucketStore; 2],
     next: Arc<AtomicUsize>,
-    /// The suite sweeps uploads that requests are just writing to, which is safe within a server. Real
-    /// limits are so far back that no request is as old.
+    /// The suite sweeps uploads while requests write to them, which is safe within one server. Real
+    /// limits are older than any request.
     writing: Arc<RwLock<()>>,
 }
 
 impl Balanced {
-    fn next(&self) -> &ObjectStore {
+    fn next(&self) -> &BucketStore {
         &self.servers[self.next.fetch_add(1, Relaxed) % 2]
     }
 }
 
 impl Store for Balanced {
-    type Claim = ObjectClaim;
+    type Claim = BucketClaim;
 
-    async fn put(
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        let _writing = self.writing.read().await;
+        self.next().create(upload).await
+    }
+
+    async fn write(
         &self,
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
+        keep: Keep,
     ) -> Result<Progress, StoreError> {
         let _writing = self.writing.read().await;
-        self.next().put(upload, offset, body).await
+        self.next().write(upload, offset, body, keep).await
     }
 
-    async fn status(&self, key: &UploadKey) -> Result<Status, StoreError> {
-        self.next().status(key).await
+    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.next().status(id).await
     }
 
-    async fn try_claim(&self, key: &UploadKey) -> Result<TryClaim<ObjectClaim>, StoreError> {
-        self.next().try_claim(key).await
+    async fn claim(&self, upload: &Upload) -> Result<Claimed<BucketClaim>, StoreError> {
+        self.next().claim(upload).await
     }
 
-    async fn seal(&self, claim: &mut ObjectClaim, upload: &Upload) -> Result<Sealed, StoreError> {
-        self.next().seal(claim, upload).await
+    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.next().remove(id).await
     }
 
-    async fn settle(
-        &self,
-        claim: &mut ObjectClaim,
-        settlement: &Settlement,
-    ) -> Result<(), StoreError> {
-        self.next().settle(claim, settlement).await
-    }
-
-    async fn remove(&self, key: &UploadKey) -> Result<bool, StoreError> {
-        self.next().remove(key).await
-    }
-
-    async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
-        self.next().undelivered().await
-    }
-
-    async fn unfinished(&self, scope: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        self.next().unfinished(scope).await
+    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        self.next().list(filter, after).await
     }
 
     async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
         self.next().usage().await
     }
 
-    async fn sweep(&self, expiry: Expiry) -> Result<Swept, StoreError> {
+    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         match self.writing.try_write() {
             Ok(_none) => self.next().sweep(expiry).await,
             Err(_) => Ok(Swept::default()),
         }
     }
 
-    async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Spool, StoreError> {
+    async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {
         self.next().spool(body).await
     }
 }
@@ -127,12 +158,176 @@ impl Store for Balanced {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_conform() {
     let engine = Arc::new(InMemory::new());
-    // A server that has found a claim taken asks again after a sixtieth of it.
+    // A server that has found an upload busy asks again after a sixtieth of this.
     let lease = Duration::from_secs(3);
     let store = Balanced {
         servers: [open(&engine, lease).await, open(&engine, lease).await],
         next: Arc::default(),
         writing: Arc::default(),
     };
-    conformance::check(&store, read).await;
+    conformance::check(&store).await;
+}
+
+#[tokio::test]
+async fn an_upload_without_a_length_is_not_supported() {
+    let store = open(&Arc::new(InMemory::new()), Duration::from_secs(30)).await;
+    let mut upload = upload(1, "", 1);
+    upload.length = None;
+    let created = store.create(&upload).await;
+    assert!(matches!(created, Err(StoreError::Unsupported)));
+    let written = write(&store, &upload, 0, &[b"a"], false, Keep::Prefix).await;
+    assert!(matches!(written, Err(StoreError::Unsupported)));
+    assert!(store.status(&upload.id).await.unwrap().is_none());
+}
+
+/// Full slots are parts, and what follows is a piece. The next request goes on behind it.
+#[tokio::test]
+async fn a_prefix_is_stored_slot_by_slot() {
+    let engine = Arc::new(InMemory::new());
+    let store = open(&engine, Duration::from_secs(30)).await;
+    let upload = upload(1, "", 1_000_000);
+    let content: Vec<u8> = (0..1_000_000).map(|n| (n / 7 % 256) as u8).collect();
+    let pieces: Vec<_> = content[..800_000].chunks(90_000).collect();
+    let result = write(&store, &upload, 0, &pieces, true, Keep::Prefix).await;
+    let Err(StoreError::Body(BodyError::Failed(error))) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!(error.to_string(), "connection reset");
+    assert_eq!(ranges(&store, &upload).await, [0..800_000]);
+    let rest = &[&content[800_000..]];
+    let progress = write(&store, &upload, 800_000, rest, false, Keep::Prefix).await;
+    assert!(progress.unwrap().complete);
+    let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
+        panic!("not complete");
+    };
+    let sealed = claim.sealed();
+    assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
+    let object = sealed.stored.as_any().unwrap();
+    let object = object.downcast_ref::<StoredObject>().unwrap();
+    let found = object.engine().get(object.path()).await.unwrap();
+    assert!(found.bytes().await.unwrap() == content);
+}
+
+/// A prefix without bytes does not create an upload.
+#[tokio::test]
+async fn an_empty_prefix_leaves_nothing() {
+    let engine = Arc::new(InMemory::new());
+    let store = open(&engine, Duration::from_secs(30)).await;
+    let upload = upload(1, "", 10);
+    let result = write(&store, &upload, 0, &[], true, Keep::Prefix).await;
+    assert!(matches!(result, Err(StoreError::Body(_))));
+    assert!(store.status(&upload.id).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_created_upload_is_known_to_other_servers() {
+    let engine = Arc::new(InMemory::new());
+    let lease = Duration::from_secs(30);
+    let (store, other) = (open(&engine, lease).await, open(&engine, lease).await);
+    let upload = upload(1, "a", 10);
+    let created = store.create(&upload).await.unwrap();
+    assert!(matches!(created.state, State::Receiving(ranges) if ranges.is_empty()));
+    write(&other, &upload, 0, &[b"abc"], false, Keep::Whole)
+        .await
+        .unwrap();
+    let mut again = upload.clone();
+    again.file_name = Some("b".into());
+    let created = store.create(&again).await.unwrap();
+    assert_eq!((created.prefix(), &created.upload), (3, &upload));
+    let listed = other.list(&Filter::default(), None).await.unwrap();
+    assert_eq!(listed.uploads.len(), 1);
+    // The length that was declared first is that of the file.
+    again.length = Some(11);
+    let result = write(&store, &again, 3, &[b"defghijk"], false, Keep::Whole).await;
+    assert!(matches!(result, Err(StoreError::OutOfBounds)));
+    write(&store, &again, 3, &[b"defghij"], false, Keep::Whole)
+        .await
+        .unwrap();
+    let Claimed::Won(claim) = store.claim(&again).await.unwrap() else {
+        panic!("not complete");
+    };
+    let sealed = claim.sealed();
+    assert_eq!(
+        (sealed.size(), sealed.upload.file_name.as_deref()),
+        (10, Some("b"))
+    );
+    assert_eq!(sealed.attempt, 1);
+}
+
+/// A page has not more than its limit, also if the engine's lists have no order.
+#[tokio::test]
+async fn lists_have_pages() {
+    let engine = Arc::new(InMemory::new());
+    let ordered = open(&engine, Duration::from_secs(30)).await;
+    let builder = BucketStore::builder(Arc::clone(&engine)).with_prefix("a/b");
+    let unordered = builder.with_self_test(false).open().await.unwrap();
+    let count = Page::MAX + 30;
+    let mut expected = Vec::new();
+    for n in 0..count as u64 {
+        let scope = Scope::new(if n % 2 == 0 { "even" } else { "odd" });
+        let id = UploadId::new(&scope, [n.to_be_bytes()]);
+        ordered
+            .create(&Upload::new(id, scope, Some(5)))
+            .await
+            .unwrap();
+        expected.push(id);
+    }
+    expected.sort_unstable();
+    let ids = |page: &Page| -> Vec<_> { page.uploads.iter().map(|l| l.upload.id).collect() };
+    let odd = Filter::default().with_scope(Scope::new("odd"));
+    for store in [&ordered, &unordered] {
+        let first = store.list(&Filter::default(), None).await.unwrap();
+        assert_eq!(ids(&first), expected[..Page::MAX]);
+        assert_eq!(first.next, Some(expected[Page::MAX - 1]));
+        let second = store.list(&Filter::default(), first.next.as_ref()).await;
+        let second = second.unwrap();
+        assert_eq!(ids(&second), expected[Page::MAX..]);
+        assert_eq!(second.next, None);
+        let odd = store.list(&odd, None).await.unwrap();
+        assert_eq!((odd.uploads.len(), odd.next), (count / 2, None));
+        let complete = store.list(&Filter::complete(), None).await.unwrap();
+        assert!(complete.uploads.is_empty());
+        assert_eq!(complete.next, first.next);
+        assert_eq!(store.usage().await.unwrap().len(), count);
+    }
+}
+
+/// An upload that cannot be read is not listed, and harms no other.
+#[tokio::test]
+async fn unreadable_uploads_are_passed_over() {
+    let engine = Arc::new(InMemory::new());
+    let store = open(&engine, Duration::from_secs(30)).await;
+    let (damaged, other) = (upload(1, "", 1), upload(2, "", 1));
+    write_whole(&store, &damaged, b"x").await;
+    write_whole(&store, &other, b"x").await;
+    let path = format!("a/b/up/{}/info", damaged.id).as_str().into();
+    for damage in ["{", "{\"version\":2}"] {
+        engine.put(&path, damage.into()).await.unwrap();
+        let store = open(&engine, Duration::from_secs(30)).await;
+        let listed = store.list(&Filter::complete(), None).await.unwrap();
+        assert_eq!(listed.uploads.len(), 1);
+        assert_eq!(listed.uploads[0].upload, other);
+        assert!(store.status(&damaged.id).await.is_err());
+        assert!(store.sweep(&Expiry::default()).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn extreme_settings_are_clamped() {
+    let engine = Arc::new(InMemory::new());
+    let builder = BucketStore::builder(engine)
+        .with_lease(Duration::MAX)
+        .with_max_object_size(u64::MAX)
+        .with_max_buffered_bytes(u64::MAX);
+    let store = builder.open().await.unwrap();
+    let upload = upload(1, "", 3);
+    write_whole(&store, &upload, b"abc").await;
+    let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
+        panic!("not complete");
+    };
+    claim.release().await;
+    let huge = self::upload(2, "", u64::MAX);
+    let created = store.create(&huge).await;
+    let limit = 10_000 * (5 << 30);
+    assert!(matches!(created, Err(StoreError::TooLarge { limit: l }) if l == limit));
 }

@@ -1,24 +1,29 @@
-//! Memory that bytes are gathered in before they are written.
+//! Memory that collects bytes before they are written.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of a block. The system looks for larger pieces of free memory when larger ones are
-/// written, which is slow when it has few; smaller ones cost more calls.
+use crate::lock::lock;
+
+/// Bytes of a block. Larger ones are slow to write when the system has little contiguous memory.
+/// Smaller ones cost more calls.
 pub(super) const BLOCK: usize = 256 << 10;
 
 /// Bytes that every chunk may hold.
 const LITTLE: usize = 16 << 10;
 
-/// Bytes that a chunk may hold, more or less, if it has leave to.
+/// Bytes that a chunk with a permit may hold, approximately.
 const MUCH: usize = 1 << 20;
 
-/// How many chunks have leave at a time, if there are few processors.
+/// The least number of permits, if there are few processors.
 const LARGE: usize = 4;
 
-/// Blocks of memory that were touched before: fresh memory costs more than all else that is done to
-/// a byte.
+/// Blocks of memory that are used again: to touch fresh memory costs more than all else that is
+/// done to a byte.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
     spare: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -40,7 +45,7 @@ impl Default for Blocks {
 
 impl Blocks {
     fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.spare)
     }
 
     /// The blocks of one chunk, whose bytes begin at `at` in the file.
@@ -50,20 +55,20 @@ impl Blocks {
             filled: Vec::new(),
             at,
             end: at,
-            leave: None,
+            permit: None,
         }
     }
 }
 
-/// Bytes of a chunk that are still to be written. Their memory is given back when they are dropped.
+/// Bytes of a chunk that are to be written. Dropping it gives the memory back.
 #[derive(Debug)]
 pub(super) struct Gathered {
     blocks: Blocks,
-    /// All but the last end at multiples of their size in the file, which is cheaper to write.
+    /// All but the last one end at a multiple of their size in the file, which is cheaper to write.
     filled: Vec<Vec<u8>>,
     at: u64,
     end: u64,
-    leave: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Gathered {
@@ -71,11 +76,11 @@ impl Gathered {
         self.at == self.end
     }
 
-    /// Waits for leave to hold more, until [`clear`](Self::clear). Who has it must not keep others
-    /// waiting.
+    /// Waits for a permit to hold more, until [`clear`](Self::clear). With a permit, do not wait
+    /// for other chunks.
     pub(super) async fn enlarge(&mut self) {
-        // It is never closed.
-        self.leave = Arc::clone(&self.blocks.large).acquire_owned().await.ok();
+        // The semaphore is never closed.
+        self.permit = Arc::clone(&self.blocks.large).acquire_owned().await.ok();
         if let (Some(small), Some(mut large)) = (self.filled.last_mut(), self.blocks.spare().pop())
         {
             large.extend_from_slice(small);
@@ -88,12 +93,18 @@ impl Gathered {
         self.end
     }
 
-    /// Takes as much of `piece` as it may; how much that is.
+    /// Where in the file its bytes belong.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.at..self.end
+    }
+
+    /// Takes as many bytes of `piece` as it may, and returns their number.
     pub(super) fn take(&mut self, piece: &[u8]) -> usize {
         let mut rest = piece;
-        let (size, most) = match self.leave {
-            Some(_) => (BLOCK, MUCH),
-            None => (LITTLE, LITTLE),
+        let (size, most) = if self.permit.is_some() {
+            (BLOCK, MUCH)
+        } else {
+            (LITTLE, LITTLE)
         };
         while !rest.is_empty() {
             let used = (self.end % size as u64) as usize;
@@ -101,10 +112,7 @@ impl Gathered {
                 if self.end - self.at >= most as u64 {
                     break;
                 }
-                let block = match self.leave {
-                    Some(_) => self.blocks.spare().pop(),
-                    None => None,
-                };
+                let block = self.permit.as_ref().and_then(|_| self.blocks.spare().pop());
                 self.filled.push(block.unwrap_or_default());
             }
             let now = rest.len().min(size - used);
@@ -117,7 +125,7 @@ impl Gathered {
         piece.len() - rest.len()
     }
 
-    /// The bytes, and where in the file they belong.
+    /// The bytes, in pieces, with the offset of each in the file.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.filled.iter().scan(self.at, |at, block| {
             let begin = *at;
@@ -126,7 +134,7 @@ impl Gathered {
         })
     }
 
-    /// Forgets the bytes, which are written.
+    /// Drops the bytes after they are written.
     pub(super) fn clear(&mut self) {
         self.at = self.end;
         let mut spare = self.blocks.spare();
@@ -136,7 +144,7 @@ impl Gathered {
                 spare.push(block);
             }
         }
-        self.leave = None;
+        self.permit = None;
     }
 }
 
@@ -146,7 +154,7 @@ impl Drop for Gathered {
     }
 }
 
-/// Appends; the memory grows to `size` at most.
+/// Appends to a block. Its memory grows to at most `size`.
 fn extend(block: &mut Vec<u8>, piece: &[u8], size: usize) {
     let len = block.len() + piece.len();
     if len > block.capacity() {
@@ -196,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunk_holds_much_only_by_leave() {
+    async fn a_chunk_holds_much_only_with_a_permit() {
         let blocks = Blocks::default();
         let piece = vec![0; 2 * MUCH];
         let large = blocks.large.available_permits();

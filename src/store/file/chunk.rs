@@ -8,82 +8,89 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Durability, FileStore,
     blocks::Gathered,
-    disk,
-    entry::{Entry, Flight, Landing, TakeOff},
+    entry::{Entry, Holder, MAX_LENGTH, RangeLock, TryLock},
     folder::Folder,
 };
-use crate::store::{ChunkBody, Progress, StoreError, Upload};
+use crate::{
+    model::{
+        ranges::{Crc, Joined as _},
+        state::Progress,
+        upload::Upload,
+    },
+    store::{ChunkBody, Keep, StoreError, disk},
+};
 
-/// A chunk is fast, and may be given more memory, if its first bytes come within this time.
+/// A chunk is fast, and may get more memory, if its first bytes arrive within this time.
 const FAST: Duration = Duration::from_millis(5);
 
 /// How long a chunk may hold more memory before it has to write.
 const HOLD: Duration = Duration::from_millis(10);
 
-/// The next of `body`, unless `stop` ends first.
-async fn unless<T>(
-    stop: impl Future<Output = ()>,
-    next: impl Future<Output = T>,
-) -> Result<T, StoreError> {
-    let (mut stop, mut next) = (std::pin::pin!(stop), std::pin::pin!(next));
-    std::future::poll_fn(|cx| {
-        if stop.as_mut().poll(cx).is_ready() {
-            return std::task::Poll::Ready(Err(StoreError::Superseded));
-        }
-        next.as_mut().poll(cx).map(Ok)
-    })
-    .await
-}
+/// Bytes that are written between two commits, with [`Keep::Prefix`]. A crash loses at most these.
+const COMMIT: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 
 impl FileStore {
-    /// See [`Store::put`](crate::store::Store::put).
+    /// See [`Store::write`](crate::store::Store::write).
     pub(super) async fn receive(
         &self,
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
+        keep: Keep,
     ) -> Result<Progress, StoreError> {
-        // Most chunks that are no good are so before there is anything on disk.
         let mut arrived = Arrived {
             gathered: self.folder.blocks.gather(offset),
             announced: body.exact_len().map(|len| offset.saturating_add(len)),
+            keep,
             rest: Bytes::new(),
             ended: false,
+            failed: None,
             since: None,
         };
+        // Most chunks that fail do so before there is anything on disk.
         arrived.gather(body, None).await?;
-        let end = match arrived.ended {
-            true => arrived.gathered.end(),
-            false => offset.saturating_add(body.max_len()),
+        if arrived.gathered.is_empty() {
+            if let Some(error) = arrived.failed {
+                return Err(error);
+            }
+        }
+        let end = if arrived.ended {
+            arrived.gathered.end()
+        } else {
+            offset.saturating_add(body.max_len())
         };
-        let range = offset..end;
-        let known = match arrived.ended {
-            false => self.folder.try_take_off_known(&upload.key, &range)?,
-            true => None,
+        if offset > MAX_LENGTH {
+            return Err(StoreError::TooLarge { limit: MAX_LENGTH });
+        }
+        let range = offset..end.min(MAX_LENGTH);
+        // A chunk that has arrived as a whole needs a trip to a blocking thread anyway.
+        let known = if arrived.ended {
+            None
+        } else {
+            self.folder.try_lock_open(&upload.id, &range)?
         };
         let (writer, arrived) = match known {
-            Some(landing) => (Writer::new(landing, range), arrived),
-            None => match self.take_off(upload, range, arrived).await? {
-                (_, _, Some(progress)) => return Ok(progress),
+            Some(lock) => (Writer::new(lock, range), arrived),
+            None => match self.start(upload, range, arrived).await? {
+                (_, arrived, Some(progress)) => return arrived.outcome(progress),
                 (writer, arrived, None) => (writer, arrived),
             },
         };
-        let rubbish = Rubbish {
-            store: self,
-            entry: Arc::clone(writer.landing.entry()),
-            done: false,
-        };
+        let entry = Arc::clone(writer.lock.entry());
         let result = self.receive_more(writer, arrived, body).await;
-        match result {
-            Ok(_) => rubbish.keep(),
-            Err(_) => rubbish.remove().await,
+        if result.is_err() && entry.is_unused() {
+            self.blocking(move |folder| {
+                folder.undo_create(&entry);
+                Ok(())
+            })
+            .await?;
         }
         result
     }
 
-    /// Finds the upload, or creates it, takes the right to write a range of it, and writes what has
-    /// come if that is all.
-    async fn take_off(
+    /// Finds the upload, or creates it, and locks a range of it. Writes what has arrived if that is
+    /// the whole chunk.
+    async fn start(
         &self,
         upload: &Upload,
         range: Range<u64>,
@@ -91,30 +98,35 @@ impl FileStore {
     ) -> Result<(Writer, Arrived, Option<Progress>), StoreError> {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall * 2;
+        // The newest request to append wins: the client has given the older ones up.
+        let mut wins = arrived.keep == Keep::Prefix;
         loop {
             let (upload, range) = (upload.clone(), range.clone());
             let start = self.blocking(move |folder| {
                 let entry = folder.entry_for(&upload)?;
-                Writer::start(folder, &entry, range, arrived).inspect_err(|_| {
-                    // It may have been created in vain.
-                    let _ = folder.try_discard(&entry, Entry::is_empty);
-                })
+                Writer::start(folder, &entry, range, arrived)
+                    .inspect_err(|_| folder.undo_create(&entry))
             });
             arrived = match start.await? {
                 Start::Started(writer, arrived, progress) => {
                     return Ok((*writer, arrived, progress));
                 }
-                // What was removed meanwhile begins anew.
+                // The upload was removed meanwhile, and is created again.
                 Start::Removed(arrived) => arrived,
-                Start::Behind(entry, holder, arrived) => {
-                    entry.wait_behind(holder, stall, deadline).await?;
+                Start::HeldBy(entry, holder, arrived) => {
+                    if let Some(holder) = holder.as_ref().filter(|_| wins) {
+                        holder.supersede();
+                    }
+                    // From then on, a newer request may have the range.
+                    wins = false;
+                    entry.wait_for(holder, stall, deadline).await?;
                     arrived
                 }
             }
         }
     }
 
-    /// The rest of a chunk that has not come as a whole yet.
+    /// Receives the rest of a chunk.
     async fn receive_more(
         &self,
         mut writer: Writer,
@@ -122,7 +134,7 @@ impl FileStore {
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
         loop {
-            arrived.gather(body, Some(&writer.landing)).await?;
+            arrived.gather(body, Some(&writer.lock)).await?;
             let progress;
             let write = self.blocking(move |folder| {
                 let progress = writer.write(folder, &mut arrived)?;
@@ -130,35 +142,42 @@ impl FileStore {
             });
             (writer, arrived, progress) = write.await?;
             if let Some(progress) = progress {
-                return Ok(progress);
+                return arrived.outcome(progress);
             }
         }
     }
 }
 
-/// What has come of a chunk and is not written yet.
+/// What has arrived of a chunk and is not written yet.
 struct Arrived {
     gathered: Gathered,
     /// Where in the file the chunk will end, if its length is known.
     announced: Option<u64>,
-    /// What has found no room.
+    keep: Keep,
+    /// What has found no room in `gathered`.
     rest: Bytes,
     /// Nothing follows.
     ended: bool,
-    /// When the first byte came that is not written yet.
+    /// Why nothing follows, with [`Keep::Prefix`].
+    failed: Option<StoreError>,
+    /// When the first byte arrived that is not written yet.
     since: Option<Instant>,
 }
 
 impl Arrived {
-    /// Takes in what comes until it is time to write, unless another request takes over.
+    /// Takes what arrives until it is time to write.
     ///
-    /// Each trip to a thread that may block costs as much as writing tens of kilobytes, so one that
-    /// writes much is better. But memory is bounded: who is slow must not keep it, nor who waits for
-    /// others before it can write, and so has no right to yet.
+    /// A trip to a blocking thread costs as much as to write tens of kilobytes, so one trip with
+    /// many bytes is better. But memory is bounded: a slow chunk must not hold it, nor one that
+    /// waits for others before it can write, which is one without a lock.
+    ///
+    /// # Errors
+    ///
+    /// With [`Keep::Whole`]: if the body fails, or another request takes the range over.
     async fn gather(
         &mut self,
         body: &mut ChunkBody<'_>,
-        landing: Option<&Landing>,
+        lock: Option<&RangeLock>,
     ) -> Result<(), StoreError> {
         let mut deadline = None;
         loop {
@@ -167,26 +186,19 @@ impl Arrived {
             if self.since.is_none() && !self.gathered.is_empty() {
                 self.since = Some(Instant::now());
             }
-            if self.ended {
-                return Ok(());
-            }
             if !self.rest.is_empty() {
                 let is_slow = self.since.is_some_and(|since| since.elapsed() > FAST);
-                if landing.is_none() || is_slow || deadline.is_some() {
+                if lock.is_none() || is_slow || deadline.is_some() {
                     return Ok(());
                 }
                 self.gathered.enlarge().await;
                 deadline = Some(Instant::now() + HOLD);
                 continue;
             }
-            let next = async {
-                let Some(landing) = landing else {
-                    return Ok(body.next().await);
-                };
-                let next = unless(landing.superseded(), body.next()).await;
-                landing.piece_came();
-                next
-            };
+            if self.ended {
+                return Ok(());
+            }
+            let next = next_piece(body, lock);
             let next = match deadline {
                 None => next.await,
                 Some(deadline) => match timeout_at(deadline, next).await {
@@ -194,32 +206,61 @@ impl Arrived {
                     Err(_) => return Ok(()),
                 },
             };
-            match next?.transpose()? {
-                Some(piece) => self.rest = piece,
-                None => self.ended = true,
+            match next {
+                Ok(Some(piece)) => self.rest = piece,
+                Ok(None) => self.ended = true,
+                Err(error) if self.keep == Keep::Prefix => {
+                    self.failed = Some(error);
+                    self.ended = true;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
+
+    /// The result of a chunk whose bytes are stored.
+    fn outcome(self, progress: Progress) -> Result<Progress, StoreError> {
+        self.failed.map_or(Ok(progress), Err)
+    }
 }
 
-/// Puts the bytes of one chunk where they belong, as far as they are not there yet. All that it
-/// does blocks.
+/// The next bytes of a chunk, unless another request takes its range over.
+async fn next_piece(
+    body: &mut ChunkBody<'_>,
+    lock: Option<&RangeLock>,
+) -> Result<Option<Bytes>, StoreError> {
+    let next = async { Ok(body.next().await.transpose()?) };
+    let Some(lock) = lock else {
+        return next.await;
+    };
+    let (mut superseded, mut next) = (std::pin::pin!(lock.superseded()), std::pin::pin!(next));
+    let next = std::future::poll_fn(|cx| {
+        if superseded.as_mut().poll(cx).is_ready() {
+            return std::task::Poll::Ready(Err(StoreError::Superseded));
+        }
+        next.as_mut().poll(cx)
+    })
+    .await;
+    lock.count_piece();
+    next
+}
+
+/// Writes the bytes of one chunk that are not stored yet. All methods block.
 struct Writer {
-    /// Held as long as anything may be written, also if the request is gone.
-    landing: Landing,
+    lock: RangeLock,
     range: Range<u64>,
-    /// What of it is not there yet, once that is known.
+    /// What of the range is not stored, once that is known.
     gaps: Option<Vec<Range<u64>>>,
-    /// What is written, and its CRC-32.
-    written: Vec<(Range<u64>, u32)>,
-    /// How many syncs had failed before.
+    /// What is written and not committed.
+    written: Vec<(Range<u64>, Crc)>,
+    /// How many syncs had failed before it was written.
     failed_syncs: u64,
 }
 
 enum Start {
     Started(Box<Writer>, Arrived, Option<Progress>),
-    /// Somebody else writes there; `None` is another process.
-    Behind(Arc<Entry>, Option<Arc<Flight>>, Arrived),
+    /// Another request has locked the range. `None` if that is in another process.
+    HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),
     Removed(Arrived),
 }
 
@@ -230,38 +271,39 @@ impl Writer {
         range: Range<u64>,
         mut arrived: Arrived,
     ) -> Result<Start, StoreError> {
-        let landing = match entry.try_take_off(range.clone())? {
-            TakeOff::Clear(landing) => landing,
-            TakeOff::Behind(holder) => {
-                return Ok(Start::Behind(Arc::clone(entry), holder, arrived));
+        let lock = match entry.try_lock_range(range.clone())? {
+            TryLock::Locked(lock) => lock,
+            TryLock::HeldBy(holder) => {
+                return Ok(Start::HeldBy(Arc::clone(entry), holder, arrived));
             }
         };
-        let mut writer = Self::new(landing, range);
+        let mut writer = Self::new(lock, range);
         match writer.look(folder, &arrived) {
             Err(_) if entry.is_removed() => return Ok(Start::Removed(arrived)),
             looked => looked?,
         }
-        let progress = match arrived.ended {
-            true => writer.write(folder, &mut arrived)?,
-            false => None,
+        let progress = if arrived.ended {
+            writer.write(folder, &mut arrived)?
+        } else {
+            None
         };
         Ok(Start::Started(Box::new(writer), arrived, progress))
     }
 
-    fn new(landing: Landing, range: Range<u64>) -> Self {
+    fn new(lock: RangeLock, range: Range<u64>) -> Self {
         Self {
-            failed_syncs: landing.entry().failed_syncs(),
-            landing,
+            failed_syncs: lock.entry().failed_syncs(),
+            lock,
             range,
             gaps: None,
             written: Vec::new(),
         }
     }
 
-    /// Finds out what is there already. What another process has stored before the landing was
-    /// cleared is not written again.
+    /// Finds out what is stored. Only with the lock, so that bytes that another process has stored
+    /// are not written again.
     fn look(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
-        let entry = self.landing.entry();
+        let entry = self.lock.entry();
         entry.touch();
         entry.view()?;
         if entry.is_removed() {
@@ -271,18 +313,33 @@ impl Writer {
         if !gaps.is_empty() && ranges > folder.max_ranges {
             return Err(StoreError::TooManyRanges);
         }
-        // At least what is there now.
-        let end = arrived.announced.unwrap_or(arrived.gathered.end());
-        let new = |gap: &Range<u64>| gap.end.min(end).saturating_sub(gap.start);
-        if !gaps.is_empty() {
-            let bytes = gaps.iter().map(new).sum();
-            folder.room.for_bytes(&folder.partial, bytes)?;
-        }
         self.gaps = Some(gaps);
+        if let Some(end) = arrived.announced {
+            self.check(folder, self.range.start..end)?;
+        }
         Ok(())
     }
 
-    /// Writes what has arrived; what the chunk has brought, if that was all of it.
+    /// Whether there is room for these bytes, in the upload and on the disk.
+    fn check(&self, folder: &Folder, range: Range<u64>) -> Result<(), StoreError> {
+        let gaps = self.gaps.iter().flatten();
+        let bytes = |gap: &Range<u64>| {
+            let end = gap.end.min(range.end);
+            end.saturating_sub(gap.start.max(range.start))
+        };
+        let new = gaps.map(bytes).sum();
+        if new == 0 {
+            return Ok(());
+        }
+        match self.lock.entry().length() {
+            Some(length) if range.end > length => Err(StoreError::OutOfBounds),
+            None if range.end > MAX_LENGTH => Err(StoreError::TooLarge { limit: MAX_LENGTH }),
+            _ => folder.room.for_bytes(&folder.partial, new),
+        }
+    }
+
+    /// Writes what has arrived. Returns the progress of the upload if that was the end of the
+    /// chunk.
     fn write(
         &mut self,
         folder: &Folder,
@@ -291,17 +348,27 @@ impl Writer {
         if self.gaps.is_none() {
             self.look(folder, arrived)?;
         }
+        if arrived.announced.is_none() {
+            self.check(folder, arrived.gathered.range())?;
+        }
         for (at, piece) in arrived.gathered.pieces() {
             self.write_piece(folder, piece, at)?;
         }
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
+            let written = self
+                .written
+                .iter()
+                .map(|(piece, _)| piece.end - piece.start);
+            if arrived.keep == Keep::Prefix && written.sum::<u64>() >= COMMIT {
+                self.commit(folder)?;
+            }
             return Ok(None);
         }
-        self.record(folder)?;
-        // While the upload cannot be removed: all bytes of a removed one seem to be there.
-        Ok(Some(self.landing.entry().progress()))
+        self.commit(folder)?;
+        // With the lock: all bytes of a removed upload seem to be there.
+        Ok(Some(self.lock.entry().progress()))
     }
 
     fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> io::Result<()> {
@@ -312,83 +379,49 @@ impl Writer {
                 continue;
             }
             let bytes = &bytes[(piece.start - at) as usize..(piece.end - at) as usize];
-            let data = self.landing.entry().data.as_ref();
+            let data = self.lock.entry().data.as_ref();
             let data = data.ok_or(io::ErrorKind::NotFound)?;
             folder
                 .disk
                 .write_all_at("write-data", data, bytes, piece.start)?;
-            self.written.push((piece, crc32fast::hash(bytes)));
+            self.written.push((piece, Crc::of(bytes)));
         }
         Ok(())
     }
 
-    /// Makes what was written durable and says so in the journal.
-    fn record(&self, folder: &Folder) -> Result<(), StoreError> {
-        let entry = self.landing.entry();
+    /// Makes what was written durable, and says so in the journal.
+    fn commit(&mut self, folder: &Folder) -> Result<(), StoreError> {
+        let entry = self.lock.entry();
         if self.written.is_empty() {
-            // Others' bytes were durable before they were known here.
-            return Ok(entry.commit_empty()?);
+            // The bytes of other requests were durable before they were known here.
+            return entry.confirm();
         }
         let joined = joined(&self.written);
         let events = joined.iter().map(|(piece, crc)| entry.stored(piece, *crc));
         entry.commit(events.collect(), self.failed_syncs)?;
         if let (Durability::Process, Some(data)) = (folder.durability, &entry.data) {
-            // Else all of it would be left to do when the file is finished.
+            // Otherwise all of it is left to do when the file is sealed.
             joined
                 .iter()
                 .for_each(|(piece, _)| disk::begin_to_write(data, piece));
         }
+        self.written.clear();
+        self.failed_syncs = self.lock.entry().failed_syncs();
         Ok(())
     }
 }
 
-/// Pieces that follow each other, as one.
-fn joined(pieces: &[(Range<u64>, u32)]) -> Vec<(Range<u64>, u32)> {
-    let mut joined: Vec<(Range<u64>, u32)> = Vec::new();
+/// Joins pieces that follow each other.
+fn joined(pieces: &[(Range<u64>, Crc)]) -> Vec<(Range<u64>, Crc)> {
+    let mut joined: Vec<(Range<u64>, Crc)> = Vec::new();
     for (piece, crc) in pieces {
         match joined.last_mut() {
-            Some((last, last_crc)) if last.end == piece.start => {
-                let mut hasher = crc32fast::Hasher::new_with_initial(*last_crc);
-                let len = piece.end - piece.start;
-                hasher.combine(&crc32fast::Hasher::new_with_initial_len(*crc, len));
-                *last_crc = hasher.finalize();
+            Some((last, known)) if last.end == piece.start => {
+                *known = known.join(crc, piece.end - piece.start);
                 last.end = piece.end;
             }
             _ => joined.push((piece.clone(), *crc)),
         }
     }
     joined
-}
-
-/// An upload that a chunk may have created in vain.
-struct Rubbish<'a> {
-    store: &'a FileStore,
-    entry: Arc<Entry>,
-    done: bool,
-}
-
-impl Rubbish<'_> {
-    fn keep(mut self) {
-        self.done = true;
-    }
-
-    async fn remove(mut self) {
-        self.done = true;
-        let entry = Arc::clone(&self.entry);
-        // What cannot be removed now is swept later.
-        let _ = self
-            .store
-            .blocking(move |s| s.try_discard(&entry, Entry::is_empty))
-            .await;
-    }
-}
-
-/// The request was dropped.
-impl Drop for Rubbish<'_> {
-    fn drop(&mut self) {
-        if let (false, Ok(runtime)) = (self.done, tokio::runtime::Handle::try_current()) {
-            let (folder, entry) = (Arc::clone(&self.store.folder), Arc::clone(&self.entry));
-            runtime.spawn_blocking(move || folder.try_discard(&entry, Entry::is_empty));
-        }
-    }
 }

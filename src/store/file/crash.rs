@@ -1,4 +1,4 @@
-//! What the store promises, against a disk that fails and a power that is cut at every call.
+//! The promises of the store, against a disk that fails and a power that is cut at every call.
 
 use std::{
     collections::BTreeMap, panic::Location as Place, path::Path, pin::pin, sync::Arc,
@@ -6,58 +6,77 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderValue, StatusCode};
+use http_body::Frame;
+use http_body_util::StreamBody;
 
 use super::{
     Durability, FileStore,
-    disk::Disk,
     scheduled::Scheduler,
     simulated::{Failure, Luck, Mishap, Simulated},
 };
-use crate::store::{
-    ChunkBody, Expiry, Location, Record, Sealed, Settlement, Status, Store, StoreError, TryClaim,
-    Upload, UploadKey,
+use crate::{
+    model::{
+        BoxError,
+        upload::{Scope, Upload, UploadId},
+    },
+    store::{
+        BodyError, ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, Record, Sealed, State,
+        Store, StoreError, disk::Disk,
+    },
 };
 
 /// Bytes of a chunk: some sectors, and not all of the last one.
 const CHUNK: u64 = 1300;
 
-/// How often a client tries; no mishap lasts that long.
+/// How often a client tries. No mishap lasts that long.
 const TRIES: usize = 12;
 
-/// What happens to the store: uploads have one-letter names.
+/// The uploads, which have one-letter names.
+const NAMES: [char; 6] = ['a', 'z', 'r', 'c', 'p', 'e'];
+
+/// What happens to the store.
 const SCRIPT: &[Step] = &[
-    Step::Put('a', 2),
-    Step::Put('a', 0),
-    Step::Put('a', 0),
+    Step::Write('a', 2),
+    Step::Write('a', 0),
+    Step::Write('a', 0),
     // Has no bytes.
-    Step::Put('z', 0),
+    Step::Write('z', 0),
     Step::Deliver('z', Answer::Taken),
     Step::Killed('r', 0),
-    Step::Put('r', 0),
-    Step::Put('a', 3),
+    Step::Write('r', 0),
+    Step::Create('e'),
+    Step::Write('a', 3),
     Step::Restart,
-    Step::Put('r', 1),
-    Step::Deliver('r', Answer::Refused),
-    Step::Put('a', 1),
+    Step::Write('r', 1),
+    Step::Deliver('r', Answer::Rejected),
+    Step::Write('a', 1),
+    Step::Append('p', 17_000),
     Step::Deliver('a', Answer::Failed),
     Step::Restart,
-    Step::Put('a', 1),
+    Step::Write('a', 1),
     Step::Deliver('a', Answer::Taken),
-    Step::Put('a', 2),
-    Step::Put('c', 1),
+    Step::Write('a', 2),
+    Step::Write('c', 1),
     Step::Remove('c'),
-    Step::Put('c', 0),
-    Step::Put('c', 1),
+    Step::Write('c', 0),
+    Step::Append('p', 100),
+    Step::Write('c', 1),
     // The process dies before the answer.
     Step::Deliver('c', Answer::None),
     Step::Restart,
+    Step::Create('e'),
     Step::Deliver('c', Answer::Taken),
 ];
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
+    Create(char),
     /// A chunk, by its number from 0.
-    Put(char, u64),
+    Write(char, u64),
+    /// This many bytes more, and then the body fails.
+    Append(char, u64),
     Deliver(char, Answer),
     Remove(char),
     /// The process dies, and another one goes on.
@@ -70,17 +89,20 @@ enum Step {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Answer {
     Taken,
-    Refused,
+    Rejected,
     Failed,
     None,
 }
 
-/// What somebody relies on from now on.
+/// What has to be true from now on.
 #[derive(Clone, Debug)]
 enum Promise {
     /// A step has begun: what it changes may be one way or the other.
     Begun(Step),
+    Created(char),
     Stored(char, u64),
+    /// So many bytes from the first one.
+    Prefix(char, u64),
     /// The inner service was called.
     Called(char, Box<Sealed>),
     Settled(char, Answer),
@@ -88,48 +110,51 @@ enum Promise {
 }
 
 fn upload(name: char) -> Upload {
-    Upload {
-        key: UploadKey::from_bytes([name as u8; 32]),
-        scope: String::new(),
-        identifier: name.to_string(),
-        total: content(name).len() as u64,
-        chunk_size: None,
-        file_name: Some(format!("{name}.bin")),
-        relative_path: None,
-        content_type: None,
-        fields: Vec::new(),
-    }
+    let length = content(name).len() as u64;
+    let mut upload = Upload::new(id(name), Scope::default(), Some(length));
+    upload.identifier = name.to_string();
+    upload.file_name = Some(format!("{name}.bin"));
+    upload
+}
+
+fn id(name: char) -> UploadId {
+    UploadId::from_bytes([name as u8; 32])
 }
 
 fn content(name: char) -> Vec<u8> {
     let len = match name {
         'a' => 3 * CHUNK + 7,
         'z' => 0,
+        // Longer than what is committed at once.
+        'p' => 18_000,
         _ => CHUNK + 100,
     };
     (0..len).map(|i| name as u8 ^ (i * i / 7) as u8).collect()
 }
 
+fn chunk_size(name: char) -> u64 {
+    if name == 'p' { 18_000 } else { CHUNK }
+}
+
 fn chunks(name: char) -> u64 {
-    upload(name).total.div_ceil(CHUNK).max(1)
+    let len = content(name).len() as u64;
+    len.div_ceil(chunk_size(name)).max(1)
 }
 
 fn chunk(name: char, number: u64) -> (u64, Vec<u8>) {
     let content = content(name);
-    let offset = number * CHUNK;
-    let end = (offset + CHUNK).min(content.len() as u64);
+    let offset = number * chunk_size(name);
+    let end = (offset + chunk_size(name)).min(content.len() as u64);
     (offset, content[offset as usize..end as usize].to_vec())
 }
 
 fn record(answer: Answer) -> Record {
-    Record {
-        delivered: answer == Answer::Taken,
-        status: 201,
-        headers: vec![("x".into(), vec![0xff])],
-        body: Some(Bytes::from(vec![b'x'; 700])),
-        size: 9,
-        expires: std::time::SystemTime::now() + Duration::from_secs(3600),
-    }
+    let expires = std::time::SystemTime::now() + Duration::from_secs(3600);
+    let mut record = Record::new(answer == Answer::Taken, StatusCode::CREATED, 9, expires);
+    let value = HeaderValue::from_bytes(&[0xff]).unwrap();
+    record.headers.append("x", value);
+    record.body = Some(Bytes::from(vec![b'x'; 700]));
+    record
 }
 
 /// In memory, if there is such a folder: the disk is simulated anyway.
@@ -197,35 +222,41 @@ impl World {
             Step::Restart => {}
             Step::Killed(name, number) => {
                 self.disk.leave_out("sync-journal");
-                let put = put(&store, name, number).await;
+                let written = write(&store, name, number).await;
                 self.disk.leave_out("");
-                put?;
+                written?;
                 *open = None;
             }
-            Step::Put(name, number) => {
-                put(&store, name, number).await?;
+            Step::Create(name) => {
+                store.create(&upload(name)).await?;
+                self.promise(Promise::Created(name));
+            }
+            Step::Write(name, number) => {
+                write(&store, name, number).await?;
                 self.promise(Promise::Stored(name, number));
             }
+            Step::Append(name, len) => {
+                let end = append(&store, name, len).await?;
+                self.promise(Promise::Prefix(name, end));
+            }
             Step::Remove(name) => {
-                store.remove(&upload(name).key).await?;
+                store.remove(&id(name)).await?;
                 self.promise(Promise::Removed(name));
             }
             Step::Deliver(name, answer) => {
-                let mut claim = match store.try_claim(&upload(name).key).await? {
-                    TryClaim::Won(claim) => claim,
-                    // A try before this one has done it, and it seemed to have failed.
-                    TryClaim::Settled(_) => return Ok(()),
+                let mut claim = match store.claim(&upload(name)).await? {
+                    Claimed::Won(claim) => claim,
+                    // A try before this one has done it, and seemed to have failed.
+                    Claimed::Settled(_) => return Ok(()),
                     other => return Err(StoreError::new(format!("claim: {other:?}"))),
                 };
-                let sealed = store.seal(&mut claim, &upload(name)).await?;
-                self.promise(Promise::Called(name, Box::new(sealed)));
-                let settlement = match answer {
-                    Answer::Taken => Settlement::Delivered(record(answer)),
-                    Answer::Refused => Settlement::Rejected(record(answer)),
-                    Answer::Failed => Settlement::Released,
+                let sealed = Box::new(claim.sealed().clone());
+                self.promise(Promise::Called(name, sealed));
+                match answer {
+                    Answer::Taken | Answer::Rejected => claim.settle(&record(answer)).await?,
+                    Answer::Failed => claim.release().await,
                     Answer::None => return Ok(()),
-                };
-                store.settle(&mut claim, &settlement).await?;
+                }
                 self.promise(Promise::Settled(name, answer));
             }
         }
@@ -267,7 +298,7 @@ fn open(
     durability: Durability,
     disk: &Arc<Simulated>,
 ) -> Result<FileStore, StoreError> {
-    let mut builder = FileStore::builder(dir).durability(durability);
+    let mut builder = FileStore::builder(dir).with_durability(durability);
     builder.disk = Disk {
         simulated: Some(Arc::clone(disk)),
         ..Disk::default()
@@ -275,12 +306,39 @@ fn open(
     builder.open()
 }
 
-async fn put(store: &FileStore, name: char, number: u64) -> Result<(), StoreError> {
+async fn write(store: &FileStore, name: char, number: u64) -> Result<(), StoreError> {
     let (offset, bytes) = chunk(name, number);
     let len = bytes.len() as u64;
-    let stream = pin!(futures_util::stream::iter([Ok(Bytes::from(bytes))]));
-    let mut body = ChunkBody::new(stream, Some(len), 0);
-    store.put(&upload(name), offset, &mut body).await.map(drop)
+    let frames = [Ok::<_, BoxError>(Frame::data(Bytes::from(bytes)))];
+    let source = pin!(StreamBody::new(stream::iter(frames)));
+    let mut body = ChunkBody::new(source, Some(len), 0);
+    let upload = upload(name);
+    let written = store.write(&upload, offset, &mut body, Keep::Whole);
+    written.await.map(drop)
+}
+
+/// Appends `len` bytes, behind which the body fails. Returns where they end.
+async fn append(store: &FileStore, name: char, len: u64) -> Result<u64, StoreError> {
+    let status = store.status(&id(name)).await?;
+    let start = status.map_or(0, |status| status.prefix());
+    let content = content(name);
+    let end = (start + len).min(content.len() as u64);
+    let pieces: Vec<_> = content[start as usize..end as usize]
+        .chunks(1 << 10)
+        .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
+        .collect();
+    let failed = stream::iter([Err(BoxError::from("the client is gone"))]);
+    let source = pin!(StreamBody::new(stream::iter(pieces).chain(failed)));
+    let mut body = ChunkBody::new(source, None, content.len() as u64 - start);
+    let upload = upload(name);
+    let written = store.write(&upload, start, &mut body, Keep::Prefix);
+    match written.await {
+        Err(StoreError::Body(BodyError::Failed(_))) => Ok(end),
+        Err(error) => Err(error),
+        Ok(progress) => Err(StoreError::new(format!(
+            "the body did not fail: {progress:?}"
+        ))),
+    }
 }
 
 /// Whether all promises are kept, and each upload can be finished.
@@ -291,24 +349,27 @@ async fn check(
     promises: &[Promise],
     kept: bool,
 ) -> Result<(), String> {
-    for name in ['a', 'z', 'r', 'c'] {
+    for name in NAMES {
         check_upload(store, name, old, new, promises, kept)
             .await
             .map_err(|what| format!("upload {name}: {what}"))?;
     }
     let failed = |error| format!("{error:?}");
-    let waiting = store.undelivered().await.map_err(failed)?;
-    if !waiting.is_empty() {
-        return Err(format!("still undelivered: {waiting:?}"));
-    }
-    let mut taken = 0;
-    for name in ['a', 'z', 'r', 'c'] {
-        match store.status(&upload(name).key).await.map_err(failed)? {
-            Status::Settled(record) => taken += usize::from(record.delivered),
-            status => return Err(format!("upload {name} is not finished: {status:?}")),
+    for filter in [Filter::complete(), Filter::default()] {
+        let page = store.list(&filter, None).await.map_err(failed)?;
+        if !page.uploads.is_empty() || page.next.is_some() {
+            return Err(format!("not settled: {page:?}"));
         }
     }
-    let files = super::folder::files_below(&new.join("files")).map_err(failed)?;
+    let mut taken = 0;
+    for name in NAMES {
+        let status = store.status(&id(name)).await.map_err(failed)?;
+        match status.as_ref().map(|status| &status.state) {
+            Some(State::Settled(record)) => taken += usize::from(record.delivered),
+            _ => return Err(format!("upload {name} is not finished: {status:?}")),
+        }
+    }
+    let files = files_below(&new.join("files"));
     if files.len() != taken {
         return Err(format!(
             "{taken} uploads were taken, but there are {files:?}"
@@ -316,16 +377,16 @@ async fn check(
     }
     let later = std::time::SystemTime::now() + Duration::from_secs(10_000);
     let expiry = Expiry {
-        abandoned_before: later,
+        abandoned_before: Some(later),
         undelivered_before: None,
         records_before: later,
     };
-    store.sweep(expiry).await.map_err(failed)?;
-    let rest = store.folder.partial_files().map_err(failed)?;
-    match rest.is_empty() {
-        true => Ok(()),
-        false => Err(format!("left after the sweep: {rest:?}")),
+    store.sweep(&expiry).await.map_err(failed)?;
+    let rest = files_below(&store.folder.partial);
+    if !rest.is_empty() {
+        return Err(format!("left after the sweep: {rest:?}"));
     }
+    Ok(())
 }
 
 async fn check_upload(
@@ -336,21 +397,23 @@ async fn check_upload(
     promises: &[Promise],
     kept: bool,
 ) -> Result<(), String> {
-    let key = upload(name).key;
     let failed = |error| format!("{error:?}");
-    // Since it was removed, if it was.
-    let (mut stored, mut maybe_gone) = (Vec::new(), false);
-    let (mut maybe_settled, mut maybe_refused) = (false, false);
+    // What is stored since the upload was removed, if it was.
+    let (mut created, mut stored, mut prefix) = (false, Vec::new(), 0);
+    let mut maybe_gone = false;
+    let (mut maybe_settled, mut maybe_rejected) = (false, false);
     let (mut called, mut settled) = (None, None);
     for promise in promises {
         match promise {
+            Promise::Created(of) if *of == name => created = true,
             Promise::Stored(of, number) if *of == name => stored.push(*number),
+            Promise::Prefix(of, end) if *of == name => prefix = *end,
             Promise::Begun(Step::Remove(of)) if *of == name => maybe_gone = true,
-            Promise::Begun(Step::Put(of, _)) if *of == name => maybe_gone = false,
+            Promise::Begun(Step::Write(of, _)) if *of == name => maybe_gone = false,
             Promise::Removed(of) if *of == name => stored.clear(),
             Promise::Begun(Step::Deliver(of, answer)) if *of == name => {
-                maybe_settled |= matches!(answer, Answer::Taken | Answer::Refused);
-                maybe_refused |= *answer == Answer::Refused;
+                maybe_settled |= matches!(answer, Answer::Taken | Answer::Rejected);
+                maybe_rejected |= *answer == Answer::Rejected;
             }
             Promise::Called(of, sealed) if *of == name => called = Some(sealed.as_ref()),
             Promise::Settled(of, answer) if *of == name && *answer != Answer::Failed => {
@@ -361,33 +424,42 @@ async fn check_upload(
     }
 
     // Before the inner service was called its file was on the disk.
-    if let (Some(sealed), true, false) = (called, kept, maybe_refused) {
+    if let (Some(sealed), true, false) = (called, kept, maybe_rejected) {
         check_file(sealed, name, old, new)?;
     }
-    let status = store.status(&key).await.map_err(failed)?;
-    let is_settled = match &status {
-        Status::Absent if kept && !maybe_gone && !stored.is_empty() => {
+    let promised = kept && !maybe_gone;
+    let status = store.status(&id(name)).await.map_err(failed)?;
+    let is_settled = match status.as_ref().map(|status| &status.state) {
+        None if promised && (created || prefix > 0 || !stored.is_empty()) => {
             return Err(format!("it is gone with chunks {stored:?}"));
         }
-        Status::Absent => false,
-        Status::Receiving(ranges) => {
+        None => false,
+        Some(State::Receiving(ranges)) => {
             let lost = |number: &&u64| {
                 let (offset, bytes) = chunk(name, **number);
                 !ranges.covers(offset, bytes.len() as u64)
             };
-            if let (Some(lost), true) = (stored.iter().find(lost), kept && !maybe_gone) {
+            if let (Some(lost), true) = (stored.iter().find(lost), promised) {
                 return Err(format!("chunk {lost} is lost"));
+            }
+            if promised && ranges.prefix() < prefix {
+                return Err(format!("{prefix} bytes became {ranges:?}"));
             }
             false
         }
-        Status::Complete => false,
-        Status::Settled(record) => {
+        Some(State::Complete) => false,
+        Some(State::Settled(record)) => {
             if !maybe_settled {
                 return Err(format!("it is settled: {record:?}"));
             }
             true
         }
     };
+    if let Some(status) = &status {
+        if status.upload != upload(name) {
+            return Err(format!("it became another upload: {status:?}"));
+        }
+    }
     if let (Some(answer), true, false) = (settled, kept, is_settled) {
         return Err(format!("its record ({answer:?}) is lost: {status:?}"));
     }
@@ -400,11 +472,9 @@ async fn check_upload(
     }
 }
 
-/// Whether the file is there that the inner service was told of.
+/// Whether the file is there that the inner service has got.
 fn check_file(sealed: &Sealed, name: char, old: &Path, new: &Path) -> Result<(), String> {
-    let Location::File(path) = &sealed.location else {
-        return Err("no file".into());
-    };
+    let path = sealed.stored.path().ok_or("no file")?;
     let path = new.join(path.strip_prefix(old).map_err(|error| error.to_string())?);
     match std::fs::read(&path) {
         Ok(bytes) if bytes == content(name) => Ok(()),
@@ -417,28 +487,34 @@ fn check_file(sealed: &Sealed, name: char, old: &Path, new: &Path) -> Result<(),
 async fn finish(store: &FileStore, name: char, called: Option<&Sealed>) -> Result<(), String> {
     let failed = |error| format!("it cannot be finished: {error:?}");
     for number in 0..chunks(name) {
-        put(store, name, number).await.map_err(failed)?;
+        write(store, name, number).await.map_err(failed)?;
     }
-    let mut claim = match store.try_claim(&upload(name).key).await.map_err(failed)? {
-        TryClaim::Won(claim) => claim,
+    let mut claim = match store.claim(&upload(name)).await.map_err(failed)? {
+        Claimed::Won(claim) => claim,
         other => return Err(format!("it cannot be claimed: {other:?}")),
     };
-    let sealed = store.seal(&mut claim, &upload(name)).await;
-    let sealed = sealed.map_err(failed)?;
+    let sealed = claim.sealed();
     if let Some(before) = called {
         if before.id != sealed.id || before.attempt >= sealed.attempt {
             return Err(format!("{before:?}, then {sealed:?}"));
         }
     }
-    let Location::File(path) = &sealed.location else {
-        return Err("no file".into());
-    };
+    let path = sealed.stored.path().ok_or("no file")?;
     let bytes = std::fs::read(path).map_err(|error| format!("{path:?}: {error}"))?;
     if bytes != content(name) || sealed.crc32 != Some(crc32fast::hash(&bytes)) {
         return Err("it was finished with other bytes".into());
     }
-    let settlement = Settlement::Delivered(record(Answer::Taken));
-    store.settle(&mut claim, &settlement).await.map_err(failed)
+    claim.settle(&record(Answer::Taken)).await.map_err(failed)
+}
+
+/// The files in the folders of a folder.
+fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let paths = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries.map(|entry| entry.unwrap().path())
+    };
+    let dirs = paths(dir).filter(|path| path.is_dir());
+    dirs.flat_map(|dir| paths(&dir)).collect()
 }
 
 const LUCKS: &[Luck] = &[
@@ -465,7 +541,8 @@ async fn the_power_is_cut_behind_each_call_without_syncs() {
 
 const FAILURES: [Failure; 4] = [Failure::Io, Failure::Full, Failure::Torn, Failure::AfterAll];
 
-/// Each call fails, once or a few times in a row; the client tries again, and then the power is cut.
+/// Each call fails, once or a few times in a row. The client tries again, and then the power is
+/// cut.
 async fn each_call_fails(durability: Durability, how: impl Fn(usize) -> Vec<(Failure, usize)>) {
     for first in 0.. {
         let mut calls = 0;
@@ -576,26 +653,32 @@ async fn sync_places() -> BTreeMap<&'static Place<'static>, bool> {
 
 /// There may be many more records than uploads on their way.
 #[tokio::test]
-async fn what_is_settled_is_passed_over_without_syncs() {
+async fn settled_uploads_are_passed_over_without_syncs() {
     let mut world = World::new(Durability::Power, &[]);
     let mut store = None;
-    for step in [Step::Put('z', 0), Step::Deliver('z', Answer::Taken)] {
+    for step in [Step::Write('z', 0), Step::Deliver('z', Answer::Taken)] {
         world.step(&mut store, step).await.unwrap();
     }
     let store = world.open().unwrap();
     let calls = world.disk.calls();
-    let expiry = |time| Expiry {
-        abandoned_before: time,
-        undelivered_before: Some(time),
-        records_before: time,
-    };
     let now = std::time::SystemTime::now();
-    assert_eq!(store.undelivered().await.unwrap(), []);
-    assert_eq!(store.sweep(expiry(now)).await.unwrap().records, 0);
+    for filter in [Filter::complete(), Filter::default()] {
+        assert_eq!(store.list(&filter, None).await.unwrap().uploads, []);
+    }
+    assert_eq!(store.sweep(&everything(now)).await.unwrap().records, 0);
     assert_eq!(world.disk.calls(), calls);
     let later = now + Duration::from_secs(10_000);
-    assert_eq!(store.sweep(expiry(later)).await.unwrap().records, 1);
+    assert_eq!(store.sweep(&everything(later)).await.unwrap().records, 1);
     assert!(world.disk.calls() > calls);
+}
+
+/// All uploads that were touched before this time.
+fn everything(before: std::time::SystemTime) -> Expiry {
+    Expiry {
+        abandoned_before: Some(before),
+        undelivered_before: Some(before),
+        records_before: before,
+    }
 }
 
 /// Two stores on one folder, which are to each other as two processes, and what they do in an order
@@ -625,21 +708,17 @@ async fn scheduled_chunks_are_delivered_once() {
         for number in 0..2 * chunks('a') {
             let store = stores[number as usize % 2].clone();
             tasks.spawn(async move {
-                put(&store, 'a', number / 2).await.unwrap();
+                write(&store, 'a', number / 2).await.unwrap();
                 loop {
-                    let mut claim = match store.try_claim(&upload('a').key).await.unwrap() {
-                        TryClaim::Won(claim) => claim,
-                        TryClaim::Busy => continue,
-                        TryClaim::Settled(_) | TryClaim::Incomplete => return 0,
+                    let mut claim = match store.claim(&upload('a')).await.unwrap() {
+                        Claimed::Won(claim) => claim,
+                        Claimed::Busy => continue,
+                        Claimed::Settled(_) | Claimed::Incomplete => return 0,
                     };
-                    let sealed = store.seal(&mut claim, &upload('a')).await.unwrap();
-                    assert_eq!(sealed.attempt, 1);
-                    let Location::File(path) = sealed.location else {
-                        panic!("no file");
-                    };
+                    assert_eq!(claim.sealed().attempt, 1);
+                    let path = claim.sealed().stored.path().unwrap();
                     assert!(std::fs::read(path).unwrap() == content('a'), "seed {seed}");
-                    let settlement = Settlement::Delivered(record(Answer::Taken));
-                    store.settle(&mut claim, &settlement).await.unwrap();
+                    claim.settle(&record(Answer::Taken)).await.unwrap();
                     return 1;
                 }
             });
@@ -649,25 +728,21 @@ async fn scheduled_chunks_are_delivered_once() {
     }
 }
 
-/// Chunks, cancellation and sweeping at once: what is left is clean, and no mixture.
+/// Chunks, removal and sweeping at once: no file is left over, and no byte is a mixture.
 #[tokio::test(start_paused = true)]
 async fn scheduled_chunks_meet_removal() {
     for seed in seeds() {
         let (dir, stores) = scheduled(seed);
         let later = std::time::SystemTime::now() + Duration::from_secs(10_000);
-        let everything = Expiry {
-            abandoned_before: later,
-            undelivered_before: Some(later),
-            records_before: later,
-        };
+        let everything = everything(later);
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..6 {
             let store = stores[number as usize % 2].clone();
             tasks.spawn(async move {
                 match number {
-                    0 => drop(store.remove(&upload('c').key).await.unwrap()),
-                    1 => drop(store.sweep(everything).await.unwrap()),
-                    _ => match put(&store, 'c', number / 2 % 2).await {
+                    0 => drop(store.remove(&id('c')).await.unwrap()),
+                    1 => drop(store.sweep(&everything).await.unwrap()),
+                    _ => match write(&store, 'c', number / 2 % 2).await {
                         Ok(()) | Err(StoreError::Superseded) => {}
                         Err(error) => panic!("seed {seed}: {error:?}"),
                     },
@@ -678,10 +753,42 @@ async fn scheduled_chunks_meet_removal() {
         finish(&stores[0], 'c', None)
             .await
             .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
-        stores[1].sweep(everything).await.unwrap();
-        let rest = stores[1].folder.partial_files().unwrap();
+        stores[1].sweep(&everything).await.unwrap();
+        let rest = files_below(&stores[1].folder.partial);
         assert!(rest.is_empty(), "seed {seed}: {rest:?}");
-        let files = super::folder::files_below(&dir.path().join("files")).unwrap();
+        let files = files_below(&dir.path().join("files"));
         assert_eq!(files.len(), 1, "seed {seed}: {files:?}");
+    }
+}
+
+/// An upload is created while chunks of it fail: after `create` has succeeded it stays.
+#[tokio::test(start_paused = true)]
+async fn scheduled_failures_do_not_remove_what_was_created() {
+    for seed in seeds() {
+        let (_dir, stores) = scheduled(seed);
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let store = stores[number % 2].clone();
+            tasks.spawn(async move {
+                if number == 0 {
+                    store.create(&upload('p')).await.unwrap();
+                } else {
+                    // Long enough to create the upload before the body fails.
+                    let piece = Ok(Frame::data(Bytes::from(vec![7; 17_000])));
+                    let frames = [piece, Err(BoxError::from("the client is gone"))];
+                    let source = pin!(StreamBody::new(stream::iter(frames)));
+                    let mut body = ChunkBody::new(source, Some(18_000), 0);
+                    let upload = upload('p');
+                    let written = store.write(&upload, 0, &mut body, Keep::Whole);
+                    written.await.unwrap_err();
+                }
+            });
+        }
+        tasks.join_all().await;
+        for store in &stores {
+            let status = store.status(&id('p')).await.unwrap();
+            let status = status.unwrap_or_else(|| panic!("seed {seed}: it is gone"));
+            assert_eq!(status.progress().received, 0, "seed {seed}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! One upload on disk, as this process knows it.
 
 mod commit;
-mod flight;
+mod range_lock;
 
 use std::{
     fs::File,
@@ -9,7 +9,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{
             AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -20,57 +20,63 @@ use std::{
 
 use tokio::sync::Notify;
 
-pub(super) use self::flight::{Flight, Landing, TakeOff};
+pub(super) use self::range_lock::{Holder, MAX_LENGTH, RangeLock, TryLock};
 use super::{
     blocks::BLOCK,
-    disk::{self, Disk, lock},
-    journal::{self, Event, SLOT},
+    journal::{self, Created, Event, SLOT, Seal},
 };
 use crate::{
     fault,
-    model::ranges::{Crc, Ranges},
-    store::{RangeSet, Record, StoreError, Upload, random_id, unix_ms},
+    lock::lock,
+    model::{
+        ranges::{Crc, Ranges},
+        state::{Progress, Record, State as UploadState, Status, to_unix_millis},
+        upload::Upload,
+    },
+    store::{
+        StoreError,
+        disk::{self, Disk, ofd},
+        random_id,
+    },
 };
 
-/// Bytes far behind the end of any journal, whose locks stand for rights.
+/// Bytes behind the end of any journal. To lock one of them is to have a right.
 const APPEND: Range<u64> = 1 << 62..(1 << 62) + 1;
 const CLAIM: Range<u64> = (1 << 62) + 1..(1 << 62) + 2;
 
-/// The journal grows by this: most records then change no size, which makes them cheaper to sync.
+/// The journal grows by this. A record that does not change the size is cheaper to sync.
 const GROWTH: u64 = 4096;
 
-/// Milliseconds between two marks that an upload is asked for.
+/// Milliseconds between two updates of the modification time of the journal.
 const TOUCH: u64 = 1000;
 
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) journal_path: PathBuf,
     pub(super) data_path: PathBuf,
+    /// Tells the upload from earlier and later ones with the same [`UploadId`](crate::UploadId).
     pub(super) id: String,
+    /// The upload as its first request described it.
     pub(super) created: Upload,
     journal: File,
-    /// While the file has no final name.
+    /// `None` if the file had its final name when this process opened the upload.
     pub(super) data: Option<File>,
     disk: Disk,
     /// Whether appends are synced.
     durable: bool,
     boot: Option<u64>,
     state: Mutex<State>,
-    /// When somebody was last seen to ask for it.
+    /// When this process last set the modification time of the journal.
     touched: AtomicU64,
     /// How many syncs of the data have failed.
     failed_syncs: AtomicU64,
     commits: commit::Commits,
-    /// Held by a thread while it appends; the OFD lock does not exclude this process.
+    /// Held by a thread while it appends: the lock between processes does not exclude the threads
+    /// of this one.
     appending: Mutex<()>,
-    flights: Mutex<Vec<Arc<flight::Flight>>>,
-    landed: Notify,
-}
-
-/// Where the bytes of an upload are. The name has its id: it can be no other upload's, not even of
-/// the same key.
-fn data_path(journal_path: &Path, id: &str) -> PathBuf {
-    journal_path.with_extension(format!("{id}.data"))
+    holders: Mutex<Vec<Arc<Holder>>>,
+    /// Notified when a range is unlocked.
+    unlocked: Notify,
 }
 
 /// What the journal says, up to `end`.
@@ -78,7 +84,7 @@ fn data_path(journal_path: &Path, id: &str) -> PathBuf {
 struct State {
     ranges: Ranges<Crc>,
     end: u64,
-    /// The file is at least this long.
+    /// The file has at least this length.
     len: u64,
     /// The check of the record before `end`.
     chain: u32,
@@ -86,6 +92,7 @@ struct State {
     /// Milliseconds since 1970.
     touched: u64,
     claimed: bool,
+    confirmed: bool,
     /// Some of the bytes were not synced before they were said to be stored.
     unsynced: bool,
     /// A sync of the journal has failed.
@@ -96,20 +103,16 @@ struct State {
 pub(super) enum Phase {
     #[default]
     Receiving,
-    Sealed(Seal),
-    Settled(Record),
+    Sealed {
+        seal: Seal,
+        attempt: u32,
+    },
+    Settled {
+        record: Record,
+        /// As in the seal.
+        upload: Upload,
+    },
     Removed,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Seal {
-    /// Below the folder of finished files.
-    pub(super) path: String,
-    /// What tells it from other files of that name.
-    pub(super) file: Option<u64>,
-    pub(super) upload: Upload,
-    pub(super) crc: u32,
-    pub(super) attempt: u32,
 }
 
 /// A look at an upload.
@@ -117,32 +120,32 @@ pub(super) struct Seal {
 pub(super) struct View {
     pub(super) phase: Phase,
     pub(super) complete: bool,
+    /// Milliseconds since 1970.
     pub(super) touched: u64,
 }
 
 impl Entry {
-    /// Opens the upload whose journal is `journal`; `None` if that does not say which one it is.
+    /// Opens the upload of a journal. `None` if the journal has no valid first record.
     pub(super) fn open(
         journal_path: PathBuf,
         journal: File,
         durable: bool,
         disk: Disk,
     ) -> io::Result<Option<Self>> {
-        let Some((upload, id)) = journal::first(&journal)? else {
+        let Some(created) = journal::first(&journal)? else {
             return Ok(None);
         };
-        let data = match disk::open(&data_path(&journal_path, &id)) {
+        let data = match disk::open(&data_path(&journal_path, &created.id)) {
             Ok(data) => Some(data),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        // All of the journal is still to be read.
+        // The whole journal is still to be read.
         let state = State::default();
         let files = (journal, data);
         Ok(Some(Self::new(
             journal_path,
-            upload,
-            id,
+            created,
             files,
             state,
             durable,
@@ -150,36 +153,33 @@ impl Entry {
         )))
     }
 
-    /// Creates an upload; `None` if another request was faster, or a sweep took it for an orphan.
+    /// Creates an upload. `None` if another request was faster.
     pub(super) fn create(
         journal_path: PathBuf,
         upload: Upload,
         durable: bool,
         disk: Disk,
     ) -> Result<Option<Self>, StoreError> {
-        let id = random_id()?;
-        let data_path = data_path(&journal_path, &id);
-        // Whole before it has its name: racers agree on one.
-        let temporary = journal_path.with_extension(format!("{id}.new"));
-        let created = Event::Created {
-            upload: upload.clone(),
-            id: id.clone(),
-        };
-        let time = unix_ms(SystemTime::now());
+        let created = Created::new(random_id()?, upload);
+        let data_path = data_path(&journal_path, &created.id);
+        // The journal is whole before it gets its name, so that concurrent requests use the same
+        // one.
+        let temporary = journal_path.with_extension(format!("{}.new", created.id));
+        let time = to_unix_millis(SystemTime::now());
         let mut state = State {
             touched: time,
             ..State::default()
         };
-        let header = created.encode(&mut state.chain, time);
-        state.end = header.len() as u64;
+        let first = Event::Created(created.clone()).encode(&mut state.chain, time)?;
+        state.end = first.len() as u64;
         state.len = state.end.next_multiple_of(GROWTH);
         let create = || {
             let journal = disk.create(&temporary)?;
-            disk.write_all_at("write-journal", &journal, &header, 0)?;
+            disk.write_all_at("write-journal", &journal, &first, 0)?;
             disk.set_len(&journal, state.len)?;
             let data = disk.create(&data_path)?;
             match disk.rename_new(&temporary, &journal_path) {
-                // A sweep took it for an orphan.
+                // A sweep has removed it as an orphan.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err(io::ErrorKind::AlreadyExists.into())
                 }
@@ -194,8 +194,7 @@ impl Entry {
         match files {
             Ok(files) => Ok(Some(Self::new(
                 journal_path,
-                upload,
-                id,
+                created,
                 files,
                 state,
                 durable,
@@ -208,18 +207,17 @@ impl Entry {
 
     fn new(
         journal_path: PathBuf,
-        created: Upload,
-        id: String,
+        created: Created,
         (journal, data): (File, Option<File>),
         state: State,
         durable: bool,
         disk: Disk,
     ) -> Self {
         Self {
-            data_path: data_path(&journal_path, &id),
+            data_path: data_path(&journal_path, &created.id),
             journal_path,
-            id,
-            created,
+            id: created.id,
+            created: created.upload,
             journal,
             data,
             durable,
@@ -230,55 +228,77 @@ impl Entry {
             failed_syncs: AtomicU64::new(0),
             commits: commit::Commits::default(),
             appending: Mutex::default(),
-            flights: Mutex::default(),
-            landed: Notify::default(),
+            holders: Mutex::default(),
+            unlocked: Notify::default(),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
-    pub(super) fn total(&self) -> u64 {
-        self.created.total
+    /// Bytes of the whole file, if that is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.created.length
     }
 
-    /// What is there now, other processes' records included.
+    /// What is there now, with the records of other processes.
     pub(super) fn view(&self) -> io::Result<View> {
         self.look_for_news()?;
         self.look_for_name()?;
         let state = self.state();
         Ok(View {
             phase: state.phase.clone(),
-            complete: !matches!(state.phase, Phase::Receiving)
-                || state.ranges.covers(0, self.total()),
+            complete: state.is_complete(self.length()),
             touched: state.touched,
         })
     }
 
-    /// What is stored.
-    pub(super) fn ranges(&self) -> RangeSet {
-        self.state().ranges.to_set()
+    /// What is stored, as of the last [`view`](Self::view).
+    pub(super) fn status(&self) -> Status {
+        let state = self.state();
+        let (upload, state) = match &state.phase {
+            Phase::Settled { record, upload } => (upload, UploadState::Settled(record.clone())),
+            Phase::Sealed { seal, .. } => (&seal.upload, UploadState::Complete),
+            _ if state.is_complete(self.length()) => (&self.created, UploadState::Complete),
+            _ => (&self.created, UploadState::Receiving(state.ranges.to_set())),
+        };
+        Status::new(upload.clone(), state)
     }
 
-    /// Keeps it from being swept: somebody asks for it, if only for what is there. Other processes
-    /// see it by the time of the journal.
+    pub(super) fn progress(&self) -> Progress {
+        let state = self.state();
+        let receiving = matches!(state.phase, Phase::Receiving);
+        let received = if receiving {
+            state.ranges.total()
+        } else {
+            self.length().unwrap_or_default()
+        };
+        Progress {
+            received,
+            complete: state.is_complete(self.length()),
+        }
+    }
+
+    /// Keeps the upload from being swept, because a client asked for it. Other processes see it by
+    /// the modification time of the journal.
     pub(super) fn touch(&self) {
-        let now = unix_ms(SystemTime::now());
+        let now = to_unix_millis(SystemTime::now());
         if now.saturating_sub(self.touched.load(Relaxed)) >= TOUCH {
             self.touched.store(now, Relaxed);
-            // If it cannot be set it is swept some time earlier.
+            // If the time cannot be set, the upload is swept somewhat earlier.
             let _ = self.journal.set_modified(SystemTime::now());
         }
     }
 
-    /// When somebody last did something to it or asked for it.
+    /// When the upload was last changed or asked for, in milliseconds since 1970.
     pub(super) fn last_touch(&self, view: &View) -> io::Result<u64> {
         let modified = self.journal.metadata()?.modified()?;
-        Ok(view.touched.max(unix_ms(modified)))
+        Ok(view.touched.max(to_unix_millis(modified)))
     }
 
-    /// What of a range is not stored, and how many ranges there will be when it is.
+    /// What of a range is not stored, and how many ranges there will be when it is. An upload that
+    /// is sealed has no gaps.
     pub(super) fn gaps(&self, range: &Range<u64>) -> (Vec<Range<u64>>, usize) {
         let state = self.state();
         match state.phase {
@@ -293,26 +313,187 @@ impl Entry {
         }
     }
 
-    pub(super) fn progress(&self) -> crate::store::Progress {
+    pub(super) fn is_removed(&self) -> bool {
+        matches!(self.state().phase, Phase::Removed)
+    }
+
+    /// Whether the upload takes chunks, as far as this process knows.
+    pub(super) fn is_receiving(&self) -> bool {
+        matches!(self.state().phase, Phase::Receiving)
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.state().phase, Phase::Settled { .. })
+    }
+
+    /// Whether nothing was stored, and no request has succeeded.
+    pub(super) fn is_unused(&self) -> bool {
         let state = self.state();
-        let receiving = matches!(state.phase, Phase::Receiving);
-        let received = if receiving {
-            state.ranges.total()
+        matches!(state.phase, Phase::Receiving) && state.ranges.len() == 0 && !state.confirmed
+    }
+
+    /// Makes the upload durable, if it has no bytes that are.
+    pub(super) fn confirm(&self) -> Result<(), StoreError> {
+        if self.is_unused() {
+            self.append(&[Event::Confirmed], false)
         } else {
-            self.total()
-        };
-        crate::store::Progress {
-            received,
-            complete: !receiving || state.ranges.covers(0, self.total()),
+            Ok(())
         }
     }
 
-    /// The CRC-32 of the whole file.
-    pub(super) fn crc(&self) -> Option<u32> {
-        match self.total() {
-            0 => Some(0),
-            total => self.state().ranges.whole(total).map(|crc| crc.0),
+    /// Whether the bytes are where this process writes them. For an upload that is receiving.
+    pub(super) fn has_data(&self) -> io::Result<bool> {
+        match &self.data {
+            Some(data) => disk::has_name(data, &self.data_path),
+            None => Ok(false),
         }
+    }
+
+    /// The event that says that these bytes are in the data file.
+    pub(super) fn stored(&self, piece: &Range<u64>, crc: Crc) -> Event {
+        Event::Stored {
+            offset: piece.start,
+            len: piece.end - piece.start,
+            crc: crc.0,
+            synced: self.durable,
+            boot: self.boot.unwrap_or_default(),
+        }
+    }
+
+    /// Makes the bytes of the whole file durable, and returns their CRC-32.
+    pub(super) fn sync_whole(&self) -> Result<u32, StoreError> {
+        let damaged = |what| StoreError::new(format!("the data {what}"));
+        let data = self.data.as_ref().ok_or_else(|| damaged("are gone"))?;
+        let (length, crc) = self.whole().ok_or_else(|| damaged("are not complete"))?;
+        if data.metadata()?.len() != length {
+            return Err(damaged("do not have the right size"));
+        }
+        if !self.state().unsynced {
+            return Ok(crc);
+        }
+        if self.failed_syncs() > 0 {
+            let mut hasher = crc32fast::Hasher::new();
+            read_blocks(data, 0..length, |block, _| {
+                hasher.update(block);
+                Ok(())
+            })?;
+            if hasher.finalize() != crc {
+                return Err(damaged("are not what was sent"));
+            }
+        }
+        if let Err(error) = self.disk.sync("sync-data", data) {
+            self.failed_syncs.fetch_add(1, SeqCst);
+            self.make_dirty(data, 0..length)?;
+            return Err(error.into());
+        }
+        Ok(crc)
+    }
+
+    /// The length and the CRC-32 of the file, if it is complete.
+    fn whole(&self) -> Option<(u64, u32)> {
+        let length = self.length()?;
+        let crc = if length == 0 {
+            Crc::EMPTY
+        } else {
+            *self.state().ranges.whole(length)?
+        };
+        Some((length, crc.0))
+    }
+
+    /// Appends events, durably (or as durably as the store is set to).
+    ///
+    /// # Errors
+    ///
+    /// [`Superseded`](StoreError::Superseded) if the upload is removed or, for stored bytes,
+    /// sealed.
+    pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
+        self.append_if(events, durable, |_| true).map(drop)
+    }
+
+    /// Does the same if the upload is `wanted`, and returns whether it is. No process changes it in
+    /// between.
+    pub(super) fn append_if(
+        &self,
+        events: &[Event],
+        durable: bool,
+        wanted: impl FnOnce(&Self) -> bool,
+    ) -> Result<bool, StoreError> {
+        let _appending = self.lock_journal()?;
+        self.catch_up()?;
+        self.look_for_name()?;
+        let (end, chain, phase) = {
+            let state = self.state();
+            (state.end, state.chain, state.phase.clone())
+        };
+        let stored = events
+            .iter()
+            .any(|event| matches!(event, Event::Stored { .. }));
+        match phase {
+            Phase::Removed => return Err(StoreError::Superseded),
+            Phase::Sealed { .. } | Phase::Settled { .. } if stored => {
+                return Err(StoreError::Superseded);
+            }
+            _ if !wanted(self) => return Ok(false),
+            _ => {}
+        }
+        let (mut new_chain, time) = (chain, to_unix_millis(SystemTime::now()));
+        let mut records = Vec::new();
+        for event in events {
+            records.extend(event.encode(&mut new_chain, time)?);
+        }
+        let new_end = end + records.len() as u64;
+        let write = |records: &[u8]| {
+            self.disk
+                .write_all_at("write-journal", &self.journal, records, end)
+        };
+        self.make_room(new_end)?;
+        let written = write(&records).and_then(|()| {
+            if durable || self.durable {
+                self.sync_journal(new_end)
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(error) = written {
+            // The records are visible, but need not be durable: they must not be read. If that
+            // cannot be written either, the reader makes them durable before it trusts them.
+            let _ = write(&journal::void(&records, chain, time));
+            return Err(error.into());
+        }
+        let mut state = self.state();
+        for event in events {
+            state.apply(journal::Entry {
+                event: event.clone(),
+                time,
+            });
+        }
+        (state.end, state.chain) = (new_end, new_chain);
+        Ok(true)
+    }
+
+    /// Takes the right to deliver or to remove the upload. `None` if another request has it.
+    pub(super) fn try_claim(self: &Arc<Self>) -> io::Result<Option<Claim>> {
+        fault::step("claim")?;
+        if std::mem::replace(&mut self.state().claimed, true) {
+            return Ok(None);
+        }
+        // From here on, dropping it gives the right back.
+        let mut claim = Claim {
+            entry: Arc::clone(self),
+            locked: false,
+        };
+        claim.locked = ofd::try_lock(&self.journal, CLAIM)?;
+        Ok(claim.locked.then_some(claim))
+    }
+
+    pub(super) fn make_names_durable(&self) -> io::Result<()> {
+        for path in [
+            self.journal_path.parent(),
+            self.journal_path.parent().and_then(|p| p.parent()),
+        ] {
+            self.disk.sync_dir(path.unwrap_or(Path::new(".")))?;
+        }
+        Ok(())
     }
 
     /// Reads on if another process has written.
@@ -324,21 +505,13 @@ impl Entry {
         self.catch_up()
     }
 
-    /// Nobody finds what is written to a file without a name. If it has lost its own without a word
-    /// in it, somebody else has removed it, with its folder perhaps.
+    /// A journal that has lost its name was removed, perhaps with its folder, by something other
+    /// than a store. What is written to it is never found again.
     fn look_for_name(&self) -> io::Result<()> {
         if !disk::has_name(&self.journal, &self.journal_path)? {
             self.state().phase = Phase::Removed;
         }
         Ok(())
-    }
-
-    /// Whether the bytes are where this process writes them, while it receives.
-    pub(super) fn has_data(&self) -> io::Result<bool> {
-        match &self.data {
-            Some(data) => disk::has_name(data, &self.data_path),
-            None => Ok(false),
-        }
     }
 
     fn has_news(&self) -> io::Result<bool> {
@@ -351,15 +524,15 @@ impl Entry {
     /// Takes the right to append.
     fn lock_journal(&self) -> io::Result<(MutexGuard<'_, ()>, Locked<'_>)> {
         self.disk.before_lock(|| self.appending.try_lock().is_ok());
-        let appending = self.appending.lock();
+        let appending = lock(&self.appending);
         self.disk
-            .before_lock(|| Locked::can_be(&self.journal, APPEND));
+            .before_lock(|| Locked::is_free(&self.journal, APPEND));
         let lock = Locked::wait(&self.journal, APPEND)?;
-        Ok((appending.unwrap_or_else(PoisonError::into_inner), lock))
+        Ok((appending, lock))
     }
 
-    /// With the right to append: reads what others have appended, and makes sure that it is durable
-    /// before it is trusted. What is visible need not be.
+    /// With the right to append: reads what other processes have appended. What is visible need not
+    /// be durable, so it is synced before it is trusted.
     fn catch_up(&self) -> io::Result<()> {
         if !self.has_news()? {
             return Ok(());
@@ -369,10 +542,7 @@ impl Entry {
             (state.end, state.chain)
         };
         let mut news = Vec::new();
-        let end = journal::read(&self.journal, start, &mut chain, |entry| {
-            news.push(entry);
-            Ok(())
-        })?;
+        let end = journal::read(&self.journal, start, &mut chain, |entry| news.push(entry))?;
         if news.is_empty() {
             return Ok(());
         }
@@ -380,7 +550,7 @@ impl Entry {
             self.sync_journal(end)?;
         }
         for entry in news {
-            if self.is_true(&entry.event)? {
+            if self.has_survived(&entry.event)? {
                 self.state().apply(entry);
             }
         }
@@ -389,8 +559,8 @@ impl Entry {
         Ok(())
     }
 
-    /// Whether bytes that were not synced have survived, if the machine went down since.
-    fn is_true(&self, event: &Event) -> io::Result<bool> {
+    /// Whether bytes that were not synced are still there, if the system was restarted since.
+    fn has_survived(&self, event: &Event) -> io::Result<bool> {
         let Event::Stored {
             offset,
             len,
@@ -427,92 +597,13 @@ impl Entry {
         result
     }
 
-    /// Writes what is there again. A second sync after one that failed would succeed and mean
-    /// nothing, unless there is something new to write.
+    /// Writes again what is there. After a sync that failed, the next one succeeds without an
+    /// effect, unless there is something new to write.
     fn make_dirty(&self, file: &File, range: Range<u64>) -> io::Result<()> {
         read_blocks(file, range, |block, at| {
             self.disk.write_all_at("write-again", file, block, at)
         })
         .map(drop)
-    }
-
-    /// Makes the bytes of the whole file durable, and says what their CRC-32 is.
-    pub(super) fn sync_whole(&self) -> Result<u32, StoreError> {
-        let damaged = |what| StoreError::new(format!("the data {what}"));
-        let data = self.data.as_ref().ok_or_else(|| damaged("are gone"))?;
-        let crc = self.crc().ok_or_else(|| damaged("are not complete"))?;
-        if data.metadata()?.len() != self.total() {
-            return Err(damaged("are not of the right size"));
-        }
-        if !self.state().unsynced {
-            return Ok(crc);
-        }
-        if self.failed_syncs() > 0 {
-            let mut hasher = crc32fast::Hasher::new();
-            read_blocks(data, 0..self.total(), |block, _| {
-                hasher.update(block);
-                Ok(())
-            })?;
-            if hasher.finalize() != crc {
-                return Err(damaged("are not what was sent"));
-            }
-        }
-        if let Err(error) = self.disk.sync("sync-data", data) {
-            self.failed_syncs.fetch_add(1, SeqCst);
-            self.make_dirty(data, 0..self.total())?;
-            return Err(error.into());
-        }
-        Ok(crc)
-    }
-
-    /// Appends events, durably (or as durably as the store is set to), unless the upload is gone
-    /// or, for stored bytes, no longer receives.
-    pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
-        let _appending = self.lock_journal()?;
-        self.catch_up()?;
-        self.look_for_name()?;
-        let (end, chain, phase) = {
-            let state = self.state();
-            (state.end, state.chain, state.phase.clone())
-        };
-        let stored = events
-            .iter()
-            .any(|event| matches!(event, Event::Stored { .. }));
-        match phase {
-            Phase::Removed => return Err(StoreError::Superseded),
-            Phase::Sealed(_) | Phase::Settled(_) if stored => return Err(StoreError::Superseded),
-            _ => {}
-        }
-        let (mut new_chain, time) = (chain, unix_ms(SystemTime::now()));
-        let records: Vec<u8> = events
-            .iter()
-            .flat_map(|event| event.encode(&mut new_chain, time))
-            .collect();
-        let new_end = end + records.len() as u64;
-        let write = |records: &[u8]| {
-            self.disk
-                .write_all_at("write-journal", &self.journal, records, end)
-        };
-        self.make_room(new_end)?;
-        let written = write(&records).and_then(|()| match durable || self.durable {
-            true => self.sync_journal(new_end),
-            false => Ok(()),
-        });
-        if let Err(error) = written {
-            // Nobody shall take it for true: what is visible need not be durable. If that cannot be
-            // written either, it will be made durable before it is believed.
-            let _ = write(&journal::void(&records, chain, time));
-            return Err(error.into());
-        }
-        let mut state = self.state();
-        for event in events {
-            state.apply(journal::Entry {
-                event: event.clone(),
-                time,
-            });
-        }
-        (state.end, state.chain) = (new_end, new_chain);
-        Ok(())
     }
 
     /// Makes the journal longer, if it is shorter than `end`.
@@ -529,60 +620,23 @@ impl Entry {
         self.state().len = len;
         Ok(())
     }
+}
 
-    /// The event that says that these bytes are in the data file.
-    pub(super) fn stored(&self, piece: &Range<u64>, crc: u32) -> Event {
-        Event::Stored {
-            offset: piece.start,
-            len: piece.end - piece.start,
-            crc,
-            synced: self.durable,
-            boot: self.boot.unwrap_or_default(),
-        }
-    }
-
-    /// Takes the one right to deliver or remove the upload.
-    pub(super) fn try_claim(self: &Arc<Self>) -> io::Result<Option<Claim>> {
-        fault::step("claim")?;
-        if std::mem::replace(&mut self.state().claimed, true) {
-            return Ok(None);
-        }
-        // From here on dropping it gives it back.
-        let mut claim = Claim {
-            entry: Arc::clone(self),
-            locked: false,
-        };
-        claim.locked = lock::try_lock(&self.journal, CLAIM)?;
-        Ok(claim.locked.then_some(claim))
-    }
-
-    pub(super) fn make_names_durable(&self) -> io::Result<()> {
-        for path in [
-            self.journal_path.parent(),
-            self.journal_path.parent().and_then(|p| p.parent()),
-        ] {
-            self.disk.sync_dir(path.unwrap_or(Path::new(".")))?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_removed(&self) -> bool {
-        matches!(self.state().phase, Phase::Removed)
-    }
-
-    /// Whether it takes chunks, as far as this process knows.
-    pub(super) fn is_receiving(&self) -> bool {
-        matches!(self.state().phase, Phase::Receiving)
-    }
-
-    /// Whether nothing was ever stored.
-    pub(super) fn is_empty(&self) -> bool {
-        let state = self.state();
-        matches!(state.phase, Phase::Receiving) && state.ranges.len() == 0 && self.total() > 0
-    }
+/// Where the bytes of an upload are. The name contains the random id of the upload, so that it
+/// never becomes the name of a later upload.
+fn data_path(journal_path: &Path, id: &str) -> PathBuf {
+    journal_path.with_extension(format!("{id}.data"))
 }
 
 impl State {
+    /// A file without bytes is complete once a request has succeeded: not before it is durable.
+    fn is_complete(&self, length: Option<u64>) -> bool {
+        !matches!(self.phase, Phase::Receiving)
+            || length.is_some_and(|length| {
+                self.ranges.covers(0, length) && (length > 0 || self.confirmed)
+            })
+    }
+
     fn apply(&mut self, entry: journal::Entry) {
         self.touched = self.touched.max(entry.time);
         match entry.event {
@@ -594,38 +648,34 @@ impl State {
                 ..
             } => {
                 self.unsynced |= !synced;
-                // Nobody writes what is stored; if it is so all the same, the first one counts.
+                // Stored bytes are never written again. If a journal says so, the first record
+                // counts.
                 let range = offset..offset.saturating_add(len);
                 if self.ranges.gaps(offset, len).first() == Some(&range) {
                     self.ranges.insert(range, Crc(crc));
                 }
             }
-            Event::Sealed {
-                path,
-                file,
-                upload,
-                crc,
-            } => {
+            Event::Sealed(seal) => {
                 let attempt = match &self.phase {
-                    Phase::Sealed(seal) => seal.attempt,
+                    Phase::Sealed { attempt, .. } => *attempt,
                     _ => 1,
                 };
-                self.phase = Phase::Sealed(Seal {
-                    path,
-                    file,
-                    upload,
-                    crc,
-                    attempt,
-                });
+                self.phase = Phase::Sealed { seal, attempt };
             }
             Event::Attempt(n) => {
-                if let Phase::Sealed(seal) = &mut self.phase {
-                    seal.attempt = n;
+                if let Phase::Sealed { attempt, .. } = &mut self.phase {
+                    *attempt = n;
                 }
             }
-            Event::Settled(record) => self.phase = Phase::Settled(record),
+            Event::Settled(record) => {
+                if let Phase::Sealed { seal, .. } = &self.phase {
+                    let upload = seal.upload.clone();
+                    self.phase = Phase::Settled { record, upload };
+                }
+            }
             Event::Removed => self.phase = Phase::Removed,
-            Event::Created { .. } | Event::Void => {}
+            Event::Confirmed => self.confirmed = true,
+            Event::Created(_) | Event::Void => {}
         }
     }
 }
@@ -638,17 +688,18 @@ struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     fn wait(file: &'a File, range: Range<u64>) -> io::Result<Self> {
-        lock::lock(file, range.clone())?;
+        ofd::lock(file, range.clone())?;
         Ok(Self { file, range })
     }
 }
 
 impl Locked<'_> {
-    /// Whether it would not have to wait.
-    fn can_be(file: &File, range: Range<u64>) -> bool {
-        match lock::try_lock(file, range.clone()) {
+    /// Whether [`wait`](Self::wait) would return at once.
+    fn is_free(file: &File, range: Range<u64>) -> bool {
+        match ofd::try_lock(file, range.clone()) {
             Ok(true) => drop(Locked { file, range }),
             Ok(false) => return false,
+            // `wait` fails too.
             Err(_) => {}
         }
         true
@@ -657,11 +708,11 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        lock::unlock(self.file, self.range.clone());
+        ofd::unlock(self.file, self.range.clone());
     }
 }
 
-/// The one right to deliver or remove an upload, given back when dropped.
+/// The right to deliver or to remove an upload, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) entry: Arc<Entry>,
@@ -671,13 +722,13 @@ pub(super) struct Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if self.locked {
-            lock::unlock(&self.entry.journal, CLAIM);
+            ofd::unlock(&self.entry.journal, CLAIM);
         }
         self.entry.state().claimed = false;
     }
 }
 
-/// Reads a range, and gives each block with its offset to `see`; how much of it there is.
+/// Reads a range, and gives each block with its offset to `see`. Returns how many bytes there are.
 fn read_blocks(
     file: &File,
     range: Range<u64>,

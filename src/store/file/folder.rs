@@ -5,30 +5,37 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use super::{
-    Durability, Naming,
     blocks::Blocks,
-    disk::{self, Disk, lock},
-    entry::{Claim, Entry, Landing, Phase, TakeOff, View},
+    entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View},
     journal::{self, Event},
     room::Room,
+    settings::{Durability, Naming},
 };
-use crate::store::{StoreError, Upload, UploadKey, random_id};
+use crate::{
+    lock::lock,
+    model::upload::{Upload, UploadId},
+    store::{
+        StoreError,
+        disk::{self, Disk, ofd},
+        random_id,
+    },
+};
 
-/// Most uploads whose files stay open when nobody uses them: two files each.
+/// Most idle uploads whose files stay open: two files each.
 const OPEN_UPLOADS: u64 = 256;
 
-/// How many of them a process can afford that may have so many files open: a quarter of those. Connections
-/// need the others.
+/// How many idle uploads stay open in a process that may have `files` files open: they take at most
+/// a quarter, and leave the rest to connections.
 pub(super) fn open_uploads(files: u64) -> usize {
     (files / 8).min(OPEN_UPLOADS) as usize
 }
 
-/// The folders of a store. All that it does blocks.
+/// The folders of a store. All methods block.
 pub(super) struct Folder {
     pub(super) partial: PathBuf,
     pub(super) finished: PathBuf,
@@ -38,36 +45,39 @@ pub(super) struct Folder {
     pub(super) max_ranges: usize,
     pub(super) room: Room,
     pub(super) stall: Duration,
-    pub(super) open: Mutex<HashMap<UploadKey, Arc<Entry>>>,
-    /// When those are closed that nobody uses.
+    pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,
+    /// From this number on, idle uploads are closed.
     pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
 }
 
 impl Folder {
-    fn open_entries(&self) -> MutexGuard<'_, HashMap<UploadKey, Arc<Entry>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open_entries(&self) -> MutexGuard<'_, HashMap<UploadId, Arc<Entry>>> {
+        lock(&self.open)
     }
 
-    /// Takes the right to write a range of an upload that this process has open and that receives,
-    /// if it can be had at once. This does not block: it reads nothing of the disk.
-    pub(super) fn try_take_off_known(
+    pub(super) fn open_entry(&self, id: &UploadId) -> Option<Arc<Entry>> {
+        self.open_entries().get(id).cloned()
+    }
+
+    /// Locks a range of an upload that this process has open and that is receiving, if that is
+    /// possible at once. Reads nothing from the disk, so it does not block.
+    pub(super) fn try_lock_open(
         &self,
-        key: &UploadKey,
+        id: &UploadId,
         range: &Range<u64>,
-    ) -> io::Result<Option<Landing>> {
-        let known = self.open_entries().get(key).cloned();
-        let Some(entry) = known.filter(|entry| entry.is_receiving()) else {
+    ) -> io::Result<Option<RangeLock>> {
+        let Some(entry) = self.open_entry(id).filter(|entry| entry.is_receiving()) else {
             return Ok(None);
         };
-        Ok(match entry.try_take_off(range.clone())? {
-            TakeOff::Clear(landing) => Some(landing),
-            TakeOff::Behind(_) => None,
+        Ok(match entry.try_lock_range(range.clone())? {
+            TryLock::Locked(lock) => Some(lock),
+            TryLock::HeldBy(_) => None,
         })
     }
 
-    fn journal_path(&self, key: &UploadKey) -> PathBuf {
-        let name = key.to_string();
+    pub(super) fn journal_path(&self, id: &UploadId) -> PathBuf {
+        let name = id.to_string();
         self.partial
             .join(&name[..2])
             .join(format!("{name}.journal"))
@@ -76,9 +86,9 @@ impl Folder {
     /// The upload, created if it is new or its record has expired.
     pub(super) fn entry_for(&self, upload: &Upload) -> Result<Arc<Entry>, StoreError> {
         loop {
-            if let Some((entry, view)) = self.look(&upload.key)? {
+            if let Some((entry, view)) = self.look(&upload.id)? {
                 match view.phase {
-                    Phase::Settled(record) if record.expires <= SystemTime::now() => {
+                    Phase::Settled { record, .. } if record.is_expired() => {
                         self.try_discard(&entry, |_| true)?;
                     }
                     _ => {
@@ -91,10 +101,10 @@ impl Folder {
         }
     }
 
-    /// The upload, if there is one and its record has not expired.
-    pub(super) fn find(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
-        let found = self.look(key)?.filter(|(_, view)| match &view.phase {
-            Phase::Settled(record) => record.expires > SystemTime::now(),
+    /// The upload, if it exists and its record has not expired.
+    pub(super) fn find(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
+        let found = self.look(id)?.filter(|(_, view)| match &view.phase {
+            Phase::Settled { record, .. } => !record.is_expired(),
             _ => true,
         });
         if let Some((entry, _)) = &found {
@@ -103,13 +113,12 @@ impl Folder {
         Ok(found)
     }
 
-    /// The upload, if there is one.
-    fn look(&self, key: &UploadKey) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
+    /// The upload, if it exists. What is seen of it is durable.
+    pub(super) fn look(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
-            let known = self.open_entries().get(key).cloned();
-            let entry = match known {
+            let entry = match self.open_entry(id) {
                 Some(entry) => entry,
-                None => match self.open(key)? {
+                None => match self.open(id)? {
                     Some(entry) => entry,
                     None => return Ok(None),
                 },
@@ -119,15 +128,15 @@ impl Folder {
                 Phase::Removed => {
                     self.close(&entry);
                     match entry.try_claim()? {
-                        // Who has removed it has died before its files were gone.
+                        // The process that removed it died before its files were gone.
                         Some(claim) => self.unlink(&claim)?,
                         None => self.disk.pause(),
                     }
                 }
-                // A crash of the system has lost the bytes, if they were not to be synced; or somebody
-                // has removed the file.
+                // A crash of the system has lost bytes that were not synced, or something other
+                // than a store has removed the file.
                 Phase::Receiving if !entry.has_data()? => {
-                    // Unless another process has just finished it.
+                    // Unless another process has just sealed it.
                     if !self.try_discard(&entry, Entry::is_receiving)? {
                         self.disk.pause();
                     }
@@ -137,8 +146,34 @@ impl Folder {
         }
     }
 
-    fn open(&self, key: &UploadKey) -> Result<Option<Arc<Entry>>, StoreError> {
-        let journal_path = self.journal_path(key);
+    /// Looks at an upload without a promise that what is seen is durable, which saves syncs. `None`
+    /// if the journal is gone, or has no valid first record.
+    pub(super) fn peek<T>(
+        &self,
+        id: &UploadId,
+        see: impl FnOnce(&Entry, &View) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        if let Some(entry) = self.open_entry(id) {
+            let view = entry.view()?;
+            // Another process may have removed it, and the journal may be that of a later upload.
+            if !matches!(view.phase, Phase::Removed) {
+                return Ok(Some(see(&entry, &view)));
+            }
+        }
+        let path = self.journal_path(id);
+        let journal = match disk::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            journal => journal?,
+        };
+        let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? else {
+            return Ok(None);
+        };
+        let view = entry.view()?;
+        Ok(Some(see(&entry, &view)))
+    }
+
+    fn open(&self, id: &UploadId) -> Result<Option<Arc<Entry>>, StoreError> {
+        let journal_path = self.journal_path(id);
         if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
             return Ok(None);
         }
@@ -156,14 +191,15 @@ impl Folder {
         Ok(Some(self.trust(entry)?))
     }
 
-    /// Takes a journal without a beginning out of the way: without syncs, a crash of the system may
-    /// have left its name only.
+    /// Renames a journal without a valid first record. Without syncs, a crash of the system can
+    /// leave only the name of a journal.
     fn set_aside(&self, journal_path: &Path, id: Option<u64>) -> Result<(), StoreError> {
         let Ok(journal) = disk::open(journal_path) else {
+            // Another request has done it.
             return Ok(());
         };
-        // Another request may be about to do the same, and a new upload have the name then.
-        lock::lock(&journal, 0..1)?;
+        // Another request may be about to do the same, and then a new upload has the name.
+        ofd::lock(&journal, 0..1)?;
         let Ok(named) = disk::open(journal_path) else {
             return Ok(());
         };
@@ -177,18 +213,22 @@ impl Folder {
     fn close(&self, entry: &Arc<Entry>) {
         let mut open = self.open_entries();
         if open
-            .get(&entry.created.key)
+            .get(&entry.created.id)
             .is_some_and(|known| Arc::ptr_eq(known, entry))
         {
-            open.remove(&entry.created.key);
+            open.remove(&entry.created.id);
         }
     }
 
     /// Creates the upload, unless another request is faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
-        // Before anything of it is there.
-        self.room.for_upload(&self.partial, upload.total)?;
-        let journal_path = self.journal_path(&upload.key);
+        // Before any of its files exists.
+        let length = upload.length.unwrap_or_default();
+        self.room.for_upload(&self.partial, length)?;
+        if length > MAX_LENGTH {
+            return Err(StoreError::TooLarge { limit: MAX_LENGTH });
+        }
+        let journal_path = self.journal_path(&upload.id);
         self.disk
             .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
         let durable = self.durability == Durability::Power;
@@ -202,7 +242,7 @@ impl Folder {
     /// The entry that this process uses from now on.
     fn trust(&self, entry: Entry) -> io::Result<Arc<Entry>> {
         if self.durability == Durability::Power {
-            // What is visible need not be durable; and what is trusted is acknowledged.
+            // What is visible need not be durable, but what is trusted is acknowledged.
             entry.make_names_durable()?;
         }
         let mut open = self.open_entries();
@@ -210,11 +250,20 @@ impl Folder {
             open.retain(|_, entry| Arc::strong_count(entry) > 1);
         }
         Ok(Arc::clone(
-            open.entry(entry.created.key).or_insert(Arc::new(entry)),
+            open.entry(entry.created.id).or_insert(Arc::new(entry)),
         ))
     }
 
-    /// Removes an upload if nobody is busy with it and it is still as `wanted`.
+    /// Removes an upload that a failed request has created, unless another request uses it.
+    pub(super) fn undo_create(&self, entry: &Arc<Entry>) {
+        if entry.is_unused() {
+            // What cannot be removed now is swept later. The request fails with its own error.
+            let _ = self.try_discard(entry, Entry::is_unused);
+        }
+    }
+
+    /// Removes an upload if it is neither claimed nor written to, and is `wanted`. Returns whether
+    /// it was removed.
     pub(super) fn try_discard(
         &self,
         entry: &Arc<Entry>,
@@ -223,185 +272,49 @@ impl Folder {
         let Some(claim) = entry.try_claim()? else {
             return Ok(false);
         };
-        let Some(landing) = entry.try_ground()? else {
+        let Some(lock) = entry.try_lock_whole()? else {
             return Ok(false);
         };
-        entry.view()?;
-        let wanted = wanted(entry);
-        if wanted {
-            self.discard(&claim, &landing)?;
-        }
-        Ok(wanted)
+        self.discard(&claim, &lock, wanted)
     }
 
-    /// Removes an upload, and its file if nobody has taken it. Nobody else may deliver it or write.
-    pub(super) fn discard(&self, claim: &Claim, _landing: &Landing) -> Result<(), StoreError> {
+    /// Removes an upload if it is `wanted`, with its file unless the application has moved it. The
+    /// claim and the lock keep it from being delivered and from being written to.
+    pub(super) fn discard(
+        &self,
+        claim: &Claim,
+        _lock: &RangeLock,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<bool, StoreError> {
         let entry = &claim.entry;
-        match entry.view()?.phase {
-            Phase::Sealed(seal) => self.withdraw(entry, &seal)?,
-            Phase::Removed => return Ok(()),
-            _ => {}
+        let phase = entry.view()?.phase;
+        if matches!(phase, Phase::Removed) || !wanted(entry) {
+            return Ok(false);
         }
-        // Others who have it open are told before its name can be another upload's.
-        entry.append(&[Event::Removed], false)?;
+        if let Phase::Sealed { seal, .. } = phase {
+            self.withdraw(entry, &seal)?;
+        }
+        // Other processes that have it open read this before its name can belong to a later upload.
+        if !entry.append_if(&[Event::Removed], false, wanted)? {
+            return Ok(false);
+        }
         self.close(entry);
-        self.unlink(claim)
+        self.unlink(claim)?;
+        Ok(true)
     }
 
-    /// Removes the files of a removed upload. Only with its claim, and the journal last: so its
-    /// name is nobody else's before, and nobody does it twice.
+    /// Removes the files of a removed upload. The claim is held, and the journal is removed last:
+    /// so the name cannot belong to a later upload before, and no other process removes it twice.
     fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
         let entry = &claim.entry;
         if let Ok(journal) = disk::open(&entry.journal_path) {
-            if journal::first(&journal)?.is_some_and(|(_, id)| id == entry.id) {
+            if journal::first(&journal)?.is_some_and(|created| created.id == entry.id) {
                 self.disk.remove_if_there(&entry.data_path)?;
                 self.disk.remove_if_there(&entry.journal_path)?;
             }
         }
         Ok(())
     }
-
-    /// Looks closely at each upload that seems to be worth it, and that this version can read. A close
-    /// look costs syncs, and most journals are of what was delivered long ago.
-    pub(super) fn each(
-        &self,
-        is_worth_it: impl Fn(&Entry, &View) -> io::Result<bool>,
-        mut see: impl FnMut(&Self, &Arc<Entry>, View) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        // One that cannot be read is no reason not to look at the others.
-        let mut failed = None;
-        for (key, path) in self.journals()? {
-            let mut look = || {
-                let Some(seems) = of_this_version(self.peek(&key, &path, &is_worth_it))? else {
-                    return Ok(());
-                };
-                // What has no beginning is set aside by a close look.
-                if seems.transpose()?.unwrap_or(true) {
-                    if let Some((entry, view)) = of_this_version(self.look(&key))?.flatten() {
-                        see(self, &entry, view)?;
-                    }
-                }
-                Ok::<_, StoreError>(())
-            };
-            failed = look().err().or(failed);
-        }
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// Looks at every upload without a promise that what is seen is durable.
-    pub(super) fn each_as_it_seems(
-        &self,
-        mut see: impl FnMut(&Entry, &View),
-    ) -> Result<(), StoreError> {
-        for (key, path) in self.journals()? {
-            let seen = self.peek(&key, &path, |entry, view| match view.phase {
-                Phase::Removed => {}
-                // A crash of the system has lost the bytes, if they were not to be synced.
-                Phase::Receiving if entry.data.is_none() => {}
-                _ => see(entry, view),
-            });
-            of_this_version(seen)?;
-        }
-        Ok(())
-    }
-
-    /// Looks at an upload as it seems to be; `None` if its journal is gone, or has no beginning.
-    fn peek<T>(
-        &self,
-        key: &UploadKey,
-        path: &Path,
-        see: impl FnOnce(&Entry, &View) -> T,
-    ) -> Result<Option<T>, StoreError> {
-        let known = self.open_entries().get(key).cloned();
-        if let Some(entry) = known {
-            let view = entry.view()?;
-            // Another process may have removed it, and the name may be another upload's by now.
-            if !matches!(view.phase, Phase::Removed) {
-                return Ok(Some(see(&entry, &view)));
-            }
-        }
-        let journal = match disk::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            journal => journal?,
-        };
-        let Some(entry) = Entry::open(path.to_owned(), journal, false, self.disk.clone())? else {
-            return Ok(None);
-        };
-        let view = entry.view()?;
-        Ok(Some(see(&entry, &view)))
-    }
-
-    fn journals(&self) -> Result<Vec<(UploadKey, PathBuf)>, StoreError> {
-        let mut journals = self.partial_files()?;
-        journals.retain(|path| path.extension().is_some_and(|e| e == "journal"));
-        let keyed = journals.into_iter().filter_map(|path| {
-            let key = UploadKey::from_hex(path.file_stem()?.to_str()?)?;
-            Some((key, path))
-        });
-        Ok(keyed.collect())
-    }
-
-    /// Removes what a process has left that died while it created or removed an upload.
-    pub(super) fn remove_orphans(&self, before: SystemTime) -> Result<(), StoreError> {
-        for path in self.partial_files()? {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            let parts: Vec<_> = name.split('.').collect();
-            let (key, id) = match parts[..] {
-                [key, id, "new" | "data" | "broken"] => (UploadKey::from_hex(key), id),
-                _ => continue,
-            };
-            let touched = path.metadata().and_then(|metadata| metadata.modified());
-            let Some(key) = key.filter(|_| touched.is_ok_and(|touched| touched < before)) else {
-                continue;
-            };
-            let Some(owner) = of_this_version(self.look(&key))? else {
-                continue;
-            };
-            if owner.is_none_or(|(entry, _)| entry.id != id) {
-                self.disk.remove_if_there(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// All files below the folder of partial uploads.
-    pub(super) fn partial_files(&self) -> Result<Vec<PathBuf>, StoreError> {
-        files_below(&self.partial)
-    }
-}
-
-/// `None` of an upload that another version of this crate has written, which sees to it itself.
-fn of_this_version<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match read {
-        Err(StoreError::Failed(error))
-            if error
-                .downcast_ref::<io::Error>()
-                .is_some_and(|error| error.kind() == io::ErrorKind::Unsupported) =>
-        {
-            Ok(None)
-        }
-        read => read.map(Some),
-    }
-}
-
-/// The files in the folders of a folder. No links, and nothing behind them.
-pub(super) fn files_below(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let mut files = Vec::new();
-    for dir in std::fs::read_dir(dir)? {
-        let dir = dir?;
-        if dir.file_type()?.is_dir() {
-            for file in std::fs::read_dir(dir.path())? {
-                let file = file?;
-                if file.file_type()?.is_file() {
-                    files.push(file.path());
-                }
-            }
-        }
-    }
-    Ok(files)
 }
 
 /// A file without a name.

@@ -1,32 +1,50 @@
-//! What the store remembers of an upload: one append-only file of checked records.
+//! The journal of an upload: one append-only file of checksummed records.
 //!
-//! Every record begins on a multiple of 64 bytes, so none of the fixed ones straddles a disk
-//! sector. The check of each is seeded with that of the one before it, so that nothing is taken for
-//! a record that an earlier file, or an earlier try behind what a crash has torn, has left on the
-//! disk. Reading stops at the first record that is not right: what a crash has torn is as if it had
-//! never been written.
+//! # Format, version 1
+//!
+//! A record is a head of 64 bytes. Some kinds have a payload of JSON behind it, padded with zeros
+//! to the next multiple of 64 bytes. Integers are little-endian.
+//!
+//! | offset | bytes | content                                                            |
+//! |--------|-------|--------------------------------------------------------------------|
+//! | 0      | 4     | `TRJ1`                                                             |
+//! | 4      | 1     | the kind: see [`Event::kind`]                                      |
+//! | 5      | 1     | `Stored`: 1 if the bytes were synced before the record was written |
+//! | 8      | 8     | `Stored`: the offset of the bytes. `Attempt`: the number           |
+//! | 16     | 8     | `Stored`: the length of the bytes. Else the length of the payload  |
+//! | 24     | 4     | `Stored`: the CRC-32 of the bytes. Else the CRC-32 of the payload  |
+//! | 32     | 8     | `Stored`: the run of the system in which the bytes were written    |
+//! | 40     | 8     | the time, in milliseconds since 1970                               |
+//! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
+//!
+//! All other bytes are zero. A head is never split between two sectors of a disk. Each check is
+//! seeded with the check of the record before it, so that remains of another file, or of a record
+//! that was torn and replaced, are not read as records. Reading stops at the first record that is
+//! not valid: a record that a crash has torn was never written.
 
 use std::{fs::File, io};
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::disk;
-use crate::store::{
-    Record, Upload,
-    json::{record_from_json, record_to_json, upload_from_json, upload_to_json},
+use crate::{
+    model::{state::Record, upload::Upload},
+    store::disk,
 };
 
+/// Bytes of a head. Each record begins at a multiple of it.
 pub(super) const SLOT: u64 = 64;
 
 const MAGIC: [u8; 4] = *b"TRJ1";
 
-/// Longest payload of a record.
+const VERSION: u32 = 1;
+
+/// Most bytes of a payload.
 const MAX_PAYLOAD: u64 = 64 << 20;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Event {
-    /// Which upload this is. The first event.
-    Created { upload: Upload, id: String },
+    /// The first event.
+    Created(Created),
     /// These bytes are in the data file.
     Stored {
         offset: u64,
@@ -35,25 +53,53 @@ pub(super) enum Event {
         synced: bool,
         boot: u64,
     },
-    /// The file has got its final name, below the folder of finished files.
-    Sealed {
-        path: String,
-        /// What tells it from other files of that name.
-        file: Option<u64>,
-        upload: Upload,
-        crc: u32,
-    },
-    /// It is handed over once more; the first time goes without saying.
+    /// The file is complete and has this final name, or gets it next.
+    Sealed(Seal),
+    /// The file is delivered once more. The first attempt has no event.
     Attempt(u32),
     /// The inner service has answered.
     Settled(Record),
-    /// The upload is gone, and so will be this file.
+    /// The upload is removed. Its files are removed next.
     Removed,
-    /// Takes the place of an event that could not be made durable.
+    /// Replaces an event that could not be made durable.
     Void,
+    /// The upload exists although it has no bytes. Without this event, an upload without bytes is
+    /// one whose first chunk has not been stored, and is removed when that chunk fails.
+    Confirmed,
 }
 
-/// An event as it was found.
+/// Which upload a journal belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Created {
+    version: u32,
+    /// Tells the upload from earlier and later ones with the same [`UploadId`](crate::UploadId).
+    pub(super) id: String,
+    pub(super) upload: Upload,
+}
+
+impl Created {
+    pub(super) fn new(id: String, upload: Upload) -> Self {
+        Self {
+            version: VERSION,
+            id,
+            upload,
+        }
+    }
+}
+
+/// What is fixed when an upload is sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Seal {
+    /// The final name, below the folder of finished files.
+    pub(super) path: String,
+    /// Tells the file from others of that name. `None` if the system has no such number.
+    pub(super) file: Option<u64>,
+    pub(super) crc32: u32,
+    /// The upload as the request described it that completed it.
+    pub(super) upload: Upload,
+}
+
+/// An event as it is read.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) event: Event,
@@ -64,25 +110,34 @@ pub(super) struct Entry {
 impl Event {
     fn kind(&self) -> u8 {
         match self {
-            Self::Created { .. } => 1,
+            Self::Created(_) => 1,
             Self::Stored { .. } => 2,
-            Self::Sealed { .. } => 3,
+            Self::Sealed(_) => 3,
             Self::Attempt(_) => 4,
             Self::Settled(_) => 5,
             Self::Removed => 6,
             Self::Void => 7,
+            Self::Confirmed => 8,
         }
     }
 
-    /// The record, with its payload, in whole slots. `chain` is the check of the one before it (0
-    /// for the first), and becomes its own.
-    pub(super) fn encode(&self, chain: &mut u32, time: u64) -> Vec<u8> {
-        let payload = self
-            .payload()
-            .map(|payload| payload.to_string())
-            .unwrap_or_default();
-        let (mut a, mut b, mut crc) =
-            (0, payload.len() as u64, crc32fast::hash(payload.as_bytes()));
+    /// The record of the event. `chain` is the check of the record before it (0 for the first one),
+    /// and becomes the check of this one.
+    pub(super) fn encode(&self, chain: &mut u32, time: u64) -> io::Result<Vec<u8>> {
+        Ok(self.record(&self.payload()?, chain, time))
+    }
+
+    fn payload(&self) -> io::Result<Vec<u8>> {
+        Ok(match self {
+            Self::Created(created) => serde_json::to_vec(created)?,
+            Self::Sealed(seal) => serde_json::to_vec(seal)?,
+            Self::Settled(record) => serde_json::to_vec(record)?,
+            _ => Vec::new(),
+        })
+    }
+
+    fn record(&self, payload: &[u8], chain: &mut u32, time: u64) -> Vec<u8> {
+        let (mut a, mut b, mut crc) = (0, payload.len() as u64, crc32fast::hash(payload));
         let (mut flags, mut boot_tag) = (0, 0);
         match self {
             Self::Stored {
@@ -110,50 +165,29 @@ impl Event {
         record.resize(SLOT as usize - 4, 0);
         *chain = check(&record, *chain);
         record.extend(chain.to_le_bytes());
-        record.extend(payload.as_bytes());
+        record.extend(payload);
         record.resize(record.len().next_multiple_of(SLOT as usize), 0);
         record
     }
 
-    fn payload(&self) -> Option<Value> {
-        match self {
-            Self::Created { upload, id } => Some(json!({
-                "version": 1,
-                "id": id,
-                "upload": upload_to_json(upload),
-            })),
-            Self::Sealed {
-                path,
-                file,
-                upload,
-                crc,
-            } => Some(json!({
-                "path": path,
-                "file": file,
-                "crc32": crc,
-                "upload": upload_to_json(upload),
-            })),
-            Self::Settled(record) => Some(record_to_json(record)),
-            _ => None,
+    /// `None` if the payload is not valid.
+    fn from_payload(kind: u8, payload: &[u8]) -> io::Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
         }
-    }
 
-    fn from_payload(kind: u8, payload: &[u8]) -> Option<Self> {
-        let value: Value = serde_json::from_slice(payload).ok()?;
-        match kind {
-            1 if value["version"] == 1 => Some(Self::Created {
-                upload: upload_from_json(&value["upload"])?,
-                id: value["id"].as_str()?.to_owned(),
-            }),
-            3 => Some(Self::Sealed {
-                path: value["path"].as_str()?.to_owned(),
-                file: value["file"].as_u64(),
-                crc: u32::try_from(value["crc32"].as_u64()?).ok()?,
-                upload: upload_from_json(&value["upload"])?,
-            }),
-            5 => Some(Self::Settled(record_from_json(&value)?)),
-            _ => None,
-        }
+        let event = match kind {
+            1 => match serde_json::from_slice::<Version>(payload) {
+                Ok(Version { version }) if version != VERSION => return Err(other_version()),
+                _ => serde_json::from_slice(payload).map(Self::Created),
+            },
+            3 => serde_json::from_slice(payload).map(Self::Sealed),
+            5 => serde_json::from_slice(payload).map(Self::Settled),
+            _ => return Ok(None),
+        };
+        // A record that is not valid ends the journal, for any reason.
+        Ok(event.ok())
     }
 }
 
@@ -161,7 +195,7 @@ impl Event {
 pub(super) fn void(records: &[u8], mut chain: u32, time: u64) -> Vec<u8> {
     let slots = records.len() / SLOT as usize;
     (0..slots)
-        .flat_map(|_| Event::Void.encode(&mut chain, time))
+        .flat_map(|_| Event::Void.record(&[], &mut chain, time))
         .collect()
 }
 
@@ -171,39 +205,43 @@ fn check(head: &[u8], seed: u32) -> u32 {
     hasher.finalize()
 }
 
-/// Which upload the journal is of, and its id.
+fn other_version() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "the journal was written by another version of this crate",
+    )
+}
+
+/// Which upload the journal belongs to. `None` if it has no valid first record.
 ///
 /// # Errors
 ///
-/// If it is of a later version of this crate.
-pub(super) fn first(file: &File) -> io::Result<Option<(Upload, String)>> {
+/// [`Unsupported`](io::ErrorKind::Unsupported) if another version of this crate has written it.
+pub(super) fn first(file: &File) -> io::Result<Option<Created>> {
     let mut slot = [0; SLOT as usize];
     let filled = disk::read_at(file, &mut slot, 0)?;
     if slot.starts_with(&MAGIC[..3]) && !slot.starts_with(&MAGIC) {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "the journal was written by another version of this crate",
-        ));
+        return Err(other_version());
     }
     Ok(match decode(file, 0, &slot[..filled], &mut 0)? {
         Some((
             Entry {
-                event: Event::Created { upload, id },
+                event: Event::Created(created),
                 ..
             },
             _,
-        )) => Some((upload, id)),
+        )) => Some(created),
         _ => None,
     })
 }
 
-/// Reads the records from `at` on, gives each to `see`, and says where they end. `chain` is the
-/// check of the record before them, and becomes that of the last.
+/// Reads the records from `at` on, gives each to `see`, and returns where they end. `chain` is the
+/// check of the record before them, and becomes the check of the last one.
 pub(super) fn read(
     file: &File,
     mut at: u64,
     chain: &mut u32,
-    mut see: impl FnMut(Entry) -> io::Result<()>,
+    mut see: impl FnMut(Entry),
 ) -> io::Result<u64> {
     let mut buffer = vec![0; 4096];
     loop {
@@ -215,14 +253,14 @@ pub(super) fn read(
             else {
                 return Ok(at + used as u64);
             };
-            see(entry)?;
+            see(entry);
             used += len;
         }
         if whole < buffer.len() {
             return Ok(at + used as u64);
         }
         at += used as u64;
-        // Long journals are read in long pieces, a look for news costs little.
+        // A short first block makes a look for new records cheap.
         buffer.resize(256 << 10, 0);
     }
 }
@@ -261,13 +299,17 @@ fn decode(
         4 => u32::try_from(a).ok().map(Event::Attempt),
         6 => Some(Event::Removed),
         7 => Some(Event::Void),
+        8 => Some(Event::Confirmed),
         1 | 3 | 5 if b <= MAX_PAYLOAD => {
             let mut payload = vec![0; b as usize];
             let filled = disk::read_at(file, &mut payload, at + SLOT)?;
-            let whole = filled == payload.len() && crc32fast::hash(&payload) == crc;
-            let event = whole.then(|| Event::from_payload(kind, &payload)).flatten();
+            let is_whole = filled == payload.len() && crc32fast::hash(&payload) == crc;
             len = (SLOT + b).next_multiple_of(SLOT) as usize;
-            event
+            if is_whole {
+                Event::from_payload(kind, &payload)?
+            } else {
+                None
+            }
         }
         _ => None,
     };
@@ -279,41 +321,38 @@ fn decode(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
+    use http::{HeaderValue, StatusCode};
 
     use super::*;
-    use crate::store::{UploadKey, from_unix_ms};
+    use crate::model::{
+        state::from_unix_millis,
+        upload::{Scope, UploadId},
+    };
 
     fn upload() -> Upload {
-        Upload {
-            key: UploadKey::from_bytes([7; 32]),
-            scope: "s".into(),
-            identifier: "i\n\"".into(),
-            total: u64::MAX,
-            chunk_size: None,
-            file_name: Some("日本".into()),
-            relative_path: None,
-            content_type: Some("a/b".into()),
-            fields: vec![("a".into(), "b".into()), ("a".into(), String::new())],
-        }
+        let id = UploadId::from_bytes([7; 32]);
+        let mut upload = Upload::new(id, Scope::new("s"), Some(u64::MAX));
+        upload.identifier = "i\n\"".into();
+        upload.file_name = Some("日本".into());
+        upload.content_type = Some("a/b".into());
+        upload.fields = vec![("a".into(), "b".into()), ("a".into(), String::new())];
+        upload
+    }
+
+    fn created() -> Created {
+        Created::new("id".into(), upload())
     }
 
     fn events() -> Vec<Event> {
-        let record = Record {
-            delivered: true,
-            status: 201,
-            headers: vec![("x".into(), vec![0xff, 0])],
-            body: Some(Bytes::from_static(b"\xff\0text")),
-            size: 9,
-            expires: from_unix_ms(Duration::from_millis(1_700_000_000_123)),
-        };
+        let expires = from_unix_millis(1_700_000_000_123);
+        let mut record = Record::new(true, StatusCode::CREATED, 9, expires);
+        let value = HeaderValue::from_bytes(b"\xff\x09").unwrap();
+        record.headers.append("x", value);
+        record.body = Some(Bytes::from_static(b"\xff\0text"));
         vec![
-            Event::Created {
-                upload: upload(),
-                id: "id".into(),
-            },
+            Event::Created(created()),
+            Event::Confirmed,
             Event::Stored {
                 offset: 1,
                 len: u64::MAX,
@@ -329,12 +368,12 @@ mod tests {
                 boot: 4,
             },
             Event::Void,
-            Event::Sealed {
+            Event::Sealed(Seal {
                 path: "a/b".into(),
                 file: Some(u64::MAX),
+                crc32: 5,
                 upload: upload(),
-                crc: 5,
-            },
+            }),
             Event::Attempt(2),
             Event::Settled(Record {
                 body: None,
@@ -348,7 +387,9 @@ mod tests {
 
     fn encoded(events: &[Event]) -> Vec<u8> {
         let mut chain = 0;
-        let records = events.iter().map(|event| event.encode(&mut chain, 99));
+        let records = events
+            .iter()
+            .map(|event| event.encode(&mut chain, 99).unwrap());
         records.flatten().collect()
     }
 
@@ -363,7 +404,6 @@ mod tests {
         let end = read(&file(content), 0, &mut 0, |entry| {
             assert_eq!(entry.time, 99);
             events.push(entry.event);
-            Ok(())
         });
         (events, end.unwrap())
     }
@@ -373,20 +413,17 @@ mod tests {
         let content = encoded(&events());
         assert_eq!(content.len() % 64, 0);
         assert_eq!(read_all(&content), (events(), content.len() as u64));
-        // Room that is not used yet is no record.
+        // Zeros are no record.
         let padded = [&content[..], &[0; 4096]].concat();
         assert_eq!(read_all(&padded), (events(), content.len() as u64));
     }
 
     #[test]
-    fn what_is_torn_or_changed_ends_it() {
+    fn a_torn_or_changed_record_ends_the_journal() {
         for event in events() {
             let records = encoded(&[Event::Attempt(7), event.clone()]);
             let (first, record) = records.split_at(64);
-            let payload = event
-                .payload()
-                .map_or(0, |payload| payload.to_string().len());
-            let used = SLOT as usize + payload;
+            let used = SLOT as usize + event.payload().unwrap().len();
             for at in 0..used {
                 let mut changed = records.clone();
                 changed[64 + at] ^= 1;
@@ -406,34 +443,80 @@ mod tests {
     }
 
     #[test]
-    fn records_that_follow_another_one_are_none() {
+    fn a_record_is_valid_only_behind_its_predecessor() {
         let lost = encoded(&[Event::Attempt(1), Event::Removed]);
         let content = [&encoded(&[Event::Attempt(2)]), &lost[64..]].concat();
         assert_eq!(read_all(&content), (vec![Event::Attempt(2)], 64));
     }
 
     #[test]
-    fn what_a_journal_is_of() {
+    fn the_first_record_names_the_upload() {
         let content = encoded(&events());
-        let found = first(&file(&content)).unwrap();
-        assert_eq!(found, Some((upload(), "id".into())));
+        assert_eq!(first(&file(&content)).unwrap(), Some(created()));
         let other = encoded(&[Event::Removed]);
         for nothing in [&[][..], &content[..63], &[0; 64], &other] {
             assert_eq!(first(&file(nothing)).unwrap(), None, "{nothing:?}");
         }
-
-        let mut later = content.clone();
-        later[3] = b'2';
-        let error = first(&file(&later)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
-        let mut payload = events()[0].payload().unwrap();
-        payload["version"] = 2.into();
-        let payload = payload.to_string();
-        assert_eq!(Event::from_payload(1, payload.as_bytes()), None);
     }
 
     #[test]
-    fn a_record_that_claims_to_be_endless() {
+    fn journals_of_other_versions_are_not_read() {
+        let is_unsupported = |content: &[u8]| {
+            let error = first(&file(content)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        };
+        let mut content = encoded(&events());
+        content[3] = b'2';
+        is_unsupported(&content);
+        let mut later = created();
+        later.version = 2;
+        is_unsupported(&encoded(&[Event::Created(later)]));
+        // The rest of the payload may be anything then.
+        let payload = b"{\"version\":2,\"upload\":7}";
+        is_unsupported(&Event::Created(created()).record(payload, &mut 0, 99));
+        let payload = b"{\"version\":1,\"upload\":7}";
+        let broken = Event::Created(created()).record(payload, &mut 0, 99);
+        assert_eq!(first(&file(&broken)).unwrap(), None);
+    }
+
+    /// What version 1 writes is read by all later versions.
+    #[test]
+    fn version_1_is_written_like_this() {
+        let record = encoded(&[Event::Created(created())]);
+        let payload = format!(
+            "{{\"version\":1,\"id\":\"id\",\"upload\":{}}}",
+            serde_json::to_string(&upload()).unwrap()
+        );
+        assert_eq!(&record[..8], b"TRJ1\x01\0\0\0");
+        assert_eq!(record[16..24], (payload.len() as u64).to_le_bytes());
+        assert_eq!(&record[64..64 + payload.len()], payload.as_bytes());
+        let Event::Sealed(seal) = &events()[5] else {
+            panic!("not the seal");
+        };
+        let payload = format!(
+            "{{\"path\":\"a/b\",\"file\":{},\"crc32\":5,\"upload\":{}}}",
+            u64::MAX,
+            serde_json::to_string(&upload()).unwrap()
+        );
+        assert_eq!(serde_json::to_string(seal).unwrap(), payload);
+        let stored = encoded(&events()[3..4]);
+        let head = [
+            &b"TRJ1\x02\0\0\0"[..],
+            &1u64.to_le_bytes(),
+            &2u64.to_le_bytes(),
+            &3u32.to_le_bytes(),
+            &[0; 4],
+            &4u64.to_le_bytes(),
+            &99u64.to_le_bytes(),
+            &[0; 12],
+        ]
+        .concat();
+        let check = crc32fast::hash(&head).to_le_bytes();
+        assert_eq!(stored, [head, check.to_vec()].concat());
+    }
+
+    #[test]
+    fn a_payload_that_is_too_long() {
         let mut record = encoded(&events()[..1]);
         record[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         let right = check(&record[..60], 0);
@@ -442,9 +525,9 @@ mod tests {
     }
 
     #[test]
-    fn records_that_say_nothing() {
+    fn void_records_fill_the_same_space() {
         let mut chain = 0;
-        let before = Event::Attempt(1).encode(&mut chain, 99);
+        let before = Event::Attempt(1).encode(&mut chain, 99).unwrap();
         let records = encoded(&events());
         let nothing = void(&records, chain, 99);
         assert_eq!(nothing.len(), records.len());

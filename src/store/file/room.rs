@@ -1,29 +1,34 @@
-//! How much may be stored: what is free in the file system, less a reserve.
+//! How much may be stored: the free space of the file system, less a reserve.
 
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use super::disk::{self, Free};
-use crate::store::StoreError;
+use crate::{
+    lock::lock,
+    store::{
+        StoreError,
+        disk::{self, Free},
+    },
+};
 
-/// The most that is kept free if nothing else is asked for. It is less on small file systems.
-const MOST: u64 = 1 << 30;
+/// The default reserve. It is less on small file systems.
+const RESERVE: u64 = 1 << 30;
 
-/// What an upload creates: two files, a folder for them, and one for the finished file.
+/// How many inodes an upload takes: two files, a folder for them, and one for the finished file.
 const FILES: u64 = 4;
 
-/// How long a look at the file system counts, less what was granted since: it costs tens of
-/// microseconds, where small chunks take a hundred.
+/// How long a look at the file system is used, less what was granted since. A look costs tens of
+/// microseconds, and a small chunk a hundred.
 const FRESH: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Room {
-    /// How many bytes are to stay free; `None` for the default, 0 for no look at all.
+    /// How many bytes stay free. `None` for the default, 0 to never look.
     reserve: Option<u64>,
-    /// What was free, and is not granted yet.
+    /// What was free at this time, less what was granted since.
     seen: Mutex<Option<(Instant, Free)>>,
 }
 
@@ -35,12 +40,13 @@ impl Room {
         }
     }
 
-    /// Whether so many bytes more may be stored in `dir`, which they will be.
+    /// Grants `bytes` in `dir` to a chunk that writes them.
     pub(super) fn for_bytes(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
         self.grant(dir, 0, bytes, bytes)
     }
 
-    /// Whether a new upload of so many bytes may begin in `dir`. They need not come.
+    /// Whether an upload of `bytes` may begin in `dir`. Nothing is granted, because the bytes need
+    /// not arrive.
     pub(super) fn for_upload(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
         self.grant(dir, FILES, bytes, 0)
     }
@@ -54,7 +60,7 @@ impl Room {
             files: free.files.map(|left| left.saturating_sub(files)),
             ..free
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         if let Some((at, free)) = &mut *seen {
             if at.elapsed() < FRESH && self.check(*free, files, wanted).is_ok() {
                 *free = take(*free);
@@ -72,13 +78,13 @@ impl Room {
     fn check(&self, free: Free, files: u64, bytes: u64) -> Result<(), StoreError> {
         let full = |why: String| Err(StoreError::Full(why.into()));
         if let Some(left) = free.files.filter(|left| *left < files) {
-            return full(format!("{files} files are wanted, and {left} are free"));
+            return full(format!("{files} files are needed, and {left} are free"));
         }
-        let reserve = self.reserve.unwrap_or(MOST.min(free.total_bytes / 20));
+        let reserve = self.reserve.unwrap_or(RESERVE.min(free.total_bytes / 20));
         match free.bytes.checked_sub(reserve) {
             Some(left) if left >= bytes => Ok(()),
             _ => full(format!(
-                "{bytes} bytes are wanted, {} are free, and {reserve} are to stay so",
+                "{bytes} bytes are needed, {} are free, and {reserve} have to stay free",
                 free.bytes
             )),
         }
@@ -153,14 +159,14 @@ mod tests {
         }
     }
 
-    /// Chunks that come at the same time do not all get the same room.
+    /// Chunks that arrive at the same time do not all get the same room.
     #[cfg(target_os = "linux")]
     #[test]
     fn what_is_granted_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let room = Room::new(Some(1));
         let free = disk::free(dir.path()).unwrap().unwrap().bytes;
-        // As if it were seen just now, however long the test takes.
+        // As if it had been seen just now, however long the test takes.
         let later = Instant::now() + Duration::from_secs(3600);
         let seen = Free {
             bytes: free,
@@ -174,7 +180,7 @@ mod tests {
         room.for_upload(dir.path(), free / 2).unwrap();
         assert_eq!(left().bytes, free - free / 4);
         assert_eq!(left().files, Some(FILES - 1));
-        // Before it is refused there is another look: nothing of that was stored after all.
+        // Before it is refused there is another look: nothing of that was stored.
         room.for_bytes(dir.path(), free / 8 * 7).unwrap();
         assert!(left().bytes < free / 4, "{:?}", left());
         assert!(!is_granted(room.for_bytes(dir.path(), free * 2)));

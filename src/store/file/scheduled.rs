@@ -1,5 +1,5 @@
-//! Who goes on after each call of the file system, for tests: one thread at a time, by chance that
-//! a seed repeats.
+//! Which thread runs after each call of the file system, for tests: one at a time, chosen at random
+//! by a seed.
 
 use std::{
     cell::Cell,
@@ -7,9 +7,10 @@ use std::{
 };
 
 use super::simulated::Chance;
+use crate::lock::lock;
 
 #[derive(Debug)]
-pub(super) struct Scheduler {
+pub(in crate::store) struct Scheduler {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -42,17 +43,17 @@ impl Scheduler {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
-    /// This thread is one of those that take turns, until [`leave`](Self::leave).
-    pub(super) fn enter(&self) {
+    /// This thread takes turns with the others, until [`leave`](Self::leave).
+    pub(in crate::store) fn enter(&self) {
         SCHEDULED.set(true);
         self.wait_for_turn(self.state());
     }
 
-    /// Lets another thread go on, if chance has it so.
-    pub(super) fn pass(&self) {
+    /// Lets another thread run, or this one again, at random.
+    pub(in crate::store) fn pass(&self) {
         if SCHEDULED.get() {
             let mut state = self.state();
             state.running = None;
@@ -60,7 +61,7 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn leave(&self) {
+    pub(in crate::store) fn leave(&self) {
         SCHEDULED.set(false);
         let mut state = self.state();
         state.running = None;

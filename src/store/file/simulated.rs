@@ -1,9 +1,9 @@
 //! A disk that fails, and that loses or tears what was not synced; for tests.
 //!
-//! The calls go to a real folder, but for the syncs, and are written down. From that it is worked
-//! out what may be there after a power cut behind any of them: each change of a file that was not
-//! synced is there, or is not, or is in some sectors; each change of a folder that was not synced is
-//! there only if those before it are. More gets lost here than on the file systems that we know.
+//! All calls but syncs go to a real folder, and all calls are logged. The log determines what may
+//! be there after a power cut behind any of them: each change of a file that was not synced is
+//! there, or is not, or is in some sectors. Each change of a folder that was not synced is there
+//! only if those before it are. More is lost here than on the file systems that we know.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,21 +13,22 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _},
     panic::Location,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
-use super::{disk::Op, scheduled::Scheduler};
+use super::scheduled::Scheduler;
+use crate::{lock::lock, store::disk::Op};
 
-/// The least that a disk writes at once.
+/// A disk writes at least this many bytes at once.
 const SECTOR: usize = 512;
 
 #[derive(Debug)]
-pub(super) struct Simulated {
+pub(in crate::store) struct Simulated {
     root: PathBuf,
     boot: u64,
     mishaps: Vec<Mishap>,
-    pub(super) scheduler: Option<Scheduler>,
-    /// What the files that a cut has laid out were called before.
+    pub(in crate::store) scheduler: Option<Scheduler>,
+    /// The inodes, before the cut, of the files that it has laid out.
     ids: HashMap<u64, u64>,
     state: Mutex<State>,
 }
@@ -35,14 +36,14 @@ pub(super) struct Simulated {
 /// What goes wrong.
 #[derive(Clone, Debug)]
 pub(super) enum Mishap {
-    /// These calls fail; the first of all has number 0.
+    /// These calls fail. The first of all has the number 0.
     Fail(Failure, Range<usize>),
     /// The syncs at this place of the source are not done.
     Skip(&'static Location<'static>),
     /// The syncs at this place of the source are done after the next one.
     Late(&'static Location<'static>),
-    /// From this call on everything fails, but that syncs of folders seem to succeed: so does XFS
-    /// that has shut down.
+    /// From this call on everything fails, but syncs of folders seem to succeed, as on XFS when it
+    /// has shut down.
     Dead(usize),
 }
 
@@ -93,7 +94,7 @@ enum Event {
     /// the other, but no file without a name.
     Linked(PathBuf, usize),
     Removed(PathBuf),
-    /// Something was promised to somebody.
+    /// The store has promised something.
     Promised,
 }
 
@@ -110,14 +111,14 @@ impl Simulated {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
-    pub(super) fn boot(&self) -> u64 {
+    pub(in crate::store) fn boot(&self) -> u64 {
         self.boot
     }
 
-    pub(super) fn file_id(&self, inode: u64) -> u64 {
+    pub(in crate::store) fn file_id(&self, inode: u64) -> u64 {
         self.ids.get(&inode).copied().unwrap_or(inode)
     }
 
@@ -131,17 +132,17 @@ impl Simulated {
         self.state().sync_places.clone()
     }
 
-    /// From here on something must not be lost any more.
+    /// Marks the moment from which a promise counts.
     pub(super) fn promise(&self) {
         self.state().log.push(Event::Promised);
     }
 
-    /// Calls of this name do nothing from here on.
+    /// Calls of this name do nothing from now on.
     pub(super) fn leave_out(&self, name: &'static str) {
         self.state().left_out = name;
     }
 
-    pub(super) fn call<T>(
+    pub(in crate::store) fn call<T>(
         &self,
         name: &'static str,
         place: &'static Location<'static>,
@@ -230,7 +231,7 @@ impl Simulated {
         })
     }
 
-    /// What a call does; if it creates something, after it has.
+    /// What a call does. For a call that creates something: called afterwards.
     fn event(&self, state: &mut State, op: Op<'_>) -> Event {
         let inside = |path: &Path| path.strip_prefix(&self.root).unwrap().to_owned();
         let mut number = |file: &File| state.number(file.metadata().unwrap().ino());
@@ -253,12 +254,12 @@ impl Simulated {
         }
     }
 
-    /// How many moments there are to cut the power at.
+    /// The number of moments at which the power can be cut.
     pub(super) fn moments(&self) -> usize {
         self.state().log.len() + 1
     }
 
-    /// Lays out in `dir` what is on the disk after a power cut at a moment; the disk that it is, and
+    /// Lays out in `dir` what is on the disk after a power cut at a moment. Returns that disk, and
     /// how many promises there were before.
     pub(super) fn cut(&self, moment: usize, luck: Luck, dir: &Path) -> (Self, usize) {
         let state = self.state();

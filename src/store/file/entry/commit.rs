@@ -1,16 +1,16 @@
 //! Chunks become durable together: all that wait at the same time share two syncs, one of the data
 //! and one of the journal.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, atomic::Ordering::SeqCst};
 
 use super::{Entry, Event};
-use crate::store::StoreError;
+use crate::{lock::lock, store::StoreError};
 
-/// What waits for the next commit.
+/// Chunks that wait for the next commit.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
     waiting: Mutex<Vec<Waiting>>,
-    /// Held by the one who does it for all.
+    /// Held by the thread that commits for all of them.
     leading: Mutex<()>,
 }
 
@@ -23,37 +23,34 @@ struct Waiting {
 }
 
 impl Entry {
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
-        let waiting = self.commits.waiting.lock();
-        waiting.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many syncs of the data have failed so far: to be asked before bytes are written that
-    /// [`commit`](Self::commit) shall make durable.
+    /// How many syncs of the data have failed. Ask before you write bytes that
+    /// [`commit`](Self::commit) is to make durable.
     pub(in crate::store::file) fn failed_syncs(&self) -> u64 {
         self.failed_syncs.load(SeqCst)
     }
 
-    /// Makes written bytes durable, if the store is set to, and then writes down that they are
-    /// there. `failed_before` is what [`failed_syncs`](Self::failed_syncs) said before they were
-    /// written: when a sync fails the system tells one of those who wrote, but the bytes of all of
-    /// them may be lost.
+    /// Makes written bytes durable, if the store is set to, and then appends the events that say
+    /// that they are stored.
+    ///
+    /// `failed_before` is what [`failed_syncs`](Self::failed_syncs) returned before the bytes were
+    /// written. The system reports a failed sync to one of the writers only, but the bytes of all
+    /// of them may be lost.
     pub(in crate::store::file) fn commit(
         &self,
         events: Vec<Event>,
         failed_before: u64,
     ) -> Result<(), StoreError> {
         let outcome = Arc::new(OnceLock::new());
-        self.waiting().push(Waiting {
+        lock(&self.commits.waiting).push(Waiting {
             events,
             failed_before,
             outcome: Arc::clone(&outcome),
         });
         let is_free = || self.commits.leading.try_lock().is_ok();
         self.disk.before_lock(is_free);
-        let _leading = self.commits.leading.lock();
+        let _leading = lock(&self.commits.leading);
         if outcome.get().is_none() {
-            let all = std::mem::take(&mut *self.waiting());
+            let all = std::mem::take(&mut *lock(&self.commits.waiting));
             self.commit_all(all);
         }
         match outcome.get() {
@@ -65,16 +62,6 @@ impl Entry {
             }),
             None => Err(StoreError::new("a commit has panicked")),
         }
-    }
-
-    /// Makes an upload without any bytes durable, which has no record but that of its beginning.
-    pub(in crate::store::file) fn commit_empty(&self) -> std::io::Result<()> {
-        if !self.durable || self.total() > 0 {
-            return Ok(());
-        }
-        let _appending = self.lock_journal()?;
-        let end = self.state().end;
-        self.sync_journal(end)
     }
 
     fn commit_all(&self, mut all: Vec<Waiting>) {
@@ -92,12 +79,14 @@ impl Entry {
                     return true;
                 }
             };
+            // Each outcome is set once.
             let _ = chunk.outcome.set(Err(error));
             false
         });
-        let outcome = match events.is_empty() {
-            true => Ok(()),
-            false => self.append(&events, false).map_err(Arc::new),
+        let outcome = if events.is_empty() {
+            Ok(())
+        } else {
+            self.append(&events, false).map_err(Arc::new)
         };
         for chunk in all {
             let _ = chunk.outcome.set(outcome.clone());

@@ -1,4 +1,4 @@
-//! The calls of the engine that this store is made of.
+//! The requests to the engine that the store is made of.
 
 use std::{
     fmt,
@@ -19,29 +19,29 @@ use object_store::{
 
 use crate::store::StoreError;
 
-/// Where objects are.
+/// An engine of the crate `object_store`.
 #[derive(Clone)]
-pub(super) struct Bucket {
+pub(super) struct Engine {
     pub(super) objects: Arc<dyn ObjectStore>,
     parts: Arc<dyn MultipartStore>,
-    /// Whether lists are known to come in the order of the names.
+    /// Whether lists are known to be in the order of the names.
     ordered: Arc<AtomicBool>,
 }
 
-/// What a list says of an object.
+/// An object in a list.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) path: Path,
-    /// By the store's clock.
+    /// By the engine's clock.
     pub(super) modified: SystemTime,
     pub(super) size: u64,
 }
 
-impl Bucket {
-    pub(super) fn new<T: ObjectStore + MultipartStore>(store: Arc<T>) -> Self {
+impl Engine {
+    pub(super) fn new<T: ObjectStore + MultipartStore>(engine: Arc<T>) -> Self {
         Self {
-            objects: Arc::clone(&store) as Arc<dyn ObjectStore>,
-            parts: store,
+            objects: Arc::clone(&engine) as Arc<dyn ObjectStore>,
+            parts: engine,
             ordered: Arc::new(AtomicBool::new(false)),
         }
     }
@@ -54,7 +54,7 @@ impl Bucket {
         self.ordered.store(true, Relaxed);
     }
 
-    /// The bytes of a small object, if it is there.
+    /// Reads a small object.
     pub(super) async fn get(&self, path: &Path) -> Result<Option<Bytes>, StoreError> {
         match self.objects.get(path).await {
             Ok(found) => Ok(Some(found.bytes().await.map_err(store_error)?)),
@@ -63,7 +63,6 @@ impl Bucket {
         }
     }
 
-    /// What there is of this name, if anything is.
     pub(super) async fn head(&self, path: &Path) -> Result<Option<Listed>, StoreError> {
         match self.objects.head(path).await {
             Ok(meta) => Ok(Some(meta.into())),
@@ -77,10 +76,10 @@ impl Bucket {
         put.await.map(drop).map_err(store_error)
     }
 
-    /// Whether it was not there and is now.
+    /// Creates an object that does not exist. Returns whether it was created.
     ///
-    /// `false` is not all: the engine may have done it, lost its own answer and tried again, and some
-    /// say so when another request is only about to.
+    /// `false` is not conclusive. The engine may have created the object, lost its own answer and
+    /// tried again. Some engines return it while another request is still creating the object.
     pub(super) async fn create(
         &self,
         path: &Path,
@@ -94,7 +93,7 @@ impl Bucket {
         }
     }
 
-    /// No error if it is not there.
+    /// Deletes an object. No error if it does not exist.
     pub(super) async fn delete(&self, path: &Path) -> Result<(), StoreError> {
         match self.objects.delete(path).await {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
@@ -102,7 +101,7 @@ impl Bucket {
         }
     }
 
-    /// Deletes everything below `prefix`.
+    /// Deletes all objects below `prefix`.
     pub(super) async fn delete_below(&self, prefix: &Path) -> Result<(), StoreError> {
         let found = self.objects.list(Some(prefix));
         let paths = found.map_ok(|meta| meta.location).boxed();
@@ -116,7 +115,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// What is below `prefix`, in no order, behind `after` in the order of names.
+    /// Lists the objects below `prefix` whose names are greater than `after`, in any order.
     pub(super) fn list(
         &self,
         prefix: &Path,
@@ -133,7 +132,7 @@ impl Bucket {
         self.parts.create_multipart(path).await.map_err(store_error)
     }
 
-    /// Not mapped: what the error means is to be found out.
+    /// Uploads a part and returns its id. The error is not converted: the caller examines it.
     pub(super) async fn put_part(
         &self,
         path: &Path,
@@ -145,8 +144,7 @@ impl Bucket {
         Ok(part.content_id)
     }
 
-    /// Not mapped: what the error means is to be found out. What the engine answers otherwise is no
-    /// use: the ETag can be empty.
+    /// Makes an object of its parts. The error is not converted: the caller examines it.
     pub(super) async fn complete_multipart(
         &self,
         path: &Path,
@@ -158,16 +156,17 @@ impl Bucket {
             .parts
             .complete_multipart(path, id, parts.collect())
             .await;
+        // The result is of no use: its ETag is empty on some engines.
         completed.map(drop)
     }
 
-    /// No error if it is not there. What is left is up to the bucket's lifecycle rule.
     pub(super) async fn abort_multipart(&self, path: &Path, id: &String) {
+        // It may be gone. If the request fails, the lifecycle rule of the bucket removes the rest.
         let _ = self.parts.abort_multipart(path, id).await;
     }
 }
 
-impl fmt::Debug for Bucket {
+impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.objects, f)
     }
@@ -184,19 +183,16 @@ impl From<object_store::ObjectMeta> for Listed {
 }
 
 pub(super) fn store_error(error: Error) -> StoreError {
-    match says(&error, "QuotaExceeded") {
-        true => StoreError::Full(error.into()),
-        false => StoreError::new(error),
+    if has_code(&error, "QuotaExceeded") {
+        StoreError::Full(error.into())
+    } else {
+        StoreError::new(error)
     }
 }
 
-/// Whether the engine's answer has this code: there is no other way to it.
-pub(super) fn says(error: &Error, code: &str) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    std::iter::from_fn(|| {
-        let this = cause?;
-        cause = this.source();
-        Some(this)
-    })
-    .any(|cause| cause.to_string().contains(code))
+/// Whether the engine answered with this error code. `object_store` has it in the text only.
+pub(super) fn has_code(error: &Error, code: &str) -> bool {
+    let first: &dyn std::error::Error = error;
+    std::iter::successors(Some(first), |error| error.source())
+        .any(|error| error.to_string().contains(code))
 }

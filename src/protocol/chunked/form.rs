@@ -1,0 +1,165 @@
+use std::sync::Arc;
+
+use http::request::Parts;
+
+use super::{
+    Chunked, Params,
+    answer::Answers,
+    dialect::Dialect,
+    params::{self, invalid},
+    parse::{Fields, Subject},
+};
+use crate::{
+    error::{Error, Reason},
+    protocol::{FilePart, Form, Look, Reply, Target, plain},
+};
+
+/// A multipart form, which is that of a dialect, or a plain one. Only its fields can tell.
+pub(super) struct ChunkForm {
+    chunked: Arc<Chunked>,
+    params: Params,
+    /// Whether the head of the request allows that the form carries a whole file.
+    may_be_whole: bool,
+    stage: Stage,
+}
+
+enum Stage {
+    /// The file has not begun.
+    Fields,
+    /// The file is kept aside.
+    Aside,
+    /// The file is a chunk of this dialect. What [`Dialect::chunk`] read is kept, because no field
+    /// that follows can change it.
+    Chunk(Arc<Dialect>, Box<Target>),
+    /// There is no file: the form is a test.
+    Test(Answers),
+    /// The file is a whole one.
+    Plain,
+}
+
+impl ChunkForm {
+    /// A form whose request has these fields in its head.
+    pub(super) fn new(chunked: Arc<Chunked>, params: Params, head: &Parts) -> Self {
+        Self {
+            may_be_whole: chunked.accept_plain && params::allows_whole(&head.headers),
+            chunked,
+            params,
+            stage: Stage::Fields,
+        }
+    }
+
+    fn dialect(&self) -> Option<&Arc<Dialect>> {
+        match &self.stage {
+            Stage::Chunk(dialect, _) => Some(dialect),
+            _ => self.chunked.dialect_of(&self.params),
+        }
+    }
+
+    /// Finds the target of the file in the fields of this dialect.
+    fn chunk(&mut self, dialect: Arc<Dialect>) -> Result<Target, Error> {
+        let target = self.chunked.target(&dialect, &self.params)?;
+        let mut chunk = target.clone();
+        chunk.upload.fields = Vec::new();
+        chunk.must_exist = false;
+        chunk.digest = None;
+        self.stage = Stage::Chunk(dialect, Box::new(chunk));
+        Ok(target)
+    }
+}
+
+impl Form for ChunkForm {
+    fn is_file(&self, name: &str, is_text: bool) -> bool {
+        match self.dialect() {
+            Some(dialect) if !matches!(self.stage, Stage::Aside) => dialect.is_file(name, is_text),
+            _ => self.chunked.can_be_file(name, is_text),
+        }
+    }
+
+    fn field(&mut self, name: String, value: String) {
+        self.params.push_form(name, value);
+    }
+
+    fn file(&mut self, part: FilePart) -> Result<Option<Target>, Error> {
+        self.params.set_part(part);
+        match self.dialect().cloned() {
+            Some(dialect) if dialect.knows_where(&self.params) => self.chunk(dialect).map(Some),
+            _ => {
+                self.stage = Stage::Aside;
+                Ok(None)
+            }
+        }
+    }
+
+    fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
+        let Stage::Chunk(dialect, chunk) = &self.stage else {
+            self.params.push_form(name, value);
+            return Ok(());
+        };
+        let digest = self.chunked.digest_field.as_ref();
+        if let Some(field) = digest.filter(|field| field.parameter() == Some(&name)) {
+            return Err(invalid(field, "comes after the file"));
+        }
+        self.params.push_form(name.clone(), value);
+        if dialect.owns(&name) {
+            let fields = Fields::strict(&self.params);
+            let now = dialect.chunk(fields, Subject::Chunk, self.chunked.identity)?;
+            if now != **chunk {
+                return Err(Reason::ConflictingField { name }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, len: u64) -> Result<Target, Error> {
+        if let Some(dialect) = self.dialect().cloned() {
+            dialect.add_total(&mut self.params, len);
+            return self.chunk(dialect);
+        }
+        if !self.may_be_whole || !params::may_be_whole(&self.params, |_| false) {
+            return Err(self.chunked.unknown());
+        }
+        self.stage = Stage::Plain;
+        Ok(Target {
+            upload: plain::whole_file(&self.params, Some(len))?,
+            offset: 0,
+            len: Some(len),
+            max_len: len,
+            must_exist: false,
+            digest: self.chunked.digest(&self.params)?,
+        })
+    }
+
+    fn no_file(&mut self) -> Result<Look, Error> {
+        let Some(dialect) = self.dialect().cloned() else {
+            return Err(self.chunked.unknown());
+        };
+        if dialect.form_tests {
+            let subject = match dialect.list_tests {
+                Some(_) => Subject::Upload,
+                None => Subject::Chunk,
+            };
+            let (command, answers) = self.chunked.test(&dialect, &self.params, subject);
+            self.stage = Stage::Test(answers);
+            return command;
+        }
+        // The fields that are missing come first: without them the file does not help either.
+        self.chunked.target(&dialect, &self.params)?;
+        let name = dialect.file_field.clone();
+        Err(Reason::MissingFile { name }.into())
+    }
+
+    fn fields(&self) -> Vec<(String, String)> {
+        match self.dialect() {
+            Some(dialect) => dialect.extra(&self.params),
+            None => self.params.extra(|_| false),
+        }
+    }
+
+    fn reply(&self) -> Reply {
+        match &self.stage {
+            Stage::Test(answers) => Box::new(answers.clone()),
+            Stage::Plain => plain::reply(),
+            _ => Box::new(Answers::new(self.dialect(), &self.params)),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Errors as problem details (RFC 9457), the same in all protocols that have no format of their
+//! own.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// The status that the inner service or a hook gave, if the client gets another one.
+pub(super) const ORIGINAL_STATUS: HeaderName = HeaderName::from_static("x-resumable-status");
+
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// The response to an error. `members` are added to the problem details.
+///
+/// A hook can have refused the request with a response of its own. Its body is kept, unless the
+/// client needs `members`.
+pub(super) fn problem(
+    error: &Error,
+    status: StatusCode,
+    members: Option<Value>,
+) -> Response<Bytes> {
+    let mut problem = json!({
+        "type": "about:blank",
+        "title": status.canonical_reason(),
+        "status": status.as_u16(),
+        "code": error.kind().as_str(),
+        "detail": error.to_string(),
+    });
+    let mut response = Response::new(Bytes::new());
+    let mut keeps_body = false;
+    if let Some(refusal) = error.refusal() {
+        let original = refusal.status().as_u16();
+        problem["original_status"] = original.into();
+        if let Some(own) = refusal.response() {
+            response = own.clone();
+            keeps_body = members.is_none();
+        }
+        let headers = response.headers_mut();
+        headers.insert(ORIGINAL_STATUS, original.into());
+    }
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let soon = HeaderValue::from_static("1");
+        headers.entry(header::RETRY_AFTER).or_insert(soon);
+    }
+    if !keeps_body {
+        if let (Some(problem), Some(Value::Object(members))) = (problem.as_object_mut(), members) {
+            problem.extend(members);
+        }
+        describe_body(headers, "application/problem+json");
+        headers.remove(header::CONTENT_LENGTH);
+        *response.body_mut() = problem.to_string().into();
+    }
+    response
+}
+
+/// Sets the headers of a body that the layer has written.
+pub(super) fn describe_body(headers: &mut HeaderMap, content_type: &'static str) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+}

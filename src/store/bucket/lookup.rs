@@ -1,0 +1,145 @@
+//! What is stored of an upload.
+
+use std::sync::Arc;
+
+use futures_util::{Stream, TryStreamExt as _};
+use object_store::path::Path;
+
+use super::{info::Info, inner::Inner, keys::Entry};
+use crate::{
+    model::upload::UploadId,
+    store::{RangeSet, Status, StoreError},
+};
+
+/// The names in one answer to a list request.
+const PAGE: usize = 1000;
+
+/// How much of an upload is looked up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Extent {
+    All,
+    /// Enough to know whether the upload is complete.
+    UpToGap,
+}
+
+impl Inner {
+    pub(super) async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        let found = self.find(id, Extent::All).await?;
+        Ok(found.and_then(|(info, stored)| info.status(stored)))
+    }
+
+    /// The `info` object of the upload that has this id now.
+    pub(super) async fn info(&self, id: &UploadId) -> Result<Option<Arc<Info>>, StoreError> {
+        let Some(bytes) = self.engine.get(&self.keys.info(id)).await? else {
+            return Ok(None);
+        };
+        let info = Info::from_bytes(&bytes, id).map_err(StoreError::new)?;
+        let info = Arc::new(info);
+        self.known.learn(&info);
+        Ok(Some(info))
+    }
+
+    pub(super) async fn put_info(&self, info: &Arc<Info>) -> Result<(), StoreError> {
+        let path = self.keys.info(info.id());
+        self.engine.put(&path, info.to_bytes()?).await?;
+        self.known.learn(info);
+        Ok(())
+    }
+
+    /// The upload that has this id now, and what is stored of it while it is being received.
+    pub(super) async fn find(
+        &self,
+        id: &UploadId,
+        extent: Extent,
+    ) -> Result<Option<(Arc<Info>, RangeSet)>, StoreError> {
+        let mut known = self.known.info(id);
+        loop {
+            // The bytes before the phase, because settling deletes the bytes.
+            let stored = match &known {
+                Some(info) => self.stored(info, extent).await?,
+                None => RangeSet::default(),
+            };
+            let Some(now) = self.info(id).await? else {
+                return Ok(None);
+            };
+            let is_same = known.is_some_and(|known| known.unique_id == now.unique_id);
+            if is_same || !now.is_receiving() {
+                return Ok(Some((now, stored)));
+            }
+            known = Some(now);
+        }
+    }
+
+    /// What is stored of an upload. Slots that are known to be full are not listed again.
+    pub(super) async fn stored(&self, info: &Info, extent: Extent) -> Result<RangeSet, StoreError> {
+        let slots = info.slots();
+        let full = self.known.full(info);
+        let mut stored = RangeSet::default();
+        for run in full.runs(slots.count()) {
+            let (start, end) = (slots.range(run.start).start, slots.range(run.end).start);
+            stored.insert(start, end - start);
+        }
+        let Some(gap) = full.first_gap(slots.count()) else {
+            return Ok(stored);
+        };
+        let after = (gap > 0).then(|| self.keys.slot(info.id(), &info.unique_id, gap));
+        let path = self.keys.slots(info.id(), &info.unique_id);
+        let mut entries = std::pin::pin!(self.entries(info, &path, after.as_ref()));
+        let (mut count, mut seen) = (0, Vec::new());
+        while let Some((slot, entry)) = entries.try_next().await? {
+            insert(&mut stored, info, slot, &entry);
+            if seen.last() != Some(&slot) {
+                seen.push(slot);
+            }
+            // Up to the end of a page: it is there already.
+            count += 1;
+            let may_stop = matches!(extent, Extent::UpToGap) && self.engine.is_ordered();
+            if may_stop && count % PAGE == 0 && !stored.covers(0, slots.range(slot).start) {
+                break;
+            }
+        }
+        let full = seen.into_iter().filter(|slot| {
+            let whole = slots.range(*slot);
+            stored.covers(whole.start, whole.end - whole.start)
+        });
+        self.known.set_full(info, full);
+        Ok(stored)
+    }
+
+    pub(super) async fn stored_in_slot(
+        &self,
+        info: &Info,
+        slot: usize,
+    ) -> Result<RangeSet, StoreError> {
+        let path = self.keys.slot(info.id(), &info.unique_id, slot);
+        let mut entries = std::pin::pin!(self.entries(info, &path, None));
+        let mut stored = RangeSet::default();
+        while let Some((slot, entry)) = entries.try_next().await? {
+            insert(&mut stored, info, slot, &entry);
+        }
+        Ok(stored)
+    }
+
+    /// The entries below a path in the slots of an upload. Names of other kinds are ignored.
+    pub(super) fn entries(
+        &self,
+        info: &Info,
+        path: &Path,
+        after: Option<&Path>,
+    ) -> impl Stream<Item = Result<(usize, Entry), StoreError>> + Send + use<> {
+        let count = info.slots().count();
+        let listed = self.engine.list(path, after);
+        listed.try_filter_map(move |listed| {
+            let entry = Entry::from_path(&listed.path).filter(|(slot, _)| *slot < count);
+            std::future::ready(Ok(entry))
+        })
+    }
+}
+
+fn insert(stored: &mut RangeSet, info: &Info, slot: usize, entry: &Entry) {
+    let range = match entry {
+        Entry::Part { .. } => info.slots().range(slot),
+        Entry::Piece { offset, len } => *offset..offset.saturating_add(*len),
+    };
+    stored.insert(range.start, range.end - range.start);
+}

@@ -1,0 +1,209 @@
+//! Makes the final object of a complete upload.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use object_store::Error;
+
+use super::{
+    blocks::Blocks,
+    engine::{has_code, store_error},
+    info::Info,
+    inner::Inner,
+    keys::Entry,
+};
+use crate::{
+    model::ranges::{Crc, Joined as _},
+    store::{RangeSet, StoreError},
+};
+
+/// How many slots are assembled at once. Each is held in memory.
+const SLOTS_AT_ONCE: usize = 2;
+
+/// How many pieces of a slot are read at once.
+const PIECES_AT_ONCE: usize = 4;
+
+/// How many sets of parts are tried if some slots have several parts.
+const COMBINATIONS: usize = 16;
+
+/// A part: its CRC-32 and its id.
+type Part = (u32, String);
+
+/// What is stored of a slot.
+#[derive(Debug, Default)]
+struct Contents {
+    parts: Vec<Part>,
+    /// Offsets and lengths.
+    pieces: Vec<(u64, u64)>,
+}
+
+impl Inner {
+    /// Makes the final object, unless an earlier attempt has, and returns its CRC-32. `None` if the
+    /// multipart upload does not exist.
+    pub(super) async fn publish(&self, info: &Info) -> Result<Option<u32>, StoreError> {
+        let file = self.keys.file(&info.unique_id);
+        let Some(multipart) = &info.multipart else {
+            self.engine.put(&file, Bytes::new()).await?;
+            return Ok(Some(Crc::EMPTY.0));
+        };
+        let mut contents = self.contents(info).await?;
+        let missing: Vec<_> = (0..info.slots().count())
+            .filter(|slot| contents.get(slot).is_none_or(|slot| slot.parts.is_empty()))
+            .collect();
+        if !missing.is_empty() {
+            let assembled: Vec<bool> = stream::iter(missing)
+                .map(|slot| {
+                    let pieces = contents.get(&slot).map(|slot| slot.pieces.clone());
+                    self.assemble(info, slot, pieces.unwrap_or_default())
+                })
+                .buffer_unordered(SLOTS_AT_ONCE)
+                .try_collect()
+                .await?;
+            if assembled.contains(&false) {
+                return Ok(None);
+            }
+            contents = self.contents(info).await?;
+        }
+        let parts: Vec<_> = contents.into_values().map(|slot| slot.parts).collect();
+        let mut failed = None;
+        for chosen in combinations(&parts) {
+            let ids = chosen.iter().map(|(_, content_id)| content_id.clone());
+            let completed = self
+                .engine
+                .complete_multipart(&file, multipart, ids.collect());
+            let Err(error) = completed.await else {
+                return Ok(Some(combined_crc(info, &chosen)));
+            };
+            // An earlier attempt may have made the object, or this one has and the answer was lost.
+            if let Some(object) = self.engine.head(&file).await? {
+                if object.size == info.length() {
+                    return Ok(Some(combined_crc(info, &chosen)));
+                }
+                return Err(StoreError::new("the final object has another size"));
+            }
+            if let Error::NotFound { .. } = error {
+                return Ok(None);
+            }
+            let is_wrong_part = has_code(&error, "InvalidPart");
+            failed = Some(error);
+            if !is_wrong_part {
+                break;
+            }
+        }
+        match failed {
+            Some(error) => Err(self.not_completed(info, parts, error).await?),
+            None => Err(StoreError::new("the upload has no parts")),
+        }
+    }
+
+    /// What is stored of each slot.
+    async fn contents(&self, info: &Info) -> Result<BTreeMap<usize, Contents>, StoreError> {
+        let path = self.keys.slots(info.id(), &info.unique_id);
+        let mut entries = std::pin::pin!(self.entries(info, &path, None));
+        let mut contents = BTreeMap::<usize, Contents>::new();
+        while let Some((slot, entry)) = entries.try_next().await? {
+            let slot = contents.entry(slot).or_default();
+            match entry {
+                Entry::Part { crc, content_id } => slot.parts.push((crc, content_id)),
+                Entry::Piece { offset, len } => slot.pieces.push((offset, len)),
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Makes one slot a part. `false` if the multipart upload does not exist.
+    async fn assemble(
+        &self,
+        info: &Info,
+        slot: usize,
+        mut pieces: Vec<(u64, u64)>,
+    ) -> Result<bool, StoreError> {
+        let whole = info.slots().range(slot);
+        let _memory = self.memory.reserve(whole.end - whole.start).await?;
+        // Pieces of two servers can overlap. Each byte is taken from the first piece that has it.
+        pieces.sort_unstable();
+        let mut taken = RangeSet::default();
+        let mut wanted = Vec::new();
+        for (offset, len) in pieces {
+            for gap in taken.gaps(offset, len) {
+                taken.insert(gap.start, gap.end - gap.start);
+                wanted.push((offset, len, gap));
+            }
+        }
+        if !taken.covers(whole.start, whole.end - whole.start) {
+            // What is remembered of the upload is wrong.
+            self.known.forget(info);
+            return Err(StoreError::new("stored bytes are missing"));
+        }
+        wanted.sort_unstable_by_key(|(_, _, gap)| gap.start);
+        let read = stream::iter(wanted).map(async |(offset, len, gap)| {
+            let piece = Entry::Piece { offset, len };
+            let path = self.keys.entry(info.id(), &info.unique_id, slot, &piece);
+            let bytes = self.engine.get(&path).await?;
+            let bytes = bytes.filter(|bytes| bytes.len() as u64 == len);
+            let bytes = bytes.ok_or_else(|| StoreError::new("a stored piece is damaged"))?;
+            let range = (gap.start - offset) as usize..(gap.end - offset) as usize;
+            Ok::<_, StoreError>(bytes.slice(range))
+        });
+        let mut read = std::pin::pin!(read.buffered(PIECES_AT_ONCE));
+        let mut bytes = Blocks::default();
+        while let Some(piece) = read.try_next().await? {
+            bytes.push(piece);
+        }
+        self.put_part(info, slot, bytes).await
+    }
+
+    /// The error of an upload that could not be completed.
+    ///
+    /// If the engine knows none of the sets of parts, the marks in doubt are deleted: two servers
+    /// have stored the same part with different ids, and which one counts is unknown. The client
+    /// has to send these bytes again.
+    async fn not_completed(
+        &self,
+        info: &Info,
+        parts: Vec<Vec<Part>>,
+        error: Error,
+    ) -> Result<StoreError, StoreError> {
+        if has_code(&error, "InvalidPart") {
+            let is_ambiguous = parts.iter().any(|parts| parts.len() > 1);
+            for (slot, parts) in parts.into_iter().enumerate() {
+                if is_ambiguous && parts.len() < 2 {
+                    continue;
+                }
+                for (crc, content_id) in parts {
+                    let mark = Entry::Part { crc, content_id };
+                    let path = self.keys.entry(info.id(), &info.unique_id, slot, &mark);
+                    self.engine.delete(&path).await?;
+                }
+            }
+            self.known.forget(info);
+        }
+        Ok(store_error(error))
+    }
+}
+
+/// Ways to choose one part of each slot, not more than [`COMBINATIONS`].
+fn combinations(slots: &[Vec<Part>]) -> impl Iterator<Item = Vec<Part>> {
+    (0..COMBINATIONS).map_while(move |number| {
+        let mut rest = number;
+        let chosen = slots.iter().map(|parts| {
+            let count = parts.len().max(1);
+            let chosen = parts.get(rest % count).cloned();
+            rest /= count;
+            chosen
+        });
+        let chosen = chosen.collect::<Option<Vec<_>>>()?;
+        (rest == 0 && !chosen.is_empty()).then_some(chosen)
+    })
+}
+
+/// The CRC-32 of the file that is made of these parts.
+fn combined_crc(info: &Info, parts: &[Part]) -> u32 {
+    let parts = parts.iter().enumerate();
+    let whole = parts.fold(Crc::EMPTY, |whole, (slot, (crc, _))| {
+        let range = info.slots().range(slot);
+        whole.join(&Crc(*crc), range.end - range.start)
+    });
+    whole.0
+}

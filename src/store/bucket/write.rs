@@ -1,0 +1,380 @@
+//! Creates uploads, and stores the bytes of chunks.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use object_store::Error;
+
+use super::{
+    blocks::Blocks,
+    engine::store_error,
+    info::{Info, Phase, Version},
+    inner::Inner,
+    keys::Entry,
+    lookup::Extent,
+};
+use crate::{
+    model::upload::Upload,
+    store::{ChunkBody, Keep, Progress, RangeSet, Status, StoreError, random_id},
+};
+
+/// How often something is tried again that another server has interfered with.
+const TRIES: usize = 8;
+
+/// How long to wait for another server that removes an expired record.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How many slots of a chunk are written at once.
+const SLOTS_AT_ONCE: usize = 4;
+
+/// The longest part id that fits into the name of a mark.
+const MAX_CONTENT_ID: usize = 300;
+
+/// Some bytes of a chunk.
+struct Segment {
+    /// Within the upload.
+    offset: u64,
+    bytes: Blocks,
+    is_first: bool,
+    is_last: bool,
+}
+
+impl Inner {
+    pub(super) async fn create(self: &Arc<Self>, upload: &Upload) -> Result<Status, StoreError> {
+        self.slot_size(upload)?;
+        let gate = self.gates.of(upload.id);
+        let _open = gate.read().await;
+        for _ in 0..TRIES {
+            let (info, is_new) = self.begin(upload).await?;
+            let status = if is_new {
+                info.status(RangeSet::default())
+            } else {
+                self.status(&upload.id).await?
+            };
+            if let Some(status) = status {
+                return Ok(status);
+            }
+        }
+        Err(StoreError::Superseded)
+    }
+
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+        keep: Keep,
+    ) -> Result<Progress, StoreError> {
+        let slot_size = self.slot_size(upload)?;
+        // While it is open, no sweep of this process removes the upload.
+        let gate = self.gates.of(upload.id);
+        let _open = gate.read().await;
+        let mut info = match self.known.info(&upload.id) {
+            Some(info) => Some(info),
+            None => self.info(&upload.id).await?,
+        };
+        if let Some(info) = info.as_ref().filter(|info| !info.is_receiving()) {
+            if !info.is_expired() {
+                while let Some(piece) = body.next().await {
+                    piece?;
+                }
+                return Ok(info.complete());
+            }
+        }
+        let mut source = self.memory.source(body, keep)?;
+        let mut at = offset;
+        loop {
+            let room = match keep {
+                Keep::Whole => u64::MAX,
+                // Up to the end of a slot, so that it becomes a part.
+                Keep::Prefix => {
+                    let slot = info.as_ref().map_or(slot_size, |info| info.slot);
+                    slot - at % slot
+                }
+            };
+            let (bytes, end) = source.take(room).await;
+            let segment = Segment {
+                offset: at,
+                bytes,
+                is_first: at == offset,
+                is_last: end.is_some(),
+            };
+            let is_kept = keep == Keep::Prefix && !(segment.is_first && segment.bytes.is_empty());
+            match end {
+                Some(Err(error)) if !is_kept => return Err(error),
+                _ => {}
+            }
+            let stored = self.store(upload, &mut info, &segment).await?;
+            at += segment.bytes.len();
+            match (stored, end) {
+                (_, Some(Err(error))) => return Err(error),
+                (Some(progress), Some(Ok(()))) => return Ok(progress),
+                // The upload is complete.
+                (Some(progress), None) => return source.skip().await.map(|()| progress),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// Bytes of a slot of this upload, if the store can keep it.
+    fn slot_size(&self, upload: &Upload) -> Result<u64, StoreError> {
+        let length = upload.length.ok_or(StoreError::Unsupported)?;
+        let size = self.limits.slot_size(upload.chunk_size, length);
+        let limit = self.limits.max_length();
+        size.ok_or(StoreError::TooLarge { limit })
+    }
+
+    /// The upload that has this id now, and whether it is new. It is created if it is absent.
+    async fn begin(self: &Arc<Self>, upload: &Upload) -> Result<(Arc<Info>, bool), StoreError> {
+        // One request of this process is enough.
+        let beginning = self.beginnings.of(upload.id);
+        let _beginning = beginning.lock().await;
+        for _ in 0..TRIES {
+            match self.info(&upload.id).await? {
+                Some(info) if info.is_expired() => {
+                    if !self.remove_record(&info).await? {
+                        // Another server is doing it.
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                Some(info) => return Ok((info, false)),
+                None => {
+                    if let Some(info) = self.create_new(upload).await? {
+                        return Ok((info, true));
+                    }
+                }
+            }
+        }
+        Err(StoreError::Superseded)
+    }
+
+    /// Creates an upload. `None` if another server was faster.
+    async fn create_new(&self, upload: &Upload) -> Result<Option<Arc<Info>>, StoreError> {
+        let mut info = Info {
+            version: Version,
+            unique_id: random_id()?,
+            upload: upload.clone(),
+            slot: self.slot_size(upload)?,
+            multipart: None,
+            phase: Phase::Receiving,
+        };
+        let (file, open) = (self.keys.file(&info.unique_id), self.keys.open(&info));
+        let multipart = async {
+            if upload.is_empty_file() {
+                return Ok(None);
+            }
+            self.engine.create_multipart(&file).await.map(Some)
+        };
+        // Before the upload begins: all uploads are listed.
+        let listing = self.engine.put(&open, Bytes::new());
+        (info.multipart, ()) = futures_util::try_join!(multipart, listing)?;
+        let info = Arc::new(info);
+        let path = self.keys.info(&upload.id);
+        let created = self.engine.create(&path, info.to_bytes()?.into()).await;
+        if !matches!(created, Ok(true)) {
+            // It may be created all the same: the engine's answer may have been lost.
+            match self.info(&upload.id).await {
+                Ok(Some(found)) if found.unique_id == info.unique_id => {}
+                Ok(_) => {
+                    if let Some(multipart) = &info.multipart {
+                        self.engine.abort_multipart(&file, multipart).await;
+                    }
+                    // If it fails, a sweep deletes the object.
+                    let _ = self.engine.delete(&open).await;
+                    return created.map(|_| None);
+                }
+                // Unknown, so the multipart upload must not be aborted.
+                Err(error) => return Err(created.err().unwrap_or(error)),
+            }
+        }
+        self.known.learn(&info);
+        Ok(Some(info))
+    }
+
+    /// Stores a segment, and creates the upload if it is absent.
+    ///
+    /// Returns how far the upload is if the segment is the last one of its chunk, or if the upload
+    /// is complete already. `None` if more segments are to follow.
+    async fn store(
+        self: &Arc<Self>,
+        upload: &Upload,
+        info: &mut Option<Arc<Info>>,
+        segment: &Segment,
+    ) -> Result<Option<Progress>, StoreError> {
+        for _ in 0..TRIES {
+            let now = match info.take().filter(|info| info.is_receiving()) {
+                Some(now) => now,
+                None => self.begin(upload).await?.0,
+            };
+            if !now.is_receiving() {
+                return Ok(Some(now.complete()));
+            }
+            let end = segment.offset.checked_add(segment.bytes.len());
+            if end.is_none_or(|end| end > now.length()) {
+                return Err(StoreError::OutOfBounds);
+            }
+            let progress = if !self.fill(&now, segment).await? {
+                self.without_multipart(&now).await?
+            } else if segment.is_last {
+                self.current_progress(&now).await?
+            } else {
+                *info = Some(now);
+                return Ok(None);
+            };
+            if progress.is_some() {
+                return Ok(progress);
+            }
+            // The upload was removed.
+            self.known.forget(&now);
+            if !segment.is_first {
+                break;
+            }
+        }
+        Err(StoreError::Superseded)
+    }
+
+    /// Stores the bytes that are missing. `false` if the multipart upload does not exist.
+    async fn fill(&self, info: &Info, segment: &Segment) -> Result<bool, StoreError> {
+        let range = segment.offset..segment.offset + segment.bytes.len();
+        let filled = stream::iter(info.slots().touched(&range)).map(async |slot| {
+            // Only one request of this process lists and fills a slot at a time.
+            let lock = self.slots.of((*info.id(), slot));
+            let _lock = lock.lock().await;
+            self.fill_slot(info, slot, segment).await
+        });
+        let filled = filled.buffer_unordered(SLOTS_AT_ONCE);
+        filled.try_all(async |filled| filled).await
+    }
+
+    async fn fill_slot(
+        &self,
+        info: &Info,
+        slot: usize,
+        segment: &Segment,
+    ) -> Result<bool, StoreError> {
+        if self.known.full(info).contains(slot) {
+            return Ok(true);
+        }
+        let (offset, bytes) = (segment.offset, &segment.bytes);
+        let whole = info.slots().range(slot);
+        let range = whole.start.max(offset)..whole.end.min(offset + bytes.len());
+        let mut stored = self.stored_in_slot(info, slot).await?;
+        for gap in stored.gaps(range.start, range.end - range.start) {
+            let piece = bytes.slice(gap.start - offset..gap.end - offset);
+            if gap != whole {
+                self.put_piece(info, slot, gap.start, piece).await?;
+            } else if !self.put_part(info, slot, piece).await? {
+                return Ok(false);
+            }
+            stored.insert(gap.start, gap.end - gap.start);
+        }
+        if stored.covers(whole.start, whole.end - whole.start) {
+            self.known.set_full(info, [slot]);
+        }
+        Ok(true)
+    }
+
+    /// Stores a whole slot as a part. `false` if the multipart upload does not exist.
+    pub(super) async fn put_part(
+        &self,
+        info: &Info,
+        slot: usize,
+        bytes: Blocks,
+    ) -> Result<bool, StoreError> {
+        let file = self.keys.file(&info.unique_id);
+        let Some(multipart) = &info.multipart else {
+            return Err(StoreError::new("an empty file has no parts"));
+        };
+        let crc = bytes.crc();
+        let put = self
+            .engine
+            .put_part(&file, multipart, slot, bytes.payload());
+        let content_id = match put.await {
+            Ok(content_id) => content_id,
+            Err(error) => return self.part_failed(info, slot, error).await,
+        };
+        if content_id.len() > MAX_CONTENT_ID {
+            return Err(StoreError::new("the engine's part ids are too long"));
+        }
+        let mark = Entry::Part { crc, content_id };
+        let mark = self.keys.entry(info.id(), &info.unique_id, slot, &mark);
+        self.engine.put(&mark, Bytes::new()).await?;
+        Ok(true)
+    }
+
+    /// A part can fail because the upload was completed or removed meanwhile: engines have
+    /// different errors for it. Returns `true` if the slot is stored, `false` if the multipart
+    /// upload does not exist.
+    async fn part_failed(
+        &self,
+        info: &Info,
+        slot: usize,
+        error: Error,
+    ) -> Result<bool, StoreError> {
+        let whole = info.slots().range(slot);
+        let stored = self.stored_in_slot(info, slot).await?;
+        if stored.covers(whole.start, whole.end - whole.start) {
+            return Ok(true);
+        }
+        let now = self.info(info.id()).await?;
+        let is_receiving =
+            now.is_some_and(|now| now.unique_id == info.unique_id && now.is_receiving());
+        if is_receiving && !matches!(error, Error::NotFound { .. }) {
+            return Err(store_error(error));
+        }
+        Ok(false)
+    }
+
+    async fn put_piece(
+        &self,
+        info: &Info,
+        slot: usize,
+        offset: u64,
+        bytes: Blocks,
+    ) -> Result<(), StoreError> {
+        let piece = Entry::Piece {
+            offset,
+            len: bytes.len(),
+        };
+        let path = self.keys.entry(info.id(), &info.unique_id, slot, &piece);
+        for _ in 0..TRIES {
+            let created = self.engine.create(&path, bytes.clone().payload()).await?;
+            // Another request may still be creating it: see `Engine::create`.
+            if created || self.engine.head(&path).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Superseded)
+    }
+
+    /// How far the upload is after bytes were stored. `None` if it is gone.
+    async fn current_progress(&self, info: &Info) -> Result<Option<Progress>, StoreError> {
+        // After the bytes were stored, so that of two concurrent last chunks at least one finds the
+        // upload complete. Before the phase, because settling deletes the bytes.
+        let stored = self.stored(info, Extent::UpToGap).await?;
+        let now = self.info(info.id()).await?;
+        let now = now.filter(|now| now.unique_id == info.unique_id);
+        Ok(now.map(|now| now.progress(&stored)))
+    }
+
+    /// How far an upload is whose multipart upload does not exist. `None` if it is gone.
+    async fn without_multipart(
+        self: &Arc<Self>,
+        info: &Info,
+    ) -> Result<Option<Progress>, StoreError> {
+        let now = self.info(info.id()).await?;
+        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+            return Ok(None);
+        };
+        if !now.is_receiving() {
+            return Ok(Some(now.complete()));
+        }
+        // Something has aborted it, such as a lifecycle rule of the bucket. The stored bytes are
+        // lost, and the upload begins anew.
+        match self.take_lease(&now).await? {
+            Some(lease) => self.remove_leased(lease, None).await.map(|_| None),
+            None => Err(StoreError::Superseded),
+        }
+    }
+}
