@@ -46,7 +46,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
             Some(user) => Ok(Scope::new(user.0)),
             None => Err(Refusal::new(StatusCode::UNAUTHORIZED, "sign in first")),
         })
-        .with_limits(Limits::default().with_file_size(QUOTA).with_uploads_per_scope(10))
+        .with_limits(
+            Limits::default()
+                .with_file_size(QUOTA)
+                .with_uploads_per_scope(10),
+        )
         .with_admission(move |request| asked.clone().check(request));
     let app = Router::new()
         .route("/upload", any(finished))
@@ -85,7 +89,10 @@ impl Quotas {
         request: &Admission<'_>,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
         let user = request.scope().clone();
-        let size = request.upload().and_then(|upload| upload.length).unwrap_or(0);
+        let size = request
+            .upload()
+            .and_then(|upload| upload.length)
+            .unwrap_or(0);
         let stores = matches!(request.purpose(), Purpose::Chunk | Purpose::Deliver);
         async move {
             if stores && self.used(&user) + size > QUOTA {

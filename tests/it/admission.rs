@@ -316,9 +316,10 @@ async fn a_file_with_nothing_in_it_is_looked_at_too() {
     );
     assert!(server.deliveries().is_empty());
     // What the layer refuses by itself needs no look.
-    let server =
-        Server::with(|layer| pictures_only(layer).with_limits(Limits::default().with_file_size(10)))
-            .await;
+    let server = Server::with(|layer| {
+        pictures_only(layer).with_limits(Limits::default().with_file_size(10))
+    })
+    .await;
     let answer = server.client().await.send(picture(20, 20).octets(1)).await;
     assert_eq!(answer.json()["code"], "file_too_large");
 }

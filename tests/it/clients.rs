@@ -214,7 +214,8 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     let server = Server::with(without_whole_files).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
     assert_eq!((answer.status, server.deliveries().len()), (400, 0));
-    let server = Server::with(|layer| layer.with_limits(Limits::default().with_chunk_size(4))).await;
+    let server =
+        Server::with(|layer| layer.with_limits(Limits::default().with_chunk_size(4))).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
     assert_eq!((answer.status, server.deliveries().len()), (400, 0));
 }
@@ -366,9 +367,10 @@ fn simple(number: u64, total: u64) -> Fields {
 
 #[tokio::test]
 async fn simple_uploader_asks_once_for_all_chunks() {
-    let server =
-        Server::with(|layer| layer.with_protocol(Dialect::simple_uploader().with_list_tests("uploaded")))
-            .await;
+    let server = Server::with(|layer| {
+        layer.with_protocol(Dialect::simple_uploader().with_list_tests("uploaded"))
+    })
+    .await;
     let stored = async || {
         let answer = server.client().await.get(&uri(&simple(1, 15))).await;
         assert_eq!(answer.status, 200);

@@ -321,7 +321,9 @@ async fn each_stored_chunk_is_delivered_without_its_client() {
         let deliveries = server.deliveries();
         let mut stored = server.unfinished().await;
         for (file, _) in &leaving {
-            let delivered = deliveries.iter().filter(|content| **content == file.content);
+            let delivered = deliveries
+                .iter()
+                .filter(|content| **content == file.content);
             let delivered = delivered.count();
             assert!(delivered <= 1, "{name}: {} is delivered twice", file.name);
             if delivered == 0 {
@@ -334,7 +336,11 @@ async fn each_stored_chunk_is_delivered_without_its_client() {
         }
         assert!(stored.is_empty(), "{name}: {stored:?}");
         assert!(!deliveries.is_empty(), "{name}");
-        println!("{name}: {} of {} delivered", deliveries.len(), leaving.len());
+        println!(
+            "{name}: {} of {} delivered",
+            deliveries.len(),
+            leaving.len()
+        );
     }
 }
 
@@ -351,7 +357,11 @@ async fn a_client_that_leaves_in_mid_body_leaves_nothing() {
             chunk_size: 1 << 20,
             ..File::new("a.txt", 1 << 20)
         };
-        for request in [file.octets(1), file.multipart(1), file.multipart_body_only(1)] {
+        for request in [
+            file.octets(1),
+            file.multipart(1),
+            file.multipart_body_only(1),
+        ] {
             let whole = request.body().len();
             for len in [0, 1, whole / 2, whole - 1] {
                 drop(send_begin(server.addr, &request, len).await);

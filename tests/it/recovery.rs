@@ -85,7 +85,10 @@ async fn undelivered(layer: &ResumableLayer) -> Vec<Upload> {
     let page = layer.uploads().list(&Filter::complete(), None).await;
     let page = page.unwrap();
     assert_eq!(page.next, None);
-    page.uploads.into_iter().map(|listed| listed.upload).collect()
+    page.uploads
+        .into_iter()
+        .map(|listed| listed.upload)
+        .collect()
 }
 
 fn start_up() -> Request<Body> {

@@ -287,7 +287,12 @@ async fn finished_files_are_named() {
         "{default:?}"
     );
 
-    let named = |path: &'static str| builder().with_naming(move |_| Some(path.into())).open().unwrap();
+    let named = |path: &'static str| {
+        builder()
+            .with_naming(move |_| Some(path.into()))
+            .open()
+            .unwrap()
+    };
     assert_eq!(
         finish(named("x/a.tar.gz"), 1).await,
         Path::new("x/a.tar.gz")
@@ -427,7 +432,10 @@ async fn many_long_duplicates_at_once() {
 #[tokio::test]
 async fn too_many_ranges_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let store = FileStore::builder(dir.path()).with_max_ranges(3).open().unwrap();
+    let store = FileStore::builder(dir.path())
+        .with_max_ranges(3)
+        .open()
+        .unwrap();
     let upload = upload(100);
     for n in 0..3 {
         write(&store, &upload, n * 20, b"x").await.unwrap();

@@ -382,7 +382,10 @@ async fn after_the_record_the_same_file_is_a_new_upload() {
     assert_eq!(client.send(file.multipart(1)).await.body, "delivery 2");
     let deliveries = server.deliveries();
     assert_ne!(deliveries[0].upload.id(), deliveries[1].upload.id());
-    assert_eq!(deliveries[0].upload.upload_id(), deliveries[1].upload.upload_id());
+    assert_eq!(
+        deliveries[0].upload.upload_id(),
+        deliveries[1].upload.upload_id()
+    );
     assert_ne!(deliveries[0].upload.path(), deliveries[1].upload.path());
 }
 

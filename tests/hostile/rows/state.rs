@@ -416,7 +416,9 @@ async fn two_owners(world: &World) {
         let deliveries = &world.deliveries()[before..];
         assert_eq!(deliveries.len(), 2);
         for file in [&file, &other] {
-            let delivery = deliveries.iter().find(|d| d.upload.scope().as_str() == file.user);
+            let delivery = deliveries
+                .iter()
+                .find(|d| d.upload.scope().as_str() == file.user);
             world.is_file(delivery.unwrap(), file);
         }
     }

@@ -212,7 +212,10 @@ mod links {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let named = |name: &'static str| {
             let builder = FileStore::builder(root.path());
-            builder.with_naming(move |_| Some(name.into())).open().unwrap()
+            builder
+                .with_naming(move |_| Some(name.into()))
+                .open()
+                .unwrap()
         };
         drop(named(""));
         // A file's name: it gets another one.
@@ -507,7 +510,9 @@ mod room {
             assert_eq!(std::fs::read_dir(&partial).unwrap().count(), 0);
         }
         // One on its way stays as it is.
-        write(&open(0), &upload(20), 0, b"0123456789").await.unwrap();
+        write(&open(0), &upload(20), 0, b"0123456789")
+            .await
+            .unwrap();
         let before = files(&partial);
         let store = open(ALL);
         assert_full(write(&store, &upload(20), 5, b"56789abcde").await);
@@ -520,7 +525,11 @@ mod room {
         assert_eq!(files(&partial), before);
         // What takes no room is taken.
         assert!(!write(&store, &upload(20), 0, b"0123456789").await.unwrap());
-        assert!(write(&open(1), &upload(20), 10, b"abcdefghij").await.unwrap());
+        assert!(
+            write(&open(1), &upload(20), 10, b"abcdefghij")
+                .await
+                .unwrap()
+        );
         // A whole file can be delivered, which makes room.
         let path = deliver(&store, &upload(20)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"0123456789abcdefghij");
@@ -626,7 +635,10 @@ mod gone {
         }
         let record = Record::new(true, http::StatusCode::OK, 1, SystemTime::now());
         let settled = claim.settle(&record).await;
-        assert!(matches!(settled, Err(StoreError::Superseded)), "{settled:?}");
+        assert!(
+            matches!(settled, Err(StoreError::Superseded)),
+            "{settled:?}"
+        );
         drop(claim);
         let claim = store.claim(&complete).await;
         assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");

@@ -429,13 +429,19 @@ impl World {
         let handle = self.servers[server].layer.uploads();
         let page = handle.list(&Filter::complete(), None).await.unwrap();
         assert_eq!(page.next, None);
-        let mut uploads: Vec<_> = page.uploads.into_iter().map(|listed| listed.upload).collect();
+        let mut uploads: Vec<_> = page
+            .uploads
+            .into_iter()
+            .map(|listed| listed.upload)
+            .collect();
         let complete = (0..FILES.len())
             .filter(|file| self.models[*file].answer.is_none() && self.is_complete(*file));
         let mut expected: Vec<_> = complete.collect();
         assert_eq!(uploads.len(), expected.len(), "{uploads:?}");
         while let Some(upload) = uploads.pop() {
-            let known = |file: &usize| Some(FILES[*file].1) == upload.length && FILES[*file].0 == upload.identifier;
+            let known = |file: &usize| {
+                Some(FILES[*file].1) == upload.length && FILES[*file].0 == upload.identifier
+            };
             let at = expected.iter().position(known).expect("a complete upload");
             let file = expected.swap_remove(at);
             let request = Request::post("/upload").body(Script::default()).unwrap();

@@ -270,6 +270,11 @@ impl Answer {
         self.error.as_ref().map(|error| error.kind().as_str())
     }
 
+    /// The text of the error.
+    pub fn message(&self) -> Option<String> {
+        self.error.as_ref().map(ToString::to_string)
+    }
+
     /// What holds for all answers that are the layer's own.
     pub fn check(&self) {
         let content_type = self.headers.get("content-type");
