@@ -1,4 +1,4 @@
-//! The stores: what all of them keep, and what only files can.
+//! What only a store of files does. What all stores do is checked by `store::conformance`.
 
 mod hardening;
 
@@ -9,47 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tower_resumable::{
-    FileStore, MemoryStore, Store, StoreError,
-    store::{ChunkBody, Durability, Location, Status, TryClaim, Upload, UploadKey, conformance},
+    BoxError, FileStore, Scope, Upload, UploadId,
+    store::{
+        BodyError, ChunkBody, Claim as _, Claimed, Durability, Filter, Keep, State, Store,
+        StoreError,
+    },
 };
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_conforms() {
-    let read = async |location: &Location| match location {
-        Location::Memory(bytes) => Some(bytes.to_vec()),
-        _ => None,
-    };
-    conformance::check(&MemoryStore::default(), read).await;
-}
-
-async fn read_file(location: &Location) -> Option<Vec<u8>> {
-    match location {
-        Location::File(path) => std::fs::read(path).ok(),
-        _ => None,
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_conform() {
-    for durability in [Durability::Power, Durability::Process] {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::builder(dir.path())
-            .durability(durability)
-            .open()
-            .unwrap();
-        conformance::check(&store, read_file).await;
-        // What was not delivered is gone without a trace.
-        let partial: Vec<_> = files(&dir.path().join("partial"))
-            .into_iter()
-            .filter(|path| {
-                path.extension()
-                    .is_none_or(|extension| extension != "journal")
-            })
-            .collect();
-        assert_eq!(partial, Vec::<PathBuf>::new());
-    }
-}
 
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -64,18 +33,27 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn upload(total: u64) -> Upload {
-    Upload {
-        key: UploadKey::from_bytes([7; 32]),
-        scope: String::new(),
-        identifier: "i".into(),
-        total,
-        chunk_size: None,
-        file_name: Some("../a.txt".into()),
-        relative_path: None,
-        content_type: None,
-        fields: Vec::new(),
-    }
+fn id(n: u8) -> UploadId {
+    UploadId::from_bytes([n; 32])
+}
+
+fn upload(length: u64) -> Upload {
+    upload_of(7, length)
+}
+
+fn upload_of(n: u8, length: u64) -> Upload {
+    let mut upload = Upload::new(id(n), Scope::default(), Some(length));
+    upload.identifier = "i".into();
+    upload.file_name = Some("../a.txt".into());
+    upload
+}
+
+/// A body of these pieces, which fails at the first error.
+fn body_of<S>(pieces: S) -> StreamBody<impl Stream<Item = Result<Frame<Bytes>, BoxError>>>
+where
+    S: Stream<Item = Result<Bytes, BoxError>>,
+{
+    StreamBody::new(pieces.map(|piece| piece.map(Frame::data)))
 }
 
 async fn put(
@@ -84,24 +62,34 @@ async fn put(
     offset: u64,
     bytes: &[u8],
 ) -> Result<bool, StoreError> {
-    let stream = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
-    let stream = pin!(stream);
-    let mut body = ChunkBody::new(stream, Some(bytes.len() as u64), 0);
-    store
-        .put(upload, offset, &mut body)
-        .await
-        .map(|progress| progress.complete)
+    let source = pin!(body_of(stream::iter([Ok(Bytes::copy_from_slice(bytes))])));
+    let mut body = ChunkBody::new(source, Some(bytes.len() as u64), 0);
+    let written = store.write(upload, offset, &mut body, Keep::Whole).await;
+    written.map(|progress| progress.complete)
+}
+
+async fn status(store: &FileStore, id: &UploadId) -> Option<State> {
+    let status = store.status(id).await.unwrap();
+    status.map(|status| status.state)
+}
+
+async fn is_absent(store: &FileStore, id: &UploadId) -> bool {
+    status(store, id).await.is_none()
+}
+
+async fn undelivered(store: &FileStore) -> Vec<Upload> {
+    let page = store.list(&Filter::complete(), None).await.unwrap();
+    page.uploads
+        .into_iter()
+        .map(|listed| listed.upload)
+        .collect()
 }
 
 async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
-    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
+    let Claimed::Won(claim) = store.claim(upload).await.unwrap() else {
         panic!("no claim");
     };
-    let sealed = store.seal(&mut claim, upload).await.unwrap();
-    match sealed.location {
-        Location::File(path) => path,
-        location => panic!("{location:?}"),
-    }
+    claim.sealed().stored.path().unwrap().to_owned()
 }
 
 #[tokio::test]
@@ -125,15 +113,16 @@ async fn a_new_process_goes_on_where_the_last_one_was() {
     .await
     .unwrap();
     let store = FileStore::open(dir.path()).unwrap();
-    match store.status(&upload.key).await.unwrap() {
-        Status::Receiving(ranges) => assert_eq!(ranges.iter().collect::<Vec<_>>(), [0..10, 20..30]),
+    match status(&store, &upload.id).await {
+        Some(State::Receiving(ranges)) => {
+            assert_eq!(ranges.iter().collect::<Vec<_>>(), [0..10, 20..30]);
+        }
         status => panic!("{status:?}"),
     }
     assert!(put(&store, &upload, 10, b"1111111111").await.unwrap());
     drop(store);
     let store = FileStore::open(dir.path()).unwrap();
-    let waiting = store.undelivered().await.unwrap();
-    assert_eq!(waiting, std::slice::from_ref(&upload));
+    assert_eq!(undelivered(&store).await, std::slice::from_ref(&upload));
     let path = deliver(&store, &upload).await;
     assert_eq!(
         std::fs::read(path).unwrap(),
@@ -141,7 +130,7 @@ async fn a_new_process_goes_on_where_the_last_one_was() {
     );
 }
 
-/// Two stores on one folder are to each other as two processes: they share nothing but files.
+/// Two stores on one folder share nothing but files, like two processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stores_on_one_folder() {
     for round in 0..50u8 {
@@ -161,25 +150,21 @@ async fn two_stores_on_one_folder() {
                 if !complete {
                     return None;
                 }
-                match store.try_claim(&upload.key).await.unwrap() {
-                    TryClaim::Won(claim) => Some((store, claim)),
+                match store.claim(&upload).await.unwrap() {
+                    Claimed::Won(claim) => Some(claim),
                     _ => None,
                 }
             });
         }
         let mut claims: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
         assert_eq!(claims.len(), 1, "round {round}");
-        let (store, mut claim) = claims.pop().unwrap();
-        let sealed = store.seal(&mut claim, &upload).await.unwrap();
-        assert_eq!(
-            read_file(&sealed.location).await.unwrap(),
-            content,
-            "round {round}"
-        );
+        let claim = claims.pop().unwrap();
+        let path = claim.sealed().stored.path().unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), content, "round {round}");
     }
 }
 
-/// Uploads of one key that are cancelled and begun anew all the time, by two "processes".
+/// Uploads of one id that are removed and begin anew all the time, in two "processes".
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_race_with_removal() {
     let dir = tempfile::tempdir().unwrap();
@@ -194,7 +179,7 @@ async fn chunks_race_with_removal() {
         tasks.spawn(async move {
             for round in 0..60 {
                 if n < 2 {
-                    store.remove(&upload.key).await.unwrap();
+                    store.remove(&upload.id).await.unwrap();
                 } else {
                     let chunk = [b'a' + (round % 4) as u8; 10];
                     match put(&store, &upload, (round % 4) * 10, &chunk).await {
@@ -206,7 +191,7 @@ async fn chunks_race_with_removal() {
         });
     }
     tasks.join_all().await;
-    stores[0].remove(&upload.key).await.unwrap();
+    stores[0].remove(&upload.id).await.unwrap();
     assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
     for (n, store) in [0, 1, 0, 1].into_iter().enumerate() {
         put(
@@ -241,7 +226,7 @@ async fn ranges_at_any_offset() {
     for round in 0..10u8 {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::builder(dir.path())
-            .durability(Durability::Process)
+            .with_durability(Durability::Process)
             .open()
             .unwrap();
         let upload = upload(TOTAL);
@@ -261,9 +246,14 @@ async fn ranges_at_any_offset() {
                 let piece = rest.split_to(rest.len().min(1 + below(400_000) as usize));
                 pieces.push(Ok(piece));
             }
-            let stream = pin!(futures_util::stream::iter(pieces));
-            let mut body = ChunkBody::new(stream, Some(len), 0);
-            let progress = store.put(&upload, offset, &mut body).await.unwrap();
+            let source = pin!(body_of(stream::iter(pieces)));
+            let mut body = ChunkBody::new(source, Some(len), 0);
+            let keep = if round % 3 == 0 {
+                Keep::Prefix
+            } else {
+                Keep::Whole
+            };
+            let progress = store.write(&upload, offset, &mut body, keep).await.unwrap();
             complete = progress.complete;
         }
         let path = deliver(&store, &upload).await;
@@ -275,12 +265,9 @@ async fn ranges_at_any_offset() {
 async fn names_of_finished_files() {
     let dir = tempfile::tempdir().unwrap();
     let done = dir.path().join("done");
-    let builder = || FileStore::builder(dir.path()).finished_dir(&done);
+    let builder = || FileStore::builder(dir.path()).with_finished_dir(&done);
     let finish = async |store: FileStore, n: u8| {
-        let upload = Upload {
-            key: UploadKey::from_bytes([n; 32]),
-            ..upload(1)
-        };
+        let upload = upload_of(n, 1);
         put(&store, &upload, 0, &[n]).await.unwrap();
         let path = deliver(&store, &upload).await;
         assert_eq!(std::fs::read(&path).unwrap(), [n]);
@@ -292,7 +279,12 @@ async fn names_of_finished_files() {
         "{default:?}"
     );
 
-    let named = |path: &'static str| builder().naming(move |_| Some(path.into())).open().unwrap();
+    let named = |path: &'static str| {
+        builder()
+            .with_naming(move |_| Some(path.into()))
+            .open()
+            .unwrap()
+    };
     assert_eq!(
         finish(named("x/a.tar.gz"), 1).await,
         Path::new("x/a.tar.gz")
@@ -324,15 +316,9 @@ async fn names_of_finished_files() {
 
     for (n, path) in ["../c", "/c", "", "x/../../c", "."].into_iter().enumerate() {
         let store = named(path);
-        let upload = Upload {
-            key: UploadKey::from_bytes([100 + n as u8; 32]),
-            ..upload(1)
-        };
+        let upload = upload_of(100 + n as u8, 1);
         put(&store, &upload, 0, b"x").await.unwrap();
-        let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
-            panic!("no claim");
-        };
-        assert!(store.seal(&mut claim, &upload).await.is_err(), "{path}");
+        assert!(store.claim(&upload).await.is_err(), "{path}");
     }
 }
 
@@ -342,12 +328,9 @@ async fn a_name_that_has_become_another_files() {
     let dir = tempfile::tempdir().unwrap();
     let open = || {
         let builder = FileStore::builder(dir.path());
-        builder.naming(|_| Some("same".into())).open().unwrap()
+        builder.with_naming(|_| Some("same".into())).open().unwrap()
     };
-    let upload = |n: u8| Upload {
-        key: UploadKey::from_bytes([n; 32]),
-        ..upload(1)
-    };
+    let upload = |n: u8| upload_of(n, 1);
     let moved = dir.path().join("moved");
     for restart in [false, true] {
         let mut store = open();
@@ -364,20 +347,20 @@ async fn a_name_that_has_become_another_files() {
         }
         // The next attempt is not given the other file, and a refusal does not take it away.
         assert!(!deliver(&store, &upload(1)).await.exists());
-        assert!(store.remove(&upload(1).key).await.unwrap());
+        assert!(store.remove(&upload(1).id).await.unwrap());
         assert_eq!(std::fs::read(dir.path().join("files/same")).unwrap(), [2]);
         assert_eq!(std::fs::read(&moved).unwrap(), [1]);
-        assert!(store.remove(&upload(2).key).await.unwrap());
+        assert!(store.remove(&upload(2).id).await.unwrap());
         assert!(!dir.path().join("files/same").exists());
     }
 }
 
 #[tokio::test]
-async fn a_stalled_chunk_gives_way_to_another_request() {
+async fn a_stalled_chunk_is_superseded() {
     let dir = tempfile::tempdir().unwrap();
     let stall = Duration::from_millis(50);
     let store = FileStore::builder(dir.path())
-        .stall_timeout(stall)
+        .with_stall_timeout(stall)
         .open()
         .unwrap();
     let chunk = vec![7; 1 << 20];
@@ -389,16 +372,14 @@ async fn a_stalled_chunk_gives_way_to_another_request() {
             Bytes::from(chunk[1 << 19..].to_vec()),
         );
         tokio::spawn(async move {
-            use futures_util::StreamExt as _;
-            let half = futures_util::stream::iter([Ok(half)]);
-            let stream = pin!(half.chain(futures_util::stream::pending()));
-            store
-                .put(&upload, 0, &mut ChunkBody::new(stream, Some(1 << 20), 0))
-                .await
+            let half = stream::iter([Ok(half)]);
+            let source = pin!(body_of(half.chain(stream::pending())));
+            let mut body = ChunkBody::new(source, Some(1 << 20), 0);
+            store.write(&upload, 0, &mut body, Keep::Whole).await
         })
     };
     assert!(put(&store, &upload, 0, &chunk).await.unwrap());
-    // If it came first it has given way; if it did not, it waits for more bytes.
+    // If it came first it was superseded. If it did not, it waits for more bytes.
     if stalled.is_finished() {
         assert!(matches!(
             stalled.await.unwrap(),
@@ -410,13 +391,13 @@ async fn a_stalled_chunk_gives_way_to_another_request() {
     assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == chunk);
 }
 
-/// Those that wait for the one that writes must not hold what it needs to go on.
+/// Chunks that wait for the one that writes must not hold what it needs to go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_long_duplicates_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    // Nobody is rescued by it.
+    // It does not help them.
     let store = FileStore::builder(dir.path())
-        .stall_timeout(Duration::from_secs(3600))
+        .with_stall_timeout(Duration::from_secs(3600))
         .open()
         .unwrap();
     let piece = Bytes::from(vec![7; 64 << 10]);
@@ -428,14 +409,13 @@ async fn many_long_duplicates_at_once() {
         .map(|_| {
             let (store, upload, piece) = (store.clone(), upload.clone(), piece.clone());
             tokio::spawn(async move {
-                use futures_util::StreamExt as _;
-                let stream = futures_util::stream::iter(0..pieces).then(|_| async {
+                let pieces = stream::iter(0..pieces).then(|_| async {
                     tokio::task::yield_now().await;
                     Ok(piece.clone())
                 });
-                let stream = pin!(stream);
-                let mut body = ChunkBody::new(stream, Some(len), 0);
-                store.put(&upload, 0, &mut body).await
+                let source = pin!(body_of(pieces));
+                let mut body = ChunkBody::new(source, Some(len), 0);
+                store.write(&upload, 0, &mut body, Keep::Whole).await
             })
         })
         .collect();
@@ -451,7 +431,10 @@ async fn many_long_duplicates_at_once() {
 #[tokio::test]
 async fn too_many_pieces_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let store = FileStore::builder(dir.path()).max_ranges(3).open().unwrap();
+    let store = FileStore::builder(dir.path())
+        .with_max_ranges(3)
+        .open()
+        .unwrap();
     let upload = upload(100);
     for n in 0..3 {
         put(&store, &upload, n * 20, b"x").await.unwrap();
@@ -460,7 +443,7 @@ async fn too_many_pieces_are_refused() {
         put(&store, &upload, 90, b"x").await,
         Err(StoreError::TooManyRanges)
     ));
-    // What makes fewer of them is taken.
+    // A chunk that makes fewer of them is stored.
     put(&store, &upload, 1, &[b'y'; 19]).await.unwrap();
     put(&store, &upload, 90, b"x").await.unwrap();
 }
@@ -475,10 +458,130 @@ async fn folders_that_cannot_be_used() {
     if cfg!(target_os = "linux") && Path::new("/dev/shm").is_dir() {
         let other = tempfile::tempdir_in("/dev/shm").unwrap();
         let error = FileStore::builder(dir.path())
-            .finished_dir(other.path())
+            .with_finished_dir(other.path())
             .open()
             .unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("different file systems"), "{source}");
     }
+}
+
+/// Uploads whose ids are in different folders, and some that cannot be read.
+#[tokio::test]
+async fn lists_pass_over_what_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    let ids = [0, 1, 9, 200, 255];
+    for n in ids.into_iter().rev() {
+        put(&store, &upload_of(n, 1), 0, b"x").await.unwrap();
+    }
+    drop(store);
+    let journal = |n: u8| {
+        let name = format!("partial/{n:02x}/{}.journal", id(n));
+        dir.path().join(name)
+    };
+    let mut later = std::fs::read(journal(9)).unwrap();
+    later[3] = b'2';
+    std::fs::write(journal(9), &later).unwrap();
+    std::fs::write(journal(200), "no journal").unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    for filter in [Filter::default(), Filter::complete()] {
+        let page = store.list(&filter, None).await.unwrap();
+        let found: Vec<_> = page.uploads.iter().map(|listed| listed.upload.id).collect();
+        assert_eq!(found, [id(0), id(1), id(255)]);
+        let page = store.list(&filter, Some(&id(1))).await.unwrap();
+        assert_eq!(page.uploads.len(), 1);
+        let page = store.list(&filter, Some(&id(255))).await.unwrap();
+        assert!(page.uploads.is_empty() && page.next.is_none());
+    }
+    // What another version has written is neither read nor removed.
+    assert!(matches!(
+        store.status(&id(9)).await,
+        Err(StoreError::Failed(_))
+    ));
+    let swept = store.sweep(&hardening::everything()).await.unwrap();
+    assert_eq!(swept.undelivered, 3);
+    assert_eq!(std::fs::read(journal(9)).unwrap(), later);
+    assert_eq!(files(&dir.path().join("partial")).len(), 2);
+}
+
+/// The older request has not noticed yet that its client is gone.
+#[tokio::test]
+async fn the_newest_request_to_append_wins_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = FileStore::builder(dir.path()).with_stall_timeout(Duration::MAX);
+    let store = builder.open().unwrap();
+    let content = vec![7; 100_000];
+    let upload = upload(content.len() as u64);
+    let older = {
+        let (store, upload) = (store.clone(), upload.clone());
+        let half = Bytes::from(content[50_000..].to_vec());
+        tokio::spawn(async move {
+            let half = stream::iter([Ok(half)]);
+            let source = pin!(body_of(half.chain(stream::pending())));
+            let mut body = ChunkBody::new(source, None, 100_000);
+            store.write(&upload, 0, &mut body, Keep::Prefix).await
+        })
+    };
+    while is_absent(&store, &upload.id).await {
+        tokio::task::yield_now().await;
+    }
+    let source = pin!(body_of(stream::iter([Ok(Bytes::from(content.clone()))])));
+    let mut body = ChunkBody::new(source, None, 100_000);
+    let newer = store.write(&upload, 0, &mut body, Keep::Prefix);
+    let newer = tokio::time::timeout(Duration::from_secs(20), newer).await;
+    assert!(newer.expect("it waits").unwrap().complete);
+    let older = older.await.unwrap();
+    assert!(matches!(older, Err(StoreError::Superseded)), "{older:?}");
+    assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == content);
+}
+
+/// Long enough for several commits.
+#[tokio::test]
+async fn a_prefix_stays_when_the_body_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    const LEN: usize = 20 << 20;
+    let content: Vec<u8> = (0..LEN).map(|i| (i ^ (i >> 9)) as u8).collect();
+    let mut upload = upload(0);
+    upload.length = Some(LEN as u64);
+    let mut start = 0;
+    for end in [19 << 20, LEN - 1, LEN] {
+        let pieces = content[start..end].chunks(100_000);
+        let pieces: Vec<_> = pieces.map(|p| Ok(Bytes::copy_from_slice(p))).collect();
+        let failed = stream::iter([Err(BoxError::from("the client is gone"))]);
+        let source = pin!(body_of(stream::iter(pieces).chain(failed)));
+        let mut body = ChunkBody::new(source, None, (LEN - start) as u64);
+        let written = store
+            .write(&upload, start as u64, &mut body, Keep::Prefix)
+            .await;
+        assert!(
+            matches!(written, Err(StoreError::Body(BodyError::Failed(_)))),
+            "{written:?}"
+        );
+        let store = FileStore::open(dir.path()).unwrap();
+        let found = store.status(&upload.id).await.unwrap().unwrap();
+        assert_eq!(found.prefix(), end as u64);
+        start = end;
+    }
+    assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == content);
+}
+
+#[tokio::test]
+async fn chunks_stay_inside_of_the_upload() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    for keep in [Keep::Whole, Keep::Prefix] {
+        for exact in [None, Some(11)] {
+            let source = pin!(body_of(stream::iter([Ok(Bytes::from_static(&[7; 11]))])));
+            let mut body = ChunkBody::new(source, exact, 11);
+            let written = store.write(&upload(10), 0, &mut body, keep).await;
+            assert!(
+                matches!(written, Err(StoreError::OutOfBounds)),
+                "{written:?}"
+            );
+            assert!(is_absent(&store, &id(7)).await);
+        }
+    }
+    assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
 }

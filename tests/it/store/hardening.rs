@@ -1,4 +1,4 @@
-//! What others do to a store's folders: links, rights, full disks, and folders that are gone.
+//! What others do to the folders of a store: links, modes, full disks, and folders that are gone.
 
 use std::{
     error::Error as _,
@@ -8,16 +8,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use tower_resumable::{
-    FileStore, Store, StoreError, UploadError,
-    store::{ChunkBody, Expiry, FileStoreBuilder, Status, TryClaim, Upload, UploadKey},
+    BoxError, FileStore,
+    store::{
+        BodyError, ChunkBody, Claim as _, Claimed, Expiry, FileStoreBuilder, Filter, Keep, Record,
+        State, Store, StoreError,
+    },
 };
 
-use super::{deliver, files, put, upload};
+use super::{body_of, deliver, files, id, is_absent, put, status, undelivered, upload, upload_of};
 
 /// Where the journal of [`upload`] is.
 fn journal(root: &Path) -> PathBuf {
-    let name = UploadKey::from_bytes([7; 32]).to_string();
+    let name = id(7).to_string();
     root.join("partial/07").join(format!("{name}.journal"))
 }
 
@@ -30,7 +34,7 @@ fn data(root: &Path) -> PathBuf {
         .unwrap()
 }
 
-/// Clients hear that they should try again.
+/// Clients are told to try again.
 fn assert_fails<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
 }
@@ -39,7 +43,7 @@ fn assert_full<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
 }
 
-/// What an operator reads.
+/// What an operator reads in the log.
 fn refusal(builder: FileStoreBuilder) -> String {
     builder.open().unwrap_err().source().unwrap().to_string()
 }
@@ -53,13 +57,13 @@ async fn finish(store: &FileStore) -> PathBuf {
     path
 }
 
-fn everything() -> Expiry {
+pub(super) fn everything() -> Expiry {
     let later = SystemTime::now() + Duration::from_secs(10_000);
-    Expiry {
-        abandoned_before: later,
-        undelivered_before: Some(later),
-        records_before: later,
-    }
+    let mut expiry = Expiry::default();
+    expiry.abandoned_before = Some(later);
+    expiry.undelivered_before = Some(later);
+    expiry.records_before = later;
+    expiry
 }
 
 #[cfg(unix)]
@@ -93,13 +97,13 @@ mod links {
         }
     }
 
-    /// All that can be asked of an upload fails, and then all is well when the link is gone.
+    /// All requests for an upload fail, and succeed when the link is gone.
     async fn assert_not_followed(store: FileStore, link: &Path, outside: &Outside) {
         assert_fails(put(&store, &upload(20), 0, b"0123456789").await);
         assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
-        assert_fails(store.status(&upload(20).key).await);
-        assert_fails(store.try_claim(&upload(20).key).await);
-        assert_fails(store.remove(&upload(20).key).await);
+        assert_fails(store.status(&id(7)).await);
+        assert_fails(store.claim(&upload(20)).await);
+        assert_fails(store.remove(&id(7)).await);
         outside.assert_untouched();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         std::fs::remove_file(link).unwrap();
@@ -119,7 +123,7 @@ mod links {
         }
     }
 
-    /// Not even to a journal that is as it should be.
+    /// Not even to a valid journal.
     #[tokio::test]
     async fn to_another_journal() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
@@ -129,7 +133,7 @@ mod links {
         std::fs::rename(&link, &moved).unwrap();
         symlink(&moved, &link).unwrap();
         let before = std::fs::read(&moved).unwrap();
-        // One that has it open, and one that has not.
+        // In a store that has it open, and in one that has not.
         assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
         assert_not_followed(FileStore::open(root.path()).unwrap(), &link, &outside).await;
         assert_eq!(std::fs::read(&moved).unwrap(), before);
@@ -149,7 +153,7 @@ mod links {
         }
     }
 
-    /// It is known then that the bytes are gone: they are asked for again.
+    /// Then the bytes are known to be gone, and the client sends them again.
     #[tokio::test]
     async fn at_the_datas_name_while_it_is_open() {
         for target in ["file", "nothing"] {
@@ -159,8 +163,7 @@ mod links {
             let link = data(root.path());
             std::fs::remove_file(&link).unwrap();
             symlink(outside.dir().join(target), &link).unwrap();
-            let status = store.status(&upload(20).key).await;
-            assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+            assert!(is_absent(&store, &id(7)).await);
             finish(&store).await;
             outside.assert_untouched();
         }
@@ -175,7 +178,7 @@ mod links {
         assert_not_followed(store, &link, &outside).await;
     }
 
-    /// What is behind a link is nobody's orphan.
+    /// What is behind a link is not swept.
     #[tokio::test]
     async fn that_a_sweep_finds() {
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -183,27 +186,23 @@ mod links {
             .await
             .unwrap();
         let shard = journal(other.path()).parent().unwrap().to_owned();
-        let key = UploadKey::from_bytes([7; 32]);
-        std::fs::write(shard.join(format!("{key}.0123.data")), "x").unwrap();
+        std::fs::write(shard.join(format!("{}.0123.data", id(7))), "x").unwrap();
         let store = FileStore::open(root.path()).unwrap();
         symlink(&shard, root.path().join("partial/07")).unwrap();
         let before = files(&shard);
         assert_eq!(before.len(), 3);
-        // One upload that is all right is swept nevertheless.
-        let good = Upload {
-            key: UploadKey::from_bytes([8; 32]),
-            ..upload(2)
-        };
+        // A good upload is swept nevertheless.
+        let good = upload_of(8, 2);
         put(&store, &good, 0, b"x").await.unwrap();
-        let journal = |dir: &Path, key: u8| {
-            let name = UploadKey::from_bytes([key; 32]).to_string();
-            dir.join(format!("partial/{key:02x}/{name}.journal"))
+        let journal = |dir: &Path, n: u8| {
+            let name = id(n).to_string();
+            dir.join(format!("partial/{n:02x}/{name}.journal"))
         };
         let link = journal(root.path(), 9);
         std::fs::create_dir(link.parent().unwrap()).unwrap();
         symlink(&before[0], link).unwrap();
-        assert_eq!(store.sweep(everything()).await.unwrap().abandoned, 1);
-        assert!(store.undelivered().await.unwrap().is_empty());
+        assert_eq!(store.sweep(&everything()).await.unwrap().abandoned, 1);
+        assert!(undelivered(&store).await.is_empty());
         assert_eq!(files(&shard), before);
     }
 
@@ -212,19 +211,22 @@ mod links {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let named = |name: &'static str| {
             let builder = FileStore::builder(root.path());
-            builder.naming(move |_| Some(name.into())).open().unwrap()
+            builder
+                .with_naming(move |_| Some(name.into()))
+                .open()
+                .unwrap()
         };
         drop(named(""));
-        // A file's name: it gets another one.
+        // At the name of a file: it gets another one.
         symlink(outside.file(), root.path().join("files/file")).unwrap();
         symlink(outside.dir().join("new"), root.path().join("files/new")).unwrap();
         for (name, found) in [("file", "files/file (1)"), ("new", "files/new (1)")] {
             let path = finish(&named(name)).await;
             assert_eq!(path, root.path().join(found));
-            assert!(named(name).remove(&upload(20).key).await.unwrap());
+            assert!(named(name).remove(&id(7)).await.unwrap());
             outside.assert_untouched();
         }
-        // A folder's, at any depth.
+        // At the name of a folder, at any depth.
         for (link, name) in [("dir", "dir/a/b"), ("real/dir", "real/dir/b")] {
             let link = root.path().join("files").join(link);
             std::fs::create_dir_all(link.parent().unwrap()).unwrap();
@@ -232,18 +234,14 @@ mod links {
             let store = named(name);
             put(&store, &upload(3), 0, b"abc").await.unwrap();
             for _ in 0..2 {
-                let TryClaim::Won(mut claim) = store.try_claim(&upload(3).key).await.unwrap()
-                else {
-                    panic!("no claim");
-                };
-                assert_fails(store.seal(&mut claim, &upload(3)).await);
+                assert_fails(store.claim(&upload(3)).await);
             }
             outside.assert_untouched();
             std::fs::remove_file(&link).unwrap();
             let path = deliver(&store, &upload(3)).await;
             assert_eq!(path, root.path().join("files").join(name));
             assert_eq!(std::fs::read(path).unwrap(), b"abc");
-            assert!(store.remove(&upload(3).key).await.unwrap());
+            assert!(store.remove(&id(7)).await.unwrap());
             outside.assert_untouched();
         }
     }
@@ -255,9 +253,9 @@ mod links {
         let path = finish(&store).await;
         std::fs::remove_file(&path).unwrap();
         symlink(outside.file(), &path).unwrap();
-        // The next attempt is not given it, and it is not taken away.
+        // The next attempt does not get it, and it is not removed.
         assert_ne!(deliver(&store, &upload(20)).await, path);
-        assert!(store.remove(&upload(20).key).await.unwrap());
+        assert!(store.remove(&id(7)).await.unwrap());
         assert!(path.symlink_metadata().unwrap().is_symlink());
         outside.assert_untouched();
     }
@@ -272,8 +270,8 @@ mod links {
             |_, link| FileStore::builder(link),
             |_, link| FileStore::builder(link.join("")),
             |_, link| FileStore::builder(link.join(".")),
-            |real, link| FileStore::builder(real).partial_dir(link),
-            |real, link| FileStore::builder(real).finished_dir(link.join("")),
+            |real, link| FileStore::builder(real).with_partial_dir(link),
+            |real, link| FileStore::builder(real).with_finished_dir(link.join("")),
         ];
         for builder in builders {
             let why = refusal(builder(&real, &link));
@@ -282,7 +280,7 @@ mod links {
             assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0, "{why}");
         }
         FileStore::open(link.canonicalize().unwrap()).unwrap();
-        // What is above is the system's business, as `/tmp` and `/var` are on macOS.
+        // Links above the folder are allowed, as `/tmp` and `/var` are on macOS.
         FileStore::open(link.join("below")).unwrap();
 
         for name in ["partial", "files"] {
@@ -298,7 +296,7 @@ mod links {
         assert!(!dir.path().join("nothing").exists());
     }
 
-    /// Nobody waits for a pipe that nobody writes to.
+    /// To open a pipe without a writer would wait.
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn and_pipes() {
@@ -342,10 +340,7 @@ mod rights {
     async fn modes(root: &Path, builder: FileStoreBuilder) -> (Vec<u32>, Vec<u32>) {
         let store = builder.open().unwrap();
         let path = finish(&store).await;
-        let other = Upload {
-            key: UploadKey::from_bytes([8; 32]),
-            ..upload(2)
-        };
+        let other = upload_of(8, 2);
         put(&store, &other, 0, b"x").await.unwrap();
         let files = files(root);
         // Two journals, the bytes of one, and a finished file.
@@ -386,7 +381,7 @@ mod rights {
         for (file_mode, dir_mode) in [(0o640, 0o750), (0o664, 0o775), (0o666, 0o755)] {
             let root = dir.path().join(format!("{file_mode:o}"));
             let builder = FileStore::builder(&root);
-            let builder = builder.file_mode(file_mode).dir_mode(dir_mode);
+            let builder = builder.with_file_mode(file_mode).with_dir_mode(dir_mode);
             let (files, dirs) = modes(&root, builder).await;
             assert_eq!(files, [file_mode & !umask], "umask {umask:o}");
             assert_eq!(dirs, [dir_mode & !umask], "umask {umask:o}");
@@ -411,41 +406,37 @@ mod rights {
 
     #[tokio::test]
     async fn go_with_the_file_to_another_file_system() {
-        use std::sync::{Arc, Mutex};
-        use tower::{Layer as _, ServiceExt as _};
-        use tower_resumable::{CompletedUpload, ResumableLayer};
-
         let (dir, Ok(other)) = (
             tempfile::tempdir().unwrap(),
             tempfile::tempdir_in("/dev/shm"),
         ) else {
             return;
         };
-        let store = FileStore::builder(dir.path()).file_mode(0o644);
-        let moved = Arc::new(Mutex::new(None));
-        let (to, seen) = (other.path().join("moved"), Arc::clone(&moved));
-        let inner = tower::service_fn(move |request: http::Request<axum::body::Body>| {
-            let (to, seen) = (to.clone(), Arc::clone(&seen));
-            async move {
-                let upload = request.extensions().get::<CompletedUpload>().unwrap();
-                let before = mode(upload.path().unwrap());
-                upload.persist(&to).await.unwrap();
-                *seen.lock().unwrap() = Some((before, mode(&to)));
-                Ok::<_, std::convert::Infallible>(http::Response::new(axum::body::Body::empty()))
-            }
-        });
-        let layer = ResumableLayer::new(store.open().unwrap());
-        let query = "resumableChunkNumber=1&resumableChunkSize=3&resumableCurrentChunkSize=3&\
-                     resumableTotalSize=3&resumableIdentifier=3-a&resumableFilename=a";
-        let request = http::Request::post(format!("/upload?{query}"))
-            .header("content-type", "application/octet-stream")
-            .body(axum::body::Body::from("abc"))
-            .unwrap();
-        let response = layer.layer(inner).oneshot(request).await.unwrap();
-        assert_eq!(response.status(), 200);
-        let (before, after) = moved.lock().unwrap().unwrap();
-        assert_eq!(before, after);
+        let store = FileStore::builder(dir.path()).with_file_mode(0o644);
+        let store = store.open().unwrap();
+        put(&store, &upload(3), 0, b"abc").await.unwrap();
+        let Claimed::Won(claim) = store.claim(&upload(3)).await.unwrap() else {
+            panic!("no claim");
+        };
+        let stored = &claim.sealed().stored;
+        let before = mode(stored.path().unwrap());
+        let taken = other.path().join("taken");
+        std::fs::write(&taken, "mine").unwrap();
+        let error = stored.move_to(&taken).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&taken).unwrap(), b"mine");
+
+        let to = other.path().join("moved");
+        stored.move_to(&to).await.unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), b"abc");
+        assert!(!stored.path().unwrap().exists());
+        assert_eq!(files(other.path()).len(), 2);
+        assert_eq!(mode(&to), before);
         assert_eq!(before & 0o600, 0o600);
+        // It is moved already.
+        let error = stored.move_to(&other.path().join("again")).await;
+        assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        stored.delete().await.unwrap();
     }
 
     #[tokio::test]
@@ -453,10 +444,10 @@ mod rights {
         let dir = tempfile::tempdir().unwrap();
         let builder = || FileStore::builder(dir.path());
         for (builder, what) in [
-            (builder().file_mode(0o400), "file_mode(0o400)"),
-            (builder().file_mode(0o4600), "file_mode(0o4600)"),
-            (builder().dir_mode(0o600), "dir_mode(0o600)"),
-            (builder().dir_mode(0o777), "dir_mode(0o777)"),
+            (builder().with_file_mode(0o400), "the file mode is 0o400"),
+            (builder().with_file_mode(0o4600), "the file mode is 0o4600"),
+            (builder().with_dir_mode(0o600), "the dir mode is 0o600"),
+            (builder().with_dir_mode(0o777), "the dir mode is 0o777"),
         ] {
             let why = refusal(builder);
             assert!(why.contains(what), "{why}");
@@ -473,7 +464,7 @@ mod rights {
             set_mode(&dir, 0o777);
             let why = refusal(FileStore::builder(root.path()));
             assert!(
-                why.contains("by everybody") && why.contains("0700"),
+                why.contains("all users can write") && why.contains("0700"),
                 "{why}"
             );
             for mode in [0o1777, 0o770, 0o755] {
@@ -485,8 +476,8 @@ mod rights {
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         set_mode(root.path(), 0o777);
         FileStore::builder(root.path())
-            .partial_dir(other.path().join("partial"))
-            .finished_dir(other.path().join("files"))
+            .with_partial_dir(other.path().join("partial"))
+            .with_finished_dir(other.path().join("files"))
             .open()
             .unwrap();
     }
@@ -496,7 +487,7 @@ mod rights {
 mod room {
     use super::*;
 
-    /// Nobody has that much.
+    /// No file system has that much.
     const ALL: u64 = u64::MAX;
 
     #[tokio::test]
@@ -504,7 +495,7 @@ mod room {
         let root = tempfile::tempdir().unwrap();
         let open = |reserve| {
             let builder = FileStore::builder(root.path());
-            builder.free_space_reserve(reserve).open().unwrap()
+            builder.with_free_space_reserve(reserve).open().unwrap()
         };
         let partial = root.path().join("partial");
         // Nothing of a new upload is left, not even of one without bytes.
@@ -518,14 +509,14 @@ mod room {
         let before = files(&partial);
         let store = open(ALL);
         assert_full(put(&store, &upload(20), 5, b"56789abcde").await);
-        match store.status(&upload(20).key).await.unwrap() {
-            Status::Receiving(ranges) => {
+        match status(&store, &id(7)).await {
+            Some(State::Receiving(ranges)) => {
                 assert!(ranges.covers(0, 10) && ranges.total() == 10, "{ranges:?}");
             }
             status => panic!("{status:?}"),
         }
         assert_eq!(files(&partial), before);
-        // What takes no room is taken.
+        // What takes no room is accepted.
         assert!(!put(&store, &upload(20), 0, b"0123456789").await.unwrap());
         assert!(put(&open(1), &upload(20), 10, b"abcdefghij").await.unwrap());
         // A whole file can be delivered, which makes room.
@@ -533,26 +524,26 @@ mod room {
         assert_eq!(std::fs::read(path).unwrap(), b"0123456789abcdefghij");
     }
 
-    /// Before most of it has come.
+    /// Before most of it has arrived.
     #[tokio::test]
     async fn for_a_chunk_that_says_how_long_it_is() {
-        use futures_util::StreamExt as _;
         let root = tempfile::tempdir().unwrap();
         let free = free(root.path());
         let open = |reserve| {
             let builder = FileStore::builder(root.path());
-            builder.free_space_reserve(reserve).open().unwrap()
+            builder.with_free_space_reserve(reserve).open().unwrap()
         };
         put(&open(0), &upload(free), 0, b"x").await.unwrap();
         let store = open(free - free / 4);
         for (len, fits) in [(free / 16, true), (free / 2, false)] {
             // More than is held in memory.
-            let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
-            let cut = futures_util::stream::iter([Err(UploadError::Interrupted)]);
-            let stream = pin!(first.chain(cut));
-            let mut body = ChunkBody::new(stream, Some(len), 0);
-            match store.put(&upload(free), 1, &mut body).await {
-                Err(StoreError::Body(UploadError::Interrupted)) if fits => {}
+            let first = stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
+            let cut = stream::iter([Err(BoxError::from("the client is gone"))]);
+            let source = pin!(body_of(first.chain(cut)));
+            let mut body = ChunkBody::new(source, Some(len), 0);
+            let upload = upload(free);
+            match store.write(&upload, 1, &mut body, Keep::Whole).await {
+                Err(StoreError::Body(BodyError::Failed(_))) if fits => {}
                 Err(StoreError::Full(_)) if !fits => {}
                 result => panic!("{len} of {free}: {result:?}"),
             }
@@ -568,21 +559,18 @@ mod room {
             assert_full(put(&store, &upload(total), 0, b"x").await);
             let partial = root.path().join("partial");
             assert_eq!(std::fs::read_dir(partial).unwrap().count(), 0);
-            assert!(matches!(
-                store.status(&upload(total).key).await,
-                Ok(Status::Absent)
-            ));
+            assert!(is_absent(&store, &id(7)).await);
         }
         put(&store, &upload(20), 0, b"x").await.unwrap();
     }
 
-    /// Nothing is set aside for what a client only says.
+    /// No room is reserved for what a client declares.
     #[tokio::test]
     async fn that_a_file_says_it_needs_is_not_taken() {
         use std::os::unix::fs::MetadataExt as _;
         let root = tempfile::tempdir().unwrap();
         let builder = FileStore::builder(root.path());
-        let store = builder.free_space_reserve(0).open().unwrap();
+        let store = builder.with_free_space_reserve(0).open().unwrap();
         put(&store, &upload(10 << 40), 0, &[7; 100_000])
             .await
             .unwrap();
@@ -593,7 +581,7 @@ mod room {
             .map(|path| std::fs::metadata(path).unwrap().blocks() * 512)
             .sum();
         assert!(taken < 200_000, "{taken} bytes");
-        assert!(store.remove(&upload(10 << 40).key).await.unwrap());
+        assert!(store.remove(&id(7)).await.unwrap());
         assert_eq!(files(root.path()), Vec::<PathBuf>::new());
     }
 
@@ -611,49 +599,46 @@ mod room {
 mod gone {
     use super::*;
 
-    /// Nothing that is there no more was stored; nobody panics; and it goes on when it is there again.
+    /// What is gone was not stored, and the store works again when the folder is there again.
     #[cfg(unix)]
     #[tokio::test]
     async fn root() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let store = FileStore::open(&root).unwrap();
-        let complete = Upload {
-            key: UploadKey::from_bytes([8; 32]),
-            ..upload(1)
-        };
+        let complete = upload_of(8, 1);
         put(&store, &upload(20), 0, b"0123456789").await.unwrap();
         put(&store, &complete, 0, b"x").await.unwrap();
-        let TryClaim::Won(mut claim) = store.try_claim(&complete.key).await.unwrap() else {
+        let Claimed::Won(mut claim) = store.claim(&complete).await.unwrap() else {
             panic!("no claim");
         };
         std::fs::remove_dir_all(&root).unwrap();
 
-        let new = Upload {
-            key: UploadKey::from_bytes([9; 32]),
-            ..upload(20)
-        };
+        let new = upload_of(9, 20);
         for upload in [&upload(20), &new] {
             assert_fails(put(&store, upload, 0, b"0123456789").await);
             assert_fails(put(&store, upload, 10, b"0123456789").await);
-            assert!(!store.remove(&upload.key).await.unwrap());
-            let status = store.status(&upload.key).await;
-            assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+            assert!(!store.remove(&upload.id).await.unwrap());
+            assert!(is_absent(&store, &upload.id).await);
+            assert_fails(store.create(upload).await);
         }
-        // It would be a delivery of nothing.
-        let sealed = store.seal(&mut claim, &complete).await;
-        assert!(matches!(sealed, Err(StoreError::Superseded)), "{sealed:?}");
+        let record = Record::new(true, http::StatusCode::OK, 1, SystemTime::now());
+        let settled = claim.settle(&record).await;
+        assert!(
+            matches!(settled, Err(StoreError::Superseded)),
+            "{settled:?}"
+        );
         drop(claim);
-        let claim = store.try_claim(&complete.key).await;
-        assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
-        assert_fails(store.undelivered().await);
-        assert_fails(store.unfinished(Some("")).await);
-        assert_fails(store.sweep(everything()).await);
+        let claim = store.claim(&complete).await;
+        assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");
+        assert_fails(store.list(&Filter::complete(), None).await);
+        assert_fails(store.list(&Filter::default(), None).await);
+        assert_fails(store.sweep(&everything()).await);
         // It may be a disk that is not mounted: nothing is written in its place.
         assert!(!root.exists());
 
         FileStore::open(&root).unwrap();
-        assert!(store.undelivered().await.unwrap().is_empty());
+        assert!(undelivered(&store).await.is_empty());
         finish(&store).await;
     }
 
@@ -664,35 +649,14 @@ mod gone {
         put(&store, &upload(1), 0, b"x").await.unwrap();
         std::fs::remove_dir_all(root.path().join("files")).unwrap();
         for _ in 0..2 {
-            let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
-                panic!("no claim");
-            };
-            assert_fails(store.seal(&mut claim, &upload(1)).await);
+            assert_fails(store.claim(&upload(1)).await);
         }
         FileStore::open(root.path()).unwrap();
         let path = deliver(&store, &upload(1)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"x");
     }
 
-    /// Just before the file is delivered, which is then not there.
-    #[cfg(unix)]
-    #[tokio::test]
-    async fn data_of_a_claimed_upload() {
-        let root = tempfile::tempdir().unwrap();
-        let store = FileStore::open(root.path()).unwrap();
-        put(&store, &upload(1), 0, b"x").await.unwrap();
-        let TryClaim::Won(mut claim) = store.try_claim(&upload(1).key).await.unwrap() else {
-            panic!("no claim");
-        };
-        std::fs::remove_file(data(root.path())).unwrap();
-        for _ in 0..2 {
-            assert_fails(store.seal(&mut claim, &upload(1)).await);
-        }
-        drop(claim);
-        finish(&store).await;
-    }
-
-    /// Somebody has cleaned up too much.
+    /// Something other than the store has removed it.
     #[cfg(unix)]
     #[tokio::test]
     async fn file() {
@@ -705,12 +669,11 @@ mod gone {
                     put(&store, &upload(20), 10, b"abcdefghij").await.unwrap();
                 }
                 std::fs::remove_file(which(root.path())).unwrap();
-                let claim = store.try_claim(&upload(20).key).await;
-                assert!(matches!(claim, Ok(TryClaim::Incomplete)), "{claim:?}");
-                let status = store.status(&upload(20).key).await;
-                assert!(matches!(status, Ok(Status::Absent)), "{status:?}");
+                let claim = store.claim(&upload(20)).await;
+                assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");
+                assert!(is_absent(&store, &id(7)).await);
                 finish(&store).await;
-                store.sweep(everything()).await.unwrap();
+                store.sweep(&everything()).await.unwrap();
                 let left = files(&root.path().join("partial"));
                 assert_eq!(left, Vec::<PathBuf>::new());
             }
