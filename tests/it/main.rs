@@ -18,6 +18,7 @@ mod limits;
 mod object_store;
 mod properties;
 mod recovery;
+mod sqlite;
 mod store;
 mod tonic;
 mod upload;
