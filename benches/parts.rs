@@ -1,4 +1,4 @@
-//! What the parts cost that no disk and no socket are needed for: `cargo bench --bench parts`.
+//! The costs of parts that need neither disk nor socket: `cargo bench --bench parts`.
 
 use std::{collections::VecDeque, convert::Infallible, hint::black_box, pin::Pin, task::Poll};
 
@@ -9,26 +9,46 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use tower::{Layer, Service, service_fn};
 use tower_resumable::{
-    DigestAlgorithm, MemoryStore, ResumableLayer, Store, StoreError,
+    DigestAlgorithm, Digests, MemoryStore, ResumableLayer, Upload, UploadId,
     store::{
-        ChunkBody, Expiry, Progress, RangeSet, Sealed, Settlement, Status, Swept, TryClaim, Upload,
-        UploadKey,
+        ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Page, Progress, RangeSet, Record, Sealed,
+        State, Status, Store, StoreError, Swept,
     },
 };
 
 const MIB: usize = 1 << 20;
 
-/// Takes everything and keeps nothing.
+/// Reads all chunks and stores nothing.
+#[derive(Debug)]
 struct Sink;
 
-impl Store for Sink {
-    type Claim = ();
+/// There is no complete upload in a [`Sink`].
+enum NoClaim {}
 
-    async fn put(
+impl Claim for NoClaim {
+    fn sealed(&self) -> &Sealed {
+        match *self {}
+    }
+
+    async fn settle(&mut self, _: &Record) -> Result<(), StoreError> {
+        match *self {}
+    }
+}
+
+impl Store for Sink {
+    type Claim = NoClaim;
+
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        let state = State::Receiving(RangeSet::default());
+        Ok(Status::new(upload.clone(), state))
+    }
+
+    async fn write(
         &self,
         _: &Upload,
         _: u64,
         body: &mut ChunkBody<'_>,
+        _: Keep,
     ) -> Result<Progress, StoreError> {
         let mut received = 0;
         while let Some(piece) = body.next().await {
@@ -40,35 +60,23 @@ impl Store for Sink {
         })
     }
 
-    async fn status(&self, _: &UploadKey) -> Result<Status, StoreError> {
-        Ok(Status::Absent)
+    async fn status(&self, _: &UploadId) -> Result<Option<Status>, StoreError> {
+        Ok(None)
     }
 
-    async fn try_claim(&self, _: &UploadKey) -> Result<TryClaim<()>, StoreError> {
-        Ok(TryClaim::Incomplete)
+    async fn claim(&self, _: &Upload) -> Result<Claimed<NoClaim>, StoreError> {
+        Ok(Claimed::Incomplete)
     }
 
-    async fn seal(&self, (): &mut (), _: &Upload) -> Result<Sealed, StoreError> {
-        Err(StoreError::Superseded)
-    }
-
-    async fn settle(&self, (): &mut (), _: &Settlement) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn remove(&self, _: &UploadKey) -> Result<bool, StoreError> {
+    async fn remove(&self, _: &UploadId) -> Result<bool, StoreError> {
         Ok(false)
     }
 
-    async fn undelivered(&self) -> Result<Vec<Upload>, StoreError> {
-        Ok(Vec::new())
+    async fn list(&self, _: &Filter, _: Option<&UploadId>) -> Result<Page, StoreError> {
+        Ok(Page::default())
     }
 
-    async fn unfinished(&self, _: Option<&str>) -> Result<Vec<(Upload, Progress)>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    async fn sweep(&self, _: Expiry) -> Result<Swept, StoreError> {
+    async fn sweep(&self, _: &Expiry) -> Result<Swept, StoreError> {
         Ok(Swept::default())
     }
 }
@@ -155,7 +163,10 @@ fn chunks(c: &mut Criterion) {
     let content: Vec<u8> = (0..MIB).map(|i| (i * 31 % 251) as u8).collect();
     let text = base64::prelude::BASE64_STANDARD.encode(&content);
     let layer = ResumableLayer::new(Sink);
-    let digest = |algorithm| layer.clone().with_chunk_digest("digest", algorithm);
+    let digest = |algorithm| {
+        let digests = Digests::default().with_chunk_field("digest", algorithm);
+        layer.clone().with_digests(digests)
+    };
 
     let mut group = c.benchmark_group("a chunk of 1 MiB, nothing stored");
     group.throughput(Throughput::Bytes(MIB as u64));

@@ -31,7 +31,7 @@ struct User(&'static str);
 
 /// How many bytes each user has stored. A real application keeps this in its database.
 #[derive(Clone, Default)]
-struct Quotas(Arc<Mutex<HashMap<String, u64>>>);
+struct Quotas(Arc<Mutex<HashMap<Scope, u64>>>);
 
 const QUOTA: u64 = 100 << 20;
 
@@ -46,7 +46,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
             Some(user) => Ok(Scope::new(user.0)),
             None => Err(Refusal::new(StatusCode::UNAUTHORIZED, "sign in first")),
         })
-        .with_limits(Limits::default().file_size(QUOTA).uploads_per_scope(10))
+        .with_limits(
+            Limits::default()
+                .with_file_size(QUOTA)
+                .with_uploads_per_scope(10),
+        )
         .with_admission(move |request| asked.clone().check(request));
     let app = Router::new()
         .route("/upload", any(finished))
@@ -74,7 +78,7 @@ async fn sign_in(mut request: Request, next: Next) -> Response {
 }
 
 impl Quotas {
-    fn used(&self, user: &str) -> u64 {
+    fn used(&self, user: &Scope) -> u64 {
         let quotas = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         quotas.get(user).copied().unwrap_or_default()
     }
@@ -84,14 +88,17 @@ impl Quotas {
         self,
         request: &Admission<'_>,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
-        let user = request.scope().to_owned();
-        let size = request.upload().map_or(0, |upload| upload.total);
+        let user = request.scope().clone();
+        let size = request
+            .upload()
+            .and_then(|upload| upload.length)
+            .unwrap_or(0);
         let stores = matches!(request.purpose(), Purpose::Chunk | Purpose::Deliver);
         async move {
-            match stores && self.used(&user) + size > QUOTA {
-                true => Err(Refusal::new(StatusCode::FORBIDDEN, "your quota is used up")),
-                false => Ok(()),
+            if stores && self.used(&user) + size > QUOTA {
+                return Err(Refusal::new(StatusCode::FORBIDDEN, "your quota is used up"));
             }
+            Ok(())
         }
     }
 }
@@ -104,7 +111,7 @@ async fn finished(Extension(quotas): Extension<Quotas>, upload: CompletedUpload)
     });
     println!("{file}");
     let mut quotas = quotas.0.lock().unwrap_or_else(PoisonError::into_inner);
-    *quotas.entry(upload.scope().to_owned()).or_default() += upload.size();
+    *quotas.entry(upload.scope().clone()).or_default() += upload.size();
     format!("{} belongs to {}", upload.safe_file_name(), upload.scope())
 }
 

@@ -18,7 +18,7 @@ use axum::{
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer, Retention};
+use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer, store::Filter};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut layer = ResumableLayer::new(store);
     // Resumable.js, flow.js, Dropzone and Fine Uploader work without this.
     if let Some(name) = option("--client") {
-        layer = layer.with_dialect(client(&name)?);
+        layer = layer.with_protocol(client(&name)?);
     }
     let shown = layer.clone();
     let app = Router::new()
@@ -47,14 +47,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = tokio::net::TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
     // Deliver the uploads that were complete when the last process ended.
-    for upload in layer.undelivered().await? {
-        let request = Request::post("/upload").body(Body::empty())?;
-        if let Err(error) = layer.deliver(upload, app.clone(), request).await {
-            eprintln!("not delivered yet: {error}");
+    let (uploads, mut after) = (layer.uploads(), None);
+    loop {
+        let page = uploads.list(&Filter::complete(), after.as_ref()).await?;
+        for listed in page.uploads {
+            let request = Request::post("/upload").body(Body::empty())?;
+            if let Err(error) = uploads.deliver(listed.upload, app.clone(), request).await {
+                eprintln!("not delivered yet: {error}");
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
         }
     }
-    // Remove abandoned uploads after a week.
-    tokio::spawn(layer.sweep_every(Duration::from_secs(3600), Retention::default()));
+    // Remove abandoned uploads after a week, which is the default retention.
+    tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
     axum::serve(listener, app.layer(layer)).await?;
     Ok(())
 }
@@ -88,9 +96,9 @@ async fn files(State(files): State<Files>) -> Json<Vec<Value>> {
 /// The options that the page passes to the client's constructor.
 fn options(layer: &ResumableLayer, Path(client): Path<String>) -> impl IntoResponse + use<> {
     let options = match client.as_str() {
-        "flow" => layer.flow_js_options(1 << 20),
-        "dropzone" => layer.dropzone_options(1 << 20),
-        _ => layer.resumable_js_options(1 << 20),
+        "flow" => layer.client_options().flow_js(1 << 20),
+        "dropzone" => layer.client_options().dropzone(1 << 20),
+        _ => layer.client_options().resumable_js(1 << 20),
     };
     ([(header::CONTENT_TYPE, "application/json")], options)
 }
@@ -117,7 +125,7 @@ fn client(name: &str) -> Result<Dialect, Box<dyn Error>> {
     let (name, chunk_size) = name.split_once('=').unwrap_or((name, "5242880"));
     Ok(match name {
         "simple-uploader" => Dialect::simple_uploader(),
-        "simple-uploader-list" => Dialect::simple_uploader().with_list_tests(),
+        "simple-uploader-list" => Dialect::simple_uploader().with_list_tests("uploaded"),
         "plupload" => Dialect::plupload(),
         "webuploader" => Dialect::web_uploader(chunk_size.parse()?),
         "blueimp" => Dialect::blueimp(),

@@ -21,7 +21,7 @@ use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durabil
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::builder(option("--dir").unwrap_or("uploads".into()))
-        .durability(durability()?)
+        .with_durability(durability()?)
         .open()?;
     let service = ServiceBuilder::new()
         .layer(ResumableLayer::new(store))

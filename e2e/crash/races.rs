@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tower::{Layer as _, ServiceExt as _, service_fn};
-use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer, store::Location};
+use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
 
 use super::{
     rows::Chance,
@@ -50,13 +50,17 @@ async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
     let whole = Arc::new(AtomicU64::new(0));
     let counters = (Arc::clone(&calls), Arc::clone(&whole));
     let service = layer.layer(service_fn(move |request: Request<Full<Bytes>>| {
-        let upload = request.extensions().get::<CompletedUpload>();
-        counters.0.fetch_add(1, Ordering::SeqCst);
-        counters
-            .1
-            .fetch_add(upload.is_some_and(is_whole).into(), Ordering::SeqCst);
-        let id = upload.map_or("none", CompletedUpload::id).to_owned();
-        async move { Ok::<_, Infallible>(Response::new(Full::from(id))) }
+        let upload = request.extensions().get::<CompletedUpload>().cloned();
+        let (calls, whole) = counters.clone();
+        async move {
+            calls.fetch_add(1, Ordering::SeqCst);
+            let Some(upload) = upload else {
+                return Ok::<_, Infallible>(Response::new(Full::from("none")));
+            };
+            let is_whole = is_whole(&upload).await;
+            whole.fetch_add(is_whole.into(), Ordering::SeqCst);
+            Ok(Response::new(Full::from(upload.id().to_owned())))
+        }
     }));
     let send = |number: u64| {
         let query = format!(
@@ -102,11 +106,7 @@ async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
 }
 
 /// Whether it has the bytes of the three chunks.
-fn is_whole(upload: &CompletedUpload) -> bool {
-    let content = match upload.location() {
-        Location::File(path) => std::fs::read(path).unwrap_or_default(),
-        Location::Memory(bytes) => bytes.to_vec(),
-        _ => Vec::new(),
-    };
-    content == [[1; 9], [2; 9], [3; 9]].concat()
+async fn is_whole(upload: &CompletedUpload) -> bool {
+    let content = upload.content().collect().await;
+    content.is_ok_and(|content| content.to_bytes() == [[1; 9], [2; 9], [3; 9]].concat())
 }

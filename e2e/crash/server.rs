@@ -68,10 +68,10 @@ pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         std::process::abort();
     });
     let mut store = FileStore::builder(&args.dir)
-        .durability(args.durability)
-        .stall_timeout(Duration::from_secs(1));
+        .with_durability(args.durability)
+        .with_stall_timeout(Duration::from_secs(1));
     if !args.reserve {
-        store = store.free_space_reserve(0);
+        store = store.with_free_space_reserve(0);
     }
     let store = store.open()?;
     let layer = ResumableLayer::new(store).with_hold_back(Duration::ZERO);

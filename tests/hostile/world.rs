@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
     CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, Scope, safe_file_name,
-    store::{Durability, Location},
+    store::Durability,
 };
 
 use crate::{
@@ -205,8 +205,8 @@ impl World {
             // What survives a power cut is no matter here.
             Kind::Files => ResumableLayer::new(
                 FileStore::builder(&root)
-                    .durability(Durability::Process)
-                    .stall_timeout(Duration::from_millis(200))
+                    .with_durability(Durability::Process)
+                    .with_stall_timeout(Duration::from_millis(200))
                     .open()
                     .unwrap(),
             ),
@@ -353,7 +353,7 @@ impl World {
             "not the bytes of {file:?}"
         );
         assert_eq!(upload.size(), file.content.len() as u64);
-        assert_eq!(upload.scope(), file.user);
+        assert_eq!(upload.scope().as_str(), file.user);
         assert_eq!(upload.identifier(), file.identifier);
         if let Some(path) = upload.path() {
             assert!(path.starts_with(self.root.join("files")), "{path:?}");
@@ -443,7 +443,7 @@ impl World {
         let mut all = self.deliveries();
         all.retain(|delivery| {
             let upload = &delivery.upload;
-            (upload.scope(), upload.identifier()) == (&file.user, &file.identifier)
+            (upload.scope().as_str(), upload.identifier()) == (&file.user, &file.identifier)
         });
         all
     }
@@ -515,11 +515,12 @@ impl World {
 
     /// Nothing may be left of what was given up, and only the record of what was delivered.
     async fn sweep_all(&self) {
-        let retention = Retention::default().abandoned(Duration::ZERO);
+        let retention = Retention::default().with_abandoned(Duration::ZERO);
+        let sweeping = self.layer.clone().with_retention(retention);
         let mut left = BTreeSet::new();
         // Those of the last millisecond are not old enough.
         for _ in 0..50 {
-            self.layer.sweep(retention).await.unwrap();
+            sweeping.uploads().sweep().await.unwrap();
             left = self.partial_files();
             left.retain(|path| path.extension().is_none_or(|kind| kind != "journal"));
             if left.is_empty() {
@@ -551,10 +552,11 @@ async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {
                 });
                 return Ok::<_, Infallible>(Response::new(Full::from("passed")));
             };
-            lock(&inner.deliveries).push(Delivery {
+            let delivery = Delivery {
                 upload: upload.clone(),
-                content: content(upload.location()),
-            });
+                content: content(upload).await,
+            };
+            lock(&inner.deliveries).push(delivery);
             let reply = lock(&inner.script).pop_front();
             let status = match reply.unwrap_or(Reply::Status(200)) {
                 Reply::Status(status) => status,
@@ -572,12 +574,12 @@ async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {
     common::serve(ServiceBuilder::new().layer(layer).service(service)).await
 }
 
-fn content(location: &Location) -> Vec<u8> {
-    if let Location::File(path) = location {
+async fn content(upload: &CompletedUpload) -> Vec<u8> {
+    if let Some(path) = upload.path() {
         let kind = path.symlink_metadata().unwrap().file_type();
         assert!(kind.is_file(), "{path:?} is {kind:?}");
     }
-    common::content(location)
+    common::content(upload).await
 }
 
 fn bytes_of(uploads: &Value) -> u64 {

@@ -13,8 +13,8 @@ use hyper::body::Incoming;
 use sha2::Digest as _;
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    Admission, CompletedUpload, Dialect, DigestAlgorithm, FileStore, Limits, Purpose, Refusal,
-    ResumableLayer, UploadError, store::Upload,
+    Admission, CompletedUpload, Dialect, DigestAlgorithm, Digests, FileStore, Limits, Purpose,
+    Refusal, ResumableLayer, Upload,
 };
 
 use crate::common::{self, Answer, Client, File, FilePart, Server, form, multipart, serve};
@@ -33,7 +33,7 @@ fn noted(admission: &Admission<'_>) -> Asked {
     (
         admission.purpose(),
         upload.and_then(|upload| upload.file_name.clone()),
-        upload.map_or(0, |upload| upload.total),
+        upload.and_then(|upload| upload.length).unwrap_or(0),
         upload.and_then(|upload| upload.content_type.clone()),
         upload.map_or_else(Vec::new, |upload| upload.fields.clone()),
     )
@@ -46,7 +46,7 @@ async fn every_request_is_asked_about_with_all_that_it_declares() {
     let server = Server::with(|layer| {
         layer
             .with_list_parameter("unfinished")
-            .with_dialect(Dialect::filepond())
+            .with_protocol(Dialect::filepond())
             .with_admission(move |admission| {
                 assert_eq!(admission.parts().uri.path(), "/upload");
                 notes.lock().unwrap().push(noted(admission));
@@ -157,7 +157,7 @@ async fn a_refusal_can_have_an_answer_of_its_own() {
             layer
                 .with_hold_back(Duration::ZERO)
                 .with_error_response(|error, mut response| {
-                    let refused = matches!(error, UploadError::Refused(_));
+                    let refused = error.refusal().is_some();
                     response
                         .headers_mut()
                         .insert("x-seen", refused.to_string().parse().unwrap());
@@ -242,7 +242,7 @@ async fn a_finished_file_is_asked_about_once_more() {
 
 fn pictures_only(layer: ResumableLayer) -> ResumableLayer {
     layer.with_sniff(|head: &[u8], upload: &Upload| {
-        assert_eq!(head.len() as u64, upload.total.min(8192));
+        assert_eq!(head.len() as u64, upload.length.unwrap().min(8192));
         match infer::is_image(head) {
             true => Ok(()),
             false => Err(Refusal::new(
@@ -316,9 +316,10 @@ async fn a_file_with_nothing_in_it_is_looked_at_too() {
     );
     assert!(server.deliveries().is_empty());
     // What the layer refuses by itself needs no look.
-    let server =
-        Server::with(|layer| pictures_only(layer).with_limits(Limits::default().file_size(10)))
-            .await;
+    let server = Server::with(|layer| {
+        pictures_only(layer).with_limits(Limits::default().with_file_size(10))
+    })
+    .await;
     let answer = server.client().await.send(picture(20, 20).octets(1)).await;
     assert_eq!(answer.json()["code"], "file_too_large");
 }
@@ -355,7 +356,7 @@ async fn a_file_that_an_earlier_attempt_has_moved_is_handed_over_again() {
     let dir = tempfile::tempdir().unwrap();
     let layer = pictures_only(ResumableLayer::new(FileStore::open(dir.path()).unwrap()))
         .with_hold_back(Duration::ZERO)
-        .with_file_digest("sha256", DigestAlgorithm::Sha256);
+        .with_digests(Digests::default().with_file_field("sha256", DigestAlgorithm::Sha256));
     let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
     let mut client = Client::connect(addr).await;
     assert_eq!(client.send(file.multipart(1)).await.status, 503);

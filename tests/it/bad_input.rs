@@ -214,9 +214,10 @@ async fn bodies_that_are_not_what_they_should_be() {
 
 #[tokio::test]
 async fn limits() {
-    let server =
-        Server::with(|layer| layer.with_limits(Limits::default().file_size(100).chunk_size(20)))
-            .await;
+    let server = Server::with(|layer| {
+        layer.with_limits(Limits::default().with_file_size(100).with_chunk_size(20))
+    })
+    .await;
     let mut client = server.client().await;
     let sized = |len, chunk_size| File {
         chunk_size,

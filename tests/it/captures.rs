@@ -6,7 +6,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tower_resumable::{Dialect, ResumableJs};
+use tower_resumable::Dialect;
 
 use crate::common::Server;
 
@@ -248,18 +248,18 @@ async fn recorded_uploads_arrive() {
         let server = Server::with(|layer| match *capture {
             "resumable-1.1.0-target-function" => layer.with_path("/fn"),
             "resumable-1.1.0-testChunks-false-params-off" => {
-                layer.with_dialect(ResumableJs::new().with_chunk_number_name("chunk"))
+                layer.with_protocol(Dialect::resumable_js().with_chunk_number("chunk", 1))
             }
             "simple-uploader-0.6.0-checkByResponse" => {
-                layer.with_dialect(Dialect::simple_uploader().with_list_tests())
+                layer.with_protocol(Dialect::simple_uploader().with_list_tests("uploaded"))
             }
             "simple-uploader-0.6.0-default-204test" => {
-                layer.with_dialect(Dialect::simple_uploader())
+                layer.with_protocol(Dialect::simple_uploader())
             }
-            _ if capture.starts_with("blueimp") => layer.with_dialect(Dialect::blueimp()),
-            _ if capture.starts_with("filepond") => layer.with_dialect(Dialect::filepond()),
+            _ if capture.starts_with("blueimp") => layer.with_protocol(Dialect::blueimp()),
+            _ if capture.starts_with("filepond") => layer.with_protocol(Dialect::filepond()),
             _ if capture.starts_with("webuploader") => {
-                layer.with_dialect(Dialect::web_uploader(10))
+                layer.with_protocol(Dialect::web_uploader(10))
             }
             _ => layer,
         })

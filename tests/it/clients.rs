@@ -2,7 +2,7 @@
 
 use http::{Request, StatusCode};
 use serde_json::json;
-use tower_resumable::{Dialect, Limits, Refusal, Scope};
+use tower_resumable::{Dialect, Limits, Refusal, ResumableLayer, Scope};
 
 use crate::common::{self, Answer, BOUNDARY, FilePart, Server, form, multipart, uri};
 
@@ -23,6 +23,16 @@ fn file_of(fields: &Fields, part: &str, name: &str, content: &str) -> Request<Ve
 
 async fn send(server: &Server, request: Request<Vec<u8>>) -> Answer {
     server.client().await.send(request).await
+}
+
+/// The chunk clients that are on by default, and no whole files.
+fn without_whole_files(layer: ResumableLayer) -> ResumableLayer {
+    layer.with_protocols([
+        Dialect::resumable_js().into(),
+        Dialect::flow_js().into(),
+        Dialect::dropzone().into(),
+        Dialect::fine_uploader().into(),
+    ])
 }
 
 /// The names and contents of what was delivered.
@@ -88,7 +98,7 @@ async fn refusals_are_final() {
     let refusing = |dialect: Option<Dialect>| {
         Server::answering(
             move |layer| match dialect {
-                Some(dialect) => layer.with_dialect(dialect),
+                Some(dialect) => layer.with_protocol(dialect),
                 None => layer,
             },
             |_| (StatusCode::CONFLICT, "no".into()),
@@ -201,10 +211,11 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
         0
     );
 
-    let server = Server::with(|layer| layer.with_plain_uploads(false)).await;
+    let server = Server::with(without_whole_files).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
     assert_eq!((answer.status, server.deliveries().len()), (400, 0));
-    let server = Server::with(|layer| layer.with_limits(Limits::default().chunk_size(4))).await;
+    let server =
+        Server::with(|layer| layer.with_limits(Limits::default().with_chunk_size(4))).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
     assert_eq!((answer.status, server.deliveries().len()), (400, 0));
 }
@@ -302,7 +313,7 @@ async fn fine_uploader_asks_in_the_end_and_is_told_to_begin_again() {
     assert_eq!(send(&server, end("x")).await.status, 400);
     assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
     // Without this client such a form is the application's.
-    let server = Server::with(|layer| layer.with_dialects([Dialect::flow_js()])).await;
+    let server = Server::with(|layer| layer.with_protocols([Dialect::flow_js().into()])).await;
     assert_eq!(
         send(&server, end("10")).await.body,
         "passed POST /upload 70"
@@ -356,9 +367,10 @@ fn simple(number: u64, total: u64) -> Fields {
 
 #[tokio::test]
 async fn simple_uploader_asks_once_for_all_chunks() {
-    let server =
-        Server::with(|layer| layer.with_dialect(Dialect::simple_uploader().with_list_tests()))
-            .await;
+    let server = Server::with(|layer| {
+        layer.with_protocol(Dialect::simple_uploader().with_list_tests("uploaded"))
+    })
+    .await;
     let stored = async || {
         let answer = server.client().await.get(&uri(&simple(1, 15))).await;
         assert_eq!(answer.status, 200);
@@ -380,7 +392,7 @@ async fn simple_uploader_asks_once_for_all_chunks() {
 /// Fields of two clients in one request: the one whose identifier is there has sent it.
 #[tokio::test]
 async fn an_applications_field_can_have_another_clients_name() {
-    let server = Server::with(|layer| layer.with_dialect(Dialect::simple_uploader())).await;
+    let server = Server::with(|layer| layer.with_protocol(Dialect::simple_uploader())).await;
     let mut fields = owned(&[("filename", "mine"), ("resumableType", "t")]);
     fields.extend(flow(1, 5, 5));
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
@@ -405,7 +417,7 @@ fn with_headers(
 
 #[tokio::test]
 async fn blueimp_goes_on_behind_what_is_stored() {
-    let server = Server::with(|layer| layer.with_dialect(Dialect::blueimp())).await;
+    let server = Server::with(|layer| layer.with_protocol(Dialect::blueimp())).await;
     let name = ("content-disposition", "attachment; filename=\"a%20b.txt\"");
     let chunk = |range: &str, content: &str| {
         let file = file_of(&Vec::new(), "files[]", "a b.txt", content);
@@ -474,8 +486,8 @@ async fn blueimp_goes_on_behind_what_is_stored() {
 async fn filepond_is_given_a_name_and_told_where_to_go_on() {
     let server = Server::with(|layer| {
         layer
-            .with_dialect(Dialect::filepond())
-            .with_limits(Limits::default().file_size(100))
+            .with_protocol(Dialect::filepond())
+            .with_limits(Limits::default().with_file_size(100))
     })
     .await;
     let create = |len: &str| {
@@ -544,8 +556,8 @@ async fn filepond_is_given_a_name_and_told_where_to_go_on() {
 async fn clients_that_do_not_say_how_large_their_chunks_are() {
     let server = Server::with(|layer| {
         layer
-            .with_dialect(Dialect::web_uploader(5))
-            .with_dialect(Dialect::huge_uploader(5))
+            .with_protocol(Dialect::web_uploader(5))
+            .with_protocol(Dialect::huge_uploader(5))
     })
     .await;
     let web = |chunk: &str, content: &str| {
@@ -600,7 +612,7 @@ async fn clients_that_do_not_say_how_large_their_chunks_are() {
 
 #[tokio::test]
 async fn plupload_says_where_and_how_much() {
-    let server = Server::with(|layer| layer.with_dialect(Dialect::plupload())).await;
+    let server = Server::with(|layer| layer.with_protocol(Dialect::plupload())).await;
     let chunk = |offset: &str, content: &str| {
         let fields = owned(&[("name", "p1.txt"), ("offset", offset), ("total", "8")]);
         file_of(&fields, "file", "blob", content)
@@ -632,7 +644,7 @@ async fn plupload_says_where_and_how_much() {
 
 #[tokio::test]
 async fn bootstrap_fileinput_is_told_which_chunk_it_was() {
-    let server = Server::with(|layer| layer.with_dialect(Dialect::bootstrap_fileinput())).await;
+    let server = Server::with(|layer| layer.with_protocol(Dialect::bootstrap_fileinput())).await;
     let about = owned(&[
         ("fileId", "12_a.txt"),
         ("fileName", "a.txt"),
@@ -706,7 +718,7 @@ async fn a_raw_body_is_a_whole_file() {
         let answer = send(&server, raw(query, "hello", headers)).await;
         assert_eq!(answer.body, format!("passed POST /upload{query} 5"));
     }
-    let server = Server::with(|layer| layer.with_plain_uploads(false)).await;
+    let server = Server::with(without_whole_files).await;
     assert_eq!(
         send(&server, raw("", "hello", &[])).await.body,
         "passed POST /upload 5"

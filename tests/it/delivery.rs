@@ -15,7 +15,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::{io::AsyncWriteExt, sync::Semaphore};
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, MemoryStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, Delivery, MemoryStore, ResumableLayer};
 
 use crate::common::{Client, File, Server, serve};
 
@@ -138,7 +138,7 @@ async fn a_client_that_goes_away_does_not_stop_the_delivery() {
 #[tokio::test]
 async fn a_slow_delivery_is_waited_for_and_then_asked_for() {
     let layer = ResumableLayer::new(MemoryStore::default())
-        .with_delivery_timeout(Duration::from_millis(20))
+        .with_delivery(Delivery::default().with_timeout(Duration::from_millis(20)))
         .with_hold_back(QUICK);
     let (addr, gate) = gated(layer).await;
     let file = File::new("a.txt", 5);
@@ -278,7 +278,7 @@ async fn a_long_answer_goes_to_the_completing_request_only() {
     let server = {
         let long = long.clone();
         Server::answering(
-            |layer| layer.with_record_body(999),
+            |layer| layer.with_delivery(Delivery::default().with_record_body(999)),
             move |_| (StatusCode::OK, long.clone()),
         )
         .await

@@ -2,7 +2,7 @@
 
 use http::Request;
 use sha2::Digest as _;
-use tower_resumable::DigestAlgorithm;
+use tower_resumable::{DigestAlgorithm, Digests};
 
 use crate::common::{self, File, FilePart, Server, form, multipart};
 
@@ -50,8 +50,8 @@ async fn the_digest_of_a_body_is_checked() {
 
 #[tokio::test]
 async fn the_digest_in_a_field_is_checked() {
-    let server =
-        Server::with(|layer| layer.with_chunk_digest("sha", DigestAlgorithm::Sha256)).await;
+    let digests = Digests::default().with_chunk_field("sha", DigestAlgorithm::Sha256);
+    let server = Server::with(|layer| layer.with_digests(digests)).await;
     let hex = |content: &[u8]| -> String {
         let digest = sha2::Sha256::digest(content);
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -91,7 +91,7 @@ async fn the_digest_in_a_field_is_checked() {
         204,
         "nothing of it is stored"
     );
-    // Who says nothing is not checked.
+    // A chunk without a digest is not checked.
     assert_eq!(client.send(file.octets(1)).await.status, 200);
     for request in says(2, hex(file.chunk(2))) {
         assert_eq!(client.send(request).await.body, "delivery 1");
@@ -112,7 +112,8 @@ async fn the_digest_of_a_file_is_checked_before_it_is_handed_over() {
             DigestAlgorithm::Crc32 => crc(content),
             _ => sha(content),
         };
-        let server = Server::with(|layer| layer.with_file_digest("of_all", algorithm)).await;
+        let digests = Digests::default().with_file_field("of_all", algorithm);
+        let server = Server::with(|layer| layer.with_digests(digests)).await;
         let mut client = server.client().await;
         let says = |value: String| File {
             extra: vec![("of_all".into(), value)],
@@ -141,7 +142,7 @@ async fn the_digest_of_a_file_is_checked_before_it_is_handed_over() {
         assert_eq!(client.send(right.multipart(1)).await.status, 200);
         assert_eq!(client.send(right.multipart(2)).await.body, "delivery 1");
         assert_eq!(server.deliveries()[0].content, file.content);
-        // Who says nothing is not checked.
+        // A file without a digest is not checked.
         let other = File::new("b.bin", 9);
         assert_eq!(client.send(other.octets(1)).await.body, "delivery 2");
     }

@@ -36,7 +36,7 @@ fn assert_code(answer: &Answer, status: u16, code: &str) {
 
 #[tokio::test]
 async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
-    let limits = Limits::default().uploads_per_scope(2).uploads(3);
+    let limits = Limits::default().with_uploads_per_scope(2).with_uploads(3);
     let server = server(limits).await;
     let mut client = server.client().await;
     let files: Vec<_> = (0..4).map(|n| File::new(&format!("{n}.txt"), 25)).collect();
@@ -85,8 +85,8 @@ async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
 #[tokio::test]
 async fn declared_bytes_are_counted_before_they_come() {
     let limits = Limits::default()
-        .unfinished_bytes_per_scope(100)
-        .unfinished_bytes(130);
+        .with_unfinished_bytes_per_scope(100)
+        .with_unfinished_bytes(130);
     let server = server(limits).await;
     let mut client = server.client().await;
     let mut send = async |user, request| client.send(by(user, request)).await;
@@ -116,7 +116,7 @@ async fn declared_bytes_are_counted_before_they_come() {
 /// Another process finishes uploads too, and what it has begun counts.
 #[tokio::test]
 async fn a_store_that_is_shared() {
-    let limits = Limits::default().uploads_per_scope(2);
+    let limits = Limits::default().with_uploads_per_scope(2);
     let first = server(limits.clone()).await;
     let root = first.dir.path().to_owned();
     let store = tower_resumable::FileStore::open(&root).unwrap();
@@ -167,7 +167,7 @@ async fn answer_of(mut socket: TcpStream) -> String {
 
 #[tokio::test]
 async fn bodies_are_counted_for_each_owner_and_in_all() {
-    let limits = Limits::default().bodies_per_scope(2).bodies(3);
+    let limits = Limits::default().with_bodies_per_scope(2).with_bodies(3);
     let server = server(limits).await;
     let slow: Vec<_> = (0..3)
         .map(|n| File::new(&format!("slow {n}"), 25))
@@ -197,7 +197,7 @@ async fn bodies_are_counted_for_each_owner_and_in_all() {
 
 #[tokio::test]
 async fn a_body_that_stops_is_given_up() {
-    let limits = Limits::default().idle(Duration::from_millis(100));
+    let limits = Limits::default().with_idle(Duration::from_millis(100));
     let server = server(limits).await;
     let file = File::new("a.txt", 25);
     let answer = answer_of(begun(&server, "alice", &file).await).await;
@@ -225,9 +225,9 @@ async fn a_body_that_stops_is_given_up() {
 async fn a_body_that_trickles_is_given_up() {
     for limits in [
         Limits::default()
-            .grace(Duration::from_millis(100))
-            .min_rate(1 << 20),
-        Limits::default().body_time(Duration::from_millis(100)),
+            .with_grace(Duration::from_millis(100))
+            .with_min_rate(1 << 20),
+        Limits::default().with_body_time(Duration::from_millis(100)),
     ] {
         let server = server(limits).await;
         let file = File {

@@ -1,4 +1,4 @@
-//! What an application does when it starts again, and what becomes of uploads that nobody finishes.
+//! What an application does when it starts, and what happens to uploads that are not finished.
 
 use std::{
     convert::Infallible,
@@ -13,7 +13,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 use tower_resumable::{
-    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Retention, Store, UploadError,
+    CompletedUpload, ErrorKind, FileStore, MemoryStore, ResumableLayer, Retention, Upload,
+    store::{Filter, Store},
 };
 
 type Body = Full<Bytes>;
@@ -79,12 +80,23 @@ where
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+/// The complete uploads that are not delivered.
+async fn undelivered(layer: &ResumableLayer) -> Vec<Upload> {
+    let page = layer.uploads().list(&Filter::complete(), None).await;
+    let page = page.unwrap();
+    assert_eq!(page.next, None);
+    page.uploads
+        .into_iter()
+        .map(|listed| listed.upload)
+        .collect()
+}
+
 fn start_up() -> Request<Body> {
     Request::post("/start-up").body(Full::default()).unwrap()
 }
 
 #[tokio::test]
-async fn what_failed_is_delivered_at_the_start() {
+async fn a_failed_delivery_is_repeated_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let service = |status: StatusCode| {
@@ -92,7 +104,7 @@ async fn what_failed_is_delivered_at_the_start() {
         inner(move |upload| {
             let delivery = (upload.id().to_owned(), upload.attempt());
             seen.lock().unwrap().push(delivery);
-            assert_eq!(upload.scope(), "alice");
+            assert_eq!(upload.scope().as_str(), "alice");
             assert_eq!(std::fs::read(upload.path().unwrap()).unwrap(), CONTENT);
             async move { status }
         })
@@ -103,27 +115,32 @@ async fn what_failed_is_delivered_at_the_start() {
         assert_eq!(send(service, chunk(2)).await.0, 503);
     }
 
-    // Another process.
+    // As in a new process.
     let layer = layer(dir.path());
-    let mut waiting = layer.undelivered().await.unwrap();
+    let mut waiting = undelivered(&layer).await;
     let upload = waiting.pop().unwrap();
     assert_eq!(waiting, []);
     assert_eq!(
-        (&*upload.scope, upload.file_name.as_deref(), upload.total),
-        ("alice", Some("a.txt"), 20)
+        (
+            upload.scope.as_str(),
+            upload.file_name.as_deref(),
+            upload.length
+        ),
+        ("alice", Some("a.txt"), Some(20))
     );
     let failing = service(StatusCode::INTERNAL_SERVER_ERROR);
-    let failed = layer.deliver(upload.clone(), failing, start_up()).await;
-    assert_eq!(failed.unwrap_err(), UploadError::DeliveryFailed);
+    let uploads = layer.uploads();
+    let failed = uploads.deliver(upload.clone(), failing, start_up()).await;
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::DeliveryFailed);
     let taking = service(StatusCode::ACCEPTED);
-    let taken = layer.deliver(upload.clone(), taking.clone(), start_up());
-    // What the inner service said, and not what a client would see.
+    let taken = uploads.deliver(upload.clone(), taking.clone(), start_up());
+    // The answer of the inner service, not what a client would see.
     assert_eq!(taken.await.unwrap().status(), StatusCode::ACCEPTED);
-    assert_eq!(layer.undelivered().await.unwrap(), []);
+    assert_eq!(undelivered(&layer).await, []);
 
     // Later ones get the recorded answer.
-    let again = layer.deliver(upload, taking.clone(), start_up()).await;
-    assert_eq!(again.unwrap().headers()["x-resumable-status"], "202");
+    let again = uploads.deliver(upload, taking.clone(), start_up()).await;
+    assert_eq!(again.unwrap().status(), StatusCode::ACCEPTED);
     let answer = send(layer.layer(taking), chunk(1)).await;
     assert_eq!(answer, (200, "answered 202 Accepted".into()));
     let seen = seen.lock().unwrap();
@@ -133,7 +150,7 @@ async fn what_failed_is_delivered_at_the_start() {
 
 /// The process died between the last chunk and the delivery, or there was no request for it.
 #[tokio::test]
-async fn what_was_never_handed_over_is_delivered_at_the_start() {
+async fn an_undelivered_upload_is_delivered_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let service = layer(dir.path()).layer(inner(|_| std::future::pending()));
     assert_eq!(send(service.clone(), chunk(1)).await.0, 200);
@@ -141,14 +158,15 @@ async fn what_was_never_handed_over_is_delivered_at_the_start() {
     dying.spawn(send(service, chunk(2)));
     let layer = layer(dir.path());
     let upload = loop {
-        if let Some(upload) = layer.undelivered().await.unwrap().pop() {
+        if let Some(upload) = undelivered(&layer).await.pop() {
             break upload;
         }
         tokio::task::yield_now().await;
     };
     dying.shutdown_background();
-    // Until the claim of the dead one is free, this waits.
-    let taken = layer.deliver(upload, inner(async |_| StatusCode::OK), start_up());
+    // This waits until the claim of the process that died is free.
+    let uploads = layer.uploads();
+    let taken = uploads.deliver(upload, inner(async |_| StatusCode::OK), start_up());
     assert_eq!(taken.await.unwrap().status(), 200);
 }
 
@@ -176,7 +194,7 @@ async fn a_file_is_moved_once_in_two_attempts() {
     assert_eq!(std::fs::read(&target).unwrap(), CONTENT);
 }
 
-/// But what is somebody else's is not taken for it.
+/// A file of another upload at the target is not taken for it.
 #[tokio::test]
 async fn a_file_that_is_gone_is_not_another_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -204,7 +222,7 @@ async fn a_file_that_is_gone_is_not_another_one() {
 }
 
 #[tokio::test]
-async fn what_is_given_up_is_swept() {
+async fn abandoned_uploads_are_swept() {
     let dir = tempfile::tempdir().unwrap();
     sweeps(FileStore::open(dir.path()).unwrap()).await;
     sweeps(MemoryStore::default()).await;
@@ -223,23 +241,25 @@ async fn sweeps(store: impl Store) {
     };
     assert_eq!(send(service.clone(), chunk(1)).await.0, 200);
 
-    // One that is young stays.
-    let swept = layer.sweep(Retention::default()).await.unwrap();
+    // A young upload stays.
+    let swept = layer.uploads().sweep().await.unwrap();
     assert_eq!((swept.abandoned, swept.undelivered), (0, 0));
     assert!(status(1).await.1.contains("receiving"));
 
-    // Complete ones stay unless it is asked for.
+    // Complete uploads stay, unless the retention says otherwise.
     assert_eq!(send(service.clone(), chunk(2)).await.0, 503);
-    let now = Retention::default().abandoned(Duration::ZERO);
-    assert_eq!(layer.sweep(now).await.unwrap().undelivered, 0);
-    assert_eq!(layer.undelivered().await.unwrap().len(), 1);
+    let now = Retention::default().with_abandoned(Duration::ZERO);
+    let sweeping = layer.clone().with_retention(now).uploads();
+    assert_eq!(sweeping.sweep().await.unwrap().undelivered, 0);
+    assert_eq!(undelivered(&layer).await.len(), 1);
 
     // The clock of the records counts milliseconds.
-    let sweeping = layer.sweep_every(Duration::from_millis(1), now.undelivered(Duration::ZERO));
-    let sweeping = tokio::spawn(sweeping);
+    let all = now.with_undelivered(Duration::ZERO);
+    let sweeping = layer.clone().with_retention(all).uploads();
+    let sweeping = tokio::spawn(sweeping.sweep_every(Duration::from_millis(1)));
     while !status(1).await.1.contains("absent") {
         tokio::task::yield_now().await;
     }
     sweeping.abort();
-    assert_eq!(layer.undelivered().await.unwrap(), []);
+    assert_eq!(undelivered(&layer).await, []);
 }

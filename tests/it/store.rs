@@ -1,4 +1,4 @@
-//! What only a store of files does. What all stores do is checked by `store::conformance`.
+//! The stores of this crate: the conformance suite, and what applies to `FileStore` only.
 
 mod hardening;
 
@@ -9,16 +9,44 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tower_resumable::{
-    BoxError, FileStore, Scope, Upload, UploadId,
+    FileStore, MemoryStore, Scope, Upload, UploadId,
     store::{
-        BodyError, ChunkBody, Claim as _, Claimed, Durability, Filter, Keep, State, Store,
-        StoreError,
+        ChunkBody, Claim as _, Claimed, Durability, Filter, Keep, State, Store, StoreError,
+        conformance,
     },
 };
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_conforms() {
+    conformance::check(&MemoryStore::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_conform() {
+    for durability in [Durability::Power, Durability::Process] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::builder(dir.path())
+            .with_durability(durability)
+            .open()
+            .unwrap();
+        conformance::check(&store).await;
+        // What was not delivered is gone without a trace.
+        let partial: Vec<_> = files(&dir.path().join("partial"))
+            .into_iter()
+            .filter(|path| {
+                path.extension()
+                    .is_none_or(|extension| extension != "journal")
+            })
+            .collect();
+        assert_eq!(partial, Vec::<PathBuf>::new());
+    }
+}
 
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -33,58 +61,45 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn id(n: u8) -> UploadId {
-    UploadId::from_bytes([n; 32])
-}
-
 fn upload(length: u64) -> Upload {
-    upload_of(7, length)
+    upload_named(7, length)
 }
 
-fn upload_of(n: u8, length: u64) -> Upload {
-    let mut upload = Upload::new(id(n), Scope::default(), Some(length));
+/// An upload whose id is this byte, 32 times.
+fn upload_named(byte: u8, length: u64) -> Upload {
+    let id = UploadId::from_bytes([byte; 32]);
+    let mut upload = Upload::new(id, Scope::default(), Some(length));
     upload.identifier = "i".into();
     upload.file_name = Some("../a.txt".into());
     upload
 }
 
-/// A body of these pieces, which fails at the first error.
-fn body_of<S>(pieces: S) -> StreamBody<impl Stream<Item = Result<Frame<Bytes>, BoxError>>>
-where
-    S: Stream<Item = Result<Bytes, BoxError>>,
-{
-    StreamBody::new(pieces.map(|piece| piece.map(Frame::data)))
-}
-
-async fn put(
+/// Writes a chunk. Whether the upload is complete.
+async fn write(
     store: &FileStore,
     upload: &Upload,
     offset: u64,
     bytes: &[u8],
 ) -> Result<bool, StoreError> {
-    let source = pin!(body_of(stream::iter([Ok(Bytes::copy_from_slice(bytes))])));
-    let mut body = ChunkBody::new(source, Some(bytes.len() as u64), 0);
-    let written = store.write(upload, offset, &mut body, Keep::Whole).await;
-    written.map(|progress| progress.complete)
+    let pieces = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
+    write_pieces(store, upload, offset, bytes.len(), pieces).await
 }
 
-async fn status(store: &FileStore, id: &UploadId) -> Option<State> {
-    let status = store.status(id).await.unwrap();
-    status.map(|status| status.state)
+/// Writes a chunk of `len` bytes that arrives in these pieces. Whether the upload is complete.
+async fn write_pieces(
+    store: &FileStore,
+    upload: &Upload,
+    offset: u64,
+    len: usize,
+    pieces: impl Stream<Item = Result<Bytes, BoxError>> + Send,
+) -> Result<bool, StoreError> {
+    let source = pin!(StreamBody::new(pieces.map_ok(Frame::data)));
+    let mut body = ChunkBody::new(source, Some(len as u64), 0);
+    let progress = store.write(upload, offset, &mut body, Keep::Whole).await?;
+    Ok(progress.complete)
 }
 
-async fn is_absent(store: &FileStore, id: &UploadId) -> bool {
-    status(store, id).await.is_none()
-}
-
-async fn undelivered(store: &FileStore) -> Vec<Upload> {
-    let page = store.list(&Filter::complete(), None).await.unwrap();
-    page.uploads
-        .into_iter()
-        .map(|listed| listed.upload)
-        .collect()
-}
-
+/// Claims the upload and gives the claim back: the path of its file.
 async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
     let Claimed::Won(claim) = store.claim(upload).await.unwrap() else {
         panic!("no claim");
@@ -96,7 +111,7 @@ async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
 async fn a_new_process_goes_on_where_the_last_one_was() {
     let dir = tempfile::tempdir().unwrap();
     let upload = upload(30);
-    put(
+    write(
         &FileStore::open(dir.path()).unwrap(),
         &upload,
         20,
@@ -104,7 +119,7 @@ async fn a_new_process_goes_on_where_the_last_one_was() {
     )
     .await
     .unwrap();
-    put(
+    write(
         &FileStore::open(dir.path()).unwrap(),
         &upload,
         0,
@@ -113,16 +128,16 @@ async fn a_new_process_goes_on_where_the_last_one_was() {
     .await
     .unwrap();
     let store = FileStore::open(dir.path()).unwrap();
-    match status(&store, &upload.id).await {
-        Some(State::Receiving(ranges)) => {
-            assert_eq!(ranges.iter().collect::<Vec<_>>(), [0..10, 20..30]);
-        }
-        status => panic!("{status:?}"),
+    match store.status(&upload.id).await.unwrap().unwrap().state {
+        State::Receiving(ranges) => assert_eq!(ranges.iter().collect::<Vec<_>>(), [0..10, 20..30]),
+        state => panic!("{state:?}"),
     }
-    assert!(put(&store, &upload, 10, b"1111111111").await.unwrap());
+    assert!(write(&store, &upload, 10, b"1111111111").await.unwrap());
     drop(store);
     let store = FileStore::open(dir.path()).unwrap();
-    assert_eq!(undelivered(&store).await, std::slice::from_ref(&upload));
+    let page = store.list(&Filter::complete(), None).await.unwrap();
+    assert_eq!(page.uploads.len(), 1);
+    assert_eq!(page.uploads[0].upload, upload);
     let path = deliver(&store, &upload).await;
     assert_eq!(
         std::fs::read(path).unwrap(),
@@ -130,7 +145,7 @@ async fn a_new_process_goes_on_where_the_last_one_was() {
     );
 }
 
-/// Two stores on one folder share nothing but files, like two processes.
+/// Two stores on one folder are like two processes: they share nothing but files.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stores_on_one_folder() {
     for round in 0..50u8 {
@@ -146,7 +161,7 @@ async fn two_stores_on_one_folder() {
             let (store, upload) = (store.clone(), upload.clone());
             let chunk = content[n * 10..n * 10 + 10].to_vec();
             tasks.spawn(async move {
-                let complete = put(&store, &upload, n as u64 * 10, &chunk).await.unwrap();
+                let complete = write(&store, &upload, n as u64 * 10, &chunk).await.unwrap();
                 if !complete {
                     return None;
                 }
@@ -156,15 +171,14 @@ async fn two_stores_on_one_folder() {
                 }
             });
         }
-        let mut claims: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+        let claims: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
         assert_eq!(claims.len(), 1, "round {round}");
-        let claim = claims.pop().unwrap();
-        let path = claim.sealed().stored.path().unwrap();
+        let path = claims[0].sealed().stored.path().unwrap();
         assert_eq!(std::fs::read(path).unwrap(), content, "round {round}");
     }
 }
 
-/// Uploads of one id that are removed and begin anew all the time, in two "processes".
+/// An upload that two "processes" cancel and begin again all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_race_with_removal() {
     let dir = tempfile::tempdir().unwrap();
@@ -182,7 +196,7 @@ async fn chunks_race_with_removal() {
                     store.remove(&upload.id).await.unwrap();
                 } else {
                     let chunk = [b'a' + (round % 4) as u8; 10];
-                    match put(&store, &upload, (round % 4) * 10, &chunk).await {
+                    match write(&store, &upload, (round % 4) * 10, &chunk).await {
                         Ok(_) | Err(StoreError::Superseded) => {}
                         Err(error) => panic!("{error:?}: {:?}", std::error::Error::source(&error)),
                     }
@@ -194,7 +208,7 @@ async fn chunks_race_with_removal() {
     stores[0].remove(&upload.id).await.unwrap();
     assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
     for (n, store) in [0, 1, 0, 1].into_iter().enumerate() {
-        put(
+        write(
             &stores[store],
             &upload,
             n as u64 * 10,
@@ -246,15 +260,9 @@ async fn ranges_at_any_offset() {
                 let piece = rest.split_to(rest.len().min(1 + below(400_000) as usize));
                 pieces.push(Ok(piece));
             }
-            let source = pin!(body_of(stream::iter(pieces)));
-            let mut body = ChunkBody::new(source, Some(len), 0);
-            let keep = if round % 3 == 0 {
-                Keep::Prefix
-            } else {
-                Keep::Whole
-            };
-            let progress = store.write(&upload, offset, &mut body, keep).await.unwrap();
-            complete = progress.complete;
+            let pieces = futures_util::stream::iter(pieces);
+            let written = write_pieces(&store, &upload, offset, len as usize, pieces).await;
+            complete = written.unwrap();
         }
         let path = deliver(&store, &upload).await;
         assert!(std::fs::read(path).unwrap() == content, "round {round}");
@@ -262,13 +270,13 @@ async fn ranges_at_any_offset() {
 }
 
 #[tokio::test]
-async fn names_of_finished_files() {
+async fn finished_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let done = dir.path().join("done");
     let builder = || FileStore::builder(dir.path()).with_finished_dir(&done);
     let finish = async |store: FileStore, n: u8| {
-        let upload = upload_of(n, 1);
-        put(&store, &upload, 0, &[n]).await.unwrap();
+        let upload = upload_named(n, 1);
+        write(&store, &upload, 0, &[n]).await.unwrap();
         let path = deliver(&store, &upload).await;
         assert_eq!(std::fs::read(&path).unwrap(), [n]);
         path.strip_prefix(&done).unwrap().to_owned()
@@ -316,26 +324,26 @@ async fn names_of_finished_files() {
 
     for (n, path) in ["../c", "/c", "", "x/../../c", "."].into_iter().enumerate() {
         let store = named(path);
-        let upload = upload_of(100 + n as u8, 1);
-        put(&store, &upload, 0, b"x").await.unwrap();
+        let upload = upload_named(100 + n as u8, 1);
+        write(&store, &upload, 0, b"x").await.unwrap();
         assert!(store.claim(&upload).await.is_err(), "{path}");
     }
 }
 
-/// The application has moved a file before it failed, and another upload has got its name.
+/// The application moved a file before it failed, and another upload got its name.
 #[tokio::test]
-async fn a_name_that_has_become_another_files() {
+async fn a_name_that_another_file_has_now() {
     let dir = tempfile::tempdir().unwrap();
     let open = || {
         let builder = FileStore::builder(dir.path());
         builder.with_naming(|_| Some("same".into())).open().unwrap()
     };
-    let upload = |n: u8| upload_of(n, 1);
+    let upload = |n: u8| upload_named(n, 1);
     let moved = dir.path().join("moved");
     for restart in [false, true] {
         let mut store = open();
         for n in 1..=2 {
-            put(&store, &upload(n), 0, &[n]).await.unwrap();
+            write(&store, &upload(n), 0, &[n]).await.unwrap();
             let path = deliver(&store, &upload(n)).await;
             assert_eq!(path, dir.path().join("files/same"));
             if n == 1 {
@@ -345,7 +353,7 @@ async fn a_name_that_has_become_another_files() {
         if restart {
             store = open();
         }
-        // The next attempt is not given the other file, and a refusal does not take it away.
+        // The next attempt does not get the other file, and a removal does not remove it.
         assert!(!deliver(&store, &upload(1)).await.exists());
         assert!(store.remove(&upload(1).id).await.unwrap());
         assert_eq!(std::fs::read(dir.path().join("files/same")).unwrap(), [2]);
@@ -356,7 +364,7 @@ async fn a_name_that_has_become_another_files() {
 }
 
 #[tokio::test]
-async fn a_stalled_chunk_is_superseded() {
+async fn a_stalled_chunk_gives_way_to_another_request() {
     let dir = tempfile::tempdir().unwrap();
     let stall = Duration::from_millis(50);
     let store = FileStore::builder(dir.path())
@@ -366,20 +374,16 @@ async fn a_stalled_chunk_is_superseded() {
     let chunk = vec![7; 1 << 20];
     let upload = upload(chunk.len() as u64);
     let stalled = {
-        let (store, upload, half) = (
-            store.clone(),
-            upload.clone(),
-            Bytes::from(chunk[1 << 19..].to_vec()),
-        );
+        let (store, upload) = (store.clone(), upload.clone());
+        let half = Bytes::from(chunk[1 << 19..].to_vec());
         tokio::spawn(async move {
-            let half = stream::iter([Ok(half)]);
-            let source = pin!(body_of(half.chain(stream::pending())));
-            let mut body = ChunkBody::new(source, Some(1 << 20), 0);
-            store.write(&upload, 0, &mut body, Keep::Whole).await
+            let half = futures_util::stream::iter([Ok(half)]);
+            let pieces = half.chain(futures_util::stream::pending());
+            write_pieces(&store, &upload, 0, 1 << 20, pieces).await
         })
     };
-    assert!(put(&store, &upload, 0, &chunk).await.unwrap());
-    // If it came first it was superseded. If it did not, it waits for more bytes.
+    assert!(write(&store, &upload, 0, &chunk).await.unwrap());
+    // Either it came first and has given way, or it came second and waits for more bytes.
     if stalled.is_finished() {
         assert!(matches!(
             stalled.await.unwrap(),
@@ -391,11 +395,11 @@ async fn a_stalled_chunk_is_superseded() {
     assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == chunk);
 }
 
-/// Chunks that wait for the one that writes must not hold what it needs to go on.
+/// Requests that wait for a range must not hold what the request that writes it needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_long_duplicates_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    // It does not help them.
+    // So long that it cannot resolve a deadlock.
     let store = FileStore::builder(dir.path())
         .with_stall_timeout(Duration::from_secs(3600))
         .open()
@@ -404,32 +408,29 @@ async fn many_long_duplicates_at_once() {
     let pieces = 48;
     let len = pieces * piece.len() as u64;
     let upload = upload(len + 1);
-    put(&store, &upload, len, &[7]).await.unwrap();
-    let puts: Vec<_> = (0..32)
+    write(&store, &upload, len, &[7]).await.unwrap();
+    let writes: Vec<_> = (0..32)
         .map(|_| {
             let (store, upload, piece) = (store.clone(), upload.clone(), piece.clone());
             tokio::spawn(async move {
-                let pieces = stream::iter(0..pieces).then(|_| async {
+                let pieces = futures_util::stream::iter(0..pieces).then(|_| async {
                     tokio::task::yield_now().await;
                     Ok(piece.clone())
                 });
-                let source = pin!(body_of(pieces));
-                let mut body = ChunkBody::new(source, Some(len), 0);
-                store.write(&upload, 0, &mut body, Keep::Whole).await
+                write_pieces(&store, &upload, 0, len as usize, pieces).await
             })
         })
         .collect();
-    for put in puts {
-        let put = tokio::time::timeout(Duration::from_secs(60), put).await;
-        let progress = put.expect("a chunk hangs").unwrap().unwrap();
-        assert!(progress.complete);
+    for write in writes {
+        let write = tokio::time::timeout(Duration::from_secs(60), write).await;
+        assert!(write.expect("a chunk hangs").unwrap().unwrap());
     }
     let file = std::fs::read(deliver(&store, &upload).await).unwrap();
     assert!(file == vec![7; len as usize + 1]);
 }
 
 #[tokio::test]
-async fn too_many_pieces_are_refused() {
+async fn too_many_ranges_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::builder(dir.path())
         .with_max_ranges(3)
@@ -437,15 +438,15 @@ async fn too_many_pieces_are_refused() {
         .unwrap();
     let upload = upload(100);
     for n in 0..3 {
-        put(&store, &upload, n * 20, b"x").await.unwrap();
+        write(&store, &upload, n * 20, b"x").await.unwrap();
     }
     assert!(matches!(
-        put(&store, &upload, 90, b"x").await,
+        write(&store, &upload, 90, b"x").await,
         Err(StoreError::TooManyRanges)
     ));
-    // A chunk that makes fewer of them is stored.
-    put(&store, &upload, 1, &[b'y'; 19]).await.unwrap();
-    put(&store, &upload, 90, b"x").await.unwrap();
+    // A chunk that leaves fewer ranges is accepted.
+    write(&store, &upload, 1, &[b'y'; 19]).await.unwrap();
+    write(&store, &upload, 90, b"x").await.unwrap();
 }
 
 #[tokio::test]
@@ -464,124 +465,4 @@ async fn folders_that_cannot_be_used() {
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("different file systems"), "{source}");
     }
-}
-
-/// Uploads whose ids are in different folders, and some that cannot be read.
-#[tokio::test]
-async fn lists_pass_over_what_cannot_be_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = FileStore::open(dir.path()).unwrap();
-    let ids = [0, 1, 9, 200, 255];
-    for n in ids.into_iter().rev() {
-        put(&store, &upload_of(n, 1), 0, b"x").await.unwrap();
-    }
-    drop(store);
-    let journal = |n: u8| {
-        let name = format!("partial/{n:02x}/{}.journal", id(n));
-        dir.path().join(name)
-    };
-    let mut later = std::fs::read(journal(9)).unwrap();
-    later[3] = b'2';
-    std::fs::write(journal(9), &later).unwrap();
-    std::fs::write(journal(200), "no journal").unwrap();
-    let store = FileStore::open(dir.path()).unwrap();
-    for filter in [Filter::default(), Filter::complete()] {
-        let page = store.list(&filter, None).await.unwrap();
-        let found: Vec<_> = page.uploads.iter().map(|listed| listed.upload.id).collect();
-        assert_eq!(found, [id(0), id(1), id(255)]);
-        let page = store.list(&filter, Some(&id(1))).await.unwrap();
-        assert_eq!(page.uploads.len(), 1);
-        let page = store.list(&filter, Some(&id(255))).await.unwrap();
-        assert!(page.uploads.is_empty() && page.next.is_none());
-    }
-    // What another version has written is neither read nor removed.
-    assert!(matches!(
-        store.status(&id(9)).await,
-        Err(StoreError::Failed(_))
-    ));
-    let swept = store.sweep(&hardening::everything()).await.unwrap();
-    assert_eq!(swept.undelivered, 3);
-    assert_eq!(std::fs::read(journal(9)).unwrap(), later);
-    assert_eq!(files(&dir.path().join("partial")).len(), 2);
-}
-
-/// The older request has not noticed yet that its client is gone.
-#[tokio::test]
-async fn the_newest_request_to_append_wins_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let builder = FileStore::builder(dir.path()).with_stall_timeout(Duration::MAX);
-    let store = builder.open().unwrap();
-    let content = vec![7; 100_000];
-    let upload = upload(content.len() as u64);
-    let older = {
-        let (store, upload) = (store.clone(), upload.clone());
-        let half = Bytes::from(content[50_000..].to_vec());
-        tokio::spawn(async move {
-            let half = stream::iter([Ok(half)]);
-            let source = pin!(body_of(half.chain(stream::pending())));
-            let mut body = ChunkBody::new(source, None, 100_000);
-            store.write(&upload, 0, &mut body, Keep::Prefix).await
-        })
-    };
-    while is_absent(&store, &upload.id).await {
-        tokio::task::yield_now().await;
-    }
-    let source = pin!(body_of(stream::iter([Ok(Bytes::from(content.clone()))])));
-    let mut body = ChunkBody::new(source, None, 100_000);
-    let newer = store.write(&upload, 0, &mut body, Keep::Prefix);
-    let newer = tokio::time::timeout(Duration::from_secs(20), newer).await;
-    assert!(newer.expect("it waits").unwrap().complete);
-    let older = older.await.unwrap();
-    assert!(matches!(older, Err(StoreError::Superseded)), "{older:?}");
-    assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == content);
-}
-
-/// Long enough for several commits.
-#[tokio::test]
-async fn a_prefix_stays_when_the_body_fails() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = FileStore::open(dir.path()).unwrap();
-    const LEN: usize = 20 << 20;
-    let content: Vec<u8> = (0..LEN).map(|i| (i ^ (i >> 9)) as u8).collect();
-    let mut upload = upload(0);
-    upload.length = Some(LEN as u64);
-    let mut start = 0;
-    for end in [19 << 20, LEN - 1, LEN] {
-        let pieces = content[start..end].chunks(100_000);
-        let pieces: Vec<_> = pieces.map(|p| Ok(Bytes::copy_from_slice(p))).collect();
-        let failed = stream::iter([Err(BoxError::from("the client is gone"))]);
-        let source = pin!(body_of(stream::iter(pieces).chain(failed)));
-        let mut body = ChunkBody::new(source, None, (LEN - start) as u64);
-        let written = store
-            .write(&upload, start as u64, &mut body, Keep::Prefix)
-            .await;
-        assert!(
-            matches!(written, Err(StoreError::Body(BodyError::Failed(_)))),
-            "{written:?}"
-        );
-        let store = FileStore::open(dir.path()).unwrap();
-        let found = store.status(&upload.id).await.unwrap().unwrap();
-        assert_eq!(found.prefix(), end as u64);
-        start = end;
-    }
-    assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == content);
-}
-
-#[tokio::test]
-async fn chunks_stay_inside_of_the_upload() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = FileStore::open(dir.path()).unwrap();
-    for keep in [Keep::Whole, Keep::Prefix] {
-        for exact in [None, Some(11)] {
-            let source = pin!(body_of(stream::iter([Ok(Bytes::from_static(&[7; 11]))])));
-            let mut body = ChunkBody::new(source, exact, 11);
-            let written = store.write(&upload(10), 0, &mut body, keep).await;
-            assert!(
-                matches!(written, Err(StoreError::OutOfBounds)),
-                "{written:?}"
-            );
-            assert!(is_absent(&store, &id(7)).await);
-        }
-    }
-    assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
 }

@@ -10,7 +10,7 @@ use std::{
 use axum::{Extension, Router, http::StatusCode, routing::any};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tower_resumable::{CompletedUpload, ObjectStore, ResumableLayer, Retention};
+use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer};
 
 use super::engine::{self, Error};
 
@@ -68,13 +68,13 @@ pub async fn store(
     bucket: &str,
     prefix: &str,
     lease: Duration,
-) -> Result<ObjectStore, Error> {
+) -> Result<BucketStore, Error> {
     let client = engine::client(endpoint, bucket)?;
-    let store = ObjectStore::builder(Arc::new(client))
-        .prefix(prefix)
-        .lease(lease)
+    let store = BucketStore::builder(Arc::new(client))
+        .with_prefix(prefix)
+        .with_lease(lease)
         // Once is enough for all of them: the conformance tests do it.
-        .self_test(false)
+        .with_self_test(false)
         .open()
         .await?;
     Ok(store)
@@ -97,7 +97,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     .await?;
     let layer = ResumableLayer::new(store).with_hold_back(Duration::ZERO);
     if !options.sweep.is_zero() {
-        tokio::spawn(layer.sweep_every(options.sweep, Retention::default()));
+        tokio::spawn(layer.uploads().sweep_every(options.sweep));
     }
     let app = Router::new()
         .route("/upload", any(finished))

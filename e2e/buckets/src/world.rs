@@ -532,16 +532,15 @@ impl World {
         .await?;
         // The machine of the store may have another clock.
         let end = SystemTime::now() + Duration::from_secs(3600);
-        let all = Expiry {
-            abandoned_before: end,
-            undelivered_before: Some(end),
-            records_before: end,
-        };
+        let mut all = Expiry::default();
+        all.abandoned_before = Some(end);
+        all.undelivered_before = Some(end);
+        all.records_before = end;
         let files = format!("{}/files/", self.prefix);
         // The claim of a server that was killed lasts a while.
         let patience = std::time::Instant::now() + self.setup.lease + Duration::from_secs(5);
         let left = loop {
-            store.sweep(all).await?;
+            store.sweep(&all).await?;
             let found = self.engine.list(&self.prefix).await?;
             let left = found
                 .into_iter()

@@ -20,7 +20,7 @@ use axum::{
     routing::any,
 };
 use object_store::aws::AmazonS3Builder;
-use tower_resumable::{CompletedUpload, ObjectStore, ResumableLayer, Retention};
+use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer, store::Filter};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -28,21 +28,29 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .nth(1)
         .ok_or("usage: two-servers ADDRESS")?;
     let s3 = AmazonS3Builder::from_env().build()?;
-    // Tries whether the engine keeps what all of this rests on, and says so if it does not.
-    let store = ObjectStore::open(Arc::new(s3)).await?;
+    // Fails if the engine ignores conditions, on which the servers rely.
+    let store = BucketStore::open(Arc::new(s3)).await?;
     let layer = ResumableLayer::new(store);
     let app = Router::new().route("/upload", any(finished));
 
-    // What was complete when a server died, and whose client may not come back. That another server
-    // may be at it is no harm: one of them gets it.
-    for upload in layer.undelivered().await? {
-        let request = Request::post("/upload").body(Body::empty())?;
-        if let Err(error) = layer.deliver(upload, app.clone(), request).await {
-            eprintln!("not delivered yet: {error}");
+    // Deliver the uploads that were complete when a server died. Several servers may try: one of
+    // them gets the upload.
+    let (uploads, mut after) = (layer.uploads(), None);
+    loop {
+        let page = uploads.list(&Filter::complete(), after.as_ref()).await?;
+        for listed in page.uploads {
+            let request = Request::post("/upload").body(Body::empty())?;
+            if let Err(error) = uploads.deliver(listed.upload, app.clone(), request).await {
+                eprintln!("not delivered yet: {error}");
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
         }
     }
-    // Each server does it; none has to be the first among them.
-    tokio::spawn(layer.sweep_every(Duration::from_secs(3600), Retention::default()));
+    // Each server sweeps: there is no leader.
+    tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
 
     let listener = tokio::net::TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
@@ -50,14 +58,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Called once for each file, by one of the servers: all its bytes are one object in the bucket.
+/// Called once for each file, by one of the servers. The file is one object in the bucket.
 async fn finished(upload: CompletedUpload) -> Result<String, StatusCode> {
-    // Any store's file is read like this. An application that only needs to know where it is takes
-    // `upload.location()`; one that needs a file calls `upload.copy_to(path)`.
+    // This reads a file of any store. `upload.stored_as::<StoredObject>()` has the key of the object,
+    // and `upload.copy_to(path)` makes a local file.
     let mut content = upload.content();
     let mut zeros = 0;
     while let Some(bytes) = content.next().await {
-        // Which is tried again.
+        // The delivery is repeated after an error.
         let bytes = bytes.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
         zeros += bytes.iter().filter(|byte| **byte == 0).count();
     }

@@ -383,8 +383,8 @@ fn many(layer: ResumableLayer) -> ResumableLayer {
     let many = 2 * MANY as u64;
     layer.with_limits(
         Limits::default()
-            .bodies_per_scope(many)
-            .uploads_per_scope(many),
+            .with_bodies_per_scope(many)
+            .with_uploads_per_scope(many),
     )
 }
 

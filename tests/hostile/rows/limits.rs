@@ -28,27 +28,27 @@ pub const CASES: &[Case] = &[
     case!("53", "at a good pace, without an end", long).with(paced),
     case!("54", "bodies that stall, anywhere", stalls).with(paced),
     case!("54", "4 bodies of one owner at once, a fifth", bodies)
-        .with(|layer| layer.with_limits(Limits::default().bodies_per_scope(4))),
+        .with(|layer| layer.with_limits(Limits::default().with_bodies_per_scope(4))),
     case!("54", "6 bodies of all at once, a seventh", bodies_in_all)
-        .with(|layer| layer.with_limits(Limits::default().bodies_per_scope(3).bodies(6))),
+        .with(|layer| layer.with_limits(Limits::default().with_bodies_per_scope(3).with_bodies(6))),
     case!(
         "77",
         "100 declared bytes of one owner, one more; a size that lies",
         quota
     )
-    .with(|layer| layer.with_limits(Limits::default().unfinished_bytes_per_scope(100))),
+    .with(|layer| layer.with_limits(Limits::default().with_unfinished_bytes_per_scope(100))),
     case!(
         "77",
         "a file of 100 bytes and a quota of that, one more",
         above_quota
     )
-    .with(|layer| layer.with_limits(Limits::default().unfinished_bytes_per_scope(100))),
+    .with(|layer| layer.with_limits(Limits::default().with_unfinished_bytes_per_scope(100))),
     case!("78", "3 unfinished uploads of one owner, a fourth", uploads)
-        .with(|layer| layer.with_limits(Limits::default().uploads_per_scope(3))),
+        .with(|layer| layer.with_limits(Limits::default().with_uploads_per_scope(3))),
     case!("78", "4 unfinished uploads of all, a fifth", uploads_in_all)
-        .with(|layer| layer.with_limits(Limits::default().uploads(4))),
+        .with(|layer| layer.with_limits(Limits::default().with_uploads(4))),
     case!("78", "first chunks that break off take no place", no_place)
-        .with(|layer| layer.with_limits(Limits::default().uploads_per_scope(3))),
+        .with(|layer| layer.with_limits(Limits::default().with_uploads_per_scope(3))),
     case!(
         "T14",
         "a permission that ends before the last chunk",
@@ -102,10 +102,10 @@ async fn declared(world: &World) {
 
 fn paced(layer: ResumableLayer) -> ResumableLayer {
     let limits = Limits::default()
-        .idle(Duration::from_millis(500))
-        .min_rate(10_000)
-        .grace(Duration::from_millis(800))
-        .body_time(Duration::from_secs(2));
+        .with_idle(Duration::from_millis(500))
+        .with_min_rate(10_000)
+        .with_grace(Duration::from_millis(800))
+        .with_body_time(Duration::from_secs(2));
     layer.with_limits(limits)
 }
 

@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use tower_resumable::Limits;
+use tower_resumable::{DigestAlgorithm, Digests, Limits};
 
 use super::case;
 use crate::{
@@ -32,9 +32,9 @@ pub const CASES: &[Case] = &[
     )
     .with(small),
     case!("24", "a file at the limit, one byte above it", limit)
-        .with(|layer| layer.with_limits(Limits::default().file_size(4096))),
+        .with(|layer| layer.with_limits(Limits::default().with_file_size(4096))),
     case!("24", "a chunk at the limit, one byte above it", chunk_limit)
-        .with(|layer| layer.with_limits(Limits::default().chunk_size(64))),
+        .with(|layer| layer.with_limits(Limits::default().with_chunk_size(64))),
     case!("25", "an empty file", empty),
     case!(
         "26",
@@ -55,7 +55,10 @@ pub const CASES: &[Case] = &[
         "bytes of two files under one name, with a digest",
         mixed
     )
-    .with(|layer| layer.with_file_digest("sha256", tower_resumable::DigestAlgorithm::Sha256)),
+    .with(|layer| {
+        let digests = Digests::default().with_file_field("sha256", DigestAlgorithm::Sha256);
+        layer.with_digests(digests)
+    }),
     case!(
         "32",
         "another total size for the same identifier",
@@ -65,7 +68,7 @@ pub const CASES: &[Case] = &[
 ];
 
 fn small(layer: tower_resumable::ResumableLayer) -> tower_resumable::ResumableLayer {
-    layer.with_limits(Limits::default().file_size(LARGEST))
+    layer.with_limits(Limits::default().with_file_size(LARGEST))
 }
 
 fn sha256(bytes: &[u8]) -> String {

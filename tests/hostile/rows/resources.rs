@@ -104,8 +104,9 @@ async fn clock(world: &World) {
             file.set_modified(time).unwrap();
         }
         // What was asked for a moment ago by the process's own clock is no hour old.
-        let retention = Retention::default().abandoned(day / 24);
-        world.layer.sweep(retention).await.unwrap();
+        let retention = Retention::default().with_abandoned(day / 24);
+        let layer = world.layer.clone().with_retention(retention);
+        layer.uploads().sweep().await.unwrap();
         world.finish(&file).await;
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tower_resumable::{Refusal, ResumableLayer, Retention};
+use tower_resumable::{Delivery, Refusal, ResumableLayer, Retention};
 
 use super::case;
 use crate::{
@@ -55,7 +55,7 @@ pub const CASES: &[Case] = &[
         "a service that fails, panics, or takes too long",
         failing
     )
-    .with(|layer| layer.with_delivery_timeout(Duration::from_secs(2))),
+    .with(|layer| layer.with_delivery(Delivery::default().with_timeout(Duration::from_secs(2)))),
     case!("64", "a service that refuses", refusing),
     case!("65", "a test after the delivery", test_after),
     case!(
@@ -416,7 +416,9 @@ async fn two_owners(world: &World) {
         let deliveries = &world.deliveries()[before..];
         assert_eq!(deliveries.len(), 2);
         for file in [&file, &other] {
-            let delivery = deliveries.iter().find(|d| d.upload.scope() == file.user);
+            let delivery = deliveries
+                .iter()
+                .find(|d| d.upload.scope().as_str() == file.user);
             world.is_file(delivery.unwrap(), file);
         }
     }
@@ -542,10 +544,11 @@ async fn expired(world: &World) {
         let file = world.file(client, way);
         world.begin(&file).await;
         // Also the neighbour's: it begins again.
-        let all = Retention::default().abandoned(Duration::ZERO);
+        let all = Retention::default().with_abandoned(Duration::ZERO);
+        let uploads = world.layer.clone().with_retention(all).uploads();
         while world.attack_bytes(file.probe()).await.status != 204 {
             tokio::time::sleep(Duration::from_millis(2)).await;
-            world.layer.sweep(all).await.unwrap();
+            uploads.sweep().await.unwrap();
         }
         let last = file.chunks();
         let answer = world.attack(&file.chunk(last)).await;

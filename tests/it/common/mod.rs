@@ -23,7 +23,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Location};
+use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
 
 /// Serves `service` on a port of loopback until the test ends.
 pub async fn serve<S, R>(service: S) -> SocketAddr
@@ -71,8 +71,8 @@ pub struct Delivery {
     pub rest: usize,
 }
 
-/// A server of the layer over a `FileStore` in a fresh folder, and an inner service that notes
-/// what it gets and answers by a script.
+/// A server of the layer over a `FileStore` in a fresh folder. Its inner service records what it
+/// gets, and answers by a script.
 pub struct Server {
     pub addr: SocketAddr,
     pub dir: tempfile::TempDir,
@@ -110,15 +110,16 @@ impl Server {
                         rest.len()
                     ))));
                 };
+                let delivery = Delivery {
+                    upload: upload.clone(),
+                    content: content(upload).await,
+                    method: parts.method,
+                    headers: parts.headers,
+                    rest: rest.len(),
+                };
                 let number = {
                     let mut noted = noted.lock().unwrap();
-                    noted.push(Delivery {
-                        upload: upload.clone(),
-                        content: content(upload.location()),
-                        method: parts.method,
-                        headers: parts.headers,
-                        rest: rest.len(),
-                    });
+                    noted.push(delivery);
                     noted.len()
                 };
                 let (status, text) = answer(number);
@@ -163,12 +164,10 @@ impl Server {
     }
 }
 
-pub fn content(location: &Location) -> Vec<u8> {
-    match location {
-        Location::File(path) => std::fs::read(path).unwrap(),
-        Location::Memory(bytes) => bytes.to_vec(),
-        other => panic!("unknown location {other:?}"),
-    }
+/// All bytes of a finished upload, from any store.
+pub async fn content(upload: &CompletedUpload) -> Vec<u8> {
+    let content = upload.content().collect().await.unwrap();
+    content.to_bytes().to_vec()
 }
 
 /// One keep-alive HTTP/1 connection.

@@ -1,27 +1,25 @@
-//! What others do to the folders of a store: links, modes, full disks, and folders that are gone.
+//! A store whose folders are changed by others: links, modes, full disks, and folders that are gone.
 
 use std::{
     error::Error as _,
     path::{Path, PathBuf},
-    pin::pin,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 use tower_resumable::{
-    BoxError, FileStore,
+    FileStore, UploadId,
     store::{
-        BodyError, ChunkBody, Claim as _, Claimed, Expiry, FileStoreBuilder, Filter, Keep, Record,
-        State, Store, StoreError,
+        BodyError, Claim as _, Claimed, Expiry, FileStoreBuilder, Filter, Record, State, Store,
+        StoreError,
     },
 };
 
-use super::{body_of, deliver, files, id, is_absent, put, status, undelivered, upload, upload_of};
+use super::{BoxError, deliver, files, upload, upload_named, write, write_pieces};
 
 /// Where the journal of [`upload`] is.
 fn journal(root: &Path) -> PathBuf {
-    let name = id(7).to_string();
+    let name = UploadId::from_bytes([7; 32]).to_string();
     root.join("partial/07").join(format!("{name}.journal"))
 }
 
@@ -34,7 +32,7 @@ fn data(root: &Path) -> PathBuf {
         .unwrap()
 }
 
-/// Clients are told to try again.
+/// An error at which clients try again.
 fn assert_fails<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
 }
@@ -43,21 +41,21 @@ fn assert_full<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
 }
 
-/// What an operator reads in the log.
+/// The message for the operator.
 fn refusal(builder: FileStoreBuilder) -> String {
     builder.open().unwrap_err().source().unwrap().to_string()
 }
 
 /// Finishes [`upload`] of 20 bytes, from the beginning.
 async fn finish(store: &FileStore) -> PathBuf {
-    put(store, &upload(20), 0, b"0123456789").await.unwrap();
-    assert!(put(store, &upload(20), 10, b"abcdefghij").await.unwrap());
+    write(store, &upload(20), 0, b"0123456789").await.unwrap();
+    assert!(write(store, &upload(20), 10, b"abcdefghij").await.unwrap());
     let path = deliver(store, &upload(20)).await;
     assert_eq!(std::fs::read(&path).unwrap(), b"0123456789abcdefghij");
     path
 }
 
-pub(super) fn everything() -> Expiry {
+fn everything() -> Expiry {
     let later = SystemTime::now() + Duration::from_secs(10_000);
     let mut expiry = Expiry::default();
     expiry.abandoned_before = Some(later);
@@ -97,13 +95,13 @@ mod links {
         }
     }
 
-    /// All requests for an upload fail, and succeed when the link is gone.
+    /// Each method fails while the link is there, and works when it is gone.
     async fn assert_not_followed(store: FileStore, link: &Path, outside: &Outside) {
-        assert_fails(put(&store, &upload(20), 0, b"0123456789").await);
-        assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
-        assert_fails(store.status(&id(7)).await);
+        assert_fails(write(&store, &upload(20), 0, b"0123456789").await);
+        assert_fails(write(&store, &upload(20), 10, b"0123456789").await);
+        assert_fails(store.status(&upload(20).id).await);
         assert_fails(store.claim(&upload(20)).await);
-        assert_fails(store.remove(&id(7)).await);
+        assert_fails(store.remove(&upload(20).id).await);
         outside.assert_untouched();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         std::fs::remove_file(link).unwrap();
@@ -123,18 +121,18 @@ mod links {
         }
     }
 
-    /// Not even to a valid journal.
+    /// Not even to a journal that is as it should be.
     #[tokio::test]
     async fn to_another_journal() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let store = FileStore::open(root.path()).unwrap();
-        put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        write(&store, &upload(20), 0, b"0123456789").await.unwrap();
         let (link, moved) = (journal(root.path()), root.path().join("moved"));
         std::fs::rename(&link, &moved).unwrap();
         symlink(&moved, &link).unwrap();
         let before = std::fs::read(&moved).unwrap();
-        // In a store that has it open, and in one that has not.
-        assert_fails(put(&store, &upload(20), 10, b"0123456789").await);
+        // One that has it open, and one that has not.
+        assert_fails(write(&store, &upload(20), 10, b"0123456789").await);
         assert_not_followed(FileStore::open(root.path()).unwrap(), &link, &outside).await;
         assert_eq!(std::fs::read(&moved).unwrap(), before);
     }
@@ -144,7 +142,7 @@ mod links {
         for target in ["file", ""] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
-            put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            write(&store, &upload(20), 0, b"0123456789").await.unwrap();
             drop(store);
             let link = data(root.path());
             std::fs::remove_file(&link).unwrap();
@@ -153,17 +151,18 @@ mod links {
         }
     }
 
-    /// Then the bytes are known to be gone, and the client sends them again.
+    /// It is known then that the bytes are gone: they are asked for again.
     #[tokio::test]
     async fn at_the_datas_name_while_it_is_open() {
         for target in ["file", "nothing"] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
-            put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            write(&store, &upload(20), 0, b"0123456789").await.unwrap();
             let link = data(root.path());
             std::fs::remove_file(&link).unwrap();
             symlink(outside.dir().join(target), &link).unwrap();
-            assert!(is_absent(&store, &id(7)).await);
+            let status = store.status(&upload(20).id).await;
+            assert!(matches!(status, Ok(None)), "{status:?}");
             finish(&store).await;
             outside.assert_untouched();
         }
@@ -178,36 +177,38 @@ mod links {
         assert_not_followed(store, &link, &outside).await;
     }
 
-    /// What is behind a link is not swept.
+    /// A sweep removes nothing behind a link.
     #[tokio::test]
     async fn that_a_sweep_finds() {
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        put(&FileStore::open(other.path()).unwrap(), &upload(2), 0, b"x")
+        write(&FileStore::open(other.path()).unwrap(), &upload(2), 0, b"x")
             .await
             .unwrap();
         let shard = journal(other.path()).parent().unwrap().to_owned();
-        std::fs::write(shard.join(format!("{}.0123.data", id(7))), "x").unwrap();
+        let key = UploadId::from_bytes([7; 32]);
+        std::fs::write(shard.join(format!("{key}.0123.data")), "x").unwrap();
         let store = FileStore::open(root.path()).unwrap();
         symlink(&shard, root.path().join("partial/07")).unwrap();
         let before = files(&shard);
         assert_eq!(before.len(), 3);
-        // A good upload is swept nevertheless.
-        let good = upload_of(8, 2);
-        put(&store, &good, 0, b"x").await.unwrap();
-        let journal = |dir: &Path, n: u8| {
-            let name = id(n).to_string();
-            dir.join(format!("partial/{n:02x}/{name}.journal"))
+        // One upload that is all right is swept nevertheless.
+        let good = upload_named(8, 2);
+        write(&store, &good, 0, b"x").await.unwrap();
+        let journal = |dir: &Path, key: u8| {
+            let name = UploadId::from_bytes([key; 32]).to_string();
+            dir.join(format!("partial/{key:02x}/{name}.journal"))
         };
         let link = journal(root.path(), 9);
         std::fs::create_dir(link.parent().unwrap()).unwrap();
         symlink(&before[0], link).unwrap();
         assert_eq!(store.sweep(&everything()).await.unwrap().abandoned, 1);
-        assert!(undelivered(&store).await.is_empty());
+        let page = store.list(&Filter::complete(), None).await.unwrap();
+        assert!(page.uploads.is_empty());
         assert_eq!(files(&shard), before);
     }
 
     #[tokio::test]
-    async fn where_the_finished_file_shall_be() {
+    async fn at_the_name_of_a_finished_file() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let named = |name: &'static str| {
             let builder = FileStore::builder(root.path());
@@ -217,22 +218,22 @@ mod links {
                 .unwrap()
         };
         drop(named(""));
-        // At the name of a file: it gets another one.
+        // A file's name: it gets another one.
         symlink(outside.file(), root.path().join("files/file")).unwrap();
         symlink(outside.dir().join("new"), root.path().join("files/new")).unwrap();
         for (name, found) in [("file", "files/file (1)"), ("new", "files/new (1)")] {
             let path = finish(&named(name)).await;
             assert_eq!(path, root.path().join(found));
-            assert!(named(name).remove(&id(7)).await.unwrap());
+            assert!(named(name).remove(&upload(20).id).await.unwrap());
             outside.assert_untouched();
         }
-        // At the name of a folder, at any depth.
+        // A folder's, at any depth.
         for (link, name) in [("dir", "dir/a/b"), ("real/dir", "real/dir/b")] {
             let link = root.path().join("files").join(link);
             std::fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(outside.dir(), &link).unwrap();
             let store = named(name);
-            put(&store, &upload(3), 0, b"abc").await.unwrap();
+            write(&store, &upload(3), 0, b"abc").await.unwrap();
             for _ in 0..2 {
                 assert_fails(store.claim(&upload(3)).await);
             }
@@ -241,7 +242,7 @@ mod links {
             let path = deliver(&store, &upload(3)).await;
             assert_eq!(path, root.path().join("files").join(name));
             assert_eq!(std::fs::read(path).unwrap(), b"abc");
-            assert!(store.remove(&id(7)).await.unwrap());
+            assert!(store.remove(&upload(3).id).await.unwrap());
             outside.assert_untouched();
         }
     }
@@ -255,7 +256,7 @@ mod links {
         symlink(outside.file(), &path).unwrap();
         // The next attempt does not get it, and it is not removed.
         assert_ne!(deliver(&store, &upload(20)).await, path);
-        assert!(store.remove(&id(7)).await.unwrap());
+        assert!(store.remove(&upload(20).id).await.unwrap());
         assert!(path.symlink_metadata().unwrap().is_symlink());
         outside.assert_untouched();
     }
@@ -280,7 +281,7 @@ mod links {
             assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0, "{why}");
         }
         FileStore::open(link.canonicalize().unwrap()).unwrap();
-        // Links above the folder are allowed, as `/tmp` and `/var` are on macOS.
+        // What is above is the system's business, as `/tmp` and `/var` are on macOS.
         FileStore::open(link.join("below")).unwrap();
 
         for name in ["partial", "files"] {
@@ -296,7 +297,7 @@ mod links {
         assert!(!dir.path().join("nothing").exists());
     }
 
-    /// To open a pipe without a writer would wait.
+    /// A pipe without a writer makes no request wait.
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn and_pipes() {
@@ -306,9 +307,9 @@ mod links {
         std::fs::create_dir(pipe.parent().unwrap()).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
-        let put = async { put(&store, &upload(20), 0, b"0123456789").await };
-        let put = tokio::time::timeout(Duration::from_secs(20), put).await;
-        assert_fails(put.expect("it waits"));
+        let write = async { write(&store, &upload(20), 0, b"0123456789").await };
+        let write = tokio::time::timeout(Duration::from_secs(20), write).await;
+        assert_fails(write.expect("it waits"));
 
         std::fs::remove_file(&pipe).unwrap();
         let path = finish(&store).await;
@@ -340,8 +341,8 @@ mod rights {
     async fn modes(root: &Path, builder: FileStoreBuilder) -> (Vec<u32>, Vec<u32>) {
         let store = builder.open().unwrap();
         let path = finish(&store).await;
-        let other = upload_of(8, 2);
-        put(&store, &other, 0, b"x").await.unwrap();
+        let other = upload_named(8, 2);
+        write(&store, &other, 0, b"x").await.unwrap();
         let files = files(root);
         // Two journals, the bytes of one, and a finished file.
         assert_eq!(files.len(), 4, "{files:?}");
@@ -406,6 +407,10 @@ mod rights {
 
     #[tokio::test]
     async fn go_with_the_file_to_another_file_system() {
+        use std::sync::{Arc, Mutex};
+        use tower::{Layer as _, ServiceExt as _};
+        use tower_resumable::{CompletedUpload, ResumableLayer};
+
         let (dir, Ok(other)) = (
             tempfile::tempdir().unwrap(),
             tempfile::tempdir_in("/dev/shm"),
@@ -413,30 +418,30 @@ mod rights {
             return;
         };
         let store = FileStore::builder(dir.path()).with_file_mode(0o644);
-        let store = store.open().unwrap();
-        put(&store, &upload(3), 0, b"abc").await.unwrap();
-        let Claimed::Won(claim) = store.claim(&upload(3)).await.unwrap() else {
-            panic!("no claim");
-        };
-        let stored = &claim.sealed().stored;
-        let before = mode(stored.path().unwrap());
-        let taken = other.path().join("taken");
-        std::fs::write(&taken, "mine").unwrap();
-        let error = stored.move_to(&taken).await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read(&taken).unwrap(), b"mine");
-
-        let to = other.path().join("moved");
-        stored.move_to(&to).await.unwrap();
-        assert_eq!(std::fs::read(&to).unwrap(), b"abc");
-        assert!(!stored.path().unwrap().exists());
-        assert_eq!(files(other.path()).len(), 2);
-        assert_eq!(mode(&to), before);
+        let moved = Arc::new(Mutex::new(None));
+        let (to, seen) = (other.path().join("moved"), Arc::clone(&moved));
+        let inner = tower::service_fn(move |request: http::Request<axum::body::Body>| {
+            let (to, seen) = (to.clone(), Arc::clone(&seen));
+            async move {
+                let upload = request.extensions().get::<CompletedUpload>().unwrap();
+                let before = mode(upload.path().unwrap());
+                upload.persist(&to).await.unwrap();
+                *seen.lock().unwrap() = Some((before, mode(&to)));
+                Ok::<_, std::convert::Infallible>(http::Response::new(axum::body::Body::empty()))
+            }
+        });
+        let layer = ResumableLayer::new(store.open().unwrap());
+        let query = "resumableChunkNumber=1&resumableChunkSize=3&resumableCurrentChunkSize=3&\
+                     resumableTotalSize=3&resumableIdentifier=3-a&resumableFilename=a";
+        let request = http::Request::post(format!("/upload?{query}"))
+            .header("content-type", "application/octet-stream")
+            .body(axum::body::Body::from("abc"))
+            .unwrap();
+        let response = layer.layer(inner).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let (before, after) = moved.lock().unwrap().unwrap();
+        assert_eq!(before, after);
         assert_eq!(before & 0o600, 0o600);
-        // It is moved already.
-        let error = stored.move_to(&other.path().join("again")).await;
-        assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::NotFound);
-        stored.delete().await.unwrap();
     }
 
     #[tokio::test]
@@ -444,10 +449,10 @@ mod rights {
         let dir = tempfile::tempdir().unwrap();
         let builder = || FileStore::builder(dir.path());
         for (builder, what) in [
-            (builder().with_file_mode(0o400), "the file mode is 0o400"),
-            (builder().with_file_mode(0o4600), "the file mode is 0o4600"),
-            (builder().with_dir_mode(0o600), "the dir mode is 0o600"),
-            (builder().with_dir_mode(0o777), "the dir mode is 0o777"),
+            (builder().with_file_mode(0o400), "with_file_mode(0o400)"),
+            (builder().with_file_mode(0o4600), "with_file_mode(0o4600)"),
+            (builder().with_dir_mode(0o600), "with_dir_mode(0o600)"),
+            (builder().with_dir_mode(0o777), "with_dir_mode(0o777)"),
         ] {
             let why = refusal(builder);
             assert!(why.contains(what), "{why}");
@@ -464,7 +469,7 @@ mod rights {
             set_mode(&dir, 0o777);
             let why = refusal(FileStore::builder(root.path()));
             assert!(
-                why.contains("all users can write") && why.contains("0700"),
+                why.contains("by everybody") && why.contains("0700"),
                 "{why}"
             );
             for mode in [0o1777, 0o770, 0o755] {
@@ -487,7 +492,7 @@ mod rights {
 mod room {
     use super::*;
 
-    /// No file system has that much.
+    /// More than any disk has.
     const ALL: u64 = u64::MAX;
 
     #[tokio::test]
@@ -499,50 +504,55 @@ mod room {
         };
         let partial = root.path().join("partial");
         // Nothing of a new upload is left, not even of one without bytes.
-        for total in [20, 0] {
-            let bytes = &b"0123456789"[..total.min(10)];
-            assert_full(put(&open(ALL), &upload(total as u64), 0, bytes).await);
+        for length in [20, 0] {
+            let bytes = &b"0123456789"[..length.min(10)];
+            assert_full(write(&open(ALL), &upload(length as u64), 0, bytes).await);
             assert_eq!(std::fs::read_dir(&partial).unwrap().count(), 0);
         }
         // One on its way stays as it is.
-        put(&open(0), &upload(20), 0, b"0123456789").await.unwrap();
+        write(&open(0), &upload(20), 0, b"0123456789")
+            .await
+            .unwrap();
         let before = files(&partial);
         let store = open(ALL);
-        assert_full(put(&store, &upload(20), 5, b"56789abcde").await);
-        match status(&store, &id(7)).await {
-            Some(State::Receiving(ranges)) => {
+        assert_full(write(&store, &upload(20), 5, b"56789abcde").await);
+        match store.status(&upload(20).id).await.unwrap().unwrap().state {
+            State::Receiving(ranges) => {
                 assert!(ranges.covers(0, 10) && ranges.total() == 10, "{ranges:?}");
             }
-            status => panic!("{status:?}"),
+            state => panic!("{state:?}"),
         }
         assert_eq!(files(&partial), before);
-        // What takes no room is accepted.
-        assert!(!put(&store, &upload(20), 0, b"0123456789").await.unwrap());
-        assert!(put(&open(1), &upload(20), 10, b"abcdefghij").await.unwrap());
+        // What takes no room is taken.
+        assert!(!write(&store, &upload(20), 0, b"0123456789").await.unwrap());
+        assert!(
+            write(&open(1), &upload(20), 10, b"abcdefghij")
+                .await
+                .unwrap()
+        );
         // A whole file can be delivered, which makes room.
         let path = deliver(&store, &upload(20)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"0123456789abcdefghij");
     }
 
-    /// Before most of it has arrived.
+    /// Before most of it has come.
     #[tokio::test]
     async fn for_a_chunk_that_says_how_long_it_is() {
+        use futures_util::StreamExt as _;
         let root = tempfile::tempdir().unwrap();
         let free = free(root.path());
         let open = |reserve| {
             let builder = FileStore::builder(root.path());
             builder.with_free_space_reserve(reserve).open().unwrap()
         };
-        put(&open(0), &upload(free), 0, b"x").await.unwrap();
+        write(&open(0), &upload(free), 0, b"x").await.unwrap();
         let store = open(free - free / 4);
         for (len, fits) in [(free / 16, true), (free / 2, false)] {
             // More than is held in memory.
-            let first = stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
-            let cut = stream::iter([Err(BoxError::from("the client is gone"))]);
-            let source = pin!(body_of(first.chain(cut)));
-            let mut body = ChunkBody::new(source, Some(len), 0);
-            let upload = upload(free);
-            match store.write(&upload, 1, &mut body, Keep::Whole).await {
+            let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
+            let cut = futures_util::stream::iter([Err(BoxError::from("cut"))]);
+            let pieces = first.chain(cut);
+            match write_pieces(&store, &upload(free), 1, len as usize, pieces).await {
                 Err(StoreError::Body(BodyError::Failed(_))) if fits => {}
                 Err(StoreError::Full(_)) if !fits => {}
                 result => panic!("{len} of {free}: {result:?}"),
@@ -555,23 +565,24 @@ mod room {
     async fn that_a_file_says_it_needs() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
-        for total in [1 << 62, u64::MAX] {
-            assert_full(put(&store, &upload(total), 0, b"x").await);
+        for length in [1 << 62, u64::MAX] {
+            assert_full(write(&store, &upload(length), 0, b"x").await);
             let partial = root.path().join("partial");
             assert_eq!(std::fs::read_dir(partial).unwrap().count(), 0);
-            assert!(is_absent(&store, &id(7)).await);
+            let status = store.status(&upload(length).id).await;
+            assert!(matches!(status, Ok(None)), "{status:?}");
         }
-        put(&store, &upload(20), 0, b"x").await.unwrap();
+        write(&store, &upload(20), 0, b"x").await.unwrap();
     }
 
-    /// No room is reserved for what a client declares.
+    /// Nothing is set aside for what a client only says.
     #[tokio::test]
     async fn that_a_file_says_it_needs_is_not_taken() {
         use std::os::unix::fs::MetadataExt as _;
         let root = tempfile::tempdir().unwrap();
         let builder = FileStore::builder(root.path());
         let store = builder.with_free_space_reserve(0).open().unwrap();
-        put(&store, &upload(10 << 40), 0, &[7; 100_000])
+        write(&store, &upload(10 << 40), 0, &[7; 100_000])
             .await
             .unwrap();
         let data = std::fs::metadata(data(root.path())).unwrap();
@@ -581,7 +592,7 @@ mod room {
             .map(|path| std::fs::metadata(path).unwrap().blocks() * 512)
             .sum();
         assert!(taken < 200_000, "{taken} bytes");
-        assert!(store.remove(&id(7)).await.unwrap());
+        assert!(store.remove(&upload(10 << 40).id).await.unwrap());
         assert_eq!(files(root.path()), Vec::<PathBuf>::new());
     }
 
@@ -599,28 +610,28 @@ mod room {
 mod gone {
     use super::*;
 
-    /// What is gone was not stored, and the store works again when the folder is there again.
+    /// Nothing is reported as stored, nothing panics, and the store works when the root is back.
     #[cfg(unix)]
     #[tokio::test]
     async fn root() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let store = FileStore::open(&root).unwrap();
-        let complete = upload_of(8, 1);
-        put(&store, &upload(20), 0, b"0123456789").await.unwrap();
-        put(&store, &complete, 0, b"x").await.unwrap();
+        let complete = upload_named(8, 1);
+        write(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        write(&store, &complete, 0, b"x").await.unwrap();
         let Claimed::Won(mut claim) = store.claim(&complete).await.unwrap() else {
             panic!("no claim");
         };
         std::fs::remove_dir_all(&root).unwrap();
 
-        let new = upload_of(9, 20);
+        let new = upload_named(9, 20);
         for upload in [&upload(20), &new] {
-            assert_fails(put(&store, upload, 0, b"0123456789").await);
-            assert_fails(put(&store, upload, 10, b"0123456789").await);
+            assert_fails(write(&store, upload, 0, b"0123456789").await);
+            assert_fails(write(&store, upload, 10, b"0123456789").await);
             assert!(!store.remove(&upload.id).await.unwrap());
-            assert!(is_absent(&store, &upload.id).await);
-            assert_fails(store.create(upload).await);
+            let status = store.status(&upload.id).await;
+            assert!(matches!(status, Ok(None)), "{status:?}");
         }
         let record = Record::new(true, http::StatusCode::OK, 1, SystemTime::now());
         let settled = claim.settle(&record).await;
@@ -631,14 +642,15 @@ mod gone {
         drop(claim);
         let claim = store.claim(&complete).await;
         assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");
-        assert_fails(store.list(&Filter::complete(), None).await);
         assert_fails(store.list(&Filter::default(), None).await);
+        assert_fails(store.usage().await);
         assert_fails(store.sweep(&everything()).await);
         // It may be a disk that is not mounted: nothing is written in its place.
         assert!(!root.exists());
 
         FileStore::open(&root).unwrap();
-        assert!(undelivered(&store).await.is_empty());
+        let page = store.list(&Filter::default(), None).await.unwrap();
+        assert!(page.uploads.is_empty());
         finish(&store).await;
     }
 
@@ -646,7 +658,7 @@ mod gone {
     async fn folder_of_finished_files() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
-        put(&store, &upload(1), 0, b"x").await.unwrap();
+        write(&store, &upload(1), 0, b"x").await.unwrap();
         std::fs::remove_dir_all(root.path().join("files")).unwrap();
         for _ in 0..2 {
             assert_fails(store.claim(&upload(1)).await);
@@ -656,7 +668,7 @@ mod gone {
         assert_eq!(std::fs::read(path).unwrap(), b"x");
     }
 
-    /// Something other than the store has removed it.
+    /// A file of an upload was deleted by hand.
     #[cfg(unix)]
     #[tokio::test]
     async fn file() {
@@ -664,14 +676,15 @@ mod gone {
             for complete in [false, true] {
                 let root = tempfile::tempdir().unwrap();
                 let store = FileStore::open(root.path()).unwrap();
-                put(&store, &upload(20), 0, b"0123456789").await.unwrap();
+                write(&store, &upload(20), 0, b"0123456789").await.unwrap();
                 if complete {
-                    put(&store, &upload(20), 10, b"abcdefghij").await.unwrap();
+                    write(&store, &upload(20), 10, b"abcdefghij").await.unwrap();
                 }
                 std::fs::remove_file(which(root.path())).unwrap();
                 let claim = store.claim(&upload(20)).await;
                 assert!(matches!(claim, Ok(Claimed::Incomplete)), "{claim:?}");
-                assert!(is_absent(&store, &id(7)).await);
+                let status = store.status(&upload(20).id).await;
+                assert!(matches!(status, Ok(None)), "{status:?}");
                 finish(&store).await;
                 store.sweep(&everything()).await.unwrap();
                 let left = files(&root.path().join("partial"));

@@ -68,7 +68,7 @@ pub fn form_cuts(data: &[u8]) {
 
 fn outcome(query: &str, content_type: &str, body: Script) -> Outcome {
     let layer = ResumableLayer::new(MemoryStore::default())
-        .with_dialect(Dialect::simple_uploader())
+        .with_protocol(Dialect::simple_uploader())
         .with_list_parameter("everything");
     let server = Server::new(layer, Inner::default());
     block_on(async {

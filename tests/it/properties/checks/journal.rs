@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::Request;
-use tower_resumable::{FileStore, ResumableLayer, Retention};
+use tower_resumable::{FileStore, ResumableLayer, store::Filter};
 
 use super::{
     Input,
@@ -67,9 +67,11 @@ pub fn journal(data: &[u8]) {
         }
 
         // One that cannot be read is no reason not to see the others.
-        let undelivered = server.layer.undelivered().await.unwrap();
-        assert!(undelivered.iter().all(|upload| upload.identifier != "b"));
-        server.layer.sweep(Retention::default()).await.unwrap();
+        let uploads = server.layer.uploads();
+        let complete = uploads.list(&Filter::complete(), None).await.unwrap();
+        let mut complete = complete.uploads.iter();
+        assert!(complete.all(|listed| listed.upload.identifier != "b"));
+        uploads.sweep().await.unwrap();
         let list = Request::get("/upload?unfinished").body(Script::default());
         let list = server.send(list.unwrap()).await.json();
         let list = list["uploads"].as_array().unwrap();
@@ -133,7 +135,7 @@ async fn prepare(root: &Path, stage: Stage) -> Vec<Range<u64>> {
 
 fn server(root: &Path) -> Server {
     let layer = ResumableLayer::new(FileStore::open(root).unwrap())
-        .with_dialect(dialect())
+        .with_protocol(dialect())
         .with_list_parameter("unfinished");
     Server::new(layer, Inner::default())
 }

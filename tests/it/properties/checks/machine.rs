@@ -6,7 +6,10 @@ use bytes::Bytes;
 use http::{Request, request::Builder};
 use serde_json::json;
 use tempfile::TempDir;
-use tower_resumable::{Dialect, FileStore, MemoryStore, ResumableLayer, Retention};
+use tower_resumable::{
+    Delivery as Deliveries, Dialect, FileStore, MemoryStore, ResumableLayer, Retention,
+    store::Filter,
+};
 
 use super::{
     Input,
@@ -148,9 +151,9 @@ impl World {
             false => Duration::from_secs(3600),
         };
         let layer = layer
-            .with_dialect(dialect())
+            .with_protocol(dialect())
             .with_list_parameter("unfinished")
-            .with_record_lifetime(lifetime);
+            .with_delivery(Deliveries::default().with_record_lifetime(lifetime));
         Server::new(layer, self.inner.clone())
     }
 
@@ -182,15 +185,18 @@ impl World {
     async fn put(&mut self, server: usize, chunk: &Chunk) {
         let before = self.models[chunk.file].answer;
         if let Fault::Stalls(polls) = chunk.fault {
-            // The client goes away.
-            let mut sent = std::pin::pin!(self.servers[server].send(chunk.request()));
-            for _ in 0..polls {
-                let answered = std::future::poll_fn(|cx| {
-                    std::task::Poll::Ready(sent.as_mut().poll(cx).is_ready())
-                });
-                assert!(!answered.await, "it was not all there");
-                tokio::task::yield_now().await;
+            {
+                let mut sent = std::pin::pin!(self.servers[server].send(chunk.request()));
+                for _ in 0..polls {
+                    let answered = std::future::poll_fn(|cx| {
+                        std::task::Poll::Ready(sent.as_mut().poll(cx).is_ready())
+                    });
+                    assert!(!answered.await, "it was not all there");
+                    tokio::task::yield_now().await;
+                }
             }
+            // The client is gone, and the layer goes on without it. Nothing of the chunk stays.
+            self.servers[server].layer.uploads().drain().await;
             return;
         }
         let answer = self.send(server, chunk).await;
@@ -362,11 +368,12 @@ impl World {
     async fn sweep(&mut self, server: usize, all: bool) {
         let retention = match all {
             true => Retention::default()
-                .abandoned(Duration::ZERO)
-                .undelivered(Duration::ZERO),
+                .with_abandoned(Duration::ZERO)
+                .with_undelivered(Duration::ZERO),
             false => Retention::default(),
         };
-        let swept = self.servers[server].layer.sweep(retention).await.unwrap();
+        let layer = self.servers[server].layer.clone().with_retention(retention);
+        let swept = layer.uploads().sweep().await.unwrap();
         assert!(all || swept.abandoned + swept.undelivered == 0);
         let (mut abandoned, mut undelivered) = (swept.abandoned, swept.undelivered);
         for file in 0..FILES.len() {
@@ -419,18 +426,26 @@ impl World {
 
     /// What an application does when it starts.
     async fn deliver_all(&mut self, server: usize) {
-        let layer = self.servers[server].layer.clone();
-        let mut uploads = layer.undelivered().await.unwrap();
+        let handle = self.servers[server].layer.uploads();
+        let page = handle.list(&Filter::complete(), None).await.unwrap();
+        assert_eq!(page.next, None);
+        let mut uploads: Vec<_> = page
+            .uploads
+            .into_iter()
+            .map(|listed| listed.upload)
+            .collect();
         let complete = (0..FILES.len())
             .filter(|file| self.models[*file].answer.is_none() && self.is_complete(*file));
         let mut expected: Vec<_> = complete.collect();
         assert_eq!(uploads.len(), expected.len(), "{uploads:?}");
         while let Some(upload) = uploads.pop() {
-            let known = |file: &usize| FILES[*file] == (&*upload.identifier, upload.total);
+            let known = |file: &usize| {
+                Some(FILES[*file].1) == upload.length && FILES[*file].0 == upload.identifier
+            };
             let at = expected.iter().position(known).expect("a complete upload");
             let file = expected.swap_remove(at);
             let request = Request::post("/upload").body(Script::default()).unwrap();
-            let delivered = layer.deliver(upload, self.inner.clone(), request).await;
+            let delivered = handle.deliver(upload, self.inner.clone(), request).await;
             let deliveries = self.inner.take();
             assert_eq!(deliveries.len(), 1);
             self.check_delivery(file, &deliveries[0]);

@@ -16,12 +16,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
 use tower::{Layer as _, Service, ServiceExt as _};
-use tower_resumable::{CompletedUpload, Resumable, ResumableLayer, UploadError, store::Location};
+use tower_resumable::{CompletedUpload, Error, Resumable, ResumableLayer};
 
 /// What the inner service answers with to what is not an upload.
 pub const PASSED: u16 = 418;
@@ -195,10 +196,13 @@ impl Inner {
 
     /// The answer to an upload.
     fn note(&self, upload: &CompletedUpload) -> u16 {
-        let content = match upload.location() {
-            Location::File(path) => std::fs::read(path).ok(),
-            Location::Memory(bytes) => Some(bytes.to_vec()),
-            other => panic!("unknown location {other:?}"),
+        let content = match upload.path() {
+            Some(path) => std::fs::read(path).ok(),
+            // Memory does not wait.
+            None => upload.content().collect().now_or_never().map(|content| {
+                let content = content.expect("the content of a file in memory");
+                content.to_bytes().to_vec()
+            }),
         };
         // As an application does that cannot find the file.
         let answer = match content {
@@ -253,7 +257,7 @@ pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
-    pub error: Option<UploadError>,
+    pub error: Option<Error>,
 }
 
 impl Answer {
@@ -263,7 +267,12 @@ impl Answer {
     }
 
     pub fn code(&self) -> Option<&'static str> {
-        self.error.as_ref().map(UploadError::code)
+        self.error.as_ref().map(|error| error.kind().as_str())
+    }
+
+    /// The text of the error.
+    pub fn message(&self) -> Option<String> {
+        self.error.as_ref().map(ToString::to_string)
     }
 
     /// What holds for all answers that are the layer's own.
@@ -280,9 +289,9 @@ impl Answer {
                 let error = self.error.as_ref().expect("the typed error");
                 let problem = self.json();
                 assert_eq!(content_type, Some("application/problem+json"), "{self:?}");
-                assert_eq!(problem["code"], error.code(), "{self:?}");
+                assert_eq!(problem["code"], error.kind().as_str(), "{self:?}");
                 assert_eq!(problem["status"], self.status, "{self:?}");
-                assert_eq!(error.is_transient(), self.status == 503, "{self:?}");
+                assert_eq!(error.is_retryable(), self.status == 503, "{self:?}");
                 assert_eq!(
                     self.headers.contains_key("retry-after"),
                     self.status == 503,

@@ -1,4 +1,4 @@
-//! Uploads in an object store, on an engine in memory: what only that can.
+//! `BucketStore` on an engine in memory.
 
 mod engine;
 
@@ -14,15 +14,16 @@ use bytes::Bytes;
 use engine::{Conditions, Counts, Engine};
 use futures_util::StreamExt as _;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
 use sha2::{Digest as _, Sha256};
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, DigestAlgorithm, ObjectStore, ResumableLayer, Store, StoreError, UploadError,
+    BucketStore, CompletedUpload, DigestAlgorithm, Digests, ResumableLayer, Scope, Upload,
+    UploadId,
     store::{
-        ChunkBody, Expiry, Location, ObjectClaim, Progress, Record, Settlement, Status, Swept,
-        TryClaim, Upload, UploadKey, Usage, conformance,
+        BodyError, ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Progress, Record, Sealed,
+        State, Store, StoreError, Swept, Usage, conformance,
     },
 };
 
@@ -30,32 +31,23 @@ use crate::common::{Answer, Client, File, serve};
 
 const MIB: u64 = 1 << 20;
 
-async fn read(location: &Location) -> Option<Vec<u8>> {
-    use object_store::ObjectStoreExt as _;
-    let Location::Object(object) = location else {
-        return None;
-    };
-    let found = object.store().get(object.path()).await.ok()?;
-    Some(found.bytes().await.ok()?.to_vec())
+async fn read(sealed: &Sealed) -> Option<Vec<u8>> {
+    let content = sealed.content().collect().await.ok()?;
+    Some(content.to_bytes().to_vec())
 }
 
-async fn open(engine: &Arc<Engine>) -> ObjectStore {
-    let store = ObjectStore::builder(Arc::clone(engine)).self_test(false);
+async fn open(engine: &Arc<Engine>) -> BucketStore {
+    let store = BucketStore::builder(Arc::clone(engine)).with_self_test(false);
     store.open().await.unwrap()
 }
 
-fn upload(total: u64, chunk_size: Option<u64>) -> Upload {
-    Upload {
-        key: UploadKey::from_bytes([7; 32]),
-        scope: String::new(),
-        identifier: "../i".into(),
-        total,
-        chunk_size,
-        file_name: Some("../a.txt".into()),
-        relative_path: None,
-        content_type: None,
-        fields: Vec::new(),
-    }
+fn upload(length: u64, chunk_size: Option<u64>) -> Upload {
+    let id = UploadId::from_bytes([7; 32]);
+    let mut upload = Upload::new(id, Scope::default(), Some(length));
+    upload.identifier = "../i".into();
+    upload.chunk_size = chunk_size;
+    upload.file_name = Some("../a.txt".into());
+    upload
 }
 
 fn content(len: u64) -> Bytes {
@@ -68,44 +60,38 @@ fn content(len: u64) -> Bytes {
     bytes.into()
 }
 
-async fn put(
-    store: &ObjectStore,
+async fn write(
+    store: &BucketStore,
     upload: &Upload,
     offset: u64,
     bytes: &[u8],
 ) -> Result<Progress, StoreError> {
-    let stream = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
-    let stream = pin!(stream);
-    let mut body = ChunkBody::new(stream, Some(bytes.len() as u64), 0);
-    store.put(upload, offset, &mut body).await
+    let source = Full::new(Bytes::copy_from_slice(bytes));
+    let source = pin!(source.map_err(|never: Infallible| match never {}));
+    let mut body = ChunkBody::new(source, Some(bytes.len() as u64), 0);
+    store.write(upload, offset, &mut body, Keep::Whole).await
 }
 
-fn record(delivered: bool) -> Record {
-    Record {
-        delivered,
-        status: 200,
-        headers: Vec::new(),
-        body: None,
-        size: 3,
-        expires: SystemTime::now() + Duration::from_secs(60),
-    }
+fn record() -> Record {
+    let expires = SystemTime::now() + Duration::from_secs(60);
+    Record::new(true, StatusCode::OK, 3, expires)
 }
 
 /// Removes what is older than `age`, and no delivered file.
 fn everything(age: Duration) -> Expiry {
     let before = SystemTime::now() - age;
-    Expiry {
-        abandoned_before: before,
-        undelivered_before: Some(before),
-        records_before: before + Duration::from_secs(3600),
-    }
+    let mut expiry = Expiry::default();
+    expiry.abandoned_before = Some(before);
+    expiry.undelivered_before = Some(before);
+    expiry.records_before = before + Duration::from_secs(3600);
+    expiry
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_conforms() {
     let engine = Arc::new(Engine::default());
-    let store = ObjectStore::open(Arc::clone(&engine)).await.unwrap();
-    conformance::check(&store, read).await;
+    let store = BucketStore::open(Arc::clone(&engine)).await.unwrap();
+    conformance::check(&store).await;
     // What is left are the files that were delivered, and what is to be known of them.
     let left = engine.keys("up").await;
     assert!(left.iter().all(|key| key.ends_with("/info")), "{left:?}");
@@ -125,8 +111,8 @@ async fn an_engine_that_keeps_no_conditions_is_refused() {
         (Conditions::Refused, Some("`S3ConditionalPut::ETagMatch`")),
     ] {
         let engine = Arc::new(Engine::ignoring(conditions));
-        let opened = ObjectStore::builder(Arc::clone(&engine))
-            .prefix("a/b")
+        let opened = BucketStore::builder(Arc::clone(&engine))
+            .with_prefix("a/b")
             .open()
             .await;
         match (opened, expected) {
@@ -149,7 +135,7 @@ async fn an_engine_that_keeps_no_conditions_is_refused() {
     let engine = Arc::new(Engine::default());
     engine.set_down(true);
     assert!(
-        ObjectStore::open(engine).await.is_err(),
+        BucketStore::open(engine).await.is_err(),
         "an engine that is down"
     );
 }
@@ -161,7 +147,7 @@ type Delivery = (CompletedUpload, Vec<u8>);
 struct Servers {
     addrs: Vec<SocketAddr>,
     deliveries: Arc<Mutex<Vec<Delivery>>>,
-    stores: Vec<ObjectStore>,
+    stores: Vec<BucketStore>,
 }
 
 impl Servers {
@@ -251,7 +237,7 @@ async fn chunks_to_several_servers_are_delivered_once() {
     // a piece, which goes with the record.
     assert_eq!(engine.keys("files").await.len(), 20);
     let expiry = everything(Duration::ZERO);
-    let swept = servers.stores[0].sweep(expiry).await.unwrap();
+    let swept = servers.stores[0].sweep(&expiry).await.unwrap();
     assert_eq!(swept.records, 20);
     assert_eq!(engine.keys("up").await, Vec::<String>::new());
     assert_eq!(engine.keys("files").await.len(), 20);
@@ -293,52 +279,52 @@ async fn what_a_service_says_decides_what_becomes_of_the_object() {
 #[tokio::test]
 async fn what_can_never_fit_is_refused_at_the_first_chunk() {
     let engine = Arc::new(Engine::default());
-    let store = ObjectStore::builder(Arc::clone(&engine)).max_object_size(100);
+    let store = BucketStore::builder(Arc::clone(&engine)).with_max_object_size(100);
     let store = store.open().await.unwrap();
     engine.take_counts();
-    let result = put(&store, &upload(101, None), 0, b"a").await;
+    let result = write(&store, &upload(101, None), 0, b"a").await;
     assert!(
         matches!(result, Err(StoreError::TooLarge { limit: 100 })),
         "{result:?}"
     );
     assert_eq!(engine.take_counts(), Counts::default());
-    assert!(put(&store, &upload(100, None), 0, b"a").await.is_ok());
+    assert!(write(&store, &upload(100, None), 0, b"a").await.is_ok());
 }
 
 #[tokio::test]
 async fn more_than_fits_into_memory_is_put_off() {
     let engine = Arc::new(Engine::default());
-    let store = ObjectStore::builder(Arc::clone(&engine)).max_buffered_bytes(MIB);
-    let store = store.self_test(false).open().await.unwrap();
+    let store = BucketStore::builder(Arc::clone(&engine)).with_max_buffered_bytes(MIB);
+    let store = store.with_self_test(false).open().await.unwrap();
     let bytes = content(2 * MIB);
     let upload = upload(2 * MIB, None);
-    // It never fits.
-    let result = put(&store, &upload, 0, &bytes).await;
-    let limit = MIB;
-    assert!(
-        matches!(result, Err(StoreError::Body(UploadError::ChunkTooLarge { limit: l })) if l == limit),
-        "{result:?}"
-    );
-    // Not at the same time as another one that has come but for its end.
+    // A chunk that is larger than the memory is refused for good.
+    let result = write(&store, &upload, 0, &bytes).await;
+    let Err(StoreError::Body(BodyError::Length { expected, received })) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!((expected, received), (MIB, 2 * MIB));
+    // It does not fit beside another chunk of which all but the end has arrived.
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
     let end = futures_util::stream::once(receiver).filter_map(async |_| None);
-    let stream = futures_util::stream::iter([Ok(bytes.slice(..700_000))]).chain(end);
-    let mut stream = pin!(stream);
-    let mut body = ChunkBody::new(stream.as_mut(), Some(700_000), 0);
-    let mut first = pin!(store.put(&upload, 0, &mut body));
+    let frame = Ok(http_body::Frame::data(bytes.slice(..700_000)));
+    let frames = futures_util::stream::iter([frame]).chain(end);
+    let source = pin!(StreamBody::new(frames));
+    let mut body = ChunkBody::new(source, Some(700_000), 0);
+    let mut first = pin!(store.write(&upload, 0, &mut body, Keep::Whole));
     for _ in 0..100 {
         assert!(futures_util::poll!(first.as_mut()).is_pending());
     }
-    let result = put(&store, &upload, MIB, &bytes[MIB as usize..]).await;
+    let result = write(&store, &upload, MIB, &bytes[MIB as usize..]).await;
     assert!(matches!(result, Err(StoreError::Busy)), "{result:?}");
-    let status = store.status(&upload.key).await.unwrap();
-    assert!(matches!(status, Status::Absent), "{status:?}");
+    let status = store.status(&upload.id).await.unwrap();
+    assert!(status.is_none(), "{status:?}");
     sender.send(()).unwrap();
     assert_eq!(first.await.unwrap().received, 700_000);
     // What was taken is free again; and more than there is room for is put together all the same.
     for offset in [MIB, 0] {
         let chunk = &bytes[offset as usize..][..MIB as usize];
-        put(&store, &upload, offset, chunk).await.unwrap();
+        write(&store, &upload, offset, chunk).await.unwrap();
     }
     assert!(finish(&store, &upload).await.unwrap() == bytes);
 }
@@ -353,7 +339,7 @@ async fn costs(chunk_size: u64, total: u64) -> (Counts, Counts, Counts) {
     let mut middle = Counts::default();
     let chunks: Vec<_> = bytes.chunks(chunk_size as usize).collect();
     for (n, chunk) in chunks.iter().enumerate() {
-        let progress = put(&store, &upload, n as u64 * chunk_size, chunk)
+        let progress = write(&store, &upload, n as u64 * chunk_size, chunk)
             .await
             .unwrap();
         assert_eq!(progress.complete, n + 1 == chunks.len());
@@ -363,17 +349,14 @@ async fn costs(chunk_size: u64, total: u64) -> (Counts, Counts, Counts) {
             middle = counts;
         }
     }
-    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await.unwrap() else {
+    let Claimed::Won(mut claim) = store.claim(&upload).await.unwrap() else {
         panic!("not complete");
     };
-    let sealed = store.seal(&mut claim, &upload).await.unwrap();
-    store
-        .settle(&mut claim, &Settlement::Delivered(record(true)))
-        .await
-        .unwrap();
+    claim.settle(&record()).await.unwrap();
     let end = engine.take_counts();
     add(&mut all, &end);
-    assert!(read(&sealed.location).await.unwrap() == bytes);
+    let sealed = claim.sealed();
+    assert!(read(sealed).await.unwrap() == bytes);
     assert_eq!(sealed.crc32, Some(crc32fast::hash(&bytes)));
     (middle, end, all)
 }
@@ -419,20 +402,28 @@ async fn requests_are_bounded() {
     assert!(all.all() <= 24, "{all:?}");
 }
 
-/// An upload of one byte of this many.
-async fn begin(store: &ObjectStore, n: u8, scope: &str, total: u64) -> Upload {
-    let upload = Upload {
-        key: UploadKey::from_bytes([n; 32]),
-        scope: scope.into(),
-        ..upload(total, None)
-    };
-    put(store, &upload, 0, b"x").await.unwrap();
+/// An upload that has one byte of `length`.
+async fn begin(store: &BucketStore, n: u8, scope: &str, length: u64) -> Upload {
+    let mut upload = upload(length, None);
+    upload.id = UploadId::from_bytes([n; 32]);
+    upload.scope = scope.into();
+    write(store, &upload, 0, b"x").await.unwrap();
     upload
 }
 
-/// There may be many more records than uploads on their way, and many uploads of others.
+/// The first page of a list.
+async fn list(store: &BucketStore, filter: &Filter) -> Vec<Upload> {
+    let page = store.list(filter, None).await.unwrap();
+    assert_eq!(page.next, None);
+    page.uploads
+        .into_iter()
+        .map(|listed| listed.upload)
+        .collect()
+}
+
+/// There may be many more records than unfinished uploads, and many uploads of other scopes.
 #[tokio::test]
-async fn what_is_listed_costs_what_it_is() {
+async fn lists_cost_what_they_return() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
     for n in 0..20 {
@@ -454,66 +445,63 @@ async fn what_is_listed_costs_what_it_is() {
     assert_eq!(usage, expected);
     let counts = engine.take_counts();
     assert_eq!((counts.all(), counts.bytes_out), (1, 0), "{counts:?}");
-    assert_eq!(store.unfinished(Some("a")).await.unwrap().len(), 1);
+    let filter = Filter::default().with_scope(Scope::new("a"));
+    assert_eq!(list(&store, &filter).await.len(), 1);
     let counts = engine.take_counts();
     assert!(counts.all() <= 1 + 3, "{counts:?}");
-    assert_eq!(store.undelivered().await.unwrap(), [waiting]);
+    assert_eq!(list(&store, &Filter::complete()).await, [waiting]);
     let counts = engine.take_counts();
     assert!(counts.all() <= 1 + 5 * 3, "{counts:?}");
     // The records have to be read.
-    let nothing = Expiry {
-        records_before: SystemTime::now(),
-        ..everything(Duration::from_secs(60))
-    };
-    assert_eq!(store.sweep(nothing).await.unwrap(), Swept::default());
+    let mut nothing = everything(Duration::from_secs(60));
+    nothing.records_before = SystemTime::now();
+    assert_eq!(store.sweep(&nothing).await.unwrap(), Swept::default());
     let counts = engine.take_counts();
     assert_eq!(counts.all(), 3 + 3 + 25, "{counts:?}");
 }
 
-/// Of a server that died while it read the engine's clock.
+/// The object of a server that died while it read the engine's clock.
 #[tokio::test]
-async fn what_was_scratch_is_swept() {
+async fn scratch_objects_are_swept() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
     object_store::ObjectStoreExt::put(&*engine, &"scratch/x".into(), vec![].into())
         .await
         .unwrap();
     let hour = Duration::from_secs(3600);
-    store.sweep(everything(hour / 2)).await.unwrap();
+    store.sweep(&everything(hour / 2)).await.unwrap();
     assert_eq!(engine.keys("scratch").await, ["scratch/x"]);
-    // Of it and of the readings of others nothing is left.
+    // Nothing is left of it, nor of the objects of other servers.
     let later = SystemTime::now() + hour;
-    let all = Expiry {
-        abandoned_before: later,
-        undelivered_before: Some(later),
-        records_before: later,
-    };
-    store.sweep(all).await.unwrap();
+    let mut all = everything(Duration::ZERO);
+    all.abandoned_before = Some(later);
+    all.undelivered_before = Some(later);
+    store.sweep(&all).await.unwrap();
     assert_eq!(engine.keys("scratch").await, Vec::<String>::new());
 }
 
-/// Nobody else's upload is hidden by one that cannot be read.
+/// An upload that cannot be read hides no other.
 #[tokio::test]
 async fn a_damaged_upload_is_passed_over() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
     begin(&store, 1, "a", 1).await;
     begin(&store, 2, "a", 1).await;
-    let key = UploadKey::from_bytes([1; 32]);
+    let key = UploadId::from_bytes([1; 32]);
     let path = format!("up/{key}/info").as_str().into();
     for damage in [&b"{"[..], b"{\"version\":2}"] {
         object_store::ObjectStoreExt::put(&*engine, &path, damage.to_vec().into())
             .await
             .unwrap();
         let store = open(&engine).await;
-        assert_eq!(store.undelivered().await.unwrap().len(), 1);
-        assert_eq!(store.unfinished(None).await.unwrap().len(), 1);
+        assert_eq!(list(&store, &Filter::complete()).await.len(), 1);
+        assert_eq!(list(&store, &Filter::default()).await.len(), 1);
         assert!(store.status(&key).await.is_err());
-        // It takes its place all the same, and a sweep says that something is wrong.
+        // It is counted all the same, and a sweep reports an error.
         assert_eq!(store.usage().await.unwrap().len(), 2);
         assert!(
             store
-                .sweep(everything(Duration::from_secs(60)))
+                .sweep(&everything(Duration::from_secs(60)))
                 .await
                 .is_err()
         );
@@ -528,13 +516,13 @@ async fn a_probe_and_a_duplicate_cost_little() {
     let bytes = content(5 * MIB);
     let upload = upload(20 * MIB, Some(5 * MIB));
     for offset in [0, 5 * MIB] {
-        put(&store, &upload, offset, &bytes).await.unwrap();
+        write(&store, &upload, offset, &bytes).await.unwrap();
     }
     engine.take_counts();
-    let status = store.status(&upload.key).await.unwrap();
-    assert!(matches!(status, Status::Receiving(ranges) if ranges.total() == 10 * MIB));
+    let status = store.status(&upload.id).await.unwrap().unwrap();
+    assert!(matches!(status.state, State::Receiving(ranges) if ranges.total() == 10 * MIB));
     let probe = engine.take_counts();
-    put(&store, &upload, 0, &bytes).await.unwrap();
+    write(&store, &upload, 0, &bytes).await.unwrap();
     let duplicate = engine.take_counts();
     println!("probe {probe:?}\nduplicate {duplicate:?}");
     assert_eq!(probe.all(), 2);
@@ -543,14 +531,14 @@ async fn a_probe_and_a_duplicate_cost_little() {
 }
 
 /// Sends all chunks until the upload is delivered, as a client does: what fails is sent again.
-async fn deliver(store: &ObjectStore, upload: &Upload, bytes: &Bytes, size: u64) -> Vec<Vec<u8>> {
+async fn deliver(store: &BucketStore, upload: &Upload, bytes: &Bytes, size: u64) -> Vec<Vec<u8>> {
     let mut seen = Vec::new();
     'again: for _ in 0..20 {
         let mut complete = false;
         for (n, chunk) in bytes.chunks(size as usize).enumerate() {
             let mut stored = None;
             for _ in 0..3 {
-                stored = put(store, upload, n as u64 * size, chunk).await.ok();
+                stored = write(store, upload, n as u64 * size, chunk).await.ok();
                 if stored.is_some() {
                     break;
                 }
@@ -561,20 +549,17 @@ async fn deliver(store: &ObjectStore, upload: &Upload, bytes: &Bytes, size: u64)
             continue;
         }
         for _ in 0..3 {
-            let mut claim = match store.try_claim(&upload.key).await {
-                Ok(TryClaim::Won(claim)) => claim,
-                Ok(TryClaim::Settled(_)) => return seen,
-                Ok(TryClaim::Incomplete) => continue 'again,
-                Ok(TryClaim::Busy) | Err(_) => {
+            let mut claim = match store.claim(upload).await {
+                Ok(Claimed::Won(claim)) => claim,
+                Ok(Claimed::Settled(_)) => return seen,
+                Ok(Claimed::Incomplete) => continue 'again,
+                Ok(Claimed::Busy) | Err(_) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 }
             };
-            let Ok(sealed) = store.seal(&mut claim, upload).await else {
-                continue;
-            };
-            seen.push(read(&sealed.location).await.unwrap_or_default());
-            settle(store, &mut claim).await;
+            seen.push(read(claim.sealed()).await.unwrap_or_default());
+            settle(&mut claim).await;
             return seen;
         }
     }
@@ -592,9 +577,9 @@ async fn each_request_may_fail() {
         for late in [false, true] {
             for number in 1.. {
                 let engine = Arc::new(Engine::default());
-                let store = ObjectStore::builder(Arc::clone(&engine)).self_test(false);
+                let store = BucketStore::builder(Arc::clone(&engine)).with_self_test(false);
                 let store = store
-                    .lease(Duration::from_millis(100))
+                    .with_lease(Duration::from_millis(100))
                     .open()
                     .await
                     .unwrap();
@@ -602,7 +587,7 @@ async fn each_request_may_fail() {
                 let seen = match total {
                     0 => {
                         // An empty file has one empty chunk.
-                        while put(&store, &upload, 0, b"").await.is_err() {}
+                        while write(&store, &upload, 0, b"").await.is_err() {}
                         deliver_empty(&store, &upload).await
                     }
                     _ => deliver(&store, &upload, &bytes, size).await,
@@ -614,9 +599,13 @@ async fn each_request_may_fail() {
                 assert!(good == 1 || engine.has_failed(), "{case}");
                 let failed = engine.has_failed();
                 engine.fail(0, false);
-                let status = store.status(&upload.key).await.unwrap();
-                assert!(matches!(status, Status::Settled(_)), "{case}: {status:?}");
-                // What could not be tidied up goes when its claim is over.
+                let status = store.status(&upload.id).await.unwrap();
+                let state = status.map(|status| status.state);
+                assert!(
+                    matches!(state, Some(State::Settled(_))),
+                    "{case}: {state:?}"
+                );
+                // What could not be removed is removed when its claim has expired.
                 let deadline = Instant::now() + Duration::from_secs(10);
                 loop {
                     let left = [engine.keys("up").await, engine.keys("open").await].concat();
@@ -624,7 +613,7 @@ async fn each_request_may_fail() {
                         break;
                     }
                     assert!(Instant::now() < deadline, "{case}: {left:?}");
-                    store.sweep(everything(Duration::ZERO)).await.unwrap();
+                    store.sweep(&everything(Duration::ZERO)).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 let files = engine.keys("files").await;
@@ -644,41 +633,56 @@ async fn each_request_may_fail() {
     }
 }
 
-/// A client goes away while any request to the engine is on its way: nothing is left that keeps others
-/// waiting, or that no sweep finds.
+/// A server dies at any request to the engine: other servers finish the upload, and a sweep finds what
+/// is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_request_may_be_given_up() {
+async fn each_request_may_be_the_last_of_a_server() {
+    const LEASE: Duration = Duration::from_millis(100);
     for (size, total) in [(5 * MIB, 5 * MIB + 100), (100_000, 250_000)] {
         let bytes = content(total);
         let upload = upload(total, Some(size));
         for number in 1.. {
             let engine = Arc::new(Engine::default());
-            let store = open(&engine).await;
+            let server = async || {
+                let builder = BucketStore::builder(Arc::clone(&engine)).with_self_test(false);
+                builder.with_lease(LEASE).open().await.unwrap()
+            };
+            let (store, dying) = (server().await, server().await);
             let held = engine.hold(number);
-            let wants = async {
-                for (n, chunk) in bytes.chunks(size as usize).enumerate() {
-                    put(&store, &upload, n as u64 * size, chunk).await.unwrap();
-                }
-                drop(store.try_claim(&upload.key).await.unwrap());
+            // The tasks of a server die with its runtime, as with its process.
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            let work = {
+                let (bytes, upload) = (bytes.clone(), upload.clone());
+                runtime.spawn(async move {
+                    for (n, chunk) in bytes.chunks(size as usize).enumerate() {
+                        let offset = n as u64 * size;
+                        write(&dying, &upload, offset, chunk).await.unwrap();
+                    }
+                    // The claim of a server that dies is not given back.
+                    std::mem::forget(dying.claim(&upload).await.unwrap());
+                })
             };
             tokio::select! {
-                () = wants => {}
+                ended = work => ended.unwrap(),
                 () = held.comes.notified() => {}
             }
             let is_over = engine.requests() < number;
-            held.goes.notify_one();
+            runtime.shutdown_background();
             let seen = deliver(&store, &upload, &bytes, size).await;
             let case = format!("request {number}, {total} bytes");
             assert!(seen.len() == 1 && seen[0] == bytes, "{case}");
             let deadline = Instant::now() + Duration::from_secs(10);
             loop {
-                store.sweep(everything(Duration::ZERO)).await.unwrap();
+                store.sweep(&everything(Duration::ZERO)).await.unwrap();
                 let left = [engine.keys("up").await, engine.keys("open").await].concat();
-                let parts = engine.open_uploads();
-                if left.is_empty() && parts == 0 {
+                if left.is_empty() {
                     break;
                 }
-                assert!(Instant::now() < deadline, "{case}: {left:?}, {parts}");
+                assert!(Instant::now() < deadline, "{case}: {left:?}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             if is_over {
@@ -690,33 +694,29 @@ async fn each_request_may_be_given_up() {
 }
 
 /// As a layer does it: until it is recorded.
-async fn settle(store: &ObjectStore, claim: &mut ObjectClaim) {
-    let settlement = Settlement::Delivered(record(true));
+async fn settle(claim: &mut impl Claim) {
     for _ in 0..5 {
-        match store.settle(claim, &settlement).await {
+        match claim.settle(&record()).await {
             Ok(()) => return,
-            Err(StoreError::Superseded) => panic!("settled by another"),
+            Err(StoreError::Superseded) => panic!("settled by another server"),
             Err(_) => {}
         }
     }
     panic!("it cannot be settled");
 }
 
-async fn deliver_empty(store: &ObjectStore, upload: &Upload) -> Vec<Vec<u8>> {
+async fn deliver_empty(store: &BucketStore, upload: &Upload) -> Vec<Vec<u8>> {
     loop {
-        let mut claim = match store.try_claim(&upload.key).await {
-            Ok(TryClaim::Won(claim)) => claim,
-            Ok(TryClaim::Busy) | Err(_) => {
+        let mut claim = match store.claim(upload).await {
+            Ok(Claimed::Won(claim)) => claim,
+            Ok(Claimed::Busy) | Err(_) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
             Ok(other) => panic!("{other:?}"),
         };
-        let Ok(sealed) = store.seal(&mut claim, upload).await else {
-            continue;
-        };
-        let seen = read(&sealed.location).await.unwrap_or_default();
-        settle(store, &mut claim).await;
+        let seen = read(claim.sealed()).await.unwrap_or_default();
+        settle(&mut claim).await;
         return vec![seen];
     }
 }
@@ -728,8 +728,8 @@ async fn a_dead_servers_claim_is_taken_over() {
     const LEASE: Duration = Duration::from_secs(1);
     let engine = Arc::new(Engine::default());
     let server = || async {
-        let store = ObjectStore::builder(Arc::clone(&engine)).self_test(false);
-        store.lease(LEASE).open().await.unwrap()
+        let store = BucketStore::builder(Arc::clone(&engine)).with_self_test(false);
+        store.with_lease(LEASE).open().await.unwrap()
     };
     let other = server().await;
     let upload = upload(3, None);
@@ -739,11 +739,10 @@ async fn a_dead_servers_claim_is_taken_over() {
     let died = std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let claim = runtime.block_on(async {
-            put(&dying, &described, 0, b"abc").await.unwrap();
-            let TryClaim::Won(mut claim) = dying.try_claim(&described.key).await.unwrap() else {
+            write(&dying, &described, 0, b"abc").await.unwrap();
+            let Claimed::Won(claim) = dying.claim(&described).await.unwrap() else {
                 panic!("not complete");
             };
-            dying.seal(&mut claim, &described).await.unwrap();
             claim
         });
         sender.send(()).unwrap();
@@ -759,40 +758,40 @@ async fn a_dead_servers_claim_is_taken_over() {
     });
     let receiver = receiver.await.unwrap();
     loop {
-        let asked = other.try_claim(&upload.key).await.unwrap();
+        let asked = other.claim(&upload).await.unwrap();
         if receiver.try_recv().is_ok() {
             break;
         }
         assert!(
-            matches!(asked, TryClaim::Busy),
+            matches!(asked, Claimed::Busy),
             "a live claim was taken: {asked:?}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     died.join().unwrap();
     let deadline = Instant::now() + 20 * LEASE;
-    let mut claim = loop {
-        match other.try_claim(&upload.key).await.unwrap() {
-            TryClaim::Won(claim) => break claim,
-            TryClaim::Busy => assert!(Instant::now() < deadline, "never taken over"),
+    let claim = loop {
+        match other.claim(&upload).await.unwrap() {
+            Claimed::Won(claim) => break claim,
+            Claimed::Busy => assert!(Instant::now() < deadline, "never taken over"),
             answer => panic!("{answer:?}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
-    let sealed = other.seal(&mut claim, &upload).await.unwrap();
+    let sealed = claim.sealed();
     assert_eq!(sealed.attempt, 2);
-    assert_eq!(read(&sealed.location).await.unwrap(), b"abc");
+    assert_eq!(read(sealed).await.unwrap(), b"abc");
 }
 
-/// Claims, seals and settles what is complete; its content.
-async fn finish(store: &ObjectStore, upload: &Upload) -> Result<Vec<u8>, StoreError> {
-    let TryClaim::Won(mut claim) = store.try_claim(&upload.key).await? else {
+/// Claims and settles a complete upload: its content.
+async fn finish(store: &BucketStore, upload: &Upload) -> Result<Vec<u8>, StoreError> {
+    let Claimed::Won(mut claim) = store.claim(upload).await? else {
         panic!("not to be had");
     };
-    let sealed = store.seal(&mut claim, upload).await?;
-    let content = read(&sealed.location).await.unwrap();
+    let sealed = claim.sealed();
+    let content = read(sealed).await.unwrap();
     assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
-    settle(store, &mut claim).await;
+    settle(&mut claim).await;
     Ok(content)
 }
 
@@ -806,11 +805,11 @@ async fn a_part_that_was_put_twice_is_found() {
         let engine = Arc::new(Engine::default());
         let servers = [open(&engine).await, open(&engine).await];
         let upload = upload(10 * MIB, Some(5 * MIB));
-        put(&servers[0], &upload, 5 * MIB, &a).await.unwrap();
+        write(&servers[0], &upload, 5 * MIB, &a).await.unwrap();
         engine.meet();
         let both = tokio::join!(
-            put(&servers[0], &upload, 0, &a),
-            put(&servers[1], &upload, 0, second),
+            write(&servers[0], &upload, 0, &a),
+            write(&servers[1], &upload, 0, second),
         );
         assert!(both.0.unwrap().complete || both.1.unwrap().complete);
         let found = finish(&servers[1], &upload).await.unwrap();
@@ -829,23 +828,23 @@ async fn an_upload_whose_parts_are_gone_begins_anew() {
         let engine = Arc::new(Engine::default());
         let store = open(&engine).await;
         let upload = upload(10 * MIB, Some(5 * MIB));
-        put(&store, &upload, 0, first).await.unwrap();
+        write(&store, &upload, 0, first).await.unwrap();
         if stored == 2 {
-            put(&store, &upload, 5 * MIB, second).await.unwrap();
+            write(&store, &upload, 5 * MIB, second).await.unwrap();
         }
         engine.abort_all();
         if stored == 2 {
             assert!(finish(&store, &upload).await.is_err());
-            let status = store.status(&upload.key).await.unwrap();
-            assert!(matches!(status, Status::Absent), "{status:?}");
+            let status = store.status(&upload.id).await.unwrap();
+            assert!(status.is_none(), "{status:?}");
         }
-        let progress = put(&store, &upload, 5 * MIB, second).await.unwrap();
+        let progress = write(&store, &upload, 5 * MIB, second).await.unwrap();
         let expected = Progress {
             received: 5 * MIB,
             complete: false,
         };
         assert_eq!(progress, expected);
-        put(&store, &upload, 0, first).await.unwrap();
+        write(&store, &upload, 0, first).await.unwrap();
         assert!(finish(&store, &upload).await.unwrap() == bytes);
     }
 }
@@ -876,7 +875,7 @@ async fn chunks_of_any_size_become_equal_parts() {
             offset += len;
         }
         for (offset, chunk) in chunks.iter().rev() {
-            put(&store, &upload, *offset, chunk).await.unwrap();
+            write(&store, &upload, *offset, chunk).await.unwrap();
         }
         assert!(
             finish(&store, &upload).await.unwrap() == bytes,
@@ -885,10 +884,10 @@ async fn chunks_of_any_size_become_equal_parts() {
         assert_eq!(engine.open_uploads(), 0);
         // What is removed is aborted.
         let mut other = upload.clone();
-        other.key = UploadKey::from_bytes([8; 32]);
-        put(&store, &other, 0, b"a").await.unwrap();
+        other.id = UploadId::from_bytes([8; 32]);
+        write(&store, &other, 0, b"a").await.unwrap();
         assert_eq!(engine.open_uploads(), 1);
-        assert!(store.remove(&other.key).await.unwrap());
+        assert!(store.remove(&other.id).await.unwrap());
         assert_eq!(engine.open_uploads(), 0);
     }
 }
@@ -947,12 +946,13 @@ async fn a_finished_object_is_read_copied_and_moved() {
     assert_eq!(names, ["copy", "moved", "other"]);
 }
 
-/// The digest of a whole file is checked before it is handed over, and its object goes if it is wrong.
+/// The digest of a file is checked before the delivery. If it is wrong the object is removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn digests_of_objects_are_checked() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
-    let layer = ResumableLayer::new(store).with_file_digest("sha256", DigestAlgorithm::Sha256);
+    let digests = Digests::default().with_file_field("sha256", DigestAlgorithm::Sha256);
+    let layer = ResumableLayer::new(store).with_digests(digests);
     let inner = service_fn(async |request: Request<Incoming>| {
         let upload = request.extensions().get::<CompletedUpload>();
         let text = upload.map(|upload| upload.size().to_string());

@@ -1,0 +1,410 @@
+//! Requests whose clients close the connection before the answer.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    sync::{Notify, Semaphore, mpsc},
+};
+use tower::{ServiceBuilder, service_fn};
+use tower_resumable::{
+    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Upload, UploadId, Uploads,
+    store::{
+        BoxFuture, ChunkBody, Claimed, Expiry, Filter, Keep, Page, Progress, Status, Store,
+        StoreError, Swept,
+    },
+};
+
+use crate::common::{self, Client, File};
+
+/// Where a [`Paused`] store pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The body of a chunk is read, and not stored yet.
+    Read,
+    /// A chunk is stored.
+    Written,
+    /// An upload is claimed.
+    Claimed,
+}
+
+type Pause = Arc<dyn Fn(Step) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A store that pauses at each [`Step`].
+#[derive(Clone)]
+struct Paused {
+    store: MemoryStore,
+    pause: Pause,
+}
+
+impl Paused {
+    fn new<F>(pause: impl Fn(Step) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self {
+            store: MemoryStore::default(),
+            pause: Arc::new(move |step| Box::pin(pause(step))),
+        }
+    }
+}
+
+impl fmt::Debug for Paused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Paused").field(&self.store).finish()
+    }
+}
+
+impl Store for Paused {
+    type Claim = <MemoryStore as Store>::Claim;
+
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        self.store.create(upload).await
+    }
+
+    async fn write(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+        keep: Keep,
+    ) -> Result<Progress, StoreError> {
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        (self.pause)(Step::Read).await;
+        let len = bytes.len() as u64;
+        let source = Full::new(bytes.freeze()).map_err(|never: Infallible| match never {});
+        let source = pin!(source);
+        let mut body = ChunkBody::new(source, Some(len), len);
+        let written = self.store.write(upload, offset, &mut body, keep).await;
+        (self.pause)(Step::Written).await;
+        written
+    }
+
+    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.store.status(id).await
+    }
+
+    async fn claim(&self, upload: &Upload) -> Result<Claimed<Self::Claim>, StoreError> {
+        let claimed = self.store.claim(upload).await;
+        (self.pause)(Step::Claimed).await;
+        claimed
+    }
+
+    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.store.remove(id).await
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        self.store.list(filter, after).await
+    }
+
+    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
+        self.store.sweep(expiry).await
+    }
+}
+
+/// A server that reports the end of each connection.
+struct Server {
+    addr: SocketAddr,
+    uploads: Uploads,
+    /// The contents of the delivered files.
+    deliveries: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// One message for each connection that has ended.
+    ended: mpsc::UnboundedReceiver<()>,
+}
+
+impl Server {
+    /// `handle` runs in each call of the inner service.
+    async fn start<F>(
+        store: impl Store,
+        handle: impl Fn() -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let layer = ResumableLayer::new(store);
+        let uploads = layer.uploads();
+        let deliveries = Arc::<Mutex<Vec<_>>>::default();
+        let noted = Arc::clone(&deliveries);
+        let inner = service_fn(move |request: Request<Incoming>| {
+            let (noted, handle) = (Arc::clone(&noted), handle.clone());
+            async move {
+                let upload = request.extensions().get::<CompletedUpload>().unwrap();
+                let content = common::content(upload).await;
+                handle().await;
+                noted.lock().unwrap().push(content);
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("delivered")))
+            }
+        });
+        let service = ServiceBuilder::new().layer(layer).service(inner);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (sender, ended) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (io, _) = listener.accept().await.unwrap();
+                let service = TowerToHyperService::new(service.clone());
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    // An error: the client has gone.
+                    let _ = server.serve_connection(TokioIo::new(io), service).await;
+                    let _ = sender.send(());
+                });
+            }
+        });
+        Self {
+            addr,
+            uploads,
+            deliveries,
+            ended,
+        }
+    }
+
+    /// Sends one request over a connection of its own.
+    async fn send(&mut self, request: Request<Vec<u8>>) -> u16 {
+        let status = Client::connect(self.addr).await.send(request).await.status;
+        self.connections_end(1).await;
+        status
+    }
+
+    /// Waits until so many connections have ended. Their requests have no clients then.
+    async fn connections_end(&mut self, count: usize) {
+        for _ in 0..count {
+            self.ended.recv().await.unwrap();
+        }
+    }
+
+    fn deliveries(&self) -> Vec<Vec<u8>> {
+        self.deliveries.lock().unwrap().clone()
+    }
+
+    /// How many bytes are stored of each upload that is not delivered.
+    async fn unfinished(&self) -> Vec<u64> {
+        let page = self.uploads.list(&Filter::default(), None).await.unwrap();
+        let progress = page.uploads.iter().map(|listed| listed.progress);
+        progress.map(|progress| progress.received).collect()
+    }
+}
+
+/// Sends the begin of a request: its head and `len` bytes of its body.
+async fn send_begin(addr: SocketAddr, request: &Request<Vec<u8>>, len: usize) -> TcpStream {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
+    let head = format!(
+        "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: {}\r\ncontent-length: {}\r\n\r\n",
+        request.uri(),
+        request.headers()["content-type"].to_str().unwrap(),
+        request.body().len(),
+    );
+    let bytes = [head.as_bytes(), &request.body()[..len]].concat();
+    socket.write_all(&bytes).await.unwrap();
+    socket
+}
+
+/// Sends a request, and returns before its answer arrives.
+async fn send_whole(addr: SocketAddr, request: &Request<Vec<u8>>) -> TcpStream {
+    send_begin(addr, request, request.body().len()).await
+}
+
+/// A place where a task waits for the test.
+#[derive(Debug)]
+struct Gate {
+    reached: Notify,
+    open: Semaphore,
+}
+
+impl Gate {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            reached: Notify::new(),
+            open: Semaphore::new(0),
+        })
+    }
+
+    async fn pass(&self) {
+        self.reached.notify_one();
+        self.open.acquire().await.unwrap().forget();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_was_read_is_delivered_without_its_client() {
+    for gated in [Step::Read, Step::Written, Step::Claimed] {
+        let gate = Gate::new();
+        let store = {
+            let gate = Arc::clone(&gate);
+            Paused::new(move |step| {
+                let gate = Arc::clone(&gate);
+                async move {
+                    if step == gated {
+                        gate.pass().await;
+                    }
+                }
+            })
+        };
+        let mut server = Server::start(store, async || {}).await;
+        let file = File::new("a.txt", 15);
+        let socket = send_whole(server.addr, &file.octets(1)).await;
+        gate.reached.notified().await;
+        drop(socket);
+        server.connections_end(1).await;
+        assert!(server.deliveries().is_empty());
+
+        gate.open.add_permits(1);
+        server.uploads.drain().await;
+        assert_eq!(server.deliveries(), [file.content.clone()], "{gated:?}");
+        // A late duplicate gets the recorded answer.
+        gate.open.add_permits(9);
+        assert_eq!(server.send(file.octets(1)).await, 200);
+        assert_eq!(server.deliveries().len(), 1, "{gated:?}");
+    }
+}
+
+/// Clients that leave at any time after their last byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_stored_chunk_is_delivered_without_its_client() {
+    const ROUNDS: usize = 12;
+    const DELAYS: [u64; 9] = [0, 1, 2, 5, 10, 20, 50, 100, 200];
+    let slow = Paused::new(|_| tokio::time::sleep(Duration::from_millis(5)));
+    let dir = tempfile::tempdir().unwrap();
+    let files = FileStore::open(dir.path()).unwrap();
+    let nothing = async || {};
+    for (name, mut server) in [
+        ("slow", Server::start(slow, nothing).await),
+        ("files", Server::start(files, nothing).await),
+    ] {
+        let mut leaving = Vec::new();
+        for n in 0..ROUNDS * DELAYS.len() {
+            let file = File::new(&format!("{n}.txt"), 25 + n);
+            // All chunks but the last have arrived.
+            for number in 1..file.chunks() {
+                assert_eq!(server.send(file.octets(number)).await, 200);
+            }
+            leaving.push((file, Duration::from_millis(DELAYS[n % DELAYS.len()])));
+        }
+        let addr = server.addr;
+        let tasks = leaving.iter().map(|(file, delay)| {
+            let (last, delay) = (file.multipart(file.chunks()), *delay);
+            tokio::spawn(async move {
+                let socket = send_whole(addr, &last).await;
+                tokio::time::sleep(delay).await;
+                drop(socket);
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        server.connections_end(leaving.len()).await;
+        server.uploads.drain().await;
+
+        // Each upload is delivered once, or its last chunk is not stored.
+        let deliveries = server.deliveries();
+        let mut stored = server.unfinished().await;
+        for (file, _) in &leaving {
+            let delivered = deliveries
+                .iter()
+                .filter(|content| **content == file.content);
+            let delivered = delivered.count();
+            assert!(delivered <= 1, "{name}: {} is delivered twice", file.name);
+            if delivered == 0 {
+                let last = file.chunk(file.chunks()).len();
+                let without_last = (file.content.len() - last) as u64;
+                let at = stored.iter().position(|received| *received == without_last);
+                let at = at.unwrap_or_else(|| panic!("{name}: {} is lost", file.name));
+                stored.swap_remove(at);
+            }
+        }
+        assert!(stored.is_empty(), "{name}: {stored:?}");
+        assert!(!deliveries.is_empty(), "{name}");
+        println!(
+            "{name}: {} of {} delivered",
+            deliveries.len(),
+            leaving.len()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_in_mid_body_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = FileStore::open(dir.path()).unwrap();
+    let nothing = async || {};
+    for mut server in [
+        Server::start(MemoryStore::default(), nothing).await,
+        Server::start(files, nothing).await,
+    ] {
+        let file = File {
+            chunk_size: 1 << 20,
+            ..File::new("a.txt", 1 << 20)
+        };
+        for request in [
+            file.octets(1),
+            file.multipart(1),
+            file.multipart_body_only(1),
+        ] {
+            let whole = request.body().len();
+            for len in [0, 1, whole / 2, whole - 1] {
+                drop(send_begin(server.addr, &request, len).await);
+                server.connections_end(1).await;
+                server.uploads.drain().await;
+                let stored: u64 = server.unfinished().await.iter().sum();
+                assert_eq!(stored, 0, "{len} bytes");
+            }
+        }
+        assert!(server.deliveries().is_empty());
+        assert_eq!(server.send(file.multipart(1)).await, 200);
+        assert!(server.deliveries() == [file.content]);
+    }
+}
+
+#[tokio::test]
+async fn drain_waits_for_a_delivery_without_a_client() {
+    let gate = Gate::new();
+    let handle = {
+        let gate = Arc::clone(&gate);
+        move || {
+            let gate = Arc::clone(&gate);
+            async move { gate.pass().await }
+        }
+    };
+    let mut server = Server::start(MemoryStore::default(), handle).await;
+    let file = File::new("a.txt", 15);
+    let socket = send_whole(server.addr, &file.octets(1)).await;
+    gate.reached.notified().await;
+    drop(socket);
+    server.connections_end(1).await;
+
+    let uploads = server.uploads.clone();
+    let mut drained = pin!(uploads.drain());
+    for _ in 0..100 {
+        assert!(futures_util::poll!(drained.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert!(server.deliveries().is_empty());
+    gate.open.add_permits(1);
+    drained.await;
+    assert_eq!(server.deliveries(), [file.content]);
+    assert!(server.unfinished().await.is_empty());
+    // Nothing is under way now.
+    uploads.drain().await;
+}
