@@ -2,9 +2,13 @@
 //!
 //! # Writing a store
 //!
-//! A store keeps the bytes of uploads, knows which of them are there, and grants the right to deliver
-//! a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a complete
-//! store in a database.
+//! A store keeps the bytes of uploads, knows which of them are there, and grants the right to
+//! deliver a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a
+//! complete store in a database.
+//!
+//! Methods are called from many tasks at the same time and must not block: move blocking work to
+//! [`spawn_blocking`](tokio::task::spawn_blocking). Errors of a backend become
+//! [`StoreError::new(error)`](StoreError::new).
 //!
 //! An upload is a set of byte ranges and a length. It is complete when the length is known and the
 //! ranges cover it. The number of chunks says nothing. An upload goes through these states:
@@ -18,34 +22,46 @@
 //!
 //! The contract, as a checklist:
 //!
-//! * **Ok means durable.** When [`write`](Store::write) or [`create`](Store::create) returns `Ok`, the
-//!   bytes and the upload survive what the store promises to survive, and every server that shares
-//!   the store sees them.
-//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had not
-//!   been called. An upload that only the failed chunk would have created does not exist. With
-//!   [`Keep::Prefix`] the bytes that arrived before the body failed stay, durably.
-//! * **Stored bytes stay.** A byte that is stored is never written again. A chunk that arrives twice is
-//!   read to its end, dropped, and `Ok`. So is a chunk for an upload that is sealed or settled.
+//! * **Ok means durable.** When [`write`](Store::write) or [`create`](Store::create) returns `Ok`,
+//!   the bytes and the upload survive what the store promises to survive, and every server that
+//!   shares the store sees them.
+//! * **The first request says the length.** The [`Upload`] that created the upload is kept until
+//!   the first claim. A later request may describe the upload otherwise, and with another length:
+//!   its description changes nothing. A chunk that reaches beyond the stored length fails with
+//!   [`OutOfBounds`](StoreError::OutOfBounds) and leaves nothing. An upload of length 0 is complete
+//!   when it is created.
+//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had
+//!   not been called. An upload that only the failed chunk would have created does not exist. With
+//!   [`Keep::Prefix`] the bytes that arrived before the body failed stay, durably. Such a body can
+//!   be a whole file, so commit it every few MiB: then a crash loses little.
+//! * **Stored bytes stay.** A byte that is stored is never written again. A chunk that arrives
+//!   twice is read to its end, dropped, and `Ok`. So is a chunk for an upload that is sealed or
+//!   settled.
 //! * **A chunk counts when its body has ended** with `None`, not before.
-//! * **Any order, any overlap, at the same time.** Chunks of one upload are written concurrently. Of two
-//!   concurrent chunks with the same bytes both succeed, or one fails with
+//! * **Any order, any overlap, at the same time.** Chunks of one upload are written concurrently.
+//!   Of two concurrent chunks with the same bytes both succeed, or one fails with
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
 //! * **The last chunk knows.** Of the chunks that complete an upload at least one gets
 //!   [`complete: true`](crate::store::Progress::complete).
 //! * **At most one claim** of an upload is live, on all servers together. A claim ends when it is
-//!   settled, released or dropped, and when its process dies.
-//! * **A seal is kept.** The first [`claim`](Store::claim) seals the upload: it publishes the file under
-//!   its final name and stores what the completing request declared. All later claims return the same
-//!   id, file and upload, with a higher attempt.
-//! * **A record is kept** until it [expires](Record::expires). Then the upload is absent, and the next
-//!   chunk begins a new one with a new id. The file of a delivered upload belongs to the application:
-//!   the store never touches it again. The file of a rejected upload is removed.
-//! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an upload that
-//!   is claimed. `sweep` never removes one to which a request is writing.
-//! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list) and
-//!   `sweep`.
-//! * **Futures are run to their end**, also when the client goes away. Only the end of the process, or
-//!   of its runtime, stops them: a store has to recover from that as from a crash.
+//!   settled, released or dropped, and when its process dies. A store that one process uses at a
+//!   time can end all claims when it is opened. A store of many servers needs a lock that ends with
+//!   its connection, or a lease that the claim renews while it lives.
+//! * **A seal is kept.** The first [`claim`](Store::claim) seals the upload: it publishes the file
+//!   under its final name and stores what the completing request declared. All later claims return
+//!   the same id, file and upload, with a higher attempt. The length stays the stored one.
+//! * **A record is kept** until it [expires](Record::expires). Then the upload is absent, and the
+//!   next chunk begins a new one with a new id. The file of a delivered upload belongs to the
+//!   application: the store never touches it again. The [`UploadId`] may come again while that file
+//!   is still there, so name the file by something else, such as the random id of the seal. The file
+//!   of a rejected upload is removed.
+//! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an
+//!   upload that is claimed. `sweep` never removes one to which a request is writing. `remove` does
+//!   not wait for such a request, which then fails with [`Superseded`](StoreError::Superseded).
+//! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list)
+//!   and `sweep`.
+//! * **Futures are run to their end**, also when the client goes away. Only the end of the process,
+//!   or of its runtime, stops them: a store has to recover from that as from a crash.
 //!
 //! [`conformance`] checks all of this, prints what it checks, and is the place to begin:
 //!
@@ -96,9 +112,9 @@ pub use crate::model::{
 
 /// Keeps uploads. See the [module](self) for the contract.
 ///
-/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than the
-/// memory of one process, by all servers. Coordination is the task of the store: there is no separate
-/// lock service.
+/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than
+/// the memory of one process, by all servers. Coordination is the task of the store: there is no
+/// separate lock service.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a store of uploads",
     note = "`FileStore`, `MemoryStore` and (with the feature `object-store`) `BucketStore` are",
@@ -110,12 +126,25 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Creates the upload, durably, before any byte of it arrives.
     ///
-    /// Idempotent: if the upload exists nothing changes. Returns what is stored of it.
+    /// Idempotent: if the upload exists nothing changes. Returns what is stored of it. An upload of
+    /// length 0 is [`Complete`](State::Complete) at once.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](StoreError::TooLarge) and [`Unsupported`](StoreError::Unsupported) if the store
+    /// can never keep such an upload.
     fn create(&self, upload: &Upload) -> impl Future<Output = Result<Status, StoreError>> + Send;
 
-    /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is absent.
+    /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is
+    /// absent.
     ///
-    /// Returns how far the upload is, with these bytes.
+    /// Returns how far the upload is, with these bytes. Those that are stored already are dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create), [`Body`](StoreError::Body) with the error of `body`,
+    /// [`OutOfBounds`](StoreError::OutOfBounds), [`TooManyRanges`](StoreError::TooManyRanges), and
+    /// [`Superseded`](StoreError::Superseded) if the upload was removed in the meantime.
     fn write(
         &self,
         upload: &Upload,
@@ -125,6 +154,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Progress, StoreError>> + Send;
 
     /// What is stored of an upload. `None` if it is absent, or its record has expired.
+    ///
+    /// The upload counts as [asked for](Expiry::abandoned_before) now. A store may note that with a
+    /// delay of minutes.
     fn status(
         &self,
         id: &UploadId,
@@ -132,20 +164,25 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Takes the right to deliver a complete upload, and seals it.
     ///
-    /// The first claim publishes the file, durably, under its final name, and keeps `upload`: what the
-    /// completing request declared. Each claim counts one more [attempt](Sealed::attempt).
+    /// The first claim publishes the file, durably, under its final name, and keeps `upload`: what
+    /// the completing request declared. Each claim counts one more [attempt](Sealed::attempt).
+    ///
+    /// The store need not look at the [`role`](Upload::role): the layer claims no parts.
     fn claim(
         &self,
         upload: &Upload,
     ) -> impl Future<Output = Result<Claimed<Self::Claim>, StoreError>> + Send;
 
-    /// Removes an upload that is neither settled nor claimed, with its file. Requests that are writing
-    /// to it fail. `false` if nothing was removed.
+    /// Removes an upload that is neither settled nor claimed, with its file. Requests that are
+    /// writing to it fail with [`Superseded`](StoreError::Superseded). `false` if nothing was
+    /// removed.
     fn remove(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Lists uploads that are not settled, in the order of their ids, from the first one behind `after`.
+    /// Lists uploads that are not settled, in the order of their ids, from the first one behind
+    /// `after`, which need not exist.
     ///
-    /// What cannot be read is passed over.
+    /// What cannot be read is passed over. An upload of which only a first chunk is arriving does
+    /// not exist yet.
     fn list(
         &self,
         filter: &Filter,
@@ -157,8 +194,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// What each upload that is not settled takes of the [limits](crate::Limits).
     ///
-    /// The layer calls it for the first new upload of a process, and before it refuses an upload. The
-    /// default [lists](Self::list) all uploads. Override it if the store can answer with less work.
+    /// The layer calls it for the first new upload of a process, and before it refuses an upload.
+    /// The default [lists](Self::list) all uploads. Override it if the store can answer with less
+    /// work.
     fn usage(&self) -> impl Future<Output = Result<Vec<Usage>, StoreError>> + Send {
         async {
             let (filter, mut after, mut usage) = (Filter::default(), None, Vec::new());
@@ -175,7 +213,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Keeps the bytes of a file part that arrives before the fields which say where it belongs.
     ///
-    /// The default keeps them in memory.
+    /// The default keeps them in memory: up to [`max_len`](ChunkBody::max_len) bytes, which the
+    /// layer sets to the largest chunk that its [limits](crate::Limits) allow.
     fn spool(
         &self,
         body: &mut ChunkBody<'_>,
@@ -204,7 +243,8 @@ pub trait Claim: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Superseded`](StoreError::Superseded) if the upload is gone, or another server has settled it.
+    /// [`Superseded`](StoreError::Superseded) if the upload is gone, or another server has settled
+    /// it.
     fn settle(&mut self, record: &Record) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Gives the claim back, and waits until others can have it. The upload stays complete.
@@ -248,6 +288,7 @@ pub enum Keep {
     /// All bytes of the chunk, or none.
     Whole,
     /// The bytes that arrived before the body failed. `write` still returns the error of the body.
+    /// If no byte arrived nothing changes.
     Prefix,
 }
 
@@ -311,8 +352,8 @@ impl Page {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listed {
-    /// The upload as its first request described it, or, once it is sealed, as the request described
-    /// it that completed it.
+    /// The upload as its first request described it, or, once it is sealed, as the request
+    /// described it that completed it.
     pub upload: Upload,
     /// How far it is.
     pub progress: Progress,

@@ -14,8 +14,8 @@
 //! }
 //! ```
 //!
-//! It prints a line for each promise, and panics at the first one that the store breaks. `cargo test`
-//! shows the lines of a test that fails, and with `-- --nocapture` those of all tests:
+//! It prints a line for each promise, and panics at the first one that the store breaks.
+//! `cargo test` shows the lines of a test that fails, and with `-- --nocapture` those of all tests:
 //!
 //! ```text
 //! ok      chunks are stored in any order
@@ -59,10 +59,11 @@ use crate::model::upload::{Scope, Upload, UploadId};
 
 /// Checks each promise of a store, and prints it.
 ///
-/// Call it in a tokio runtime with several threads, so that requests are concurrent. Give it a store
-/// that has no other uploads: the checks sweep it. It leaves the files of delivered uploads, and the
-/// records of settled ones. The clock of the store may differ from that of this machine by some
-/// minutes. A few files are written to the [temporary folder](std::env::temp_dir) and removed again.
+/// Call it in a tokio runtime with several threads, so that requests are concurrent. Clones of the
+/// store have to share its uploads. Give it a store that has no other uploads: the checks sweep it.
+/// It leaves the files of delivered uploads, and the records of settled ones. The clock of the
+/// store may differ from that of this machine by some minutes. A few files are written to the
+/// [temporary folder](std::env::temp_dir) and removed again.
 ///
 /// # Panics
 ///
@@ -87,8 +88,8 @@ pub async fn check_with_patience<S: Store + Clone>(store: &S, patience: Duration
     }
 }
 
-/// Less than the time after which a store takes a range from a request that has stalled: otherwise a
-/// range that is never given back would not be noticed.
+/// Less than the time after which a store takes a range from a request that has stalled: otherwise
+/// a range that is never given back would not be noticed.
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Something that a store has to do, and how it is checked.
