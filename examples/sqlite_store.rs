@@ -197,7 +197,8 @@ impl Store for SqliteStore {
         let number = chunk.number;
         let received = self.receive(chunk, offset, body, keep).await;
         let end = "DELETE FROM arriving WHERE chunk = ?1";
-        self.run(move |tx| Ok(tx.execute(end, [number])?)).await?;
+        // If this fails the chunk is stored all the same. The rows go with the connection.
+        let _ = self.run(move |tx| Ok(tx.execute(end, [number])?)).await;
         received
     }
 
