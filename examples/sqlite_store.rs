@@ -4,14 +4,14 @@
 //! a path as its argument it creates the database there: it has to be a new one.
 //!
 //! * `uploads` has a row for each upload, `pieces` has the bytes of the files. A random id names a
-//!   file, and is the id of its deliveries. When the record of a delivered upload expires its row is
-//!   deleted. The pieces stay, because they belong to the application.
+//!   file, and is the id of its deliveries. When the record of a delivered upload expires its row
+//!   is deleted. The pieces stay, because they belong to the application.
 //! * A transaction stores a chunk when its last byte has arrived. It passes over the bytes that are
 //!   stored already, so concurrent chunks need no locks. Until then the pieces of the chunk are in
 //!   the temporary table `arriving`. With `Keep::Prefix` a transaction stores each piece.
 //! * A trigger deletes the rows in `arriving` of an upload that is removed. Its chunks then fail.
-//! * A claim is a column. One process at a time has the database open, because SQLite locks it. So a
-//!   claim that is found when the database is opened is of a dead process, and is cleared.
+//! * A claim is a column. One process at a time has the database open, because SQLite locks it. So
+//!   a claim that is found when the database is opened is of a dead process, and is cleared.
 
 use std::{
     io,
@@ -197,7 +197,8 @@ impl Store for SqliteStore {
         let number = chunk.number;
         let received = self.receive(chunk, offset, body, keep).await;
         let end = "DELETE FROM arriving WHERE chunk = ?1";
-        self.run(move |tx| Ok(tx.execute(end, [number])?)).await?;
+        // If this fails the chunk is stored all the same. The rows go with the connection.
+        let _ = self.run(move |tx| Ok(tx.execute(end, [number])?)).await;
         received
     }
 
@@ -401,7 +402,8 @@ impl Row {
     }
 }
 
-/// A chunk, while its bytes arrive. There are rows of it in `arriving`, until its upload is removed.
+/// A chunk, while its bytes arrive. There are rows of it in `arriving`, until its upload is
+/// removed.
 #[derive(Clone)]
 struct Chunk {
     number: i64,
