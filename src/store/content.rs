@@ -15,8 +15,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 /// Bytes of a finished file, read from where its store keeps them.
 ///
 /// Returned by [`CompletedUpload::content`](crate::CompletedUpload::content), which yields exactly
-/// [`size`](crate::CompletedUpload::size) bytes, or an error. It is an [`http_body::Body`], so it can
-/// be the body of a request or of a response. After an error it ends.
+/// [`size`](crate::CompletedUpload::size) bytes, or an error. It is an [`http_body::Body`], so it
+/// can be the body of a request or of a response. After an error it ends.
 ///
 /// ```
 /// use http_body_util::BodyExt as _;
@@ -55,7 +55,28 @@ enum Source {
 }
 
 impl Content {
-    /// The data of `body`. Its trailers are ignored.
+    /// The data of `body`. Its trailers are ignored, and so are empty pieces.
+    ///
+    /// `http_body_util::StreamBody` makes a body of a stream:
+    ///
+    /// ```
+    /// use futures_util::stream;
+    /// use http_body::Frame;
+    /// use http_body_util::{BodyExt as _, StreamBody};
+    /// use tower_resumable::Content;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> std::io::Result<()> {
+    /// // Reads row after row of a database.
+    /// let rows = stream::try_unfold(0, async |row: usize| {
+    ///     let bytes = ["hel", "lo"].get(row).map(|bytes| Frame::data((*bytes).into()));
+    ///     Ok(bytes.map(|bytes| (bytes, row + 1)))
+    /// });
+    /// let content = Content::new(StreamBody::new(rows));
+    /// assert_eq!(content.collect().await?.to_bytes(), "hello");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(body: impl Body<Data = Bytes, Error = io::Error> + Send + 'static) -> Self {
         Source::Body(Box::pin(body)).into()
     }

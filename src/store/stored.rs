@@ -11,7 +11,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[non_exhaustive]
 pub struct Sealed {
     /// Names this upload for good: the idempotency key of its deliveries. A file that is uploaded
-    /// again has the same [`UploadId`](crate::UploadId) and another id.
+    /// again has the same [`UploadId`](crate::UploadId) and another id, so a store makes it from
+    /// random bits.
     pub id: String,
     /// The file.
     pub stored: Arc<dyn Stored>,
@@ -92,7 +93,7 @@ pub trait Stored: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Reads the file from its begin. A missing file is an error of the content:
-    /// [`NotFound`](io::ErrorKind::NotFound).
+    /// [`NotFound`](io::ErrorKind::NotFound). A file without bytes is not missing.
     fn read(&self) -> Content;
 
     /// Deletes the file. No error if it is not there.
@@ -104,8 +105,8 @@ pub trait Stored: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`. Other errors of
-    /// the file system and of the store. Nothing is at `to` then.
+    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`. Other errors
+    /// of the file system and of the store. Nothing is at `to` then.
     fn move_to<'a>(&'a self, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
             export::copy(self.read(), None, to).await?;

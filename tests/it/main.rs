@@ -19,6 +19,7 @@ mod hyper;
 mod limits;
 mod properties;
 mod recovery;
+mod sqlite;
 mod store;
 mod tonic;
 mod upload;
