@@ -451,8 +451,8 @@ mod rights {
         for (builder, what) in [
             (builder().with_file_mode(0o400), "the file mode is 0o400"),
             (builder().with_file_mode(0o4600), "the file mode is 0o4600"),
-            (builder().with_dir_mode(0o600), "the folder mode is 0o600"),
-            (builder().with_dir_mode(0o777), "the folder mode is 0o777"),
+            (builder().with_dir_mode(0o600), "the dir mode is 0o600"),
+            (builder().with_dir_mode(0o777), "the dir mode is 0o777"),
         ] {
             let why = refusal(builder);
             assert!(why.contains(what), "{why}");
@@ -468,10 +468,7 @@ mod rights {
             std::fs::create_dir_all(&dir).unwrap();
             set_mode(&dir, 0o777);
             let why = refusal(FileStore::builder(root.path()));
-            assert!(
-                why.contains("all users") && why.contains("0700"),
-                "{why}"
-            );
+            assert!(why.contains("all users") && why.contains("0700"), "{why}");
             for mode in [0o1777, 0o770, 0o755] {
                 set_mode(&dir, mode);
                 FileStore::open(root.path()).unwrap();
