@@ -57,7 +57,7 @@ pub enum ErrorKind {
     OutOfBounds,
     /// The body has more or fewer bytes than declared.
     ChunkLength,
-    /// The chunk is larger than [allowed](crate::Limits).
+    /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
     ChunkTooLarge,
     /// The file is larger than [allowed](crate::Limits).
     FileTooLarge,
@@ -360,6 +360,7 @@ impl From<StoreError> for Error {
             StoreError::TooManyRanges => Reason::TooManyRanges,
             StoreError::Full(_) => Reason::StorageFull,
             StoreError::TooLarge { limit } => Reason::FileTooLarge { limit },
+            StoreError::ChunkTooLarge { limit } => Reason::ChunkTooLarge { limit },
             StoreError::OutOfBounds => Reason::OutOfBounds,
             StoreError::Busy => Reason::Busy,
             StoreError::Unsupported => Reason::Unsupported,

@@ -131,7 +131,8 @@ use crate::model::upload::{Upload, UploadId};
 /// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). With [`Keep::Prefix`] a
 /// request holds at most one slot: an upload is cut into slots of its chunk size, or of 8 MiB if
 /// that is too small, and each slot is stored as soon as it is full. Such a request waits while
-/// there is no memory left. Others fail with [`StoreError::Busy`].
+/// there is no memory left. Others fail with [`StoreError::Busy`], or with
+/// [`StoreError::ChunkTooLarge`] if the chunk is larger than the limit.
 ///
 /// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
 /// stored. Their bytes are right, and a client that probes does not send them again.

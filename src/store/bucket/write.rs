@@ -42,7 +42,6 @@ struct Segment {
 
 impl Inner {
     pub(super) async fn create(self: &Arc<Self>, upload: &Upload) -> Result<Status, StoreError> {
-        self.slot_size(upload)?;
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
         for _ in 0..TRIES {
@@ -66,7 +65,6 @@ impl Inner {
         body: &mut ChunkBody<'_>,
         keep: Keep,
     ) -> Result<Progress, StoreError> {
-        let slot_size = self.slot_size(upload)?;
         // While it is open, no sweep of this process removes the upload.
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
@@ -82,6 +80,11 @@ impl Inner {
                 return Ok(info.complete());
             }
         }
+        // The length of the first request counts.
+        let slot = match &info {
+            Some(info) if info.is_receiving() => info.slot,
+            _ => self.slot_size(upload)?,
+        };
         let mut source = self.memory.source(body, keep)?;
         let mut at = offset;
         loop {
@@ -89,7 +92,7 @@ impl Inner {
                 Keep::Whole => u64::MAX,
                 // Up to the end of a slot, so that it becomes a part.
                 Keep::Prefix => {
-                    let slot = info.as_ref().map_or(slot_size, |info| info.slot);
+                    let slot = info.as_ref().map_or(slot, |info| info.slot);
                     slot - at % slot
                 }
             };
