@@ -317,6 +317,7 @@ mod tests {
         let found = read(&memory, &[b"abc", b"", b"d"], None).await.unwrap();
         assert_eq!(found.pieces.concat(), b"abcd");
         assert!(read(&memory, &[], Some(0)).await.unwrap().is_empty());
+        drop(found);
         // More than the limit.
         let result = read(&memory, &[], Some(BLOCK + 1)).await;
         assert!(matches!(

@@ -124,6 +124,7 @@ use crate::model::upload::{Upload, UploadId};
 /// the end. [`usage`](Store::usage), which the limits of the layer need, lists the uploads that are
 /// not settled. [`list`](Store::list) makes up to 3 more requests for each upload of a page.
 /// [`sweep`](Store::sweep) lists everything, and reads one small object for each upload and record.
+/// For a sweep, an upload is as old as its newest bytes: [`status`](Store::status) writes nothing.
 ///
 /// # Memory
 ///

@@ -59,11 +59,15 @@ use crate::model::upload::{Scope, Upload, UploadId};
 
 /// Checks each promise of a store, and prints it.
 ///
-/// Call it in a tokio runtime with several threads, so that requests are concurrent. Give it a
-/// store that has no other uploads: the checks sweep it. It leaves the files of delivered uploads,
-/// and the records of settled ones. The clock of the store may differ from that of this machine by
-/// some minutes. A few files are written to the [temporary folder](std::env::temp_dir) and removed
-/// again.
+/// Call it in a tokio runtime with several threads, so that requests are concurrent. Clones of the
+/// store have to share its uploads. Give it a store that has no other uploads: the checks sweep it.
+/// It leaves the files of delivered uploads, and the records of settled ones. The clock of the
+/// store may differ from that of this machine by some minutes. A few files are written to the
+/// [temporary folder](std::env::temp_dir) and removed again.
+///
+/// The checks read lists to the last page, but make fewer uploads than
+/// [a page has](super::Page::MAX). If the store has a setting for shorter pages, check it with
+/// pages of two uploads too.
 ///
 /// # Panics
 ///

@@ -217,7 +217,7 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (RevivesRemoved, "removal_during_a_chunk", "after a removal and the first new chunk"),
     (RemovalWaits, "removal_during_a_chunk", "`remove` takes more than"),
     (RevivesRemoved, "chunks_of_removed_uploads", "a chunk that begins a new upload"),
-    (DropsChunkOfRemoved, "chunks_of_removed_uploads", "when a chunk of a removed upload is stored"),
+    (DropsChunkOfRemoved, "chunks_of_removed_uploads", "chunk of a removed upload is stored"),
     (FailsChunkOfRemoved, "chunks_of_removed_uploads", "otherwise than with `Superseded`"),
     (RacyCreation, "creations_race", ""),
     (RacyCreation, "first_chunks_race", ""),
