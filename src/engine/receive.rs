@@ -314,9 +314,16 @@ impl Engine {
         let (spooled, len) = {
             let mut fields = Fields(form);
             let mut content = pin!(parts.content(&mut fields));
-            let mut body = ChunkBody::new(content.as_mut(), None, self.config.limits.chunk_size);
+            let limit = self.config.limits.chunk_size;
+            let mut body = ChunkBody::new(content.as_mut(), None, limit);
             let spooled = self.store.spool(&mut body).await;
-            (spooled.inspect_err(fault::report)?, body.received())
+            let spooled = spooled.inspect_err(fault::report).map_err(Error::from);
+            let spooled = spooled.map_err(|error| match error.reason() {
+                // No length was declared: the limit is exceeded.
+                Reason::ChunkLength { .. } => Reason::ChunkTooLarge { limit }.into(),
+                _ => error,
+            });
+            (spooled?, body.received())
         };
         let target = form.place(len)?;
         let mut source = pin!(Reread(spooled));

@@ -159,6 +159,8 @@ impl Form for ChunkForm {
         match &self.stage {
             Stage::Test(answers) => answers.clone(),
             Stage::Plain => plain::reply(),
+            // As far as the fields say, it is a whole file.
+            Stage::Aside if self.may_be_whole && self.dialect().is_none() => plain::reply(),
             _ => Box::new(Answers::new(self.dialect(), &self.params)),
         }
     }

@@ -445,14 +445,14 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn that_cannot_be() {
+    async fn that_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let builder = || FileStore::builder(dir.path());
         for (builder, what) in [
-            (builder().with_file_mode(0o400), "with_file_mode(0o400)"),
-            (builder().with_file_mode(0o4600), "with_file_mode(0o4600)"),
-            (builder().with_dir_mode(0o600), "with_dir_mode(0o600)"),
-            (builder().with_dir_mode(0o777), "with_dir_mode(0o777)"),
+            (builder().with_file_mode(0o400), "the file mode is 0o400"),
+            (builder().with_file_mode(0o4600), "the file mode is 0o4600"),
+            (builder().with_dir_mode(0o600), "the folder mode is 0o600"),
+            (builder().with_dir_mode(0o777), "the folder mode is 0o777"),
         ] {
             let why = refusal(builder);
             assert!(why.contains(what), "{why}");
@@ -461,7 +461,7 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn of_everybody() {
+    async fn of_all_users() {
         for name in ["", "partial", "files"] {
             let root = tempfile::tempdir().unwrap();
             let dir = root.path().join(name);
@@ -469,7 +469,7 @@ mod rights {
             set_mode(&dir, 0o777);
             let why = refusal(FileStore::builder(root.path()));
             assert!(
-                why.contains("by everybody") && why.contains("0700"),
+                why.contains("all users") && why.contains("0700"),
                 "{why}"
             );
             for mode in [0o1777, 0o770, 0o755] {
@@ -477,7 +477,7 @@ mod rights {
                 FileStore::open(root.path()).unwrap();
             }
         }
-        // One that is not used does not matter.
+        // The mode of a folder that is not used does not matter.
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         set_mode(root.path(), 0o777);
         FileStore::builder(root.path())
