@@ -143,7 +143,7 @@ impl SqliteStore {
                 Some(Err(error)) => break Some(error),
                 None => break None,
             }
-            chunk.check_end(offset, bytes.len() as u64)?;
+            check_end(offset, bytes.len() as u64, chunk.max_end)?;
             if bytes.len() >= PIECE {
                 let (chunk, piece, at) = (chunk.clone(), bytes.split(), offset);
                 offset += piece.len() as u64;
@@ -361,6 +361,8 @@ impl Row {
     fn add(&mut self, tx: &Transaction<'_>, offset: u64, bytes: &[u8]) -> Result<(), BoxError> {
         if let State::Receiving(ranges) = &mut self.status.state {
             let len = bytes.len() as u64;
+            let max_end = self.status.upload.length.unwrap_or(MAX_LENGTH);
+            check_end(offset, len, max_end)?;
             for gap in ranges.gaps(offset, len) {
                 let bytes = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
                 let sql = "INSERT INTO pieces VALUES (?1, ?2, ?3)";
@@ -402,6 +404,11 @@ impl Row {
     }
 }
 
+fn check_end(offset: u64, len: u64, max_end: u64) -> Result<(), StoreError> {
+    let end = offset.checked_add(len).filter(|end| *end <= max_end);
+    end.map(drop).ok_or(StoreError::OutOfBounds)
+}
+
 /// A chunk, while its bytes arrive. There are rows of it in `arriving`, until its upload is
 /// removed.
 #[derive(Clone)]
@@ -414,7 +421,11 @@ struct Chunk {
 impl Chunk {
     fn begin(tx: &Transaction<'_>, upload: Upload) -> Result<Self, BoxError> {
         let row = Row::find_or_new(tx, &upload)?;
-        let max_end = row.status.upload.length.unwrap_or(MAX_LENGTH);
+        let max_end = match row.status.state {
+            State::Receiving(_) => row.status.upload.length.unwrap_or(MAX_LENGTH),
+            // The bytes are dropped.
+            State::Complete | State::Settled(_) => MAX_LENGTH,
+        };
         let sql = "INSERT INTO arriving VALUES (random(), ?1, ?2, 0, x'') RETURNING chunk";
         let values = params![upload.id.as_bytes(), row.file];
         let number = tx.query_row(sql, values, |row| row.get(0))?;
@@ -423,11 +434,6 @@ impl Chunk {
             upload,
             max_end,
         })
-    }
-
-    fn check_end(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.max_end);
-        end.map(drop).ok_or(StoreError::OutOfBounds)
     }
 
     /// Keeps a piece until the chunk is whole.

@@ -57,7 +57,7 @@ pub enum ErrorKind {
     OutOfBounds,
     /// The body has more or fewer bytes than declared.
     ChunkLength,
-    /// The chunk is larger than [allowed](crate::Limits).
+    /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
     ChunkTooLarge,
     /// The file is larger than [allowed](crate::Limits).
     FileTooLarge,
@@ -85,7 +85,8 @@ pub enum ErrorKind {
     Superseded,
     /// The body came too slowly: see [`Limits`](crate::Limits).
     TooSlow,
-    /// As many requests are under way as the layer or the store allows: see [`Limits`](crate::Limits).
+    /// As many requests are under way as the layer or the store allows: see
+    /// [`Limits`](crate::Limits).
     Busy,
     /// There are as many unfinished uploads as [allowed](crate::Limits).
     TooManyUploads,
@@ -95,7 +96,8 @@ pub enum ErrorKind {
     Storage,
     /// The store has no room left.
     StorageFull,
-    /// The inner service failed to take the complete upload. The upload is kept, and delivered again.
+    /// The inner service failed to take the complete upload. The upload is kept, and delivered
+    /// again.
     DeliveryFailed,
     /// The inner service is still busy with the complete upload.
     DeliveryPending,
@@ -270,8 +272,8 @@ impl Error {
         self.0.reason.kind()
     }
 
-    /// Whether the same request can succeed later. The client gets a status at which it tries again,
-    /// otherwise one at which it stops.
+    /// Whether the same request can succeed later. The client gets a status at which it tries
+    /// again, otherwise one at which it stops.
     pub fn is_retryable(&self) -> bool {
         match &self.0.reason {
             Reason::Refused(refusal) => refusal.is_retryable(),
@@ -360,6 +362,7 @@ impl From<StoreError> for Error {
             StoreError::TooManyRanges => Reason::TooManyRanges,
             StoreError::Full(_) => Reason::StorageFull,
             StoreError::TooLarge { limit } => Reason::FileTooLarge { limit },
+            StoreError::ChunkTooLarge { limit } => Reason::ChunkTooLarge { limit },
             StoreError::OutOfBounds => Reason::OutOfBounds,
             StoreError::Busy => Reason::Busy,
             StoreError::Unsupported => Reason::Unsupported,

@@ -52,9 +52,10 @@ impl Retention {
         let now = SystemTime::now();
         // An age that reaches back behind 1970 keeps everything.
         let before = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        let mut expiry = Expiry::default();
-        expiry.abandoned_before = Some(before(self.abandoned));
-        expiry.undelivered_before = self.undelivered.map(before);
-        expiry
+        Expiry {
+            abandoned_before: Some(before(self.abandoned)),
+            undelivered_before: self.undelivered.map(before),
+            ..Expiry::default()
+        }
     }
 }

@@ -6,7 +6,10 @@ use crate::model::BoxError;
 /// Error of a [`Store`](super::Store).
 ///
 /// Each kind decides what the client is told: see the variants. `?` converts [`io::Error`] (a full
-/// disk becomes [`Full`](Self::Full)) and [`BodyError`].
+/// disk becomes [`Full`](Self::Full)) and [`BodyError`]. All other errors of a backend become
+/// [`Failed`](Self::Failed), with [`map_err(StoreError::new)`](Self::new). If the backend has an
+/// error that says that it is full, match it and return [`Full`](Self::Full), which has the error
+/// as its source too.
 ///
 /// ```
 /// use std::{error::Error as _, io};
@@ -36,7 +39,12 @@ pub enum StoreError {
         /// Most bytes of a file.
         limit: u64,
     },
-    /// The chunk does not fit into the length of the upload. Final.
+    /// The store can never take a chunk of this size. The client has to send smaller ones. Final.
+    ChunkTooLarge {
+        /// Most bytes of a chunk.
+        limit: u64,
+    },
+    /// The chunk reaches beyond the stored length of the upload. Final.
     OutOfBounds,
     /// The store has too much to do at the moment. The client may try again later.
     Busy,
@@ -47,7 +55,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Wraps the error of a backend.
+    /// Wraps the error of a backend as [`Failed`](Self::Failed).
+    ///
+    /// ```
+    /// use tower_resumable::store::StoreError;
+    ///
+    /// fn parse(column: &str) -> Result<u64, StoreError> {
+    ///     column.parse().map_err(StoreError::new)
+    /// }
+    ///
+    /// assert!(matches!(parse("x"), Err(StoreError::Failed(_))));
+    /// ```
     pub fn new(error: impl Into<BoxError>) -> Self {
         Self::Failed(error.into())
     }
@@ -77,6 +95,7 @@ impl fmt::Display for StoreError {
             Self::TooManyRanges => "the upload is stored in too many ranges",
             Self::Full(_) => "the store is full",
             Self::TooLarge { .. } => "the upload is larger than the store can keep",
+            Self::ChunkTooLarge { .. } => "the chunk is larger than the store can take",
             Self::OutOfBounds => "the chunk lies outside of the upload",
             Self::Busy => "the store is busy",
             Self::Unsupported => "the store does not support this",

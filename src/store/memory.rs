@@ -27,9 +27,11 @@ pub struct MemoryStore {
 type Uploads = BTreeMap<UploadId, Entry>;
 
 impl MemoryStore {
-    /// All uploads, but for this one if its record has expired.
+    /// All uploads, but for this one if its record has expired. Otherwise it is touched.
     fn uploads_for(&self, id: &UploadId) -> MutexGuard<'_, Uploads> {
         let mut uploads = lock(&self.uploads);
+        let now = SystemTime::now();
+        uploads.entry(*id).and_modify(|entry| entry.touched = now);
         let record = uploads.get(id).and_then(|entry| entry.record.as_ref());
         if record.is_some_and(Record::is_expired) {
             uploads.remove(id);
@@ -64,6 +66,12 @@ impl Store for MemoryStore {
             }
         };
         let mut uploads = self.uploads_for(&upload.id);
+        let stored = uploads.get(&upload.id).map(|entry| &entry.upload);
+        let length = stored.unwrap_or(upload).length.unwrap_or(u64::MAX);
+        let end = offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > length) {
+            return Err(StoreError::OutOfBounds);
+        }
         let entry = Entry::of(&mut uploads, upload)?;
         entry.insert(offset, &bytes.freeze());
         result.map(|()| entry.status().progress())
@@ -83,22 +91,17 @@ impl Store for MemoryStore {
             State::Receiving(_) => Claimed::Incomplete,
             State::Complete if entry.is_claimed() => Claimed::Busy,
             State::Complete => {
-                let (store, sealed, _live) = (self.clone(), entry.seal(upload), Arc::new(()));
-                entry.claim = Arc::downgrade(&_live);
-                Claimed::Won(MemoryClaim {
-                    store,
-                    sealed,
-                    _live,
-                })
+                let (store, sealed) = (Arc::new(self.clone()), entry.seal(upload.clone()));
+                entry.claim = Arc::downgrade(&store);
+                Claimed::Won(MemoryClaim { store, sealed })
             }
         })
     }
 
     async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let is_free = |entry: &Entry| !entry.is_claimed() && entry.record.is_none();
         let mut uploads = lock(&self.uploads);
-        let entry = uploads.get(id);
-        let is_free = entry.is_some_and(|entry| !entry.is_claimed() && entry.record.is_none());
-        Ok(is_free && uploads.remove(id).is_some())
+        Ok(uploads.get(id).is_some_and(is_free) && uploads.remove(id).is_some())
     }
 
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
@@ -118,13 +121,12 @@ impl Store for MemoryStore {
         let mut swept = Swept::default();
         lock(&self.uploads).retain(|_, entry| {
             let is_older = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);
-            let (counter, is_expired) = match (&entry.record, entry.is_complete()) {
+            let (counter, is_old) = match (&entry.record, entry.is_complete()) {
                 (Some(it), _) => (&mut swept.records, it.expires < expiry.records_before),
                 (None, true) => (&mut swept.undelivered, is_older(expiry.undelivered_before)),
                 (None, false) => (&mut swept.abandoned, is_older(expiry.abandoned_before)),
             };
-            let is_busy = entry.is_claimed() || Arc::strong_count(&entry.writers) > 1;
-            let is_swept = is_expired && !is_busy;
+            let is_swept = is_old && !entry.is_claimed() && Arc::strong_count(&entry.writers) == 1;
             *counter += u64::from(is_swept);
             !is_swept
         });
@@ -143,7 +145,7 @@ struct Entry {
     /// Each request that is writing holds a clone.
     writers: Arc<()>,
     /// The live claim holds the other end.
-    claim: Weak<()>,
+    claim: Weak<MemoryStore>,
     sealed: Option<Sealed>,
     record: Option<Record>,
 }
@@ -190,16 +192,16 @@ impl Entry {
             self.pieces.insert(gap.start, bytes.slice(piece));
             self.ranges.insert(gap.start, gap.end - gap.start);
         }
-        self.touched = SystemTime::now();
     }
 
-    fn seal(&mut self, upload: &Upload) -> Sealed {
+    fn seal(&mut self, mut upload: Upload) -> Sealed {
         let sealed = self.sealed.get_or_insert_with(|| {
             let pieces: Vec<_> = std::mem::take(&mut self.pieces).into_values().collect();
             let content = Bytes::from(pieces.concat());
             let crc32 = crc32fast::hash(&content);
+            upload.length = self.upload.length;
             self.upload = upload.clone();
-            Sealed::new(self.id.clone(), upload.clone(), 0, InMemory(content)).with_crc32(crc32)
+            Sealed::new(self.id.clone(), upload, 0, InMemory(content)).with_crc32(crc32)
         });
         sealed.attempt += 1;
         sealed.clone()
@@ -224,9 +226,8 @@ impl Stored for InMemory {
 /// The right to deliver one upload of a [`MemoryStore`].
 #[derive(Debug)]
 pub struct MemoryClaim {
-    store: MemoryStore,
+    store: Arc<MemoryStore>,
     sealed: Sealed,
-    _live: Arc<()>,
 }
 
 impl Claim for MemoryClaim {

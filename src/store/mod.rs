@@ -6,6 +6,10 @@
 //! deliver a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a
 //! complete store in a database.
 //!
+//! Methods are called from many tasks at the same time and must not block: move blocking work to
+//! [`spawn_blocking`](tokio::task::spawn_blocking). Errors of a backend become
+//! [`StoreError::new(error)`](StoreError::new).
+//!
 //! An upload is a set of byte ranges and a length. It is complete when the length is known and the
 //! ranges cover it. The number of chunks says nothing. An upload goes through these states:
 //!
@@ -26,30 +30,44 @@
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
 //! * **Stored bytes are never written again.** A chunk that arrives twice is read to its end,
 //!   dropped, and `Ok`. So is a chunk of an upload that is sealed or settled.
+//! * **The first request says the length**, and no later one changes it. The [`Upload`] of the
+//!   request that created the upload is kept until the first claim. Later requests may describe the
+//!   upload otherwise, and declare another length or none: that changes nothing.
+//! * **A chunk beyond the length is [`OutOfBounds`](StoreError::OutOfBounds)**, and not stored. The
+//!   stored length counts, or, for the chunk that creates the upload, that of its request. Nothing
+//!   beyond the length is stored, also with [`Keep::Prefix`]. The bounds of a chunk of a sealed or
+//!   settled upload need not be checked.
 //! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had
 //!   not been called. An upload that only the failed chunk would have created is absent. With
-//!   [`Keep::Prefix`] the bytes stay, durably, that arrived before the body failed.
+//!   [`Keep::Prefix`] the bytes stay, durably, that arrived before the body failed. Such a body can
+//!   be a whole file, so commit it every few MiB: then a crash loses little.
 //! * **A chunk counts when its body has ended** with `None`, not before. With [`Keep::Prefix`]
 //!   bytes may count earlier.
 //! * **`create` makes an upload without bytes**, and changes none that exists. An upload without a
-//!   length never completes. An empty file is an upload: `write` of no bytes, or `create`,
-//!   completes it.
+//!   length never completes. An empty file is an upload: one of length 0 is complete when `create`,
+//!   or `write` of no bytes, has created it.
 //! * **The last chunk knows.** Of the chunks that complete an upload at least one gets
 //!   [`complete: true`](crate::store::Progress::complete).
 //! * **At most one claim of an upload is live**, on all servers together. A claim ends when it is
-//!   settled, released or dropped, and when its process dies.
+//!   settled, released or dropped, and when its process dies. A store that one process at a time
+//!   uses can end all claims when it is opened. A store of many servers needs a lock that ends with
+//!   its connection, or a lease that the claim renews while it lives.
 //! * **The first claim seals the upload**: it publishes the file under its final name and stores
-//!   what the completing request declared. All later claims return the same id, file and upload.
-//!   Each claim counts an attempt.
+//!   the upload as the completing request described it, but with the stored length. All later
+//!   claims return the same id, file and upload. Each claim counts an attempt.
 //! * **A record is returned as it was recorded** until it [expires](Record::is_expired). Then the
 //!   upload is absent, and the next chunk begins a new one with a new id.
 //! * **A delivered upload stays as it is.** Its file belongs to the application: the store never
-//!   touches it again. The file of a rejected upload is removed.
+//!   touches it again. The same [`UploadId`] may come again while that file is there. So name the
+//!   file by something else, such as the random [id](Sealed::id) of the seal. The file of a
+//!   rejected upload is removed.
 //! * **`list` returns each upload that is not settled once**, in the order of the ids.
 //! * **A removed upload is absent**, with its file. A removal does not wait for chunks, and their
-//!   bytes do not come back.
+//!   bytes do not come back. A chunk of a removed upload fails with
+//!   [`Superseded`](StoreError::Superseded), or begins a new upload, which has its bytes only.
 //! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an
-//!   upload that is claimed. `sweep` never removes one to which a request is writing.
+//!   upload that is claimed. `sweep` never removes one to which a request is writing. An upload is
+//!   as old as the last request that wrote to it or asked for its [`status`](Store::status).
 //! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list)
 //!   and `sweep`.
 //! * **Futures are run to their end**, also when the client goes away. Only the end of the process,
@@ -120,13 +138,26 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Creates the upload, durably, before any byte of it arrives.
     ///
-    /// Idempotent: if the upload exists nothing changes. Returns what is stored of it.
+    /// Idempotent: if the upload exists nothing changes. Returns what is stored of it. An upload of
+    /// length 0 is [`Complete`](State::Complete) at once.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](StoreError::TooLarge) and [`Unsupported`](StoreError::Unsupported) if the store
+    /// can never keep such an upload.
     fn create(&self, upload: &Upload) -> impl Future<Output = Result<Status, StoreError>> + Send;
 
     /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is
     /// absent.
     ///
-    /// Returns how far the upload is, with these bytes.
+    /// Returns how far the upload is, with these bytes. Bytes that are stored already are dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create), [`Body`](StoreError::Body) with the error of `body`,
+    /// [`OutOfBounds`](StoreError::OutOfBounds), [`ChunkTooLarge`](StoreError::ChunkTooLarge),
+    /// [`TooManyRanges`](StoreError::TooManyRanges), and [`Superseded`](StoreError::Superseded) if
+    /// another request has taken over the range or has removed the upload.
     fn write(
         &self,
         upload: &Upload,
@@ -136,6 +167,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Progress, StoreError>> + Send;
 
     /// What is stored of an upload. `None` if it is absent, or its record has expired.
+    ///
+    /// The upload counts as [asked for](Expiry::abandoned_before) now. A store may note that with a
+    /// delay of minutes, or not at all if it would have to write to a distant engine.
     fn status(
         &self,
         id: &UploadId,
@@ -143,8 +177,11 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Takes the right to deliver a complete upload, and seals it.
     ///
-    /// The first claim publishes the file, durably, under its final name, and keeps `upload`: what
-    /// the completing request declared. Each claim counts one more [attempt](Sealed::attempt).
+    /// The first claim publishes the file, durably, under its final name, and keeps `upload`, as
+    /// the completing request described it, but with the stored [length](Upload::length). Each
+    /// claim counts one more [attempt](Sealed::attempt).
+    ///
+    /// The store need not look at the [role](Upload::role): the layer claims no parts.
     fn claim(
         &self,
         upload: &Upload,
@@ -153,14 +190,15 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Removes an upload that is neither settled nor claimed, with its file. `false` if nothing was
     /// removed.
     ///
-    /// A request that is writing to it fails with [`Superseded`](StoreError::Superseded), or its
-    /// chunk begins a new upload.
+    /// Does not wait for a request that is writing to it. That request fails with
+    /// [`Superseded`](StoreError::Superseded), or its chunk begins a new upload.
     fn remove(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Lists uploads that are not settled, in the order of their ids, from the first one behind
-    /// `after`.
+    /// `after`, which need not exist.
     ///
-    /// What cannot be read is passed over.
+    /// What cannot be read is passed over. An upload that its first chunk creates need not be
+    /// listed before that chunk is stored.
     fn list(
         &self,
         filter: &Filter,
@@ -191,7 +229,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Keeps the bytes of a file part that arrives before the fields which say where it belongs.
     ///
-    /// The default keeps them in memory.
+    /// The default keeps them in memory: up to [`max_len`](ChunkBody::max_len) bytes, which the
+    /// layer sets to the largest chunk that its [limits](crate::Limits) allow.
     fn spool(
         &self,
         body: &mut ChunkBody<'_>,
@@ -265,6 +304,7 @@ pub enum Keep {
     /// All bytes of the chunk, or none.
     Whole,
     /// The bytes that arrived before the body failed. `write` still returns the error of the body.
+    /// If no byte arrived, the upload need not be created.
     Prefix,
 }
 
@@ -274,7 +314,8 @@ pub enum Keep {
 pub struct Filter {
     /// Only uploads of this scope.
     pub scope: Option<Scope>,
-    /// Only complete uploads. What is listed then is durable.
+    /// Only complete uploads. Each one that is listed is durable: it is complete after a crash too,
+    /// also if the request that completed it has not returned yet. So it can be claimed.
     pub complete: bool,
 }
 
@@ -410,7 +451,8 @@ impl std::fmt::Debug for ScopeHash {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads that were last written to or asked for before this time.
+    /// Incomplete uploads that were last written to, or [asked for](Store::status), before this
+    /// time.
     pub abandoned_before: Option<SystemTime>,
     /// Complete uploads without a delivery that were last touched before this time.
     pub undelivered_before: Option<SystemTime>,
@@ -428,7 +470,17 @@ impl Default for Expiry {
     }
 }
 
-/// What [`Store::sweep`] has removed.
+/// What [`Store::sweep`] has removed, as numbers of uploads.
+///
+/// The struct can get more fields. So begin with the default, and assign:
+///
+/// ```
+/// use tower_resumable::store::Swept;
+///
+/// let mut swept = Swept::default();
+/// swept.records += 2;
+/// assert_eq!((swept.abandoned, swept.undelivered, swept.records), (0, 0, 2));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Swept {

@@ -272,7 +272,7 @@ async fn a_chunk_that_was_read_is_delivered_without_its_client() {
 
         gate.open.add_permits(1);
         server.uploads.drain().await;
-        assert_eq!(server.deliveries(), [file.content.clone()], "{gated:?}");
+        assert_eq!(server.deliveries(), vec![file.content.clone()], "{gated:?}");
         // A late duplicate gets the recorded answer.
         gate.open.add_permits(9);
         assert_eq!(server.send(file.octets(1)).await, 200);

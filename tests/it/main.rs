@@ -14,6 +14,7 @@ mod content;
 mod delivery;
 mod digests;
 mod examples;
+mod format;
 mod gone;
 mod hyper;
 mod limits;

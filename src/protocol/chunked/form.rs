@@ -32,7 +32,7 @@ enum Stage {
     /// that follows can change it.
     Chunk(Arc<Dialect>, Box<Target>),
     /// There is no file: the form is a test.
-    Test(Answers),
+    Test(Box<Answers>),
     /// The file is a whole one.
     Plain,
 }
@@ -139,7 +139,7 @@ impl Form for ChunkForm {
                 None => Subject::Chunk,
             };
             let (command, answers) = self.chunked.test(&dialect, &self.params, subject);
-            self.stage = Stage::Test(answers);
+            self.stage = Stage::Test(Box::new(answers));
             return command;
         }
         // The fields that are missing come first: without them the file does not help either.
@@ -157,7 +157,7 @@ impl Form for ChunkForm {
 
     fn reply(&self) -> Reply {
         match &self.stage {
-            Stage::Test(answers) => Box::new(answers.clone()),
+            Stage::Test(answers) => answers.clone(),
             Stage::Plain => plain::reply(),
             // As far as the fields say, it is a whole file.
             Stage::Aside if self.may_be_whole && self.dialect().is_none() => plain::reply(),

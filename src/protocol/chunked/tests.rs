@@ -570,8 +570,10 @@ fn raw_chunks() {
     assert_eq!(target.upload.fields, owned(&[("a", "b")]));
     assert_eq!((target.digest, target.must_exist), (None, false));
 
-    let mut chunked = Chunked::default();
-    chunked.digest_field = Some("a".into());
+    let chunked = Chunked {
+        digest_field: Some("a".into()),
+        ..Chunked::default()
+    };
     let Some((Ok(Command::Write(Write::Raw(target))), _)) = Arc::new(chunked).read(&parts, false)
     else {
         panic!("it is a chunk");
@@ -1322,9 +1324,10 @@ fn fields_of_the_application() {
 /// A file that comes before its fields is kept aside.
 #[test]
 fn forms() {
-    let mut chunked = Chunked::default();
-    chunked.digest_field = Some("crc".into());
-    let chunked = Arc::new(chunked);
+    let chunked = Arc::new(Chunked {
+        digest_field: Some("crc".into()),
+        ..Chunked::default()
+    });
     let flow = [
         ("flowIdentifier", "i"),
         ("flowTotalSize", "25"),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::store::{BodyError, ChunkBody, Keep, StoreError};
+use crate::store::{ChunkBody, Keep, StoreError};
 
 /// Bytes that are allocated at once. Pieces of a body are copied: a small slice of a connection's
 /// buffer would keep the whole buffer.
@@ -49,8 +49,9 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// [`Busy`](StoreError::Busy) if there is no memory left. It is not waited for: two requests
-    /// that have some and wait for more would never end.
+    /// [`ChunkTooLarge`](StoreError::ChunkTooLarge) if the body is larger than all the memory, and
+    /// [`Busy`](StoreError::Busy) if there is none left. It is not waited for: two requests that
+    /// have some and wait for more would never end.
     pub(super) async fn read(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
         let (blocks, end) = self.source(body, Keep::Whole)?.take(u64::MAX).await;
         end.unwrap_or(Ok(())).map(|()| blocks)
@@ -61,11 +62,11 @@ impl Memory {
         body: &'a mut ChunkBody<'b>,
         keep: Keep,
     ) -> Result<Source<'a, 'b>, StoreError> {
-        let expected = u64::from(self.units) * UNIT;
+        let limit = self.limit();
         match body.exact_len() {
             // It is held in memory as a whole, and there will never be enough.
-            Some(received) if received > expected && keep == Keep::Whole => {
-                Err(BodyError::Length { expected, received }.into())
+            Some(len) if len > limit && keep == Keep::Whole => {
+                Err(StoreError::ChunkTooLarge { limit })
             }
             _ => Ok(Source {
                 memory: self,
@@ -74,6 +75,10 @@ impl Memory {
                 keep,
             }),
         }
+    }
+
+    fn limit(&self) -> u64 {
+        u64::from(self.units) * UNIT
     }
 
     /// Waits until this much memory is free; until all is, if it is more than the limit.
@@ -162,7 +167,14 @@ impl Source<'_, '_> {
         let permit = if self.keep == Keep::Prefix && is_first {
             self.memory.reserve(len).await?
         } else {
-            self.memory.try_reserve(len).ok_or(StoreError::Busy)?
+            self.memory.try_reserve(len).ok_or_else(|| {
+                let limit = self.memory.limit();
+                if self.keep == Keep::Whole && self.body.received() > limit {
+                    StoreError::ChunkTooLarge { limit }
+                } else {
+                    StoreError::Busy
+                }
+            })?
         };
         Ok(Counted {
             bytes: Vec::with_capacity(len as usize),
@@ -232,6 +244,7 @@ mod tests {
     use http_body_util::{BodyExt as _, StreamBody};
 
     use super::*;
+    use crate::store::BodyError;
 
     async fn with_body<T>(
         pieces: &[&[u8]],
@@ -304,15 +317,19 @@ mod tests {
         let found = read(&memory, &[b"abc", b"", b"d"], None).await.unwrap();
         assert_eq!(found.pieces.concat(), b"abcd");
         assert!(read(&memory, &[], Some(0)).await.unwrap().is_empty());
+        drop(found);
         // More than the limit.
         let result = read(&memory, &[], Some(BLOCK + 1)).await;
         assert!(matches!(
             result,
-            Err(StoreError::Body(BodyError::Length {
-                expected: BLOCK,
-                ..
-            }))
+            Err(StoreError::ChunkTooLarge { limit: BLOCK })
         ));
+        let result = read(&memory, &[&[0; BLOCK as usize], b"x"], None).await;
+        assert!(matches!(
+            result,
+            Err(StoreError::ChunkTooLarge { limit: BLOCK })
+        ));
+        assert_eq!(memory.free.available_permits() as u64, BLOCK / UNIT);
     }
 
     /// A prefix is taken in segments, which are as long as the room or the memory allows.

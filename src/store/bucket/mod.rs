@@ -124,6 +124,7 @@ use crate::model::upload::{Upload, UploadId};
 /// the end. [`usage`](Store::usage), which the limits of the layer need, lists the uploads that are
 /// not settled. [`list`](Store::list) makes up to 3 more requests for each upload of a page.
 /// [`sweep`](Store::sweep) lists everything, and reads one small object for each upload and record.
+/// For a sweep, an upload is as old as its newest bytes: [`status`](Store::status) writes nothing.
 ///
 /// # Memory
 ///
@@ -131,7 +132,8 @@ use crate::model::upload::{Upload, UploadId};
 /// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). With [`Keep::Prefix`] a
 /// request holds at most one slot: an upload is cut into slots of its chunk size, or of 8 MiB if
 /// that is too small, and each slot is stored as soon as it is full. Such a request waits while
-/// there is no memory left. Others fail with [`StoreError::Busy`].
+/// there is no memory left. Others fail with [`StoreError::Busy`], or with
+/// [`StoreError::ChunkTooLarge`] if the chunk is larger than the limit.
 ///
 /// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
 /// stored. Their bytes are right, and a client that probes does not send them again.

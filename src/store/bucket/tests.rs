@@ -193,7 +193,7 @@ async fn a_prefix_is_stored_slot_by_slot() {
         panic!("{result:?}");
     };
     assert_eq!(error.to_string(), "connection reset");
-    assert_eq!(ranges(&store, &upload).await, [0..800_000]);
+    assert_eq!(ranges(&store, &upload).await, vec![0..800_000]);
     let rest = &[&content[800_000..]];
     let progress = write(&store, &upload, 800_000, rest, false, Keep::Prefix).await;
     assert!(progress.unwrap().complete);

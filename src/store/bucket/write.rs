@@ -42,11 +42,10 @@ struct Segment {
 
 impl Inner {
     pub(super) async fn create(self: &Arc<Self>, upload: &Upload) -> Result<Status, StoreError> {
-        self.slot_size(upload)?;
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
         for _ in 0..TRIES {
-            let (info, is_new) = self.begin(upload).await?;
+            let (info, is_new) = self.begin(upload, 0).await?;
             let status = if is_new {
                 info.status(RangeSet::default())
             } else {
@@ -66,7 +65,6 @@ impl Inner {
         body: &mut ChunkBody<'_>,
         keep: Keep,
     ) -> Result<Progress, StoreError> {
-        let slot_size = self.slot_size(upload)?;
         // While it is open, no sweep of this process removes the upload.
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
@@ -82,6 +80,11 @@ impl Inner {
                 return Ok(info.complete());
             }
         }
+        // The length of the first request counts.
+        let slot = match &info {
+            Some(info) if info.is_receiving() => info.slot,
+            _ => self.slot_size(upload)?,
+        };
         let mut source = self.memory.source(body, keep)?;
         let mut at = offset;
         loop {
@@ -89,7 +92,7 @@ impl Inner {
                 Keep::Whole => u64::MAX,
                 // Up to the end of a slot, so that it becomes a part.
                 Keep::Prefix => {
-                    let slot = info.as_ref().map_or(slot_size, |info| info.slot);
+                    let slot = info.as_ref().map_or(slot, |info| info.slot);
                     slot - at % slot
                 }
             };
@@ -125,8 +128,13 @@ impl Inner {
         size.ok_or(StoreError::TooLarge { limit })
     }
 
-    /// The upload that has this id now, and whether it is new. It is created if it is absent.
-    async fn begin(self: &Arc<Self>, upload: &Upload) -> Result<(Arc<Info>, bool), StoreError> {
+    /// The upload that has this id now, and whether it is new. If it is absent it is created, for a
+    /// chunk that ends at `end`.
+    async fn begin(
+        self: &Arc<Self>,
+        upload: &Upload,
+        end: u64,
+    ) -> Result<(Arc<Info>, bool), StoreError> {
         // One request of this process is enough.
         let beginning = self.beginnings.of(upload.id);
         let _beginning = beginning.lock().await;
@@ -140,7 +148,11 @@ impl Inner {
                 }
                 Some(info) => return Ok((info, false)),
                 None => {
-                    if let Some(info) = self.create_new(upload).await? {
+                    let slot = self.slot_size(upload)?;
+                    if upload.length.is_some_and(|length| end > length) {
+                        return Err(StoreError::OutOfBounds);
+                    }
+                    if let Some(info) = self.create_new(upload, slot).await? {
                         return Ok((info, true));
                     }
                 }
@@ -150,12 +162,16 @@ impl Inner {
     }
 
     /// Creates an upload. `None` if another server was faster.
-    async fn create_new(&self, upload: &Upload) -> Result<Option<Arc<Info>>, StoreError> {
+    async fn create_new(
+        &self,
+        upload: &Upload,
+        slot: u64,
+    ) -> Result<Option<Arc<Info>>, StoreError> {
         let mut info = Info {
             version: Version,
             unique_id: random_id()?,
             upload: upload.clone(),
-            slot: self.slot_size(upload)?,
+            slot,
             multipart: None,
             phase: Phase::Receiving,
         };
@@ -202,16 +218,17 @@ impl Inner {
         info: &mut Option<Arc<Info>>,
         segment: &Segment,
     ) -> Result<Option<Progress>, StoreError> {
+        // No upload is that long.
+        let end = segment.offset.saturating_add(segment.bytes.len());
         for _ in 0..TRIES {
             let now = match info.take().filter(|info| info.is_receiving()) {
                 Some(now) => now,
-                None => self.begin(upload).await?.0,
+                None => self.begin(upload, end).await?.0,
             };
             if !now.is_receiving() {
                 return Ok(Some(now.complete()));
             }
-            let end = segment.offset.checked_add(segment.bytes.len());
-            if end.is_none_or(|end| end > now.length()) {
+            if end > now.length() {
                 return Err(StoreError::OutOfBounds);
             }
             let progress = if !self.fill(&now, segment).await? {

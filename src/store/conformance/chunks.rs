@@ -255,6 +255,60 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
+    /// The chunk begins beyond the end, or crosses it, or its end is larger than a `u64`.
+    ///
+    /// With [`Keep::Prefix`] bytes that lie before the end may have been stored already.
+    pub(super) async fn chunks_out_of_bounds(&self) {
+        const LEN: u64 = 600_000;
+        let bytes = content(0, 2 * LEN as usize);
+        let chunks = [
+            (LEN, 1),
+            (LEN + 1, 10),
+            (LEN - 1, 2),
+            (1000, LEN),
+            (1 << 40, LEN),
+            (i64::MAX as u64, 1),
+            (u64::MAX, 1),
+            (u64::MAX - 9, LEN),
+        ];
+        for keep in [Keep::Whole, Keep::Prefix] {
+            for first in [true, false] {
+                let upload = upload(LEN);
+                if !first {
+                    self.write(&upload, 1000, &bytes[1000..2000]).await;
+                }
+                for (offset, len) in chunks {
+                    for exact in [Some(len), None] {
+                        let case = format!("after a chunk of {len} bytes at {offset} of {LEN}");
+                        let begin = offset.min(LEN) as usize;
+                        let source = pin!(Source::new(&bytes[begin..begin + len as usize]));
+                        let mut body = ChunkBody::new(source, exact, LEN);
+                        let result = self.store.write(&upload, offset, &mut body, keep).await;
+                        assert!(
+                            matches!(result, Err(StoreError::OutOfBounds)),
+                            "`write` does not return `OutOfBounds` but {result:?} {case}"
+                        );
+                        match (keep, self.state(&upload).await) {
+                            (_, None) => assert!(first, "an upload is gone {case}"),
+                            (Keep::Prefix, Some(State::Receiving(ranges))) => assert!(
+                                ranges.iter().all(|range| range.end <= LEN),
+                                "bytes beyond the length are stored {case}: {ranges:?}"
+                            ),
+                            _ if first => self.assert_absent(&upload, &case).await,
+                            _ => self.assert_receiving(&upload, &[1000..2000], &case).await,
+                        }
+                    }
+                }
+                self.write(&upload, 0, &bytes[..LEN as usize]).await;
+                let (found, _) = self.take(&upload).await;
+                assert!(
+                    found == bytes[..LEN as usize],
+                    "a chunk beyond the length spoils the file"
+                );
+            }
+        }
+    }
+
     /// An upload exists from `create` on, and a second call returns what is stored of it.
     pub(super) async fn created_uploads(&self) {
         let upload = upload(6);

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::upload::Upload,
-    store::{Claim, Claimed, Filter, Record, Store, random_id},
+    store::{Claim, Claimed, Filter, Listed, Record, Store, StoreError, random_id},
 };
 
 impl<S: Store + Clone> Suite<S> {
@@ -131,6 +131,47 @@ impl<S: Store + Clone> Suite<S> {
             self.remove(&begun).await,
             "`remove` does not remove a sealed upload that is not claimed"
         );
+    }
+
+    /// A later request may declare another length, or none.
+    pub(super) async fn lengths_are_kept(&self) {
+        for length in [Some(4), Some(20), Some(u64::MAX), None] {
+            let first = upload(10);
+            self.write(&first, 0, b"01234").await;
+            let other = Upload {
+                length,
+                ..described_as(&first, "other")
+            };
+            let created = self.create(&other).await.upload;
+            assert_eq!(created, first, "a later `create` changes the description");
+            let result = write(&self.store, &other, 10, Source::new(b"xyz"), 3).await;
+            assert!(
+                matches!(result, Err(StoreError::OutOfBounds)),
+                "`write` beyond the stored length does not return `OutOfBounds` but {result:?}"
+            );
+            let when = "after a chunk with another length";
+            self.assert_receiving(&first, &[0..5], when).await;
+            let progress = self.write(&other, 5, b"56789").await;
+            assert_eq!(progress, complete(10), "a later chunk changes the length");
+
+            let sealed = Upload {
+                length: Some(10),
+                ..other.clone()
+            };
+            for _ in 0..2 {
+                let claim = self.claim(&other).await;
+                let found = &claim.sealed().upload;
+                assert_eq!(found, &sealed, "`claim` changes the length");
+                claim.release().await;
+            }
+            let status = self.status(&first).await;
+            let status = status.expect("a sealed upload is absent");
+            assert_eq!(status.upload, sealed, "`status` of a sealed upload");
+            let listed = self.list_of(&Filter::complete(), &[&first]).await;
+            let expected = Listed::new(sealed, complete(10));
+            assert_eq!(listed, [expected], "`list` of a sealed upload");
+            self.deliver(&other, b"0123456789").await;
+        }
     }
 
     /// Before the seal it is the description of the first request, then that of the request that

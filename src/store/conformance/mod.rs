@@ -59,11 +59,15 @@ use crate::model::upload::{Scope, Upload, UploadId};
 
 /// Checks each promise of a store, and prints it.
 ///
-/// Call it in a tokio runtime with several threads, so that requests are concurrent. Give it a
-/// store that has no other uploads: the checks sweep it. It leaves the files of delivered uploads,
-/// and the records of settled ones. The clock of the store may differ from that of this machine by
-/// some minutes. A few files are written to the [temporary folder](std::env::temp_dir) and removed
-/// again.
+/// Call it in a tokio runtime with several threads, so that requests are concurrent. Clones of the
+/// store have to share its uploads. Give it a store that has no other uploads: the checks sweep it.
+/// It leaves the files of delivered uploads, and the records of settled ones. The clock of the
+/// store may differ from that of this machine by some minutes. A few files are written to the
+/// [temporary folder](std::env::temp_dir) and removed again.
+///
+/// The checks read lists to the last page, but make fewer uploads than
+/// [a page has](super::Page::MAX). If the store has a setting for shorter pages, check it with
+/// pages of two uploads too.
 ///
 /// # Panics
 ///
@@ -120,6 +124,7 @@ promises! {
     failed_chunks_leave_nothing: "a failed chunk leaves nothing",
     prefixes_stay: "with `Keep::Prefix` the bytes stay that arrived before the body failed",
     chunks_count_at_their_end: "a chunk counts when its body has ended, not before",
+    chunks_out_of_bounds: "a chunk beyond the length is `OutOfBounds`, and not stored",
     created_uploads: "`create` makes an upload without bytes, and changes none that exists",
     uploads_without_a_length: "an upload without a length never completes",
     empty_files: "an empty file is an upload",
@@ -129,6 +134,7 @@ promises! {
     claims_are_exclusive: "at most one claim of an upload is live",
     lost_claims: "a claim that is released or dropped is given back",
     seals_are_kept: "the first claim seals the upload, and each claim counts an attempt",
+    lengths_are_kept: "the first request says the length, and no later one changes it",
     status_describes_the_upload: "`status` returns the upload as it was described or sealed",
     records_are_kept: "a record is returned as it was recorded",
     delivered_uploads_stay: "a delivered upload stays as it is",
@@ -150,6 +156,7 @@ promises! {
     identical_chunks_at_once: "identical chunks can arrive at the same time",
     overlapping_chunks_at_once: "overlapping chunks that arrive at the same time do not mix",
     removal_during_a_chunk: "a removal does not wait for chunks, and they do not come back",
+    chunks_of_removed_uploads: "a chunk of a removed upload fails or begins a new upload",
     creations_race: "of several calls of `create` one makes the upload",
     first_chunks_race: "first chunks that arrive at the same time make one upload",
     last_chunks_race: "of the last chunks at least one gets `complete`, and one gets the claim",

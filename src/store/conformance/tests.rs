@@ -43,6 +43,12 @@ enum Fault {
     SpoolLosesBytes,
     SpoolTakesBrokenBody,
     SupersedesDuplicates,
+    DropsOutOfBounds,
+    DropsPrefixOutOfBounds,
+    DropsOverflow,
+    FailsOutOfBounds,
+    KeepsPartInBounds,
+    ChecksDeclaredLength,
     // Creation.
     CreateStoresNothing,
     CreateBeginsAnew,
@@ -59,6 +65,7 @@ enum Fault {
     UsesUploadIdAsId,
     CountsNoAttempts,
     DescribesAsLastClaim,
+    ClaimsDeclaredLength,
     StatusDescribesFirst,
     StatusForgetsFields,
     WrongChecksum,
@@ -103,6 +110,8 @@ enum Fault {
     // Races.
     MixesOverlaps,
     RevivesRemoved,
+    DropsChunkOfRemoved,
+    FailsChunkOfRemoved,
     RemovalWaits,
     RacyCreation,
     RacyCompletion,
@@ -129,6 +138,11 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (ReturnsOkForPrefix, "prefixes_stay", "does not return the error of the body"),
     (HidesBodyError, "prefixes_stay", "does not return the error of the body"),
     (CountsEachFrame, "chunks_count_at_their_end", "while the body of a chunk has not ended"),
+    (DropsOutOfBounds, "chunks_out_of_bounds", "does not return `OutOfBounds` but Ok"),
+    (DropsPrefixOutOfBounds, "chunks_out_of_bounds", "does not return `OutOfBounds` but Ok"),
+    (DropsOverflow, "chunks_out_of_bounds", "does not return `OutOfBounds` but Ok"),
+    (FailsOutOfBounds, "chunks_out_of_bounds", "does not return `OutOfBounds` but Err"),
+    (KeepsPartInBounds, "chunks_out_of_bounds", "should be absent after a chunk"),
     (CreateStoresNothing, "created_uploads", "absent after `create`"),
     (CreateBeginsAnew, "created_uploads", "has another description when it is created again"),
     (CreateReturnsItsArgument, "created_uploads", "another description when it is created again"),
@@ -149,6 +163,10 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (ChangesId, "seals_are_kept", "the id of an upload changes"),
     (CountsNoAttempts, "seals_are_kept", "attempts are counted wrongly"),
     (DescribesAsLastClaim, "seals_are_kept", "a later `claim` changes the description"),
+    (DropsOutOfBounds, "lengths_are_kept", "does not return `OutOfBounds` but Ok"),
+    (ChecksDeclaredLength, "lengths_are_kept", "does not return `OutOfBounds` but Ok"),
+    (ClaimsDeclaredLength, "lengths_are_kept", "`claim` changes the length"),
+    (CreateReturnsItsArgument, "lengths_are_kept", "a later `create` changes the description"),
     (StatusDescribesFirst, "status_describes_the_upload", "when it is sealed"),
     (StatusForgetsFields, "status_describes_the_upload", "after its first chunk"),
     (ForgetsHeaders, "records_are_kept", "`status` returns another record"),
@@ -198,6 +216,9 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (MixesOverlaps, "overlapping_chunks_at_once", "overlapping chunks mix their bytes"),
     (RevivesRemoved, "removal_during_a_chunk", "after a removal and the first new chunk"),
     (RemovalWaits, "removal_during_a_chunk", "`remove` takes more than"),
+    (RevivesRemoved, "chunks_of_removed_uploads", "a chunk that begins a new upload"),
+    (DropsChunkOfRemoved, "chunks_of_removed_uploads", "chunk of a removed upload is stored"),
+    (FailsChunkOfRemoved, "chunks_of_removed_uploads", "otherwise than with `Superseded`"),
     (RacyCreation, "creations_race", ""),
     (RacyCreation, "first_chunks_race", ""),
     (RacyCompletion, "last_chunks_race", "none of them got `complete`"),
@@ -225,6 +246,24 @@ fn a_good_store_passes() {
 #[test]
 fn a_slow_store_passes() {
     assert_eq!(run(Slow, None), None);
+}
+
+/// More uploads than a page has.
+#[tokio::test]
+async fn long_lists_are_walked_to_the_end() {
+    let store = MemoryStore::default();
+    let count = 2 * Page::MAX + 1;
+    for _ in 0..count {
+        store.create(&super::upload(3)).await.unwrap();
+    }
+    assert_eq!(store.usage().await.unwrap().len(), count);
+    let page = store.list(&Filter::default(), None).await.unwrap();
+    assert_eq!(page.uploads.len(), Page::MAX);
+    let suite = Suite {
+        store,
+        patience: PATIENCE,
+    };
+    assert_eq!(suite.list(&Filter::default(), None).await.len(), count);
 }
 
 /// A check that cannot fail checks nothing.
@@ -362,6 +401,8 @@ impl Broken {
             _ => Default::default(),
         };
         let is_known = status.is_some();
+        let length = status.as_ref().map_or(upload, |status| &status.upload);
+        let length = length.length.unwrap_or(u64::MAX);
         let is_complete = status.is_some_and(|status| status.progress().complete);
         let overlaps = |len| stored.gaps(offset, len) != [offset..offset + len];
         Some(match self.fault {
@@ -432,6 +473,51 @@ impl Broken {
                 self.log_chunk(upload, offset, bytes.clone());
                 let chunks = before.into_iter().flatten();
                 self.put_all(upload, chunks.chain([(offset, bytes)])).await
+            }
+            DropsChunkOfRemoved | FailsChunkOfRemoved => {
+                let (bytes, result) = read_all(body).await;
+                let is_removed = is_known && self.is_absent(&upload.id).await;
+                match result {
+                    Err(error) => Err(error),
+                    Ok(()) if !is_removed => self.put(upload, offset, &bytes).await,
+                    Ok(()) if self.is(DropsChunkOfRemoved) => {
+                        Ok(super::receiving(bytes.len() as u64))
+                    }
+                    Ok(()) => Err(StoreError::new("the upload is gone")),
+                }
+            }
+            DropsOutOfBounds
+            | DropsPrefixOutOfBounds
+            | DropsOverflow
+            | FailsOutOfBounds
+            | KeepsPartInBounds
+            | ChecksDeclaredLength => {
+                let (bytes, result) = read_all(body).await;
+                let end = offset.checked_add(bytes.len() as u64);
+                if result.is_err() || end.is_some_and(|end| end <= length) {
+                    return Some(result.and(self.put(upload, offset, &bytes).await));
+                }
+                let is_dropped = match self.fault {
+                    DropsOutOfBounds => true,
+                    DropsPrefixOutOfBounds => keep == Keep::Prefix,
+                    DropsOverflow => end.is_none(),
+                    ChecksDeclaredLength => {
+                        upload.length.is_none_or(|declared| end <= Some(declared))
+                    }
+                    _ => false,
+                };
+                if is_dropped {
+                    return Some(Ok(super::receiving(stored.total())));
+                }
+                if self.is(KeepsPartInBounds) && offset < length {
+                    let part = &bytes[..(length - offset) as usize];
+                    self.put(upload, offset, part).await.unwrap();
+                }
+                Err(if self.is(FailsOutOfBounds) {
+                    StoreError::new("the bytes lie outside")
+                } else {
+                    StoreError::OutOfBounds
+                })
             }
             SupersedesDuplicates | RemovalWaits => {
                 if !self.shared().writing.insert(upload.id) && self.is(SupersedesDuplicates) {
@@ -689,6 +775,7 @@ impl Store for Broken {
                 sealed.attempt += self.shared().busy.get(&id).copied().unwrap_or_default();
             }
             DescribesAsLastClaim => sealed.upload = upload.clone(),
+            ClaimsDeclaredLength => sealed.upload.length = upload.length,
             WrongChecksum => sealed.crc32 = Some(7),
             _ => {}
         }
@@ -761,6 +848,10 @@ impl Store for Broken {
         }
         let ids: Vec<_> = uploads.iter().map(|listed| listed.upload.id).collect();
         let next = match (self.fault, &ids[..]) {
+            (Slow, _) if after.is_none() => {
+                // An empty page, although others follow.
+                return Ok(Page::new(Vec::new(), Some(UploadId::from_bytes([0; 32]))));
+            }
             (Slow, [_, second, _, ..]) => Some(*second),
             (RepeatsLastOfPage, [first, _, _, ..]) => Some(*first),
             (SkipsFirstOfPage, [_, _, third, ..]) => Some(*third),

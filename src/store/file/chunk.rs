@@ -38,6 +38,12 @@ impl FileStore {
         body: &mut ChunkBody<'_>,
         keep: Keep,
     ) -> Result<Progress, StoreError> {
+        if offset > MAX_LENGTH {
+            return Err(match upload.length {
+                Some(length) if length <= MAX_LENGTH => StoreError::OutOfBounds,
+                _ => StoreError::TooLarge { limit: MAX_LENGTH },
+            });
+        }
         let mut arrived = Arrived {
             gathered: self.folder.blocks.gather(offset),
             announced: body.exact_len().map(|len| offset.saturating_add(len)),
@@ -59,9 +65,6 @@ impl FileStore {
         } else {
             offset.saturating_add(body.max_len())
         };
-        if offset > MAX_LENGTH {
-            return Err(StoreError::TooLarge { limit: MAX_LENGTH });
-        }
         let range = offset..end.min(MAX_LENGTH);
         // A chunk that has arrived as a whole needs a trip to a blocking thread anyway.
         let known = if arrived.ended {
@@ -320,8 +323,20 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether there is room for these bytes, in the upload and on the disk.
+    /// Whether there is room for these bytes, in the upload and on the disk. All bytes of a late
+    /// chunk are accepted, and dropped.
     fn check(&self, folder: &Folder, range: Range<u64>) -> Result<(), StoreError> {
+        let entry = self.lock.entry();
+        if !entry.is_receiving() {
+            return Ok(());
+        }
+        match entry.length() {
+            Some(length) if range.end > length => return Err(StoreError::OutOfBounds),
+            None if range.end > MAX_LENGTH => {
+                return Err(StoreError::TooLarge { limit: MAX_LENGTH });
+            }
+            _ => {}
+        }
         let gaps = self.gaps.iter().flatten();
         let bytes = |gap: &Range<u64>| {
             let end = gap.end.min(range.end);
@@ -331,11 +346,7 @@ impl Writer {
         if new == 0 {
             return Ok(());
         }
-        match self.lock.entry().length() {
-            Some(length) if range.end > length => Err(StoreError::OutOfBounds),
-            None if range.end > MAX_LENGTH => Err(StoreError::TooLarge { limit: MAX_LENGTH }),
-            _ => folder.room.for_bytes(&folder.partial, new),
-        }
+        folder.room.for_bytes(&folder.partial, new)
     }
 
     /// Writes what has arrived. Returns the progress of the upload if that was the end of the
