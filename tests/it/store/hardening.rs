@@ -468,10 +468,7 @@ mod rights {
             std::fs::create_dir_all(&dir).unwrap();
             set_mode(&dir, 0o777);
             let why = refusal(FileStore::builder(root.path()));
-            assert!(
-                why.contains("all users") && why.contains("0700"),
-                "{why}"
-            );
+            assert!(why.contains("all users") && why.contains("0700"), "{why}");
             for mode in [0o1777, 0o770, 0o755] {
                 set_mode(&dir, mode);
                 FileStore::open(root.path()).unwrap();
