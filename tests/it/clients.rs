@@ -1,5 +1,7 @@
 //! What the other chunk clients say and want to be told, beyond what `captures.rs` replays.
 
+use std::time::Duration;
+
 use http::{Request, StatusCode};
 use serde_json::json;
 use tower_resumable::{Dialect, Limits, Refusal, ResumableLayer, Scope};
@@ -217,7 +219,8 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     let server =
         Server::with(|layer| layer.with_limits(Limits::default().with_chunk_size(4))).await;
     let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
-    assert_eq!((answer.status, server.deliveries().len()), (400, 0));
+    assert_eq!((answer.status, server.deliveries().len()), (413, 0));
+    assert_eq!(answer.json()["code"], "chunk_too_large");
 }
 
 fn fine(offset: u64, len: u64, total: u64) -> Fields {
@@ -725,6 +728,64 @@ async fn a_raw_body_is_a_whole_file() {
     );
 }
 
+/// The client of a whole file is any HTTP client.
+#[tokio::test]
+async fn whole_files_get_answers_and_statuses_untouched() {
+    let raw = || {
+        let request = Request::post("/upload").header("content-type", "application/octet-stream");
+        request.body(b"hello".to_vec()).unwrap()
+    };
+    let form = || file_of(&Vec::new(), "file", "a.txt", "hello");
+    for status in [200, 201, 202, 303, 401, 409, 422] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let server = Server::answering(|layer| layer, move |_| (status, "own words".into())).await;
+        for request in [raw(), form()] {
+            let answer = send(&server, request).await;
+            assert_eq!(
+                (answer.status, &*answer.body),
+                (status.as_u16(), "own words")
+            );
+            assert!(!answer.headers.contains_key("x-resumable-status"));
+        }
+    }
+    // A retryable failure of the inner service.
+    let server = Server::answering(
+        |layer| layer.with_hold_back(Duration::ZERO),
+        |_| (StatusCode::BAD_GATEWAY, "later".into()),
+    );
+    let server = server.await;
+    for request in [raw(), form()] {
+        let answer = send(&server, request).await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.json()["code"], "delivery_failed");
+    }
+    // Refusals of hooks.
+    for status in [401, 403, 415, 429, 507] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let server = Server::with(|layer| {
+            layer
+                .with_hold_back(Duration::ZERO)
+                .with_admission(move |_| async move { Err(Refusal::new(status, "no")) })
+        });
+        let server = server.await;
+        for request in [raw(), form()] {
+            let answer = send(&server, request).await;
+            assert_eq!(answer.status, status.as_u16());
+            assert_eq!(answer.json()["code"], "refused");
+        }
+    }
+    // Limits.
+    for limits in [
+        Limits::default().with_chunk_size(4),
+        Limits::default().with_file_size(4),
+    ] {
+        let server = Server::with(|layer| layer.with_limits(limits)).await;
+        for request in [raw(), form()] {
+            assert_eq!(send(&server, request).await.status, 413);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_owner_is_told_what_is_not_finished() {
     let server = Server::with(|layer| {
@@ -763,8 +824,8 @@ async fn an_owner_is_told_what_is_not_finished() {
     }]);
     assert_eq!(list("ann").await, listed);
     assert_eq!(list("bob").await, json!([]));
-    let nobody = server.client().await.get("/upload?unfinished").await;
-    assert_eq!(nobody.json()["code"], "refused");
+    let unknown = server.client().await.get("/upload?unfinished").await;
+    assert_eq!(unknown.json()["code"], "refused");
     assert_eq!(
         send(&server, chunk("ann", 1, "hello")).await.body,
         "delivery 1"

@@ -451,8 +451,8 @@ mod rights {
         for (builder, what) in [
             (builder().with_file_mode(0o400), "the file mode is 0o400"),
             (builder().with_file_mode(0o4600), "the file mode is 0o4600"),
-            (builder().with_dir_mode(0o600), "the folder mode is 0o600"),
-            (builder().with_dir_mode(0o777), "the folder mode is 0o777"),
+            (builder().with_dir_mode(0o600), "the dir mode is 0o600"),
+            (builder().with_dir_mode(0o777), "the dir mode is 0o777"),
         ] {
             let why = refusal(builder);
             assert!(why.contains(what), "{why}");
