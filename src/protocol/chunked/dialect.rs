@@ -464,7 +464,7 @@ impl Names {
 #[non_exhaustive]
 pub enum IdentityRule {
     /// Identifier, total size, and relative path (or file name, if there is no path). The
-    /// identifier alone for clients whose identifiers are [unique](IdentifierKind::Unique).
+    /// identifier and total size for clients whose identifiers are [unique](IdentifierKind::Unique).
     ///
     /// The identifier that Resumable.js makes consists of the size and the ASCII letters and digits
     /// of the name. Different files share it easily.

@@ -113,11 +113,12 @@ impl Dialect {
         let file_name = fields.full_text(&names.file_name, NAME_BYTES)?;
         let relative_path = fields.text(&names.relative_path, PATH_BYTES)?;
         let mut identity = vec![identifier.clone().into_bytes()];
-        let is_unique = self.identifier_kind != IdentifierKind::ByClient;
-        if rule == IdentityRule::Full && !is_unique {
+        if rule == IdentityRule::Full {
             identity.push(length.to_be_bytes().into());
-            let name = relative_path.as_ref().or(file_name.as_ref());
-            identity.extend(name.map(|name| name.clone().into_bytes()));
+            if self.identifier_kind == IdentifierKind::ByClient {
+                let name = relative_path.as_ref().or(file_name.as_ref());
+                identity.extend(name.map(|name| name.clone().into_bytes()));
+            }
         }
         Ok(Described {
             identity: Identity::Named(identity),
@@ -147,6 +148,7 @@ impl Dialect {
             (None, None) => Err(missing(field)),
         }
     }
+
     /// The chunk that the fields describe, without the application's fields.
     pub(super) fn chunk(
         &self,
@@ -232,7 +234,10 @@ impl Dialect {
 pub(super) fn created(random: &str, length: u64) -> Described {
     let identifier = format!("{random}-{length}");
     Described {
-        identity: Identity::Named(vec![identifier.clone().into_bytes()]),
+        identity: Identity::Named(vec![
+            identifier.clone().into_bytes(),
+            length.to_be_bytes().into(),
+        ]),
         identifier,
         length: Some(length),
         chunk_size: None,
