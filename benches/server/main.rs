@@ -2,10 +2,10 @@
 //! one would write oneself and beside the limits.
 //!
 //! `cargo bench --bench server` measures everything on the disk of `TMPDIR`, and small files in
-//! `/dev/shm`; `-- --only TEXT` only the tables whose title has the text. `--mib N` is the size of a
-//! file, `--chunks N` the number of chunks of the file that has many, `--rounds N` how often each row is
-//! measured (the table has the best, rounds take turns),
-//! `--save` writes the ratios to `benches/server/baseline.txt`, which every run is compared with.
+//! `/dev/shm`; `-- --only TEXT` only the tables whose title has the text. `--mib N` is the size of
+//! a file, `--chunks N` the number of chunks of the file that has many, `--rounds N` how often each
+//! row is measured (the table has the best, rounds take turns), `--save` writes the ratios to
+//! `benches/server/baseline.txt`, which every run is compared with.
 //!
 //! CPU is that of the server process, user and system, and the steadiest figure. Linux only.
 

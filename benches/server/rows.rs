@@ -36,9 +36,9 @@ fn folder(in_memory: bool) -> Result<tempfile::TempDir, Error> {
     })
 }
 
-/// What others have left to write shall not count, nor the first touch of memory: a virtual machine
-/// that has given back what was free gets it anew, page by page, at several times the cost of all
-/// else. So as much as will be written was free for a moment only.
+/// Data that other rows have left to write must not count, nor the first touch of memory: a virtual
+/// machine that has given back free memory gets it again page by page, at several times the cost of
+/// everything else. So as much memory as will be written is allocated and freed first.
 fn settle(dir: &Path, bytes: u64) -> Result<(), Error> {
     let path = dir.join("warm");
     let file = std::fs::File::create_new(&path)?;

@@ -68,7 +68,7 @@ pub async fn run(name: &str, dir: PathBuf) -> Result<(), Error> {
     }
 }
 
-// ---- as one would write it oneself ---------------------------------------------------------------
+// ---- handwritten --------------------------------------------------------------------------
 
 /// The extractor, a file for each chunk, and one file made of all of them at the end.
 async fn handwritten(
@@ -115,7 +115,7 @@ async fn handwritten(
     Ok("done")
 }
 
-// ---- limits --------------------------------------------------------------------------------------
+// ---- limits -------------------------------------------------------------------------------
 
 /// Bare hyper: no resuming, no checks, nothing is remembered.
 struct Bare {

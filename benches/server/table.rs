@@ -55,8 +55,8 @@ impl Ratios {
         Ok(())
     }
 
-    /// Measures rows in turn and prints the best of each. The ratio is that of the column `of` to the
-    /// same in the first row.
+    /// Measures rows in turn and prints the best of each. The ratio is that of the column `of` to
+    /// the same in the first row.
     pub fn table(
         &mut self,
         title: &str,

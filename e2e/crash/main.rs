@@ -1,5 +1,5 @@
-//! Kills servers, cuts the power, fills disks and breaks system calls while real clients upload, and
-//! counts what got lost. `e2e/crash/run` builds and runs it.
+//! Kills servers, cuts the power, fills disks and breaks system calls while real clients upload,
+//! and counts what got lost. `e2e/crash/run` builds and runs it.
 
 #[cfg(target_os = "linux")]
 mod disk;

@@ -39,10 +39,10 @@ const ROWS: &[Row] = &[
     ("races of the last chunks", 1, races::row),
 ];
 
-/// Mistakes on purpose: a row that does not find them proves nothing. Folders that are not synced are
-/// found on ext4, most of the time: a sync of an upload's journal, which has its size beforehand, does
-/// not write the rename of its file. XFS does write it; the simulated disk in `src/store/file/crash.rs`
-/// does not.
+/// Mistakes on purpose: a row that does not find them proves nothing. Folders that are not synced
+/// are found on ext4, most of the time: a sync of an upload's journal, which has its size
+/// beforehand, does not write the rename of its file. XFS does write it; the simulated disk in
+/// `src/store/file/crash.rs` does not.
 #[rustfmt::skip]
 const CONTROLS: &[Row] = &[
     ("no syncs at all (eatmydata)", 5, |chance| {
@@ -250,8 +250,8 @@ fn cut(
     Ok(world.finish())
 }
 
-/// One or the other: what a process left behind when it was killed is seen by the next one, and then
-/// the power is cut.
+/// One or the other: what a process left behind when it was killed is seen by the next one, and
+/// then the power is cut.
 fn mixed(chance: &mut Chance, kind: Kind) -> Result<Seen, Stop> {
     needs_root()?;
     let disk = Disk::new(kind).map_err(Stop::Cannot)?;
@@ -278,8 +278,8 @@ fn mixed(chance: &mut Chance, kind: Kind) -> Result<Seen, Stop> {
     Ok(world.finish())
 }
 
-/// A process dies, or a step fails, at the first step, at the second one, and so on. Where power can
-/// be cut, it is when the process has died.
+/// A process dies, or a step fails, at the first step, at the second one, and so on. Where power
+/// can be cut, it is when the process has died.
 fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, Stop> {
     const STEPS: [&str; 13] = [
         "claim",
@@ -325,8 +325,8 @@ fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, S
     Ok(all)
 }
 
-/// A process dies at a step, and so does the next one, while clients find out what is there: at each
-/// of its first steps.
+/// A process dies at a step, and so does the next one, while clients find out what is there: at
+/// each of its first steps.
 fn killed_twice(chance: &mut Chance) -> Result<Seen, Stop> {
     let mut all = Seen::default();
     for second in 1..=20 {

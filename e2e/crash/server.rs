@@ -20,8 +20,8 @@ use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durabil
 /// How long the application takes when the answer does not wait for it.
 const LATE: Duration = Duration::from_millis(300);
 
-/// The header in which a client names the folder of the store that it means. A client of another run
-/// that has lost its server may find ours at the same port, and ours may find theirs.
+/// The header in which a client names the folder of the store that it means. A client of another
+/// run that has lost its server may find ours at the same port, and ours may find theirs.
 pub const STORE: &str = "x-store";
 
 pub struct Args {
@@ -95,7 +95,7 @@ async fn only_ours(Extension(store): Extension<Store>, request: Request, next: N
     let wanted = request.headers().get(STORE);
     match wanted.is_some_and(|wanted| wanted.as_bytes() == store.0.as_bytes()) {
         true => next.run(request).await,
-        // It shall try again, and find its own one.
+        // The client tries again, and finds its own server.
         false => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }

@@ -261,7 +261,7 @@ impl Upload {
         Command::new(profile.join("examples/upload"))
             .args(["--quiet", "--pause", "20"])
             .args(words)
-            // Longer than patience lasts, but not for ever: this process may be killed.
+            // Longer than patience lasts, but not without end: this process may be killed.
             .args(["--retries", "3000", "--identifier", identifier])
             .args(["--chunk-size", &chunk.to_string()])
             .arg("--header")
@@ -495,7 +495,7 @@ impl World {
             .all(|upload| matches!(upload.client.try_wait(), Ok(Some(_))))
     }
 
-    /// Waits for something; not for ever.
+    /// Waits for something, but not without end.
     pub fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) -> bool {
         let deadline = Instant::now() + self.patience;
         while !is_so(self) {
@@ -605,7 +605,7 @@ impl World {
                 seen.missing += 1;
                 continue;
             };
-            // In the order in which they were made, whoever printed first.
+            // In the order in which they were made, not in that of the output.
             list.sort_by_key(|delivery| delivery["time"].as_u64());
             for pair in list.windows(2) {
                 // Another one is right only if the process that made the one before was dead.

@@ -2,9 +2,10 @@
 //!
 //! `cargo test --test hostile` prints one table: how each attack was answered, how many bytes of it
 //! stay stored, how many files were touched outside of the store's folder, and how many uploads of
-//! others were harmed. `-- TEXT` runs the rows whose name has the text. The numbers are those of the
-//! classes of attacks: names 1 to 16, numbers 17 to 33, duplicates 34 to 45, sizes and floods 46 to
-//! 56, states 57 to 71, resources 77 to 80 (those between need a disk that fails: `e2e/crash`).
+//! others were harmed. `-- TEXT` runs the rows whose name has the text. The numbers are those of
+//! the classes of attacks: names 1 to 16, numbers 17 to 33, duplicates 34 to 45, sizes and floods
+//! 46 to 56, states 57 to 71, resources 77 to 80 (those between need a disk that fails:
+//! `e2e/crash`).
 
 mod client;
 #[path = "../it/common/mod.rs"]

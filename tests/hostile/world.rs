@@ -488,7 +488,7 @@ impl World {
         self.outer.path().join("canary")
     }
 
-    /// Finishes the neighbour's file, gives up all others, and looks at everything once more.
+    /// Finishes the neighbour's file, abandons all others, and checks everything once more.
     pub async fn close(&self, report: &mut Report) {
         {
             let seen = self.seen();
@@ -513,7 +513,7 @@ impl World {
         self.sweep_all().await;
     }
 
-    /// Nothing may be left of what was given up, and only the record of what was delivered.
+    /// Nothing may be left of abandoned uploads, and of delivered ones only the records.
     async fn sweep_all(&self) {
         let retention = Retention::default().with_abandoned(Duration::ZERO);
         let sweeping = self.layer.clone().with_retention(retention);

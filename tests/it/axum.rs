@@ -144,7 +144,8 @@ async fn among_the_usual_layers() {
     check(routes().layer(stack)).await;
 }
 
-/// A body that is not `Unpin`: a separate `Router::layer` boxes it, a `ServiceBuilder` needs a line.
+/// A body that is not `Unpin`: a separate `Router::layer` boxes it, a `ServiceBuilder` needs a
+/// line.
 #[tokio::test]
 async fn behind_a_body_that_is_not_unpin() {
     let timeout = RequestBodyTimeoutLayer::new(Duration::from_secs(30));

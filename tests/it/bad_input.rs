@@ -1,4 +1,5 @@
-//! What cannot be right is refused with a clear answer, leaves nothing behind and harms nobody.
+//! What cannot be right is refused with a clear answer, leaves nothing behind and harms no other
+//! upload.
 
 use std::time::Duration;
 
@@ -263,7 +264,7 @@ async fn the_answer_to_a_refused_body_is_seen() {
 }
 
 #[tokio::test]
-async fn a_disconnect_leaves_nothing_and_harms_nobody() {
+async fn a_disconnect_leaves_nothing_and_harms_no_other_upload() {
     let server = Server::start().await;
     let neighbour = File::new("b.txt", 25);
     let mut client = server.client().await;

@@ -94,7 +94,8 @@ async fn flow_js_tests_in_a_form_or_not_at_all() {
     assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
 }
 
-/// The statuses that are final in each dialect, for what the layer refuses and what the service does.
+/// The statuses that are final in each dialect, for what the layer refuses and what the service
+/// does.
 #[tokio::test]
 async fn refusals_are_final() {
     let refusing = |dialect: Option<Dialect>| {

@@ -1,4 +1,4 @@
-//! One finished upload, one request to the inner service: who calls it, and who gets its answer.
+//! One finished upload is one request to the inner service, and all its clients get the answer.
 
 use std::{
     convert::Infallible,
@@ -87,7 +87,7 @@ impl Gate {
 }
 
 #[tokio::test]
-async fn who_comes_while_it_is_delivered_gets_the_same_answer() {
+async fn requests_during_the_delivery_get_the_same_answer() {
     let (addr, gate) = gated(ResumableLayer::new(MemoryStore::default())).await;
     let file = File::new("a.txt", 5);
     let mut tasks = tokio::task::JoinSet::new();
@@ -96,7 +96,7 @@ async fn who_comes_while_it_is_delivered_gets_the_same_answer() {
         tasks.spawn(async move { Client::connect(addr).await.send(request).await });
     }
     gate.called(1).await;
-    // Complete, but nobody has taken it: a client that asks must send again.
+    // Complete, but not delivered yet: a client that asks must send again.
     assert_eq!(
         Client::connect(addr).await.send(file.probe(1)).await.status,
         204

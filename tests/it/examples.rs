@@ -157,7 +157,7 @@ fn uploads_of_users_who_sign_in() {
         let options = ["--header", &header, "--retries", "0"];
         upload(&server.address, &source, &options).output().unwrap()
     };
-    assert!(!send("nobodys-token").status.success());
+    assert!(!send("unknown-token").status.success());
     let mut deliveries = Vec::new();
     for user in ["alice", "bob"] {
         let output = send(&format!("{user}s-token"));

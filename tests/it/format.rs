@@ -1,4 +1,5 @@
-//! The folder of a `FileStore` that version 1 of the format has written is finished by this version.
+//! The folder of a `FileStore` that version 1 of the format has written is finished by this
+//! version.
 //!
 //! `tests/format-1` is kept as it was written, by `write` below. A later version of the crate must
 //! still finish it.

@@ -196,7 +196,7 @@ async fn bodies_are_counted_for_each_owner_and_in_all() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_is_given_up() {
+async fn a_body_that_stops_is_refused() {
     let limits = Limits::default().with_idle(Duration::from_millis(100));
     let server = server(limits).await;
     let file = File::new("a.txt", 25);
@@ -222,7 +222,7 @@ async fn a_body_that_stops_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_body_that_trickles_is_given_up() {
+async fn a_body_that_trickles_is_refused() {
     for limits in [
         Limits::default()
             .with_grace(Duration::from_millis(100))

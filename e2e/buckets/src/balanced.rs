@@ -1,4 +1,4 @@
-//! Servers behind a balancer for whoever comes, such as a browser: those that are killed start again.
+//! Servers behind a balancer, for clients such as a browser. A server that is killed starts again.
 
 use std::time::Duration;
 

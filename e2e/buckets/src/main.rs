@@ -1,5 +1,5 @@
-//! Several servers over a real object store: killed, with a store that is slow, busy or gone, behind a
-//! balancer without sticky sessions. `./run` builds and runs it.
+//! Several servers over a real object store: killed, with a store that is slow, busy or gone,
+//! behind a balancer without sticky sessions. `./run` builds and runs it.
 
 mod balanced;
 mod chance;

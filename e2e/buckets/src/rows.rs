@@ -76,7 +76,7 @@ const ROWS: &[Row] = &[
     ("answers lost", 2, |case| {
         Box::pin(troubled(case, Faults { lost: 10, ..Faults::default() }))
     }),
-    ("given up by the clients", 1, |case| Box::pin(given_up(case))),
+    ("abandoned by the clients", 1, |case| Box::pin(abandoned(case))),
 ];
 
 /// Runs the rows and prints the table; whether each is as it must be.
@@ -226,7 +226,8 @@ async fn killed(case: Case) -> Result<Seen, Error> {
     Ok(world.finish().await)
 }
 
-/// Whenever the application says that it was called, or that it has read the file, its process dies.
+/// Whenever the application says that it was called, or that it has read the file, its process
+/// dies.
 async fn killed_at(case: Case, event: &str) -> Result<Seen, Error> {
     let mut chance = Chance::new(case.seed);
     let setup = Setup {
@@ -322,7 +323,7 @@ async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<St
     }
     let mut seen = world.finish().await;
     for what in &mut seen.wrong {
-        *what = format!("{}: {what}", kind.as_deref().unwrap_or("nobody killed"));
+        *what = format!("{}: {what}", kind.as_deref().unwrap_or("nothing killed"));
     }
     Ok((seen, kind))
 }
@@ -339,7 +340,7 @@ async fn without_gateway(case: Case) -> Result<Seen, Error> {
     world.some_acks(&mut chance, 8).await;
     let killed = case.engine.kill_gateway().await?;
     if !killed {
-        // It has only one: for half of the servers nobody is there.
+        // It has only one: half of the servers have none.
         for server in [1, 3] {
             world.proxy(server).set(Faults {
                 down: true,
@@ -371,12 +372,12 @@ async fn troubled(case: Case, faults: Faults) -> Result<Seen, Error> {
 }
 
 /// Clients that never come back leave nothing behind.
-async fn given_up(case: Case) -> Result<Seen, Error> {
+async fn abandoned(case: Case) -> Result<Seen, Error> {
     let mut chance = Chance::new(case.seed);
     let mut world = World::new(&case.engine, &case.tools, Setup::default(), case.seed).await?;
     upload_many(&mut world, &case, &mut chance, 5, "40").await?;
     world.some_acks(&mut chance, 8).await;
-    world.give_up().await;
+    world.abandon().await;
     world.seen.faults += 1;
     Ok(world.finish().await)
 }

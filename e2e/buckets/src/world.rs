@@ -50,7 +50,7 @@ pub struct Seen {
     /// Chunks that clients sent more than once, on purpose or because they had no answer.
     pub repeats: u64,
     pub completions: u64,
-    /// Deliveries that were not the first, though nobody had died.
+    /// Deliveries that were not the first, although no server had died.
     pub doubled: u64,
     /// Those that were not the first because a server had died.
     pub doubled_by_crash: u64,
@@ -58,7 +58,7 @@ pub struct Seen {
     pub bad: u64,
     /// Objects that are no delivered files.
     pub leftovers: u64,
-    /// Multipart uploads that nobody ends any more: of a server that died, or lost its store, before
+    /// Multipart uploads that no server ends: of one that died, or lost its store, before
     /// it could write down that it had begun one. They are for the bucket's lifecycle rule.
     pub multipart: u64,
     pub wrong: Vec<String>,
@@ -134,7 +134,7 @@ pub struct World {
     uploads: Vec<Upload>,
     /// What the files have, by the ids of their deliveries.
     files: BTreeMap<String, String>,
-    /// Whether there were faults after which nobody can know of a multipart upload.
+    /// Whether there were faults after which no server can know of a multipart upload.
     pub may_leave_parts: bool,
     pub seen: Seen,
 }
@@ -250,7 +250,7 @@ impl World {
         self.servers[server].process.as_ref()?.child.id()
     }
 
-    /// Whether somebody else has killed it.
+    /// Whether another task has killed it.
     pub fn has_died(&mut self, server: usize) -> bool {
         let process = self.servers[server].process.as_mut();
         process.is_some_and(|process| !matches!(process.child.try_wait(), Ok(None)))
@@ -291,7 +291,7 @@ impl World {
             .args(["--quiet", "--pause", "50", "--parallel", "4", "--shuffle"])
             .args(["--seed", &seed.to_string(), "--identifier", &identifier])
             .args(["--chunk-size", &chunk.to_string()])
-            // Longer than patience lasts, but not for ever.
+            // Longer than patience lasts, but not without end.
             .args(["--retries", "3000"])
             .args(words)
             .arg("--acks")
@@ -368,9 +368,9 @@ impl World {
         }
     }
 
-    /// Ends the clients in the middle, for good. What was complete by then is delivered nevertheless,
-    /// and is an upload; nothing shall be there of all the others.
-    pub async fn give_up(&mut self) {
+    /// Ends the clients in the middle, for good. Uploads that are complete by then are delivered
+    /// nevertheless. Nothing may stay of the others.
+    pub async fn abandon(&mut self) {
         for mut upload in std::mem::take(&mut self.uploads) {
             let _ = upload.client.kill().await;
         }
@@ -477,11 +477,11 @@ impl World {
         let events = lock(&self.events);
         let ours = events.iter().filter(|event| event["identifier"] == *name);
         let mut calls: Vec<&Value> = ours.clone().filter(|e| e["event"] == "called").collect();
-        // In the order in which they were made, whoever printed first.
+        // In the order in which they were made, not in that of the output.
         calls.sort_by_key(|call| call["time"].as_u64());
         for pair in calls.windows(2) {
-            // Another one is right only if the application has failed, which may read from a gateway that
-            // has died, or if the process that made the one before was dead.
+            // Another one is right only if the application has failed, which may read from a
+            // gateway that has died, or if the process that made the one before was dead.
             let (first, second) = (pair[0], pair[1]);
             let is_of_first = |event: &Value| {
                 ["id", "attempt"].map(|name| &event[name])
@@ -698,7 +698,7 @@ pub async fn balance(
 }
 
 /// An address that a server can have again after it was killed: outside of those that the system
-/// gives to whoever asks for any.
+/// gives to programs that ask for any.
 pub fn free_address(seed: u64) -> Result<SocketAddr, Error> {
     let mut chance = Chance::new(seed ^ now());
     for _ in 0..100 {

@@ -1,9 +1,9 @@
-//! One of several servers that share their uploads in a bucket. Nothing else connects them: no sticky
-//! sessions, no lock service, no disk.
+//! One of several servers that share their uploads in a bucket. Nothing else connects them: no
+//! sticky sessions, no lock service, no disk.
 //!
 //! ```sh
 //! export AWS_BUCKET_NAME=uploads AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…
-//! # and for an engine of one's own: AWS_ENDPOINT=http://127.0.0.1:7480 AWS_ALLOW_HTTP=true
+//! # and for another engine: AWS_ENDPOINT=http://127.0.0.1:7480 AWS_ALLOW_HTTP=true
 //! cargo run -- 127.0.0.1:3001 &
 //! cargo run -- 127.0.0.1:3002 &
 //! ```
@@ -60,8 +60,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// Called once for each file, by one of the servers. The file is one object in the bucket.
 async fn finished(upload: CompletedUpload) -> Result<String, StatusCode> {
-    // This reads a file of any store. `upload.stored_as::<StoredObject>()` has the key of the object,
-    // and `upload.copy_to(path)` makes a local file.
+    // This reads a file of any store. `upload.stored_as::<StoredObject>()` has the key of the
+    // object, and `upload.copy_to(path)` makes a local file.
     let mut content = upload.content();
     let mut zeros = 0;
     while let Some(bytes) = content.next().await {

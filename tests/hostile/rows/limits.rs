@@ -194,8 +194,8 @@ async fn half(world: &World, mut chunk: Chunk) -> (TcpStream, Vec<u8>) {
     (socket, rest)
 }
 
-/// Sends a chunk again and again until there is room: nobody says when a server has noticed that
-/// others have gone.
+/// Sends a chunk again and again until there is room. No answer says when a server has noticed that
+/// other clients have gone.
 async fn until_let_in(world: &World, chunk: &Chunk) {
     let trying = async { while is_busy(&world.attack(chunk).await) {} };
     let tried = tokio::time::timeout(crate::wire::PATIENCE, trying).await;
@@ -223,7 +223,7 @@ async fn bodies(world: &World) {
     // Questions are no bodies, and others are not kept out.
     assert_eq!(world.attack_bytes(file.probe()).await.status, 200);
     world.accepted(&of("eve", 0), |chunk| chunk).await;
-    // Whoever goes away makes room, and whoever ends.
+    // A client that leaves makes room, and so does a request that ends.
     drop(open.pop());
     until_let_in(world, &file.chunk(1)).await;
     for (mut socket, rest) in open {

@@ -143,7 +143,8 @@ async fn huge(world: &World) {
     for (client, way) in world.clients() {
         let file = world.file(client, way);
         let roles = NUMBERS.into_iter().filter(|role| client.has(*role));
-        // A chunk size that is larger than the file is no lie of a first chunk, so this is a second.
+        // A chunk size that is larger than the file is no lie of a first chunk, so this is a
+        // second.
         let attacks = roles.flat_map(|role| with(&file, role, &values));
         world.refused(&file, "", attacks.collect()).await;
     }

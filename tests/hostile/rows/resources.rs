@@ -39,8 +39,8 @@ async fn links(world: &World) {
     let journal = journal.pop_first().unwrap();
     assert_eq!(world.attack_bytes(file.cancel()).await.status, 204);
     assert!(!journal.exists());
-    // To something that is there, and to nothing: it must not be created. The link may go out of the
-    // way, or stay there; what it leads to stays as it is.
+    // To something that is there, and to nothing: it must not be created. The link may go out of
+    // the way, or stay there; what it leads to stays as it is.
     let canary = world.canary();
     for target in [canary.clone(), canary.with_extension("new")] {
         symlink(&target, &journal).unwrap();

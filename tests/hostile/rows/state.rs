@@ -1,4 +1,4 @@
-//! Right requests at the wrong time, twice, at once, or by somebody else.
+//! Right requests at the wrong time, twice, at once, or by another user.
 
 use std::time::Duration;
 
@@ -382,7 +382,7 @@ async fn foreign(world: &World) {
     let neighbour = File::new(Client::Resumable, Way::Both, NEIGHBOUR, 0);
     let before = world.state(&neighbour).await;
     let file = world.file(Client::Resumable, Way::Both);
-    // The last chunk of the neighbour's file, and of one's own that has no other.
+    // The last chunk of the neighbour's file, and of a file that has no other chunk.
     let answer = world.attack(&file.chunk(2)).await;
     assert_eq!(answer.status, 200);
     assert_ne!(answer.text(), DELIVERED);
@@ -432,7 +432,7 @@ async fn no_file(world: &World) {
             let mut chunk = file.chunk(2);
             chunk.file = Vec::new();
             attacks.push(("no file".into(), chunk));
-            // Nor under a name that nobody has asked for.
+            // Nor under any other name.
             let mut chunk = file.chunk(2);
             chunk.file = part("other", "x", b"0123456789");
             attacks.push(("another file".into(), chunk));

@@ -149,8 +149,8 @@ impl Engine {
         self.uploads.lock().unwrap().len()
     }
 
-    /// Lets the `number`-th request from now on have its effect and wait for its answer, if it changes
-    /// anything.
+    /// Lets the `number`-th request from now on have its effect and wait for its answer, if it
+    /// changes anything.
     pub fn hold(&self, number: u64) -> Arc<Held> {
         let held = Arc::new(Held::default());
         *self.held.lock().unwrap() = Some((number, Arc::clone(&held)));

@@ -233,8 +233,8 @@ async fn chunks_to_several_servers_are_delivered_once() {
             assert_eq!(client.send(file.probe(1)).await.body, expected);
         }
     }
-    // Each file is there under a name of ours. A duplicate that raced with its delivery can have left
-    // a piece, which goes with the record.
+    // Each file is there under a name of ours. A duplicate that raced with its delivery can have
+    // left a piece, which goes with the record.
     assert_eq!(engine.keys("files").await.len(), 20);
     let expiry = everything(Duration::ZERO);
     let swept = servers.stores[0].sweep(&expiry).await.unwrap();
@@ -260,7 +260,7 @@ async fn what_a_service_says_decides_what_becomes_of_the_object() {
         .await
         .send(file.probe(1))
         .await;
-    assert_eq!(probe.status, 204, "nobody has taken it");
+    assert_eq!(probe.status, 204, "it is not delivered yet");
     // Tried again by the other server, and refused for good.
     let answer = Client::connect(servers.addrs[0])
         .await
@@ -634,8 +634,8 @@ async fn each_request_may_fail() {
     }
 }
 
-/// A server dies at any request to the engine: other servers finish the upload, and a sweep finds what
-/// is left.
+/// A server dies at any request to the engine: other servers finish the upload, and a sweep finds
+/// what is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_may_be_the_last_of_a_server() {
     const LEASE: Duration = Duration::from_millis(100);
@@ -799,8 +799,8 @@ async fn finish(store: &BucketStore, upload: &Upload) -> Result<Vec<u8>, StoreEr
     Ok(content)
 }
 
-/// Two servers that get the same chunk at the same time both put it, and nobody knows which part is
-/// the last one: each set of ids is tried.
+/// Two servers that get the same chunk at the same time both put it. Which part counts is not
+/// known: each set of ids is tried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_that_was_put_twice_is_found() {
     let (a, b) = (content(5 * MIB), Bytes::from(vec![9; 5 * MIB as usize]));

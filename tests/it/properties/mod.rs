@@ -90,7 +90,7 @@ fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..most)
 }
 
-/// Any of these, one behind the other, and some that nobody has thought of.
+/// Any of these, one behind the other, and some random bytes.
 fn fragments(all: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<u8>> {
     let fragment = prop_oneof![
         9 => select(all).prop_map(|text| text.as_bytes().to_vec()),

@@ -11,7 +11,8 @@ fn a_journal_of_another_version() {
     ]);
 }
 
-/// An upload that another process had removed and begun again was not listed by one that knew the first.
+/// An upload that another process had removed and begun again was not listed by one that knew the
+/// first.
 #[test]
 fn an_upload_that_began_again_elsewhere() {
     checks::machine(&[

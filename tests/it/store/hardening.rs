@@ -1,4 +1,5 @@
-//! A store whose folders are changed by others: links, modes, full disks, and folders that are gone.
+//! A store whose folders are changed by others: links, modes, full disks, and folders that are
+//! gone.
 
 use std::{
     error::Error as _,

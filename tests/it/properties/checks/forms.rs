@@ -31,8 +31,8 @@ struct Outcome {
     unfinished: Value,
 }
 
-/// However a form is cut into frames, and whenever they come, the outcome is the same; and nothing is
-/// stored unless that is 200. The form's boundary is `X`.
+/// However a form is cut into frames, and whenever they come, the outcome is the same; and nothing
+/// is stored unless that is 200. The form's boundary is `X`.
 pub fn form_cuts(data: &[u8]) {
     let mut input = Input::new(data);
     let query = *input.pick(&QUERIES);

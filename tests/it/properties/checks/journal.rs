@@ -1,4 +1,4 @@
-//! A journal that somebody has cut, or that a disk has changed.
+//! A journal that was cut, or that a disk has changed.
 
 use std::{
     ops::Range,
@@ -26,8 +26,8 @@ enum Stage {
     Refused,
 }
 
-/// Whatever is in a journal: it is opened without a panic, nothing is said to be there that is not, no
-/// other bytes are handed over than those that were sent, and the neighbour is as it was.
+/// Whatever is in a journal: it is opened without a panic, nothing is said to be there that is not,
+/// no other bytes are handed over than those that were sent, and the neighbour is as it was.
 pub fn journal(data: &[u8]) {
     let mut input = Input::new(data);
     let stages = [
@@ -140,8 +140,8 @@ fn server(root: &Path) -> Server {
     Server::new(layer, Inner::default())
 }
 
-/// Whether it may still be what the store has written, or lies on purpose: then its checks are right
-/// and what they are of is not.
+/// Whether it may still be what the store has written, or lies on purpose: then its checks are
+/// right and what they are of is not.
 fn damage(journal: &mut Vec<u8>, input: &mut Input<'_>) -> bool {
     let used = journal.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let kind = input.below(6);

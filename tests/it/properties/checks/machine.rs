@@ -16,8 +16,8 @@ use super::{
     server::{Answer, Delivery, Inner, Script, Server, Step, block_on, encoded, folder},
 };
 
-/// The files that are on their way, and their sizes. Two have the same identifier, and one is so large
-/// that its chunks are on disk before they are whole.
+/// The files that are on their way, and their sizes. Two have the same identifier, and one is so
+/// large that its chunks are on disk before they are whole.
 const FILES: [(&str, u64); 6] = [
     ("a", 23),
     ("b", 8),
@@ -33,7 +33,8 @@ const STEPS: usize = 40;
 /// What the inner service can answer with; 0 is an error.
 const ANSWERS: [u16; 6] = [200, 200, 201, 500, 0, 422];
 
-/// Does what the bytes say, compares each answer with the model, and lets all uploads finish in the end.
+/// Does what the bytes say, compares each answer with the model, and lets all uploads finish in the
+/// end.
 pub fn machine(data: &[u8]) {
     let mut input = Input::new(data);
     block_on(async {

@@ -1,8 +1,8 @@
 //! What has to hold whatever comes: plain functions of bytes.
 //!
-//! `cargo test` calls them with what proptest makes (`tests/it/properties/mod.rs`), the targets below
-//! `fuzz/` with what libFuzzer makes. All of them go through the public API. They panic if something
-//! does not hold.
+//! `cargo test` calls them with what proptest makes (`tests/it/properties/mod.rs`), the targets
+//! below `fuzz/` with what libFuzzer makes. All of them go through the public API. They panic if
+//! something does not hold.
 #![allow(
     dead_code,
     unused_imports,

@@ -41,8 +41,8 @@ const HEADERS: [(&str, &str); 8] = [
     ("content-length", "4"),
 ];
 
-/// The first bytes choose method, dialects, content type, headers and body; the rest is the query, in
-/// which what cannot be in a URI is escaped.
+/// The first bytes choose method, dialects, content type, headers and body; the rest is the query,
+/// in which what cannot be in a URI is escaped.
 pub fn query(data: &[u8]) {
     let mut input = Input::new(data);
     let method = input.pick(&METHODS).clone();
