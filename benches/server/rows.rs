@@ -38,7 +38,7 @@ fn folder(in_memory: bool) -> Result<tempfile::TempDir, Error> {
 
 /// Data that other rows have left to write must not count, nor the first touch of memory: a virtual
 /// machine that has given back free memory gets it again page by page, at several times the cost of
-/// everything else. So as much memory as will be written is allocated and freed first.
+/// everything else. So a file that is larger than what will be written is written and removed.
 fn settle(dir: &Path, bytes: u64) -> Result<(), Error> {
     let path = dir.join("warm");
     let file = std::fs::File::create_new(&path)?;
