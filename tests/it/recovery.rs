@@ -208,16 +208,20 @@ async fn a_file_that_is_gone_is_not_another_one() {
     assert_eq!(send(losing, chunk(2)).await.0, 503);
     for other in [&b"12345678901234567890"[..], b"1"] {
         std::fs::write(&target, other).unwrap();
-        let target = target.clone();
+        let moved = Arc::new(Mutex::new(None));
+        let (to, result) = (target.clone(), Arc::clone(&moved));
         let moving = layer.layer(inner(move |upload: CompletedUpload| {
-            let target = target.clone();
+            let (to, result) = (to.clone(), Arc::clone(&result));
             async move {
-                let error = upload.persist(target).await.unwrap_err();
-                assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+                let moved = upload.persist(to).await;
+                *result.lock().unwrap() = Some(moved.map_err(|error| error.kind()));
                 StatusCode::BAD_GATEWAY
             }
         }));
         assert_eq!(send(moving, chunk(2)).await.0, 503);
+        let moved = moved.lock().unwrap().take();
+        assert_eq!(moved, Some(Err(std::io::ErrorKind::AlreadyExists)));
+        assert_eq!(std::fs::read(&target).unwrap(), other);
     }
 }
 
