@@ -56,7 +56,7 @@ pub async fn exchange(addr: SocketAddr, request: impl Into<Bytes>) -> Answer {
     exchange_pieces(addr, [request.into()]).await
 }
 
-/// Sends pieces, each with a flush, until all are sent or the server closes the connection.
+/// Sends pieces, each with a flush, until all are sent or an answer arrives. Returns the answer.
 pub async fn exchange_pieces(addr: SocketAddr, pieces: impl IntoIterator<Item = Bytes>) -> Answer {
     let socket = TcpStream::connect(addr).await.unwrap();
     socket.set_nodelay(true).unwrap();

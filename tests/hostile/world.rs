@@ -173,6 +173,7 @@ pub struct State {
 
 /// The message of the panic that a script demands.
 pub const SCRIPTED_PANIC: &str = "the script demands a panic";
+
 impl State {
     /// Compares what is stored, and ignores requests that passed the layer.
     pub fn is_stored_as(&self, other: &Self) -> bool {

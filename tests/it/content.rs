@@ -67,8 +67,7 @@ async fn content_is_read_copied_and_moved() {
         std::fs::write(at("other"), "another's").unwrap();
         first.copy_to(at("copy")).await.unwrap();
         assert!(std::fs::read(at("copy")).unwrap() == file.content);
-        // The target exists: an error that a later attempt can recognize. No other file is
-        // overwritten.
+        // A later attempt may copy to the same target again. No other file is overwritten.
         let error = first.copy_to(at("copy")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         second.copy_to(at("copy")).await.unwrap();

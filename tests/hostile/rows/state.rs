@@ -57,11 +57,11 @@ pub const CASES: &[Case] = &[
     )
     .with(|layer| layer.with_delivery(Delivery::default().with_timeout(Duration::from_secs(2)))),
     case!("64", "a service that rejects the upload", refusing),
-    case!("65", "a probe after the delivery", test_after),
+    case!("65", "a probe after the delivery", probe_after),
     case!(
         "66",
         "a probe of another owner's chunk is answered as if it were absent",
-        foreign_tests
+        foreign_probes
     ),
     case!(
         "66",
@@ -346,7 +346,7 @@ async fn refusing(world: &World) {
     }
 }
 
-async fn test_after(world: &World) {
+async fn probe_after(world: &World) {
     for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.accepted(&file, |chunk| chunk).await;
@@ -366,7 +366,7 @@ fn dateless(answer: &Answer) -> (u16, String, Vec<u8>) {
     (answer.status, lines.collect(), answer.body.clone())
 }
 
-async fn foreign_tests(world: &World) {
+async fn foreign_probes(world: &World) {
     // The neighbour's chunk is stored under the same fields.
     let file = world.file(Client::Resumable, Way::Both);
     let absent = world.file(Client::Resumable, Way::Both);

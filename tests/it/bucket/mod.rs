@@ -330,7 +330,7 @@ async fn chunks_that_exceed_the_memory_are_refused_for_now() {
     assert!(finish(&store, &upload).await.unwrap() == bytes);
 }
 
-/// The number of requests for storing a chunk, for the last chunk, and for the whole upload.
+/// The requests for a chunk in the middle, for the delivery, and for the whole upload.
 async fn costs(chunk_size: u64, total: u64) -> (Counts, Counts, Counts) {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
@@ -923,7 +923,7 @@ async fn a_finished_object_is_read_copied_and_moved() {
 
     first.copy_to(at("copy")).await.unwrap();
     assert_eq!(std::fs::read(at("copy")).unwrap(), file.content);
-    // The target exists: an error that a later attempt can recognize. No other file is overwritten.
+    // A later attempt may copy to the same target again. No other file is overwritten.
     let error = first.copy_to(at("copy")).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
     second.copy_to(at("copy")).await.unwrap();

@@ -8,7 +8,7 @@ use super::{
     server::{Inner, PASSED, Script, Server, block_on},
 };
 
-/// Texts that only a client can send, so they are never part of an answer.
+/// A text that only a client sends, so it is never part of an answer.
 pub const CANARY: &str = "zQ7<";
 
 const METHODS: [Method; 7] = [

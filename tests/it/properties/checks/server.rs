@@ -40,7 +40,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let ended = tokio::time::timeout(TOO_LONG, future).await;
-            ended.expect("it hangs")
+            ended.expect("the check should end in time")
         })
     })
 }
