@@ -1,9 +1,9 @@
-// What is asked of the server, one entry a row of the table.
+// The cases for Resumable.js. Each is a row of the table.
 import assert from 'node:assert/strict';
 import { readFile, mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { dice, fill, hashFile, writeLarge } from './lib.mjs';
+import { seededRandom, fill, hashFile, writeLarge } from './lib.mjs';
 import { C, KIB, MIB, delivered, made, succeeded, together, verify } from './steps.mjs';
 
 const CLIENTS = ['1.0.2', '1.1.0'];
@@ -15,14 +15,14 @@ const begin = (page, options, files) =>
   page.evaluate(([options, files]) => window.start(options, files), [{ target: '/upload', chunkSize: C, ...options }, files]);
 const ended = page => page.evaluate(() => window.done);
 
-/** Uploads files made in the page, to the end. */
+/** Makes files in the page, uploads them and waits for the end. */
 async function upload(bench, options, files, page = bench.page) {
   await bench.open(page);
   await begin(page, options, { made: files });
   await ended(page);
 }
 
-// ---- the wire formats ------------------------------------------------------------------------
+// ---- the wire formats ---------------------------------------------------------------------------
 
 add('multipart, GET test', async bench => {
   const files = [made('a.bin', 5 * C + 100, 'text/plain')];
@@ -102,7 +102,7 @@ add('custom query overrides the file name', async bench => {
 
 add('the answer of the application', async bench => {
   const files = [made('a.bin', 3 * C)];
-  // One at a time: only then is the last answer surely that of the completing request.
+  // One at a time: otherwise the last answer may be the answer to another request.
   await upload(bench, { simultaneousUploads: 1 }, files);
   const [{ message }] = await bench.page.evaluate(() => window.events);
   await verify(bench, files, { answers: 3 });
@@ -110,7 +110,7 @@ add('the answer of the application', async bench => {
   assert.deepEqual({ id, file_name, size }, { id: bench.server.deliveries[0].id, file_name: 'a.bin', size: 3 * C });
 });
 
-// ---- many at a time ----------------------------------------------------------------------------
+// ---- parallel uploads ---------------------------------------------------------------------------
 
 add('3 in parallel, 64 chunks', async bench => {
   const files = [made('a.bin', 64 * C + 5)];
@@ -131,7 +131,7 @@ add('two tabs, the same file', async bench => {
   await together(bench.context, 6);
   const pages = [bench.page, other];
   await Promise.all(pages.map(page => upload(bench, { chunkRetryInterval: 100 }, files, page)));
-  // 503: both send the same chunk in the same moment, and one is told to come back.
+  // 503: both pages send the same chunk at the same time, and one of them has to retry.
   await verify(bench, files, { answers: 12, pages, statuses: [200, 204, 503] });
 });
 
@@ -158,7 +158,7 @@ add('200 MiB from disk', async bench => {
   await verify(bench, [file], { answers: 200 });
 }, { clients: ['1.1.0'], seconds: 120 });
 
-// ---- names and shapes ----------------------------------------------------------------------------
+// ---- names and sizes ----------------------------------------------------------------------------
 
 add('folder with equal names and sizes', async bench => {
   const size = 2 * C + 7;
@@ -189,7 +189,8 @@ add('empty file', async bench => {
 });
 
 add('CJK, combining and quoted names', async bench => {
-  // Each in a page of its own: Resumable.js strips the two CJK names to one identifier and would skip the second.
+  // Each file in a separate page: Resumable.js makes the same identifier from the two CJK names,
+  // and would skip the second file.
   const names = ['日本語の資料.txt', '別の資料.txt', 'e\u0301a\u0308 "it\'s".txt', '%2e%2e%2f & + ; = ?.txt'];
   const files = names.map(name => made(name, 2 * C + 7));
   for (const file of files) {
@@ -202,7 +203,7 @@ add('CJK, combining and quoted names', async bench => {
   await delivered(bench, files);
 });
 
-// ---- interruptions -------------------------------------------------------------------------------
+// ---- interruptions ------------------------------------------------------------------------------
 
 const SLOW = { chunkSize: 256 * KIB, chunkRetryInterval: 200 };
 const CHUNKS = 8;
@@ -230,7 +231,7 @@ add('pause and resume', async bench => {
   await bench.page.evaluate(() => window.r.upload());
   await ended(bench.page);
   await verify(bench, files, { failures: /ERR_ABORTED/, statuses: [200, 204, 503] });
-  // A chunk whose answer arrived in the moment of the pause is sent again; nothing else is.
+  // Only a chunk whose answer arrived during the pause is sent again.
   const answers = traffic.list.filter(e => e.status === 200).length;
   assert.ok(answers >= CHUNKS && answers <= CHUNKS + 3, `${answers} answers "have it"`);
 });
@@ -288,8 +289,9 @@ const ROUNDS = Number(process.env.ROUNDS || 3);
 const SEED = Number(process.env.SEED || Math.floor(Math.random() * 2 ** 32));
 
 /**
- * Like `delivered`, but a kill may cost another delivery. `lives`: how many deliveries there were at each kill.
- * `told`: how many there were when the page was known to have the handler's answer, by upload id.
+ * Like `delivered`, but accepts a second delivery after a kill.
+ * `lives`: the number of deliveries before each kill.
+ * `told`: for each upload id, the number of deliveries when the page had the answer of the handler.
  */
 async function deliveredAcross({ notes, page, server }, files, lives, told) {
   const events = await page.evaluate(() => window.events);
@@ -317,7 +319,8 @@ async function deliveredAcross({ notes, page, server }, files, lives, told) {
     const isAnswer = message => isDeepStrictEqual(JSON.parse(message), { id, file_name: name, size });
     const { messages } = chunks.find(c => c.name === name);
     assert.ok(messages.some(isAnswer), `none of the answers for ${name} is the handler's: ${messages}`);
-    // Resumable.js reports the answer it read last. That of a chunk which was only stored can be just behind.
+    // Resumable.js reports the answer that it has read last. An answer to an earlier chunk can
+    // arrive after the answer of the handler.
     const { message } = events.find(e => e.name === name);
     if (!isAnswer(message)) {
       assert.equal(JSON.parse(message).state, 'receiving');
@@ -331,11 +334,11 @@ async function deliveredAcross({ notes, page, server }, files, lives, told) {
 add('killed at random', async bench => {
   const { notes, page, server } = bench;
   const { traffic } = page;
-  const below = dice(SEED);
+  const below = seededRandom(SEED);
   notes.push(`SEED=${SEED}`);
-  // More of them for more rounds, so that there is something left to interrupt in the last one.
+  // More rounds need more files, so that the last round has something to interrupt.
   const files = Array.from({ length: Math.max(6, ROUNDS) }, (_, i) => made(`file ${i}.bin`, 300_000 + below(2_700_000)));
-  // Resumable.js adds the rest of a file to its last chunk.
+  // The last chunk of Resumable.js includes the rest of the file.
   const chunks = files.reduce((sum, file) => sum + Math.floor(file.size / C), 0);
   let since;
   const answers = () => traffic.list.slice(since).filter(e => e.status === 200).length;
@@ -349,8 +352,9 @@ add('killed at random', async bench => {
   await open();
   const reload = below(ROUNDS);
   for (let round = 0; round < ROUNDS && answers() < chunks; round++) {
-    // A third of them while the handler's answer is on its way to the disk: the one moment that may cost a second
-    // delivery is too short to be met by counting chunks.
+    // A third of the kills follow a delivery, before the record of its answer may be on the disk.
+    // Only then a second delivery is possible, and counting chunks would hardly ever hit this
+    // moment.
     if (below(3) === 0 && new Set(server.deliveries.map(d => d.id)).size < files.length) {
       const count = server.deliveries.length + 1;
       await server.until(`delivery ${count}`, () => server.deliveries.length >= count);
@@ -374,7 +378,7 @@ add('killed at random', async bench => {
     if (round === reload && !early) await open();
   }
   await ended(page);
-  // 503: the page was reloaded while the server still had a chunk from it.
+  // 503: the page was reloaded while the server was still receiving a chunk from it.
   await succeeded(bench, files, { answers: chunks, since, failures: /ERR_(ABORTED|CONNECTION|EMPTY|SOCKET|NETWORK)/, statuses: [200, 204, 503] });
   await deliveredAcross(bench, files, lives, told);
 }, { seconds: 30 + 3 * ROUNDS });
@@ -383,7 +387,7 @@ add('refusal, no retry storm', async bench => {
   await bench.open();
   await begin(bench.page, { simultaneousUploads: 1, query: { resumableTotalSize: 'x' } }, { made: [made('a.bin', 8 * C)] });
   const { traffic } = bench.page;
-  // Whichever comes first: a storm would never end in fileError.
+  // A retry storm would send a second chunk and never end in fileError.
   await Promise.race([ended(bench.page), traffic.until('a second upload', () => traffic.chunks().length > 1)]);
   await traffic.idle();
   assert.deepEqual(traffic.chunks().map(e => e.status), [400]);
@@ -395,7 +399,7 @@ add('refusal, no retry storm', async bench => {
   assert.deepEqual(bench.server.deliveries, []);
 });
 
-// ---- the example page, as a person uses it --------------------------------------------------------
+// ---- the example page, operated by a user -------------------------------------------------------
 
 const CDN = 'https://cdn.jsdelivr.net/**';
 const npmFile = new URL('node_modules/resumablejs/resumable.js', import.meta.url);
@@ -468,7 +472,7 @@ onPage('pause, resume, cancel', async (bench, query) => {
   await inState(bench, 'kept.bin', 'paused');
   await traffic.idle();
   assert.ok(traffic.stored().length < 8, 'paused too late to prove anything');
-  // The paused file's slots are free for another one.
+  // The slots of the paused file are free for another file.
   await choose(bench, [dropped]);
   const before = traffic.stored().length;
   await traffic.until('another stored chunk', () => traffic.stored().length > before);
@@ -515,7 +519,7 @@ onPage('server killed and restarted', async (bench, query) => {
   await delivered(bench, [file]);
 });
 
-/** The server without Resumable.js; `body` is what the CDN sends. */
+/** Makes the server not serve Resumable.js. `body` is the answer of the CDN. */
 async function visitCdn(bench, body) {
   let asked = 0;
   await bench.context.route('**/resumable.js', route => route.fulfill({ status: 404 }));

@@ -1,4 +1,5 @@
-// Runs in the page, beside one unmodified client other than Resumable.js: what all of them are asked to do.
+// Runs in the page with one unmodified client other than Resumable.js, and gives all of them the
+// same interface.
 'use strict';
 
 const clients = {
@@ -64,7 +65,7 @@ const clients = {
   },
   'huge-uploader'(options, end) {
     return files => files.forEach(file => {
-      // What it does not send by itself.
+      // huge-uploader does not send these by itself.
       const headers = { 'uploader-file-size': file.size, 'uploader-file-name': encodeURIComponent(file.name) };
       const uploader = new HugeUploader({ endpoint: '/upload', file, headers, ...options });
       uploader.on('finish', ({ detail }) => end('success', file.name, detail));
@@ -80,7 +81,7 @@ const clients = {
       showPreview: true,
       ...options,
     });
-    // It hands on ids that begin with the file's size, and names nothing else.
+    // Its events have an id that begins with the size of the file, but no name.
     let chosen;
     const name = id => chosen.find(file => String(id).startsWith(`${file.size}_`))?.name;
     const answers = {};

@@ -1,4 +1,4 @@
-// Resumable.js and flow.js in Firefox: what the engines do differently is how they write forms and names.
+// Resumable.js and flow.js in Firefox, which writes forms and names differently from Chromium.
 import assert from 'node:assert/strict';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -32,10 +32,11 @@ async function run(client, options, files) {
   const dir = await mkdtemp(join(tmpdir(), 'firefox-suite-'));
   const server = await Server.start(program, dir);
   try {
-    // Resumable.js strips most letters from names, and would skip the second of two that are alike then.
+    // Each file in a separate page: Resumable.js strips most letters from names, and would skip a
+    // file whose identifier is the same.
     for (const file of files) {
       const page = await browser.newPage();
-      // Nobody's: an empty page of the server's origin.
+      // There is no such page, but the answer has the origin of the server.
       await page.goto(`${server.origin}/blank.html`);
       await page.evaluate(`window.fill = ${fill}`);
       for (const script of CLIENTS[client]) await page.addScriptTag({ path: join(here, script) });

@@ -1,4 +1,4 @@
-// The server under test, what the browser sent it, and the bytes both sides agree on.
+// The server under test, the requests of the browser, and the content of the files.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
@@ -6,7 +6,8 @@ import { createReadStream } from 'node:fs';
 import { mkdir, open, rm } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 
-// Also runs in the page. Every word depends on its position, so a chunk at the wrong place changes the hash.
+// Also runs in the page. Every word depends on its position, so a chunk at the wrong offset changes
+// the hash.
 export function fill(seed, size) {
   const words = new Uint32Array(Math.ceil(size / 4));
   let x = seed >>> 0 || 1;
@@ -27,11 +28,11 @@ export async function hashFile(path) {
   return sum.digest('hex');
 }
 
-/** Random whole numbers below what is asked for, the same ones for the same seed. */
-export function dice(seed) {
+/** Returns a function that returns random integers below `n`. A seed gives the same numbers. */
+export function seededRandom(seed) {
   let x = seed >>> 0;
   return n => {
-    // splitmix32
+    // SplitMix32
     x = (x + 0x9e3779b9) >>> 0;
     let z = Math.imul(x ^ (x >>> 16), 0x21f0aaad);
     z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
@@ -53,7 +54,7 @@ export async function writeLarge(path, seed, size) {
   return sum.digest('hex');
 }
 
-/** Something that changes, and can be waited for. */
+/** Lets a caller wait until a condition holds. Subclasses report every change. */
 class Changing extends EventEmitter {
   changed() {
     this.emit('change');
@@ -101,13 +102,13 @@ export class Server extends Changing {
     });
   }
 
-  /** Without any warning; returns when all it had written has been read. */
+  /** Sends SIGKILL. Returns when all output of the server has been read. */
   async kill() {
     this.child.kill('SIGKILL');
     await this.closed;
   }
 
-  /** As if all that it has were too old: it starts again with nothing. */
+  /** Restarts the server with an empty folder, as if everything in it had expired. */
   async forget() {
     await this.kill();
     await rm(this.dir, { recursive: true });
@@ -120,7 +121,7 @@ export class Server extends Changing {
   }
 }
 
-/** What one page exchanged with /upload. */
+/** The requests of one page to /upload, and their answers. */
 export class Traffic extends Changing {
   list = [];
 
@@ -147,7 +148,8 @@ export class Traffic extends Changing {
       entry.status = response.status();
       entry.headers = response.headers();
     });
-    // Nobody may read the body of an answer to `fetch`, and then the browser does not report its end.
+    // If the page does not read the body of an answer to `fetch`, the browser does not report its
+    // end.
     page.on('response', response => {
       const entry = known.get(response.request());
       if (!entry || response.request().resourceType() !== 'fetch') return;
@@ -172,7 +174,7 @@ export class Traffic extends Changing {
     return this.probes().filter(e => e.status === 200);
   }
   idle() {
-    // Nobody reads the answer to DELETE, so the browser may not report its end.
+    // The page does not read the answer to DELETE, so the browser may not report its end.
     return this.until('no request under way', () => !this.list.some(e => e.open && e.method !== 'DELETE'));
   }
   describe() {

@@ -1,15 +1,26 @@
-// The chunk clients beside Resumable.js: the same questions to each of them, with its own options.
+// The cases for the other chunk clients. Each client runs the same cases, with different options.
 import assert from 'node:assert/strict';
 import { C, KIB, MIB, delivered, made, succeeded, verify } from './steps.mjs';
 
 export const cases = [];
 
 /**
- * `args`: of the server. `size`: the options that make chunks of so many bytes. `again`: those that make it send again
- * what has failed, if it can. `one`: one chunk at a time. `wrong`: those with which its requests contradict themselves.
- * `refused`: how that is answered. `posts`: how often it asks by POST, of `several files`.
- * `fixed`: bytes of its chunks, of which the server has to be told. `refusesEmpty`: it sends no empty files. `more`: the last chunk takes the rest, too. `tests`: it asks for each chunk.
- * `resumes`: it goes on after a reload. `says`: what its answers have beside those of the application.
+ * Options of the server and of the client:
+ * `args`: arguments of the server.
+ * `size`: returns the options for chunks of this many bytes.
+ * `again`: options for retries after failures, if the client has them.
+ * `one`: options for one chunk at a time.
+ * `wrong`: options with which the requests of the client contradict themselves.
+ *
+ * Properties of the client:
+ * `refused`: the status of the answer to a request with the options `wrong`.
+ * `posts`: the number of probes by POST in the case `several files`.
+ * `fixed`: the bytes of a chunk, if the server has to know them.
+ * `refusesEmpty`: the client sends no empty files.
+ * `more`: the last chunk includes the rest of the file.
+ * `tests`: the client sends a probe for each chunk.
+ * `resumes`: the client resumes after a reload.
+ * `says`: fields that an answer has in addition to those of the application.
  */
 const CLIENTS = {
   'flow.js': {
@@ -140,7 +151,7 @@ for (const [client, its] of Object.entries(CLIENTS)) {
   const add = (mode, run) => cases.push({ client, mode, run, args: its.args });
   const options = { ...its.size(C), ...(client === 'Fine Uploader' && { validation: { allowEmpty: true } }) };
 
-  // FilePond's uploads get their names with a 201.
+  // FilePond gets the name of an upload with a 201.
   const ok = { statuses: [200, 201, 204] };
 
   add('several files', async bench => {
@@ -247,7 +258,7 @@ onlyFor('simple-uploader', 'one test for all chunks', async bench => {
   await succeeded(bench, files);
   const { traffic } = bench.page;
   assert.deepEqual(traffic.list.map(e => e.method), ['GET', ...Array(6).fill('POST')]);
-  // Once more: now all are there.
+  // Uploads the file again: now all chunks are stored.
   const before = traffic.list.length;
   await upload(bench, options, files);
   await succeeded(bench, files, { since: before });
@@ -271,7 +282,7 @@ onlyFor('Fine Uploader', 'resumed, but swept', async bench => {
   await begin(bench, options, files);
   await ended(bench.page);
   await verify(bench, files, { since: before });
-  // The first one is told to begin again, and all nine come.
+  // The answer to the first chunk tells the client to begin again, and it sends all nine chunks.
   assert.equal(traffic.list.length - before, 10);
 });
 

@@ -1,4 +1,5 @@
-// Runs every case with its own server, folder and page, and prints one line each. Start it through ./run.
+// Runs every case with a separate server, folder and page, and prints a line for each. ./run starts
+// it.
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,8 +13,8 @@ const here = fileURLToPath(new URL('.', import.meta.url));
 const only = process.env.ONLY && new RegExp(process.env.ONLY);
 const program = process.env.SERVER;
 
-/** The release under test, and what drives it. */
 const JQUERY = 'node_modules/jquery/dist/jquery.js';
+/** The scripts of each client: the release under test, and the script that controls it. */
 const SCRIPTS = {
   '1.0.2': ['node_modules/resumablejs-1.0.2/resumable.js', 'driver.js'],
   '1.1.0': ['node_modules/resumablejs/resumable.js', 'driver.js'],
@@ -36,7 +37,7 @@ const browser = await chromium.launch({
   args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
 });
 
-/** What a case gets to work with. */
+/** The server, the pages and the folders of one case. */
 class Bench {
   traffic = [];
   pages = [];
@@ -50,7 +51,7 @@ class Bench {
     await mkdir(join(this.dir, 'source'));
     this.server = await Server.start(program, join(this.dir, 'server'), args);
     this.context = await browser.newContext();
-    // Empty, but of the server's origin: nothing of the example page is near the release under test.
+    // An empty page of the server's origin, so that the example page cannot influence the client.
     await this.context.route('**/blank.html', route =>
       route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title><input type="file" id="pick">' }));
     this.page = await this.newPage();
@@ -68,13 +69,13 @@ class Bench {
   /** Loads the blank page with the release under test. */
   async open(page = this.page) {
     await page.goto(`${this.server.origin}/blank.html`);
-    // This one is made for bundlers.
+    // huge-uploader is made for bundlers.
     if (this.client === 'huge-uploader') await page.addScriptTag({ content: 'window.module = {};' });
     await page.addScriptTag({ content: fill.toString() });
     for (const script of SCRIPTS[this.client]) await page.addScriptTag({ path: join(here, script) });
   }
 
-  /** Makes "in mid-upload" a state that lasts: bodies trickle over the wire. */
+  /** Limits the bandwidth, so that an upload takes long enough to be interrupted. */
   async throttle(bytesPerSecond, page = this.page) {
     this.cdp ??= await this.context.newCDPSession(page);
     await this.cdp.send('Network.enable');
@@ -107,7 +108,7 @@ async function runOne(bench, { client, seconds = 30, run, args }) {
   try {
     await bench.setUp(client, args);
     const work = run(bench);
-    // The loser of the race still rejects, when its page is closed.
+    // After a timeout this promise is rejected, because its page is closed.
     work.catch(() => {});
     await Promise.race([work, new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in ${seconds} s`)), seconds * 1000); })]);
     for (const page of bench.pages) if (page.error) throw page.error;

@@ -1,5 +1,5 @@
-// Resumable.js in Chromium against several servers behind a balancer, over a real object store, one of
-// which is killed. Start it through ../buckets/run with SUITES=browser.
+// Resumable.js in Chromium with several servers that share a real object store, behind a balancer.
+// Servers are killed during uploads. `SUITES=browser ../buckets/run` starts it.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
@@ -13,7 +13,7 @@ import { C, MIB, made } from './steps.mjs';
 const here = fileURLToPath(new URL('.', import.meta.url));
 const [program, ...args] = process.argv.slice(2);
 
-/** The servers, what they say the application got, and which processes they are. */
+/** The servers, their process ids, and the events that their applications report. */
 class Servers extends EventEmitter {
   events = [];
   pids = [];
@@ -33,11 +33,11 @@ class Servers extends EventEmitter {
         const listening = /^listening on (.*)$/.exec(line);
         if (listening) resolve(listening[1]);
       });
-      this.child.once('close', () => reject(new Error(`it ended before it listened:\n${this.log}`)));
+      this.child.once('close', () => reject(new Error(`the servers ended before they listened:\n${this.log}`)));
     });
   }
 
-  /** Without any warning; it is started again by its parent. */
+  /** Sends SIGKILL to a server. Its parent starts it again. */
   kill(server) {
     process.kill(this.pids[server], 'SIGKILL');
   }
@@ -46,7 +46,7 @@ class Servers extends EventEmitter {
     while (!holds()) await once(this, 'change');
   }
 
-  /** It ends with its standard input, and so do the servers. */
+  /** Closes standard input, which ends the program and its servers. */
   async stop() {
     const closed = once(this.child, 'close');
     this.child.stdin.end();
@@ -66,7 +66,7 @@ async function run(client, options, size, { kills }) {
   const file = made(`${client}-${options.chunkSize}-${kills}.bin`, size);
   const context = await browser.newContext();
   try {
-    // Empty, but of the servers' origin.
+    // An empty page of the servers' origin.
     await context.route('**/blank.html', route => route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title>' }));
     const page = await context.newPage();
     page.traffic = new Traffic(page);
@@ -79,7 +79,7 @@ async function run(client, options, size, { kills }) {
     if (kills) {
       await page.traffic.until('some chunks', () => page.traffic.stored().length >= 2);
       servers.kill(0);
-      // And the one that the application runs in.
+      // Kills the server that is delivering the upload, too.
       await servers.until(() => servers.events.slice(since).some(e => e.event === 'called'));
       process.kill(servers.events.slice(since).find(e => e.event === 'called').pid, 'SIGKILL');
     }
@@ -87,7 +87,7 @@ async function run(client, options, size, { kills }) {
     await page.traffic.idle();
     const ends = await page.evaluate(() => window.events);
     assert.deepEqual(ends.map(e => [e.kind, e.name]), [['success', file.name]]);
-    // 502 is the balancer's, for a server that has died.
+    // The balancer answers 502 if a server has died.
     for (const e of page.traffic.list) assert.ok(e.failure || [200, 204, 502, 503].includes(e.status), `${e.method} was answered ${e.status}`);
     const ours = () => servers.events.filter(e => e.file_name === file.name);
     await servers.until(() => ours().some(e => e.event === 'read'));

@@ -1,22 +1,22 @@
-// What every suite of cases does: files made in a page, and what must have become of them.
+// Shared steps of the cases: files to make in a page, and the checks of their uploads.
 import assert from 'node:assert/strict';
 import { fill, hash, hashFile } from './lib.mjs';
 
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
-/** Bytes of a chunk. */
+/** The bytes of a chunk. */
 export const C = 64 * KIB;
 
 let seeds = 1;
-/** A file to be made in the page. */
+/** Describes a file that the page makes. */
 export function made(name, size, type = '') {
   const seed = 7919 * seeds++;
   return { name, seed, size, type, hash: hash(fill(seed, size)) };
 }
 
 /**
- * Every file succeeded once, was delivered once, and is the source byte for byte.
- * `answers` is how many chunks there are: each was answered "have it" exactly once, by a probe or by its upload.
+ * Checks that every file succeeded once, was delivered once, and has the bytes of its source.
+ * `answers` is the number of chunks: exactly one probe or upload of each was answered with 200.
  */
 export async function verify(bench, files, options) {
   await succeeded(bench, files, options);
@@ -41,7 +41,7 @@ export async function succeeded(bench, files, { answers, failures = /(?!)/, stat
 export async function delivered(bench, files) {
   const { server } = bench;
   await server.until(`${files.length} deliveries`, () => server.deliveries.length >= files.length);
-  // All requests are answered, so after its end nothing more can be delivered.
+  // All requests are answered, so after the kill nothing more can be delivered.
   await server.kill();
   assert.equal(server.deliveries.length, files.length, `deliveries: ${JSON.stringify(server.deliveries)}`);
   const left = [...server.deliveries];
@@ -56,7 +56,7 @@ export async function delivered(bench, files) {
   }
 }
 
-/** Holds uploads back until `count` of them wait, then lets everything go. */
+/** Delays uploads until `count` of them wait, then continues all of them. */
 export async function together(target, count) {
   let release;
   let waiting = 0;
