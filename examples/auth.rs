@@ -1,6 +1,6 @@
 //! Shows uploads that belong to users: a bearer token names the user, each user sees only their own
-//! uploads, and each user has a quota. Start the server with the first command,
-//! then upload a file with the second one.
+//! uploads, and each user has a quota. Start the server with the first command, then upload a file
+//! with the second one.
 //!
 //! ```sh
 //! cargo run --example auth
