@@ -80,7 +80,11 @@ export class Server extends Changing {
   }
 
   async spawn(port) {
-    const child = spawn(this.program, ['--listen', `127.0.0.1:${port}`, '--dir', this.dir, ...this.args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(
+      this.program,
+      ['--listen', `127.0.0.1:${port}`, '--dir', this.dir, ...this.args],
+      { stdio: ['ignore', 'pipe', 'pipe'] },
+    );
     this.child = child;
     this.closed = new Promise(resolve => child.once('close', resolve));
     createInterface({ input: child.stdout }).on('line', line => {
@@ -98,7 +102,9 @@ export class Server extends Changing {
         if (found) resolve(found[1]);
       });
       child.once('error', reject);
-      this.closed.then(() => reject(new Error(`the server ended before it listened:\n${this.log}`)));
+      this.closed.then(() =>
+        reject(new Error(`the server ended before it listened:\n${this.log}`)),
+      );
     });
   }
 
@@ -130,7 +136,13 @@ export class Traffic extends Changing {
     const known = new Map();
     page.on('request', request => {
       if (new URL(request.url()).pathname !== '/upload') return;
-      const entry = { method: request.method(), url: request.url(), type: request.headers()['content-type'] || '', request, open: true };
+      const entry = {
+        method: request.method(),
+        url: request.url(),
+        type: request.headers()['content-type'] || '',
+        request,
+        open: true,
+      };
       known.set(request, entry);
       this.list.push(entry);
       this.changed();
@@ -175,9 +187,17 @@ export class Traffic extends Changing {
   }
   idle() {
     // The page does not read the answer to DELETE, so the browser may not report its end.
-    return this.until('no request under way', () => !this.list.some(e => e.open && e.method !== 'DELETE'));
+    return this.until(
+      'no request under way',
+      () => !this.list.some(e => e.open && e.method !== 'DELETE'),
+    );
   }
   describe() {
-    return this.list.map(e => `  ${e.method} chunk ${new URL(e.url).searchParams.get('resumableChunkNumber') ?? '?'} -> ${e.status ?? e.failure ?? 'open'}`).join('\n');
+    return this.list
+      .map(
+        e =>
+          `  ${e.method} chunk ${new URL(e.url).searchParams.get('resumableChunkNumber') ?? '?'} -> ${e.status ?? e.failure ?? 'open'}`,
+      )
+      .join('\n');
   }
 }

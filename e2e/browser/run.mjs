@@ -23,7 +23,12 @@ const SCRIPTS = {
   Dropzone: ['node_modules/dropzone/dist/dropzone-min.js', 'clients.js'],
   Plupload: ['node_modules/plupload/js/plupload.full.min.js', 'clients.js'],
   WebUploader: [JQUERY, 'node_modules/webuploader/dist/webuploader.html5only.js', 'clients.js'],
-  blueimp: [JQUERY, 'node_modules/blueimp-file-upload/js/vendor/jquery.ui.widget.js', 'node_modules/blueimp-file-upload/js/jquery.fileupload.js', 'clients.js'],
+  blueimp: [
+    JQUERY,
+    'node_modules/blueimp-file-upload/js/vendor/jquery.ui.widget.js',
+    'node_modules/blueimp-file-upload/js/jquery.fileupload.js',
+    'clients.js',
+  ],
   FilePond: ['node_modules/filepond/dist/filepond.js', 'clients.js'],
   'huge-uploader': ['node_modules/huge-uploader/lib/index.js', 'clients.js'],
   'bootstrap-fileinput': [JQUERY, 'node_modules/bootstrap-fileinput/js/fileinput.js', 'clients.js'],
@@ -34,7 +39,14 @@ if (process.env.SCREENSHOTS) await mkdir(process.env.SCREENSHOTS, { recursive: t
 
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-  args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  args: [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+  ],
 });
 
 /** The server, the pages and the folders of one case. */
@@ -53,7 +65,11 @@ class Bench {
     this.context = await browser.newContext();
     // An empty page of the server's origin, so that the example page cannot influence the client.
     await this.context.route('**/blank.html', route =>
-      route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title><input type="file" id="pick">' }));
+      route.fulfill({
+        contentType: 'text/html; charset=utf-8',
+        body: '<!doctype html><title>blank</title><input type="file" id="pick">',
+      }),
+    );
     this.page = await this.newPage();
   }
 
@@ -62,7 +78,9 @@ class Bench {
     page.traffic = new Traffic(page);
     this.traffic.push(page.traffic);
     this.pages.push(page);
-    page.on('pageerror', error => { page.error = error; });
+    page.on('pageerror', error => {
+      page.error = error;
+    });
     return page;
   }
 
@@ -70,30 +88,46 @@ class Bench {
   async open(page = this.page) {
     await page.goto(`${this.server.origin}/blank.html`);
     // huge-uploader is made for bundlers.
-    if (this.client === 'huge-uploader') await page.addScriptTag({ content: 'window.module = {};' });
+    if (this.client === 'huge-uploader')
+      await page.addScriptTag({ content: 'window.module = {};' });
     await page.addScriptTag({ content: fill.toString() });
-    for (const script of SCRIPTS[this.client]) await page.addScriptTag({ path: join(here, script) });
+    for (const script of SCRIPTS[this.client])
+      await page.addScriptTag({ path: join(here, script) });
   }
 
   /** Limits the bandwidth, so that an upload takes long enough to be interrupted. */
   async throttle(bytesPerSecond, page = this.page) {
     this.cdp ??= await this.context.newCDPSession(page);
     await this.cdp.send('Network.enable');
-    await this.cdp.send('Network.emulateNetworkConditions', { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: bytesPerSecond });
+    await this.cdp.send('Network.emulateNetworkConditions', {
+      offline: false,
+      latency: 0,
+      downloadThroughput: -1,
+      uploadThroughput: bytesPerSecond,
+    });
   }
 
   async screenshot(name) {
-    if (process.env.SCREENSHOTS) await this.page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
+    if (process.env.SCREENSHOTS)
+      await this.page.screenshot({
+        path: join(process.env.SCREENSHOTS, `${name}.png`),
+        fullPage: true,
+      });
   }
 
   describe() {
     const waits = [this.server, ...this.traffic].map(x => x?.waitingFor).filter(Boolean);
     return [
       waits.length ? `waited for: ${waits.join('; ')}` : '',
-      ...this.traffic.map((t, i) => `requests of page ${i + 1}, ${t.list.length} in all, the last of them:\n${t.describe().split('\n').slice(-25).join('\n')}`),
+      ...this.traffic.map(
+        (t, i) =>
+          `requests of page ${i + 1}, ${t.list.length} in all, the last of them:\n${t.describe().split('\n').slice(-25).join('\n')}`,
+      ),
       `deliveries: ${JSON.stringify(this.server?.deliveries)}`,
       `server log:\n${this.server?.log.slice(-2000)}`,
-    ].filter(Boolean).join('\n');
+    ]
+      .filter(Boolean)
+      .join('\n');
   }
 
   async tearDown() {
@@ -110,7 +144,12 @@ async function runOne(bench, { client, seconds = 30, run, args }) {
     const work = run(bench);
     // After a timeout this promise is rejected, because its page is closed.
     work.catch(() => {});
-    await Promise.race([work, new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in ${seconds} s`)), seconds * 1000); })]);
+    await Promise.race([
+      work,
+      new Promise((_, reject) => {
+        timer = setTimeout(() => reject(new Error(`not done in ${seconds} s`)), seconds * 1000);
+      }),
+    ]);
     for (const page of bench.pages) if (page.error) throw page.error;
   } catch (error) {
     return `${error.stack || error}\n${bench.describe()}`;
@@ -122,7 +161,10 @@ async function runOne(bench, { client, seconds = 30, run, args }) {
 
 const chosen = [...resumable, ...others].filter(c => !only || only.test(`${c.client} | ${c.mode}`));
 const width = Math.max(...chosen.map(c => c.mode.length), 4);
-const line = (client, mode, result, ms) => console.log(`${client.padEnd(19)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
+const line = (client, mode, result, ms) =>
+  console.log(
+    `${client.padEnd(19)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`,
+  );
 
 line('client', 'mode', 'result', 'ms');
 let passed = 0;

@@ -33,7 +33,9 @@ class Servers extends EventEmitter {
         const listening = /^listening on (.*)$/.exec(line);
         if (listening) resolve(listening[1]);
       });
-      this.child.once('close', () => reject(new Error(`the servers ended before they listened:\n${this.log}`)));
+      this.child.once('close', () =>
+        reject(new Error(`the servers ended before they listened:\n${this.log}`)),
+      );
     });
   }
 
@@ -58,16 +60,31 @@ const servers = new Servers();
 await servers.start();
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-  args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  args: [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+  ],
 });
 
 async function run(client, options, size, { kills }) {
-  const script = client === '1.0.2' ? 'node_modules/resumablejs-1.0.2/resumable.js' : 'node_modules/resumablejs/resumable.js';
+  const script =
+    client === '1.0.2'
+      ? 'node_modules/resumablejs-1.0.2/resumable.js'
+      : 'node_modules/resumablejs/resumable.js';
   const file = made(`${client}-${options.chunkSize}-${kills}.bin`, size);
   const context = await browser.newContext();
   try {
     // An empty page of the servers' origin.
-    await context.route('**/blank.html', route => route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title>' }));
+    await context.route('**/blank.html', route =>
+      route.fulfill({
+        contentType: 'text/html; charset=utf-8',
+        body: '<!doctype html><title>blank</title>',
+      }),
+    );
     const page = await context.newPage();
     page.traffic = new Traffic(page);
     await page.goto(`${servers.origin}/blank.html`);
@@ -86,15 +103,27 @@ async function run(client, options, size, { kills }) {
     await page.evaluate(() => window.done);
     await page.traffic.idle();
     const ends = await page.evaluate(() => window.events);
-    assert.deepEqual(ends.map(e => [e.kind, e.name]), [['success', file.name]]);
+    assert.deepEqual(
+      ends.map(e => [e.kind, e.name]),
+      [['success', file.name]],
+    );
     // The balancer answers 502 if a server has died.
-    for (const e of page.traffic.list) assert.ok(e.failure || [200, 204, 502, 503].includes(e.status), `${e.method} was answered ${e.status}`);
+    for (const e of page.traffic.list)
+      assert.ok(
+        e.failure || [200, 204, 502, 503].includes(e.status),
+        `${e.method} was answered ${e.status}`,
+      );
     const ours = () => servers.events.filter(e => e.file_name === file.name);
     await servers.until(() => ours().some(e => e.event === 'read'));
     const calls = ours().filter(e => e.event === 'called');
     assert.equal(new Set(calls.map(e => e.id)).size, 1, 'one id');
     if (!kills) assert.equal(calls.length, 1, 'one delivery');
-    else assert.deepEqual(calls.map(e => e.attempt), calls.map((_, i) => i + 1), 'attempts are counted');
+    else
+      assert.deepEqual(
+        calls.map(e => e.attempt),
+        calls.map((_, i) => i + 1),
+        'attempts are counted',
+      );
     for (const read of ours().filter(e => e.event === 'read')) assert.equal(read.sha256, file.hash);
     return `${page.traffic.chunks().length} chunks sent, ${calls.length} deliveries`;
   } finally {
@@ -104,16 +133,33 @@ async function run(client, options, size, { kills }) {
 
 let failed = 0;
 for (const client of ['1.0.2', '1.1.0']) {
-  for (const [layout, chunkSize, size] of [['objects', C, 4 * MIB + 17], ['parts', 5 * MIB, 32 * MIB + 17]]) {
+  for (const [layout, chunkSize, size] of [
+    ['objects', C, 4 * MIB + 17],
+    ['parts', 5 * MIB, 32 * MIB + 17],
+  ]) {
     for (const kills of [false, true]) {
       const begun = performance.now();
       let timer;
-      const limit = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in 90 s\n${servers.log}\n${JSON.stringify(servers.events.slice(-6))}`)), 90_000); });
-      const result = await Promise.race([run(client, { chunkSize }, size, { kills }), limit]).catch(error => error);
+      const limit = new Promise((_, reject) => {
+        timer = setTimeout(
+          () =>
+            reject(
+              new Error(
+                `not done in 90 s\n${servers.log}\n${JSON.stringify(servers.events.slice(-6))}`,
+              ),
+            ),
+          90_000,
+        );
+      });
+      const result = await Promise.race([run(client, { chunkSize }, size, { kills }), limit]).catch(
+        error => error,
+      );
       clearTimeout(timer);
       const bad = result instanceof Error;
       if (bad) failed++;
-      console.log(`${client} | ${layout.padEnd(7)} | ${(kills ? 'servers killed' : 'no fault').padEnd(14)} | ${bad ? 'FAIL' : 'ok'} | ${Math.round(performance.now() - begun)} ms | ${bad ? result.stack : result}`);
+      console.log(
+        `${client} | ${layout.padEnd(7)} | ${(kills ? 'servers killed' : 'no fault').padEnd(14)} | ${bad ? 'FAIL' : 'ok'} | ${Math.round(performance.now() - begun)} ms | ${bad ? result.stack : result}`,
+      );
     }
   }
 }

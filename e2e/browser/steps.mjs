@@ -23,18 +23,32 @@ export async function verify(bench, files, options) {
   await delivered(bench, files);
 }
 
-export async function succeeded(bench, files, { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {}) {
+export async function succeeded(
+  bench,
+  files,
+  { answers, failures = /(?!)/, statuses = [200, 204], pages = [bench.page], since = 0 } = {},
+) {
   for (const page of pages) {
     await page.traffic.idle();
     const events = await page.evaluate(() => window.events);
-    assert.deepEqual(events.filter(e => e.kind === 'error'), [], 'a file failed');
-    assert.deepEqual(events.map(e => e.name).sort(), files.map(f => f.name).sort(), 'fileSuccess once for each file');
+    assert.deepEqual(
+      events.filter(e => e.kind === 'error'),
+      [],
+      'a file failed',
+    );
+    assert.deepEqual(
+      events.map(e => e.name).sort(),
+      files.map(f => f.name).sort(),
+      'fileSuccess once for each file',
+    );
     const list = page.traffic.list.slice(since);
     for (const entry of list) {
       if (entry.failure) assert.match(entry.failure, failures);
-      else assert.ok(statuses.includes(entry.status), `${entry.method} was answered ${entry.status}`);
+      else
+        assert.ok(statuses.includes(entry.status), `${entry.method} was answered ${entry.status}`);
     }
-    if (answers !== undefined) assert.equal(list.filter(e => e.status === 200).length, answers, 'answers "have it"');
+    if (answers !== undefined)
+      assert.equal(list.filter(e => e.status === 200).length, answers, 'answers "have it"');
   }
 }
 
@@ -43,14 +57,27 @@ export async function delivered(bench, files) {
   await server.until(`${files.length} deliveries`, () => server.deliveries.length >= files.length);
   // All requests are answered, so after the kill nothing more can be delivered.
   await server.kill();
-  assert.equal(server.deliveries.length, files.length, `deliveries: ${JSON.stringify(server.deliveries)}`);
+  assert.equal(
+    server.deliveries.length,
+    files.length,
+    `deliveries: ${JSON.stringify(server.deliveries)}`,
+  );
   const left = [...server.deliveries];
   for (const file of files) {
     let found = -1;
     for (const [i, one] of left.entries()) {
-      if (one.file_name === file.name && one.size === file.size && (await hashFile(one.path)) === file.hash) found = i;
+      if (
+        one.file_name === file.name &&
+        one.size === file.size &&
+        (await hashFile(one.path)) === file.hash
+      )
+        found = i;
     }
-    assert.notEqual(found, -1, `no delivery has the name, size and bytes of ${file.name}: ${JSON.stringify(left)}`);
+    assert.notEqual(
+      found,
+      -1,
+      `no delivery has the name, size and bytes of ${file.name}: ${JSON.stringify(left)}`,
+    );
     assert.equal(left[found].attempt, 1);
     left.splice(found, 1);
   }
@@ -60,12 +87,17 @@ export async function delivered(bench, files) {
 export async function together(target, count) {
   let release;
   let waiting = 0;
-  const open = new Promise(resolve => { release = resolve; });
-  await target.route(url => url.pathname === '/upload', async route => {
-    if (route.request().method() === 'POST') {
-      if (++waiting === count) release();
-      await open;
-    }
-    await route.continue();
+  const open = new Promise(resolve => {
+    release = resolve;
   });
+  await target.route(
+    url => url.pathname === '/upload',
+    async route => {
+      if (route.request().method() === 'POST') {
+        if (++waiting === count) release();
+        await open;
+      }
+      await route.continue();
+    },
+  );
 }
