@@ -45,7 +45,7 @@ impl<R> ResponseBody<R> {
         }
     }
 
-    /// The begin of the inner service's body, which has been read, and the rest.
+    /// The beginning of the inner service's body, which has been read, and the rest.
     pub(crate) fn partly_read(read: PartlyRead<R>) -> Self {
         Self {
             kind: Kind::Read {
@@ -57,7 +57,7 @@ impl<R> ResponseBody<R> {
     }
 }
 
-/// A body of the inner service of which the begin has been read.
+/// A body of the inner service whose beginning has been read.
 pub(crate) struct PartlyRead<R> {
     pub(crate) data: Bytes,
     pub(crate) trailers: Option<HeaderMap>,

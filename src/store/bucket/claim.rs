@@ -1,4 +1,4 @@
-//! Delivery: a complete upload is claimed, and its answer recorded.
+//! Claims a complete upload, and records the answer.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ impl Claim for BucketClaim {
         }
         // Else an earlier call has written it, and the engine's answer was lost.
         self.lease.finish().await;
-        // If it fails, the rest is deleted with the record.
+        // If this fails, the rest is deleted with the record.
         let _ = self.lease.store.clean_up(&info, record).await;
         Ok(())
     }
@@ -128,8 +128,8 @@ impl Inner {
         Ok(Sealed::new(info.unique_id.clone(), upload, attempt, object).with_crc32(crc32))
     }
 
-    /// Removes an upload whose multipart upload does not exist, so that it begins anew. Something
-    /// has aborted it, such as a lifecycle rule of the bucket.
+    /// Removes an upload whose multipart upload does not exist, so that it can start again.
+    /// Something has aborted it, such as a lifecycle rule of the bucket.
     async fn remove_lost(&self, lease: &mut Lease) -> Result<StoreError, StoreError> {
         let info = Arc::clone(&lease.info);
         if lease.is_valid().await? {

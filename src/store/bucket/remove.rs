@@ -57,8 +57,8 @@ impl Inner {
         self.known.forget(&info);
         if let Some(limit) = unless_since {
             // A request on another server may have stored bytes just before, and rely on the
-            // upload: create it again. A request that comes later begins a new one, unless this is
-            // faster.
+            // upload, so create it again. A request that comes later starts a new upload, unless
+            // this one is faster.
             let newest = self.newest_byte(&info).await?;
             if newest.is_some_and(|newest| newest >= limit) {
                 self.engine.create(&path, info.to_bytes()?.into()).await?;
@@ -78,7 +78,7 @@ impl Inner {
         Ok(true)
     }
 
-    /// Removes an expired record, so that the upload can begin anew. `false` if another request is
+    /// Removes an expired record, so that the upload can start again. `false` if another request is
     /// doing it, or has done it.
     pub(super) async fn remove_record(
         self: &Arc<Self>,

@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl<S: Store + Clone> Suite<S> {
-    /// All pages from the first one behind `after`, which have to be in order.
+    /// All pages from the first one after `after`, which have to be in order.
     pub(super) async fn list(&self, filter: &Filter, after: Option<UploadId>) -> Vec<Listed> {
         let (mut after, mut all) = (after, Vec::new());
         loop {

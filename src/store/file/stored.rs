@@ -42,7 +42,7 @@ impl Stored for FileStored {
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let disk = Disk::default();
     disk.rename_new(from, to)?;
-    // The new name first: a crash leaves the file one name at least.
+    // The new name first, so that the file has at least one name after a crash.
     disk.sync_dir(dir_of(to))?;
     sync_if_there(&disk, dir_of(from))
 }
