@@ -111,7 +111,7 @@ kinds! {
     Superseded => "superseded",
     /// The body came too slowly: see [`Limits`](crate::Limits).
     TooSlow => "too_slow",
-    /// As many requests are under way as the layer or the store allows: see
+    /// As many requests are running as the layer or the store allows: see
     /// [`Limits`](crate::Limits).
     Busy => "busy",
     /// There are as many unfinished uploads as [allowed](crate::Limits).

@@ -41,10 +41,9 @@ pub fn safe_file_name(name: &str) -> String {
 /// out of the folder.
 ///
 /// Each component is made safe as by [`safe_file_name`]. The separators of all these systems are
-/// understood. Components of which nothing remains are left out, as are `.`, `..`, the root and a
-/// drive letter. At most 32 components and 768 bytes remain: the innermost folders are left out
-/// first, and the file name is kept. If nothing remains the result is `file`. A safe path does not
-/// change.
+/// understood. Components that become empty are left out, as are `.`, `..`, the root and a drive
+/// letter. At most 32 components and 768 bytes remain: the innermost folders are left out first,
+/// and the file name is kept. If nothing remains the result is `file`. A safe path does not change.
 ///
 /// Two different paths can have the same result. [`FileStore`](crate::FileStore) then adds a number
 /// to the name of the later file.

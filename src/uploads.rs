@@ -47,7 +47,9 @@ impl Uploads {
     }
 
     /// Delivers a complete upload to `inner`, as if `request` had just completed it, and records
-    /// the answer. If another request is delivering it, this waits for that answer.
+    /// the answer. If another request is delivering it, this waits for that answer. `Ok` contains
+    /// the answer of the inner service, even if the service [rejected or refused](crate::Verdict)
+    /// the file.
     ///
     /// This is for uploads whose clients may not come back: the process died before the delivery,
     /// or the inner service failed. `inner` is the service that the layer is applied to. It gets
@@ -63,8 +65,8 @@ impl Uploads {
     /// * [`DeliveryPending`](crate::ErrorKind::DeliveryPending) if the delivery takes longer than
     ///   the [timeout](crate::Delivery::with_timeout). It goes on.
     /// * [`Superseded`](crate::ErrorKind::Superseded) if the upload is absent or not complete.
-    /// * [`Refused`](crate::ErrorKind::Refused) by the [sniff
-    ///   hook](crate::ResumableLayer::with_sniff),
+    /// * [`Refused`](crate::ErrorKind::Refused) if the [hook](crate::ResumableLayer::with_sniff)
+    ///   for the first bytes refuses the file,
     ///   [`FileDigestMismatch`](crate::ErrorKind::FileDigestMismatch), and
     ///   [`InvalidField`](crate::ErrorKind::InvalidField) if the declared digest is not valid. The
     ///   file is removed, unless the refusal is [retryable](Error::is_retryable).
@@ -189,7 +191,7 @@ impl Uploads {
     /// use tower_resumable::{MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default());
-    /// layer.uploads().drain().await; // nothing is under way
+    /// layer.uploads().drain().await; // nothing is running
     /// # }
     /// ```
     pub async fn drain(&self) {

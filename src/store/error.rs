@@ -23,8 +23,8 @@ use crate::model::BoxError;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The body of the chunk failed. Pass the error of [`ChunkBody::next`](super::ChunkBody::next)
-    /// on as it is.
+    /// The body of the chunk failed. Return the error of
+    /// [`ChunkBody::next`](super::ChunkBody::next) unchanged.
     Body(BodyError),
     /// Another request has taken over the range, or has removed the upload. The client may send the
     /// chunk again.

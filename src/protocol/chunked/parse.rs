@@ -52,7 +52,7 @@ impl Dialect {
         by_head || params.contains(&self.names.status)
     }
 
-    /// The upload of which the client wants the identifier, if it does.
+    /// Decodes a request for a new identifier. `None` if the request asks for something else.
     pub(super) fn creation(&self, params: &Params) -> Option<Result<Create, Error>> {
         let is_creation = self.identifier_kind == IdentifierKind::ByServer
             && params.contains(&self.names.total_size)

@@ -1322,7 +1322,7 @@ fn fields_of_the_application() {
     assert_eq!(dialect.extra(&with_form(params, &form)), owned(&both));
 }
 
-/// A file that comes before its fields is kept aside.
+/// A file that comes before its fields is spooled.
 #[test]
 fn forms_are_decoded() {
     let chunked = Arc::new(Chunked {

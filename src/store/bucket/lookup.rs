@@ -91,7 +91,7 @@ impl Inner {
             if seen.last() != Some(&slot) {
                 seen.push(slot);
             }
-            // Up to the end of a page: it is there already.
+            // Stop only at the end of a page, which has been received anyway.
             count += 1;
             let may_stop = matches!(extent, Extent::UpToGap) && self.engine.is_ordered();
             if may_stop && count % PAGE == 0 && !stored.covers(0, slots.range(slot).start) {

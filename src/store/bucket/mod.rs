@@ -160,10 +160,10 @@ use crate::model::upload::{Upload, UploadId};
 /// * The rights to put, get, list and delete objects, and to abort multipart uploads
 ///   (`s3:PutObject`, `s3:GetObject`, `s3:ListBucket`, `s3:DeleteObject`,
 ///   `s3:AbortMultipartUpload`).
-/// * A part can have two ids, of which one counts: if the bucket encrypts with its own keys
+/// * A part can have two ids, and only one of them counts: if the bucket encrypts with its own keys
 ///   (SSE-KMS, SSE-C), or if a client sends different bytes for the same chunk to two servers at
-///   once. Up to 16 combinations are tried at the end. After that the chunks in question have to be
-///   sent again.
+///   once. Up to 16 combinations are tried at the end. After that the client has to send the chunks
+///   in question again.
 ///
 /// # Clocks
 ///

@@ -140,7 +140,7 @@ fn has(uploads: &[&Upload], id: UploadId) -> bool {
 
 /// Uploads of a scope of their own, in all states.
 struct Several<C> {
-    /// Those that are not settled, as they are to be listed.
+    /// The unsettled uploads, as they have to be listed.
     expected: Vec<(Upload, Progress)>,
     /// Those that are settled, also with a record that has expired.
     settled: Vec<Upload>,

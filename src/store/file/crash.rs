@@ -472,7 +472,7 @@ async fn check_upload(
     }
 }
 
-/// Whether the file is there that the inner service has got.
+/// Whether the file exists that the inner service got.
 fn check_file(sealed: &Sealed, name: char, old: &Path, new: &Path) -> Result<(), String> {
     let path = sealed.stored.path().ok_or("no file")?;
     let path = new.join(path.strip_prefix(old).map_err(|error| error.to_string())?);

@@ -119,7 +119,7 @@ impl FileStore {
     /// Returns the settings of a store in `dir`, to be changed.
     pub fn builder(dir: impl AsRef<Path>) -> FileStoreBuilder {
         FileStoreBuilder {
-            // "" is the working folder, as it is for the other two.
+            // An empty path is the working folder, as for the other two.
             root: Path::new(".").join(&dir),
             partial: dir.as_ref().join("partial"),
             finished: dir.as_ref().join("files"),
@@ -360,7 +360,7 @@ impl FileStoreBuilder {
     /// An existing file is never overwritten: the new one gets a number, as in `name (1).txt`. A
     /// folder gets a number too if a file has its name.
     ///
-    /// Do not use the texts of the client as they are. [`safe_file_name`](crate::safe_file_name)
+    /// Do not use the texts of the client unchanged. [`safe_file_name`](crate::safe_file_name)
     /// makes a safe name of them, and [`safe_relative_path`](crate::safe_relative_path) a safe
     /// path, for clients that send whole folders. With a path that leads out of the folder, or
     /// through a symbolic link, the delivery fails.
