@@ -193,10 +193,7 @@ impl Disk {
     /// Removes a file, if it exists.
     #[track_caller]
     pub(in crate::store) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
-        let it = || match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
+        let it = || if_there(std::fs::remove_file(path)).map(drop);
         self.call("remove", Op::Remove(path), || Ok(()), it)
     }
 
@@ -262,6 +259,14 @@ impl Disk {
             return Some(simulated.boot());
         }
         boot()
+    }
+}
+
+/// The result of a call, `None` if it found nothing.
+pub(in crate::store) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 

@@ -72,23 +72,41 @@ pub struct Dialect {
     pub(super) refusal: StatusCode,
 }
 
-/// The fields of a dialect.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names {
-    pub(super) identifier: Field,
-    pub(super) total_size: Field,
-    pub(super) offset: Field,
-    pub(super) chunk_number: Field,
-    pub(super) chunk_size: Field,
-    pub(super) chunk_length: Field,
-    pub(super) total_chunks: Field,
-    pub(super) file_name: Field,
-    pub(super) relative_path: Field,
-    pub(super) content_type: Field,
-    pub(super) resumed: Field,
-    pub(super) status: Field,
-    pub(super) ignored: Vec<Field>,
+macro_rules! names {
+    ($($name:ident),*) => {
+        /// The fields of a dialect.
+        #[derive(Clone, Debug, Default)]
+        pub(super) struct Names {
+            $(pub(super) $name: Field,)*
+            pub(super) ignored: Vec<Field>,
+        }
+
+        impl Names {
+            pub(super) fn all(&self) -> impl Iterator<Item = &Field> {
+                [$(&self.$name),*].into_iter().chain(&self.ignored)
+            }
+
+            fn all_mut(&mut self) -> impl Iterator<Item = &mut Field> {
+                [$(&mut self.$name),*].into_iter().chain(&mut self.ignored)
+            }
+        }
+    };
 }
+
+names!(
+    identifier,
+    total_size,
+    offset,
+    chunk_number,
+    chunk_size,
+    chunk_length,
+    total_chunks,
+    file_name,
+    relative_path,
+    content_type,
+    resumed,
+    status
+);
 
 /// How long the last chunk of a file is.
 ///
@@ -419,46 +437,6 @@ impl Dialect {
     pub fn with_refusal(mut self, status: StatusCode) -> Self {
         self.refusal = status;
         self
-    }
-}
-
-impl Names {
-    pub(super) fn all(&self) -> impl Iterator<Item = &Field> {
-        [
-            &self.identifier,
-            &self.total_size,
-            &self.offset,
-            &self.chunk_number,
-            &self.chunk_size,
-            &self.chunk_length,
-            &self.total_chunks,
-            &self.file_name,
-            &self.relative_path,
-            &self.content_type,
-            &self.resumed,
-            &self.status,
-        ]
-        .into_iter()
-        .chain(&self.ignored)
-    }
-
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Field> {
-        [
-            &mut self.identifier,
-            &mut self.total_size,
-            &mut self.offset,
-            &mut self.chunk_number,
-            &mut self.chunk_size,
-            &mut self.chunk_length,
-            &mut self.total_chunks,
-            &mut self.file_name,
-            &mut self.relative_path,
-            &mut self.content_type,
-            &mut self.resumed,
-            &mut self.status,
-        ]
-        .into_iter()
-        .chain(&mut self.ignored)
     }
 }
 

@@ -31,9 +31,7 @@ impl Claim for BucketClaim {
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let (store, info) = (&self.lease.store, Arc::clone(&self.lease.info));
         let settled = Arc::new(info.settled(record.clone()));
-        let now = store.info(info.id()).await?;
-        let now = now.filter(|now| now.unique_id == info.unique_id);
-        let now = now.ok_or(StoreError::Superseded)?;
+        let now = store.reload(&info).await?.ok_or(StoreError::Superseded)?;
         if !now.is_settled() {
             store.put_info(&settled).await?;
         } else if now.to_bytes()? != settled.to_bytes()? {
@@ -72,8 +70,7 @@ impl Inner {
             return Ok(Claimed::Busy);
         };
         // The upload may have been settled or removed before the lease was taken.
-        let now = self.info(&upload.id).await?;
-        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+        let Some(now) = self.reload(&info).await? else {
             lease.discard().await;
             return Ok(Claimed::Incomplete);
         };

@@ -35,9 +35,8 @@ impl Inner {
         mut lease: Lease,
         unless_since: Option<SystemTime>,
     ) -> Result<bool, StoreError> {
-        let now = self.info(lease.info.id()).await?;
-        let now = now.filter(|now| now.unique_id == lease.info.unique_id && !now.is_settled());
-        let Some(info) = now else {
+        let now = self.reload(&lease.info).await?;
+        let Some(info) = now.filter(|now| !now.is_settled()) else {
             lease.discard().await;
             return Ok(false);
         };
@@ -87,8 +86,7 @@ impl Inner {
         let Some(mut lease) = self.take_lease(info).await? else {
             return Ok(false);
         };
-        let now = self.info(info.id()).await?;
-        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+        let Some(now) = self.reload(info).await? else {
             lease.discard().await;
             return Ok(false);
         };

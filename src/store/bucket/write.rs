@@ -334,9 +334,10 @@ impl Inner {
         if stored.covers(whole.start, whole.end - whole.start) {
             return Ok(true);
         }
-        let now = self.info(info.id()).await?;
-        let is_receiving =
-            now.is_some_and(|now| now.unique_id == info.unique_id && now.is_receiving());
+        let is_receiving = self
+            .reload(info)
+            .await?
+            .is_some_and(|now| now.is_receiving());
         if is_receiving && !matches!(error, Error::NotFound { .. }) {
             return Err(store_error(error));
         }
@@ -370,8 +371,7 @@ impl Inner {
         // After the bytes were stored, so that of two concurrent last chunks at least one finds the
         // upload complete. Before the phase, because settling deletes the bytes.
         let stored = self.stored(info, Extent::UpToGap).await?;
-        let now = self.info(info.id()).await?;
-        let now = now.filter(|now| now.unique_id == info.unique_id);
+        let now = self.reload(info).await?;
         Ok(now.map(|now| now.progress(&stored)))
     }
 
@@ -380,8 +380,7 @@ impl Inner {
         self: &Arc<Self>,
         info: &Info,
     ) -> Result<Option<Progress>, StoreError> {
-        let now = self.info(info.id()).await?;
-        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+        let Some(now) = self.reload(info).await? else {
             return Ok(None);
         };
         if !now.is_receiving() {

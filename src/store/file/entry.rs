@@ -136,11 +136,7 @@ impl Entry {
         let Some(created) = journal::first(&journal)? else {
             return Ok(None);
         };
-        let data = match disk::open(&data_path(&journal_path, &created.id)) {
-            Ok(data) => Some(data),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let data = disk::if_there(disk::open(&data_path(&journal_path, &created.id)))?;
         // The whole journal is still to be read.
         let state = State::default();
         let files = (journal, data);

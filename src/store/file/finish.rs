@@ -129,9 +129,8 @@ impl Folder {
         if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
             return Ok(None);
         }
-        let file = match disk::open_to_read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
+        let Some(file) = disk::if_there(disk::open_to_read(&path))? else {
+            return Ok(None);
         };
         Ok((self.disk.file_id(&file)? == seal.file).then_some(file))
     }
@@ -152,10 +151,7 @@ impl Folder {
             result => result?,
         }
         let dir = path.parent().unwrap_or(&self.finished);
-        match self.disk.sync_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
-        }
+        disk::if_there(self.disk.sync_dir(dir))?;
         if dir != self.finished {
             // Not if the application has put something there.
             let _ = self.disk.remove_dir(dir);

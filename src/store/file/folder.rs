@@ -161,9 +161,8 @@ impl Folder {
             }
         }
         let path = self.journal_path(id);
-        let journal = match disk::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            journal => journal?,
+        let Some(journal) = disk::if_there(disk::open(&path))? else {
+            return Ok(None);
         };
         let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? else {
             return Ok(None);
@@ -177,9 +176,8 @@ impl Folder {
         if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
             return Ok(None);
         }
-        let journal = match disk::open(&journal_path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            journal => journal?,
+        let Some(journal) = disk::if_there(disk::open(&journal_path))? else {
+            return Ok(None);
         };
         let journal_id = self.disk.file_id(&journal)?;
         let durable = self.durability == Durability::Power;

@@ -22,7 +22,7 @@ mod tests;
 
 use std::{
     fmt,
-    io::{self, Seek as _, Write as _},
+    io::{Seek as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -522,9 +522,8 @@ impl FileStoreBuilder {
         let parts = [&self.partial, &self.finished];
         let root = parts.iter().any(|part| part.starts_with(&self.root));
         for dir in root.then_some(&self.root).into_iter().chain(parts) {
-            let there = match dir.symlink_metadata() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                there => there?,
+            let Some(there) = disk::if_there(dir.symlink_metadata())? else {
+                continue;
             };
             let shown = dir.display();
             if there.is_symlink() {
