@@ -1,4 +1,5 @@
-//! The costs of parts that need neither disk nor socket: `cargo bench --bench parts`.
+//! Measures parts of the crate that need neither a disk nor a socket. Run it with
+//! `cargo bench --bench parts`.
 
 use std::{collections::VecDeque, convert::Infallible, hint::black_box, pin::Pin, task::Poll};
 
@@ -18,11 +19,11 @@ use tower_resumable::{
 
 const MIB: usize = 1 << 20;
 
-/// Reads all chunks and stores nothing.
+/// A store that reads all chunks and stores nothing.
 #[derive(Debug)]
 struct Sink;
 
-/// There is no complete upload in a [`Sink`].
+/// The claim of a [`Sink`], which never has a complete upload.
 enum NoClaim {}
 
 impl Claim for NoClaim {
@@ -81,7 +82,7 @@ impl Store for Sink {
     }
 }
 
-/// A body that is there already, in frames as hyper reads them.
+/// A body in memory, in frames of the size that hyper reads.
 struct Frames(VecDeque<Bytes>);
 
 impl Frames {
@@ -146,7 +147,7 @@ fn form(head: &str, content: &[u8]) -> Bytes {
     form.into()
 }
 
-/// Sends one request through the layer, and is content with any 2xx.
+/// Sends one request through the layer. Panics unless the status is 2xx.
 fn send(runtime: &tokio::runtime::Runtime, layer: &ResumableLayer, request: Request<Frames>) {
     let inner =
         service_fn(async |_: Request<Frames>| Ok::<_, Infallible>(Response::new(String::new())));
@@ -223,17 +224,17 @@ fn chunks(c: &mut Criterion) {
     group.finish();
 
     let memory = ResumableLayer::new(MemoryStore::default());
-    let test = Request::get(query())
+    let probe = Request::get(query())
         .body(())
         .expect("a request")
         .into_parts()
         .0;
-    c.bench_function("a test", |b| {
+    c.bench_function("a probe", |b| {
         b.iter(|| {
             send(
                 &runtime,
                 &memory,
-                Request::from_parts(test.clone(), Frames(VecDeque::new())),
+                Request::from_parts(probe.clone(), Frames(VecDeque::new())),
             )
         });
     });
@@ -244,7 +245,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn ranges(c: &mut Criterion) {
-    let mut group = c.benchmark_group("a range is added to those that are stored");
+    let mut group = c.benchmark_group("add a range to a RangeSet");
     for (name, distance, count) in [
         ("in order", 10, u64::MAX / 10),
         ("10,000 with gaps", 20, 10_000),

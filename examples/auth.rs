@@ -1,8 +1,12 @@
-//! Uploads of users who sign in with a bearer token: each user sees only their own and has a quota.
+//! Shows uploads that belong to users: a bearer token names the user, each user sees only their own
+//! uploads, and each user has a quota. Start the server with the first command, then upload a file
+//! with the second one.
 //!
-//! `cargo run --example auth`, then
-//! `cargo run --example upload -- --header 'authorization: Bearer alices-token' URL FILE` with the
-//! URL `http://127.0.0.1:3000/upload`.
+//! ```sh
+//! cargo run --example auth
+//! cargo run --example upload -- --header 'authorization: Bearer alices-token' \
+//!     http://127.0.0.1:3000/upload FILE
+//! ```
 
 use std::{
     collections::HashMap,
@@ -25,7 +29,7 @@ use tower_resumable::{
     Admission, CompletedUpload, FileStore, Limits, Purpose, Refusal, ResumableLayer, Scope,
 };
 
-/// The user who has signed in. `sign_in` puts it into the extensions of the request.
+/// The user that a token names. `sign_in` puts it into the extensions of the request.
 #[derive(Clone)]
 struct User(&'static str);
 
@@ -40,8 +44,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
     let quotas = Quotas::default();
     let asked = quotas.clone();
-    let uploads = ResumableLayer::new(store)
-        // Uploads of different users cannot see each other.
+    let layer = ResumableLayer::new(store)
+        // A user cannot see the uploads of another user.
         .with_scope(|parts| match parts.extensions.get::<User>() {
             Some(user) => Ok(Scope::new(user.0)),
             None => Err(Refusal::new(StatusCode::UNAUTHORIZED, "sign in first")),
@@ -55,8 +59,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new()
         .route("/upload", any(finished))
         .layer(Extension(quotas))
-        .layer(uploads)
-        // Added last, so it runs before the uploads.
+        .layer(layer)
+        // axum runs the layer that is added last first: `sign_in` runs before the uploads.
         .layer(middleware::from_fn(sign_in));
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
@@ -70,7 +74,7 @@ async fn sign_in(mut request: Request, next: Next) -> Response {
     let user = match token.map(|token| token.as_bytes()) {
         Some(b"Bearer alices-token") => User("alice"),
         Some(b"Bearer bobs-token") => User("bob"),
-        // Resumable.js does not retry if 401 is in `permanentErrors`, as in the layer's options.
+        // With the options of `ResumableLayer::client_options`, Resumable.js does not retry a 401.
         _ => return StatusCode::UNAUTHORIZED.into_response(),
     };
     request.extensions_mut().insert(user);

@@ -1,6 +1,5 @@
-//! An upload page, and the handler that gets the finished files.
-//!
-//! `cargo run --example axum`, then open the address that it prints.
+//! Shows an axum server with an upload page and a handler that is called once for each finished
+//! file. Start it with `cargo run --example axum`, then open the address that it prints.
 
 use std::{
     env,

@@ -1,7 +1,10 @@
-//! Uploads on plain hyper, HTTP/1 and HTTP/2 on one port.
+//! Shows the layer on hyper without a framework, with HTTP/1 and HTTP/2 on one port. Start the
+//! server with the first command, then upload a file with the second one.
 //!
-//! `cargo run --example hyper`, then
-//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
+//! ```sh
+//! cargo run --example hyper
+//! cargo run --example upload -- http://127.0.0.1:3000/upload FILE
+//! ```
 
 use std::{convert::Infallible, env, error::Error, time::Duration};
 
@@ -23,8 +26,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::builder(option("--dir").unwrap_or("uploads".into()))
         .with_durability(durability()?)
         .open()?;
+    let layer = ResumableLayer::new(store);
     let service = ServiceBuilder::new()
-        .layer(ResumableLayer::new(store))
+        .layer(layer)
         .service(service_fn(handle));
     let mut server = auto::Builder::new(TokioExecutor::new());
     // The layer limits the time for the body of a request, and the server the time for its head.
@@ -70,7 +74,7 @@ async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
             });
             println!("{file}");
             format!(
-                "{} has arrived, {} bytes\n",
+                "received {}, {} bytes\n",
                 upload.safe_file_name(),
                 upload.size()
             )

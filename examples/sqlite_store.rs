@@ -1,17 +1,18 @@
-//! A store in an SQLite database, which holds the content of the files too.
+//! Shows a complete [`Store`]: an SQLite database that holds the uploads and the content of the
+//! files. Run the conformance suite on it with `cargo run --example sqlite_store`.
 //!
-//! `cargo run --example sqlite_store` runs the conformance suite on it, in a temporary folder. With
-//! a path as its argument it creates the database there: it has to be a new one.
+//! The database is in a temporary folder. With a path as its argument, the example creates it
+//! there; there must be no file with this name.
 //!
-//! * `uploads` has a row for each upload, `pieces` has the bytes of the files. A random id names a
-//!   file, and is the id of its deliveries. When the record of a delivered upload expires its row
-//!   is deleted. The pieces stay, because they belong to the application.
-//! * A transaction stores a chunk when its last byte has arrived. It passes over the bytes that are
+//! * The table `uploads` has a row for each upload, and `pieces` has the bytes of the files. A
+//!   random id names a file, and is the id of its deliveries. When the record of a delivered upload
+//!   expires, its row is deleted. The pieces stay, because they belong to the application.
+//! * A transaction stores a chunk when its last byte has arrived. It skips the bytes that are
 //!   stored already, so concurrent chunks need no locks. Until then the pieces of the chunk are in
 //!   the temporary table `arriving`. With `Keep::Prefix` a transaction stores each piece.
-//! * A trigger deletes the rows in `arriving` of an upload that is removed. Its chunks then fail.
-//! * A claim is a column. One process at a time has the database open, because SQLite locks it. So
-//!   a claim that is found when the database is opened is of a dead process, and is cleared.
+//! * When an upload is removed, a trigger deletes its rows in `arriving`. Its chunks then fail.
+//! * A claim is a column. SQLite locks the database, so one process at a time has it open. A claim
+//!   that exists when the database is opened belongs to a process that has ended, and is cleared.
 
 use std::{
     io,
@@ -80,13 +81,13 @@ const SCHEMA: &str = "
     UPDATE uploads SET claimed = FALSE;
 ";
 
-/// Bytes of a piece. A request has this much in memory.
+/// The size of a piece, in bytes. A request keeps up to this much in memory.
 const PIECE: usize = 1 << 20;
-/// The largest integer of SQLite.
+/// The largest integer that SQLite can store.
 const MAX_LENGTH: u64 = i64::MAX as u64;
 const MAX_RANGES: usize = 10_000;
 
-/// Keeps uploads in an SQLite database. Clones share it.
+/// Keeps uploads in an SQLite database. Clones share the database.
 #[derive(Clone, Debug)]
 pub struct SqliteStore(Arc<Mutex<Connection>>);
 
@@ -95,7 +96,7 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// If another store has the database open, and other errors of SQLite.
+    /// Fails if another store has the database open, and on every other error of SQLite.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let connection = Connection::open(path).map_err(StoreError::new)?;
         connection.execute_batch(SCHEMA).map_err(StoreError::new)?;
@@ -197,7 +198,7 @@ impl Store for SqliteStore {
         let number = chunk.number;
         let received = self.receive(chunk, offset, body, keep).await;
         let end = "DELETE FROM arriving WHERE chunk = ?1";
-        // If this fails the chunk is stored all the same. The rows go with the connection.
+        // If this fails, the chunk is stored nevertheless. The table ends with the connection.
         let _ = self.run(move |tx| Ok(tx.execute(end, [number])?)).await;
         received
     }
@@ -205,7 +206,7 @@ impl Store for SqliteStore {
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
         let id = *id;
         let status = self.run(move |tx| {
-            // An upload that is asked for is not abandoned. Its age in minutes is enough.
+            // A probe keeps an upload from being swept. One update a minute is enough.
             tx.execute(
                 "UPDATE uploads SET touched = ?2 WHERE id = ?1 AND touched < ?2 - 60000",
                 params![id.as_bytes(), now()],
@@ -271,7 +272,7 @@ impl Store for SqliteStore {
             let (mut uploads, mut seen, mut last) = (Vec::new(), 0, None);
             while let Some(row) = rows.next()? {
                 (seen, last) = (seen + 1, Some(UploadId::from_bytes(row.get("id")?)));
-                // A row that cannot be read is passed over.
+                // A row that cannot be read is skipped, so that it does not hide the others.
                 if let Ok(Row { status, .. }) = Row::read(row) {
                     let progress = status.progress();
                     if filter.accepts(&status.upload, progress) {
@@ -318,7 +319,7 @@ impl Row {
         rows.next()?.map(Self::read).transpose()
     }
 
-    /// The row of an upload. If it is absent: a new one, which is not saved.
+    /// The row of an upload. If there is none, returns a new row that is not saved yet.
     fn find_or_new(tx: &Transaction<'_>, upload: &Upload) -> Result<Self, BoxError> {
         if let Some(row) = Self::find(tx, &upload.id)? {
             return Ok(row);
@@ -327,9 +328,9 @@ impl Row {
             return Err(StoreError::TooLarge { limit: MAX_LENGTH }.into());
         }
         let id = upload.id.as_bytes();
-        // Only an expired record can be there.
+        // If there is a row, its record has expired.
         tx.execute("DELETE FROM uploads WHERE id = ?1", [id])?;
-        // First chunks that arrive at the same time write to the same file.
+        // Chunks that arrive before there is a row write to the same file.
         let sql = "SELECT coalesce((SELECT file FROM arriving WHERE id = ?1),
             lower(hex(randomblob(16))))";
         let file = tx.query_row(sql, [id], |row| row.get(0))?;
@@ -409,8 +410,7 @@ fn check_end(offset: u64, len: u64, max_end: u64) -> Result<(), StoreError> {
     end.map(drop).ok_or(StoreError::OutOfBounds)
 }
 
-/// A chunk, while its bytes arrive. There are rows of it in `arriving`, until its upload is
-/// removed.
+/// A chunk while its bytes arrive. It has rows in `arriving` until its upload is removed.
 #[derive(Clone)]
 struct Chunk {
     number: i64,
@@ -423,7 +423,7 @@ impl Chunk {
         let row = Row::find_or_new(tx, &upload)?;
         let max_end = match row.status.state {
             State::Receiving(_) => row.status.upload.length.unwrap_or(MAX_LENGTH),
-            // The bytes are dropped.
+            // `store` drops the bytes.
             State::Complete | State::Settled(_) => MAX_LENGTH,
         };
         let sql = "INSERT INTO arriving VALUES (random(), ?1, ?2, 0, x'') RETURNING chunk";
@@ -444,7 +444,7 @@ impl Chunk {
         Ok(())
     }
 
-    /// Stores a piece, after those that wait.
+    /// Stores the pieces that wait in `arriving`, and then this one.
     fn store(&self, tx: &Transaction<'_>, offset: u64, bytes: &[u8]) -> Result<Progress, BoxError> {
         let mut row = Row::find_or_new(tx, &self.upload)?;
         let mut statement = tx.prepare("SELECT offset, bytes FROM arriving WHERE chunk = ?1")?;
@@ -497,8 +497,8 @@ impl Claim for SqliteClaim {
 
     async fn release(mut self) {
         let file = self.sealed.id.clone();
-        let released = self.store.run(move |tx| give_back(tx, &file)).await;
-        // If it has failed, dropping the claim tries it again.
+        let released = self.store.run(move |tx| release(tx, &file)).await;
+        // If this has failed, `drop` tries it again.
         self.live = released.is_err();
     }
 }
@@ -507,15 +507,15 @@ impl Drop for SqliteClaim {
     fn drop(&mut self) {
         if self.live {
             let (store, file) = (self.store.clone(), self.sealed.id.clone());
-            // A thread, because there may be no runtime. If it fails, the claim is given back when
+            // A thread, because there may be no runtime. If this fails, the claim is cleared when
             // the database is opened again.
-            let give_back = move || store.run_blocking(|tx| give_back(tx, &file));
-            let _ = std::thread::Builder::new().spawn(give_back);
+            let release = move || store.run_blocking(|tx| release(tx, &file));
+            let _ = std::thread::Builder::new().spawn(release);
         }
     }
 }
 
-fn give_back(tx: &Transaction<'_>, file: &str) -> Result<(), BoxError> {
+fn release(tx: &Transaction<'_>, file: &str) -> Result<(), BoxError> {
     tx.execute("UPDATE uploads SET claimed = FALSE WHERE file = ?1", [file])?;
     Ok(())
 }
@@ -562,7 +562,7 @@ fn delete_pieces(tx: &Transaction<'_>, file: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A column of JSON. NULL is `null`.
+/// Parses a column of JSON. NULL is read as `null`.
 fn json<T: DeserializeOwned>(row: &rusqlite::Row<'_>, column: &str) -> Result<T, BoxError> {
     let text: Option<String> = row.get(column)?;
     Ok(serde_json::from_str(text.as_deref().unwrap_or("null"))?)

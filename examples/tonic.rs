@@ -1,10 +1,13 @@
-//! Uploads beside a gRPC service on one port, HTTP/1 and HTTP/2.
+//! Shows uploads beside a gRPC service, with HTTP/1 and HTTP/2 on one port. Start the server with
+//! the first command, then upload a file with the second one.
 //!
-//! Browsers and command line clients upload to `/upload`. Everything else is gRPC: here the
+//! ```sh
+//! cargo run --example tonic
+//! cargo run --example upload -- http://127.0.0.1:3000/upload FILE
+//! ```
+//!
+//! Browsers and command line clients upload to `/upload`. Every other path is gRPC: here the
 //! standard health service.
-//!
-//! `cargo run --example tonic`, then
-//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`.
 
 use std::{env, error::Error};
 
@@ -18,10 +21,11 @@ use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
+    let layer = ResumableLayer::new(store);
     let (_, health) = tonic_health::server::health_reporter();
-    // A finished upload is an ordinary request and not a gRPC call, so an axum route takes it. To
-    // serve grpc-web too, wrap the gRPC services in `GrpcWebLayer`, not the server: it refuses
-    // every HTTP/1 request that is not grpc-web.
+    // A finished upload is an ordinary request and not a gRPC call, so an axum route receives it.
+    // To serve grpc-web too, wrap the gRPC services in `GrpcWebLayer`, not the server: the layer
+    // refuses every HTTP/1 request that is not grpc-web.
     let routes = Routes::from(Router::new().route("/upload", any(finished))).add_service(health);
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
@@ -32,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
         .max_frame_size(1024 * 1024)
-        .layer(ResumableLayer::new(store))
+        .layer(layer)
         .add_routes(routes)
         .serve_with_incoming(TcpListenerStream::new(listener))
         .await?;
@@ -47,7 +51,7 @@ async fn finished(upload: CompletedUpload) -> String {
     });
     println!("{file}");
     format!(
-        "{} has arrived, {} bytes\n",
+        "received {}, {} bytes\n",
         upload.safe_file_name(),
         upload.size()
     )

@@ -74,11 +74,11 @@ impl fmt::Debug for Config {
     }
 }
 
-/// In which fields clients declare digests of chunks and of files.
+/// The fields in which clients declare digests of chunks and files.
 ///
-/// A digest in a field is hexadecimal or base64. A request without the field is not checked. The headers
-/// `Content-Digest` and `Repr-Digest` ([RFC 9530]), with SHA-256 or SHA-512, are always checked. They are
-/// about the whole body of a request, including the fields of a form.
+/// A digest in a field is hexadecimal or base64. A request without the field is not checked. The
+/// headers `Content-Digest` and `Repr-Digest` ([RFC 9530]), with SHA-256 or SHA-512, are always
+/// checked. They cover the whole body of a request, including the fields of a form.
 ///
 /// ```
 /// use http::Request;
@@ -115,9 +115,10 @@ pub struct Digests {
 }
 
 impl Digests {
-    /// The field with the digest of the chunk. In a form it comes before the file. Default: none.
+    /// Sets the field with the digest of the chunk. In a form it has to come before the file.
+    /// Default: none.
     ///
-    /// A chunk that does not match is not stored. The client is told to send it again.
+    /// A chunk that does not match is not stored, and the client is told to send it again.
     pub fn with_chunk_field(
         mut self,
         field: impl Into<String>,
@@ -127,13 +128,13 @@ impl Digests {
         self
     }
 
-    /// The field with the digest of the whole file, in the request that completes the upload. Default:
-    /// none.
+    /// Sets the field with the digest of the whole file, in the request that completes the upload.
+    /// Default: none.
     ///
-    /// The file is read once more before it is delivered, except with
-    /// [`Crc32`](DigestAlgorithm::Crc32), if the store knows that already, as
-    /// [`FileStore`](crate::FileStore) does. A file that does not match is removed and never delivered.
-    /// The client is refused, and can send the file again from the begin.
+    /// The file is read once more before it is delivered. It is not read for
+    /// [`Crc32`](DigestAlgorithm::Crc32) if the store already knows that of the file, as
+    /// [`FileStore`](crate::FileStore) does. A file that does not match is removed and never
+    /// delivered. The client is refused, and can send the file again from the start.
     pub fn with_file_field(mut self, field: impl Into<String>, algorithm: DigestAlgorithm) -> Self {
         self.file = Some((field.into(), algorithm));
         self

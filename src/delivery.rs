@@ -31,22 +31,23 @@ pub struct Delivery {
 /// What the status of the inner service's answer means for the upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The inner service took the file. The answer is recorded, and the layer never touches the file
-    /// again.
+    /// The inner service took the file. The answer is recorded, and the layer never touches the
+    /// file again.
     Delivered,
-    /// The inner service refused the file for good. The answer is recorded, and the file is removed.
+    /// The inner service refused the file for good. The answer is recorded, and the file is
+    /// removed.
     Rejected,
-    /// The inner service refused this request. The file is kept and no answer is recorded. The client
-    /// stops, and can complete the upload again later.
+    /// The inner service refused this request. The file is kept and no answer is recorded. The
+    /// client stops, and can complete the upload again later.
     RefusedNow,
-    /// The inner service failed. The file is kept and delivered again, with the same id and the next
-    /// attempt.
+    /// The inner service failed. The file is kept and delivered again, with the same id and the
+    /// next attempt.
     Failed,
 }
 
 impl Verdict {
-    /// The default: 1xx to 3xx are delivered; 408, 425, 429 and 5xx are failed; all other 4xx are
-    /// rejected.
+    /// The default: 1xx to 3xx are delivered; 408, 425, 429, and 500 and above are failed; all
+    /// other 4xx are rejected.
     pub fn of(status: StatusCode) -> Self {
         match status.as_u16() {
             408 | 425 | 429 => Self::Failed,
@@ -69,16 +70,16 @@ impl Default for Delivery {
 }
 
 impl Delivery {
-    /// How long a request waits for the answer of the inner service before the client is told to try
-    /// again. Default: 60 seconds.
+    /// Sets how long a request waits for the answer of the inner service before the client is told
+    /// to try again. Default: 60 seconds. At most one year.
     ///
-    /// The inner service goes on, and the next try gets its answer.
+    /// The inner service goes on, and the next attempt of the client gets its answer.
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// How long the answer of the inner service is kept for retries, late duplicates and probes.
-    /// Default: 5 minutes. After that the same file starts a new upload.
+    /// Sets how long the answer of the inner service is kept for retries, late duplicates and
+    /// probes. Default: 5 minutes. At most one year. After that the same file starts a new upload.
     pub fn with_record_lifetime(self, record_lifetime: Duration) -> Self {
         Self {
             record_lifetime,
@@ -86,9 +87,9 @@ impl Delivery {
         }
     }
 
-    /// How many bytes of the body of the inner service's answer are recorded. Default: 64 KiB.
+    /// Sets how many bytes of the body of the inner service's answer are recorded. Default: 64 KiB.
     ///
-    /// A longer body goes to the completing request only.
+    /// A longer body is sent to the completing request only.
     pub fn with_record_body(self, bytes: usize) -> Self {
         Self {
             record_body: bytes,
@@ -96,7 +97,7 @@ impl Delivery {
         }
     }
 
-    /// What a status of the inner service means. Default: [`Verdict::of`].
+    /// Sets what a status of the inner service means. Default: [`Verdict::of`].
     pub fn with_verdict(
         self,
         verdict: impl Fn(StatusCode) -> Verdict + Send + Sync + 'static,

@@ -9,8 +9,8 @@ use crate::{
 /// Why the layer answered a request with an error.
 ///
 /// It is in the extensions of that response, so that outer middleware can log it or answer
-/// differently. Which status a client gets depends on its protocol. The one distinction that all
-/// protocols make is [`is_retryable`](Self::is_retryable).
+/// differently. The protocol decides which status the client gets. All protocols make one
+/// distinction: [`is_retryable`](Self::is_retryable).
 ///
 /// ```
 /// use http::Request;
@@ -41,104 +41,94 @@ struct Inner {
     source: Option<BoxError>,
 }
 
-/// The kind of an [`Error`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// A field that every chunk needs is missing.
-    MissingField,
-    /// The value of a field cannot be used.
-    InvalidField,
-    /// A field came more than once, with different values.
-    ConflictingField,
-    /// The query or the form has more fields, or longer ones, than the layer reads.
-    TooManyFields,
-    /// The chunk lies behind the end of the file.
-    OutOfBounds,
-    /// The body has more or fewer bytes than declared.
-    ChunkLength,
-    /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
-    ChunkTooLarge,
-    /// The file is larger than [allowed](crate::Limits).
-    FileTooLarge,
-    /// The body is not the multipart form that its content type declares.
-    Multipart,
-    /// The form has no file part.
-    MissingFile,
-    /// The form has a second file part, or one of an unknown name.
-    UnexpectedFile,
-    /// The file is a text field that should be base64, and is not.
-    Base64,
-    /// The stored bytes would be in more ranges than the store accepts.
-    TooManyRanges,
-    /// Uploads do not use this method.
-    MethodNotAllowed,
-    /// The bytes of the chunk do not match their digest.
-    DigestMismatch,
-    /// The file does not match its digest. It is removed, and can be sent again.
-    FileDigestMismatch,
-    /// The store cannot keep this upload.
-    Unsupported,
-    /// The request ended before its body was complete.
-    Interrupted,
-    /// Another request has taken over the chunk, or has removed the upload.
-    Superseded,
-    /// The body came too slowly: see [`Limits`](crate::Limits).
-    TooSlow,
-    /// As many requests are under way as the layer or the store allows: see
-    /// [`Limits`](crate::Limits).
-    Busy,
-    /// There are as many unfinished uploads as [allowed](crate::Limits).
-    TooManyUploads,
-    /// The unfinished uploads would have more bytes than [allowed](crate::Limits).
-    QuotaExceeded,
-    /// The store failed.
-    Storage,
-    /// The store has no room left.
-    StorageFull,
-    /// The inner service failed to take the complete upload. The upload is kept, and delivered
-    /// again.
-    DeliveryFailed,
-    /// The inner service is still busy with the complete upload.
-    DeliveryPending,
-    /// A hook of the application refused the request.
-    Refused,
+/// Defines [`ErrorKind`], and which kind a [`Reason`] has: that of the same name.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident => $name:literal,)*) => {
+        /// The kind of an [`Error`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum ErrorKind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl ErrorKind {
+            /// A short, stable name in `snake_case`, such as `missing_field`.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+        }
+
+        impl Reason {
+            fn kind(&self) -> ErrorKind {
+                match self {
+                    $(Self::$kind { .. } => ErrorKind::$kind,)*
+                }
+            }
+        }
+    };
 }
 
-impl ErrorKind {
-    /// A short, stable name in `snake_case`, such as `missing_field`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MissingField => "missing_field",
-            Self::InvalidField => "invalid_field",
-            Self::ConflictingField => "conflicting_field",
-            Self::TooManyFields => "too_many_fields",
-            Self::OutOfBounds => "out_of_bounds",
-            Self::ChunkLength => "chunk_length",
-            Self::ChunkTooLarge => "chunk_too_large",
-            Self::FileTooLarge => "file_too_large",
-            Self::Multipart => "multipart",
-            Self::MissingFile => "missing_file",
-            Self::UnexpectedFile => "unexpected_file",
-            Self::Base64 => "base64",
-            Self::TooManyRanges => "too_many_ranges",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::DigestMismatch => "digest_mismatch",
-            Self::FileDigestMismatch => "file_digest_mismatch",
-            Self::Unsupported => "unsupported",
-            Self::Interrupted => "interrupted",
-            Self::Superseded => "superseded",
-            Self::TooSlow => "too_slow",
-            Self::Busy => "busy",
-            Self::TooManyUploads => "too_many_uploads",
-            Self::QuotaExceeded => "quota_exceeded",
-            Self::Storage => "storage",
-            Self::StorageFull => "storage_full",
-            Self::DeliveryFailed => "delivery_failed",
-            Self::DeliveryPending => "delivery_pending",
-            Self::Refused => "refused",
-        }
-    }
+kinds! {
+    /// A field that every chunk needs is missing.
+    MissingField => "missing_field",
+    /// The value of a field cannot be used.
+    InvalidField => "invalid_field",
+    /// A field was sent more than once, with different values.
+    ConflictingField => "conflicting_field",
+    /// The query or the form has more fields, or longer ones, than the layer reads.
+    TooManyFields => "too_many_fields",
+    /// The chunk lies beyond the end of the file.
+    OutOfBounds => "out_of_bounds",
+    /// The body has more or fewer bytes than declared.
+    ChunkLength => "chunk_length",
+    /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
+    ChunkTooLarge => "chunk_too_large",
+    /// The file is larger than [allowed](crate::Limits).
+    FileTooLarge => "file_too_large",
+    /// The body is not the multipart form that its content type declares.
+    Multipart => "multipart",
+    /// The form has no file part.
+    MissingFile => "missing_file",
+    /// The form has a second file part, or one of an unknown name.
+    UnexpectedFile => "unexpected_file",
+    /// The file is a text field that should be base64, and is not.
+    Base64 => "base64",
+    /// The stored bytes would be in more ranges than the store accepts.
+    TooManyRanges => "too_many_ranges",
+    /// Uploads do not use this method.
+    MethodNotAllowed => "method_not_allowed",
+    /// The bytes of the chunk do not match their digest.
+    DigestMismatch => "digest_mismatch",
+    /// The file does not match its digest. It is removed, and can be sent again.
+    FileDigestMismatch => "file_digest_mismatch",
+    /// The store cannot keep this upload, or the layer cannot deliver it.
+    Unsupported => "unsupported",
+    /// The request ended before its body was complete.
+    Interrupted => "interrupted",
+    /// Another request has taken over the range of the chunk, or has removed the upload.
+    Superseded => "superseded",
+    /// The body came too slowly: see [`Limits`](crate::Limits).
+    TooSlow => "too_slow",
+    /// As many requests are running as the layer or the store allows: see
+    /// [`Limits`](crate::Limits).
+    Busy => "busy",
+    /// There are as many unfinished uploads as [allowed](crate::Limits).
+    TooManyUploads => "too_many_uploads",
+    /// The unfinished uploads would have more bytes than [allowed](crate::Limits).
+    QuotaExceeded => "quota_exceeded",
+    /// The store failed.
+    Storage => "storage",
+    /// The store has no room left.
+    StorageFull => "storage_full",
+    /// The inner service failed to take the complete upload. The upload is kept, and delivered
+    /// again.
+    DeliveryFailed => "delivery_failed",
+    /// The inner service is still busy with the complete upload.
+    DeliveryPending => "delivery_pending",
+    /// A hook of the application refused the request.
+    Refused => "refused",
 }
 
 impl fmt::Display for ErrorKind {
@@ -180,41 +170,6 @@ pub(crate) enum Reason {
     Refused(Refusal),
 }
 
-impl Reason {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::MissingField { .. } => ErrorKind::MissingField,
-            Self::InvalidField { .. } => ErrorKind::InvalidField,
-            Self::ConflictingField { .. } => ErrorKind::ConflictingField,
-            Self::TooManyFields => ErrorKind::TooManyFields,
-            Self::OutOfBounds => ErrorKind::OutOfBounds,
-            Self::ChunkLength { .. } => ErrorKind::ChunkLength,
-            Self::ChunkTooLarge { .. } => ErrorKind::ChunkTooLarge,
-            Self::FileTooLarge { .. } => ErrorKind::FileTooLarge,
-            Self::Multipart { .. } => ErrorKind::Multipart,
-            Self::MissingFile { .. } => ErrorKind::MissingFile,
-            Self::UnexpectedFile => ErrorKind::UnexpectedFile,
-            Self::Base64 => ErrorKind::Base64,
-            Self::TooManyRanges => ErrorKind::TooManyRanges,
-            Self::MethodNotAllowed => ErrorKind::MethodNotAllowed,
-            Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
-            Self::FileDigestMismatch { .. } => ErrorKind::FileDigestMismatch,
-            Self::Unsupported => ErrorKind::Unsupported,
-            Self::Interrupted => ErrorKind::Interrupted,
-            Self::Superseded => ErrorKind::Superseded,
-            Self::TooSlow => ErrorKind::TooSlow,
-            Self::Busy => ErrorKind::Busy,
-            Self::TooManyUploads => ErrorKind::TooManyUploads,
-            Self::QuotaExceeded => ErrorKind::QuotaExceeded,
-            Self::Storage => ErrorKind::Storage,
-            Self::StorageFull => ErrorKind::StorageFull,
-            Self::DeliveryFailed => ErrorKind::DeliveryFailed,
-            Self::DeliveryPending => ErrorKind::DeliveryPending,
-            Self::Refused(_) => ErrorKind::Refused,
-        }
-    }
-}
-
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -224,7 +179,7 @@ impl fmt::Display for Reason {
                 write!(f, "the field `{name}` was sent twice with different values")
             }
             Self::TooManyFields => f.write_str("too many fields, or too long ones"),
-            Self::OutOfBounds => f.write_str("the chunk lies behind the end of the file"),
+            Self::OutOfBounds => f.write_str("the chunk lies beyond the end of the file"),
             Self::ChunkLength { expected, received } => {
                 let received = format_args!("but {received} were read");
                 write!(f, "the chunk should have {expected} bytes, {received}")
@@ -267,13 +222,21 @@ impl Error {
         Self(Arc::new(Inner { reason, source }))
     }
 
+    /// The error of a request body: the layer's own, or that the request was interrupted.
+    pub(crate) fn of_body(error: BoxError) -> Self {
+        match error.downcast::<Self>() {
+            Ok(error) => *error,
+            Err(error) => Self::new(Reason::Interrupted, error),
+        }
+    }
+
     /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.reason.kind()
     }
 
-    /// Whether the same request can succeed later. The client gets a status at which it tries
-    /// again, otherwise one at which it stops.
+    /// Whether the same request can succeed later. If so the client gets a status after which it
+    /// tries again, otherwise one at which it stops.
     pub fn is_retryable(&self) -> bool {
         match &self.0.reason {
             Reason::Refused(refusal) => refusal.is_retryable(),
@@ -345,11 +308,7 @@ impl From<BodyError> for Error {
             BodyError::Length { expected, received } => {
                 Reason::ChunkLength { expected, received }.into()
             }
-            // The layer's own reason, or what the connection says.
-            BodyError::Failed(error) => match error.downcast::<Self>() {
-                Ok(error) => *error,
-                Err(error) => Self::new(Reason::Interrupted, error),
-            },
+            BodyError::Failed(error) => Self::of_body(error),
         }
     }
 }

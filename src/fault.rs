@@ -2,8 +2,8 @@
 //!
 //! A build with `--cfg tower_resumable_faults` reads the environment variable
 //! `TOWER_RESUMABLE_FAULT`: `ACTION@N` for the N-th step of the process, once, or `ACTION@NAME` for
-//! every step of that name. The action is `kill` (as by `kill -9`), `eio` or `enospc` (the step fails and
-//! does nothing) or `skip` (the step succeeds and does nothing).
+//! every step of that name. The action is `kill` (as by `kill -9`), `eio` or `enospc` (the step
+//! fails and does nothing) or `skip` (the step succeeds and does nothing).
 
 /// Whether to do a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

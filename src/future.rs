@@ -14,9 +14,9 @@ use crate::{body::pace::without_client, response::ResponseBody};
 pin_project! {
     /// Response future of [`Resumable`](crate::Resumable).
     ///
-    /// If it is dropped before it has finished, the client has gone. The work on the bytes that have
-    /// arrived goes on in a task of its own: they are stored or discarded, and a complete upload is
-    /// delivered.
+    /// The server drops it when the client has gone. If it has not finished by then, the rest of
+    /// the work moves to a task: the bytes that have arrived are stored or discarded, and a
+    /// complete upload is delivered.
     pub struct ResponseFuture<F, R> {
         #[pin]
         kind: Kind<F, R>,
@@ -85,7 +85,7 @@ struct Upload<R> {
 
 impl<R> Upload<R> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody<R>>> {
-        // Taken out for the time of the poll: a future that panics is not polled again.
+        // Taken out during the poll, so that a future that panics is not polled again.
         let Some(mut future) = self.future.take() else {
             return Poll::Pending;
         };
@@ -118,7 +118,7 @@ where
     R: 'static,
 {
     fn detach(self: Pin<Box<Self>>) {
-        // Outside of a runtime nothing can go on: that is as if the process had ended.
+        // Without a runtime the work stops here, as in a crash.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(without_client(async move { drop(self.await) }));
         }

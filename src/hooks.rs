@@ -7,11 +7,12 @@ use http::{Response, StatusCode, request::Parts};
 
 use crate::model::upload::{Scope, Upload};
 
-/// The application refuses a request, with a status and a reason, or with a response.
+/// The refusal of a request by the application: a status and a reason, or a whole response.
 ///
-/// What the client gets depends on its protocol. A chunk client gets a status at which it stops (400 for
-/// most of them), because it sends the chunk again on others; the status given here is in the header
-/// `x-resumable-status`. 408, 425, 429 and 5xx mean that the request can succeed later: they become 503.
+/// What the client gets depends on its protocol. A chunk client gets a status at which it stops
+/// (400 for most of them), because it sends the chunk again after others. The status of the refusal
+/// is in the header `x-resumable-status`. 408, 425, 429 and 5xx mean that the same request can
+/// succeed later: they become 503.
 ///
 /// ```
 /// use http::{Response, StatusCode};
@@ -37,7 +38,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Refuses with a status and a short reason. The client gets both as problem details ([RFC 9457]).
+    /// Creates a refusal with a status and a short reason. The client gets both as problem details
+    /// ([RFC 9457]).
     ///
     /// [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
     pub fn new(status: StatusCode, reason: impl Into<String>) -> Self {
@@ -53,12 +55,12 @@ impl Refusal {
         self.status
     }
 
-    /// The reason that the application gave.
+    /// The reason that the application gave. `refused` if it gave a whole response.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// Whether the same request can succeed later.
+    /// Whether the same request can succeed later: the status is 408, 425, 429 or 5xx.
     pub fn is_retryable(&self) -> bool {
         matches!(self.status.as_u16(), 408 | 425 | 429 | 500..)
     }
@@ -68,6 +70,7 @@ impl Refusal {
     }
 }
 
+/// Refuses with the status, headers and body of a response.
 impl From<Response<Bytes>> for Refusal {
     fn from(response: Response<Bytes>) -> Self {
         Self {
@@ -98,7 +101,7 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// What a request wants, for the [admission hook](crate::ResumableLayer::with_admission).
+/// The purpose of a request, for the [admission hook](crate::ResumableLayer::with_admission).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Purpose {
@@ -110,8 +113,8 @@ pub enum Purpose {
     List,
     /// Create an upload that has no bytes yet.
     Create,
-    /// Store a chunk or a whole file. A file part that comes before its fields has been read already,
-    /// but is not stored yet.
+    /// Store a chunk or a whole file. A file part that comes before its fields has already been
+    /// read and spooled, but is not part of an upload yet.
     Chunk,
     /// Deliver a complete file. A final refusal removes it.
     Deliver,
@@ -119,8 +122,8 @@ pub enum Purpose {
     Cancel,
 }
 
-/// A request for the [admission hook](crate::ResumableLayer::with_admission), with all that it declares.
-/// Do not trust what the client declares.
+/// A request for the [admission hook](crate::ResumableLayer::with_admission), with all that it
+/// declares. Do not trust what the client declares.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission<'a> {
     purpose: Purpose,
@@ -130,7 +133,7 @@ pub struct Admission<'a> {
 }
 
 impl<'a> Admission<'a> {
-    /// What the request wants.
+    /// The purpose of the request.
     pub fn purpose(&self) -> Purpose {
         self.purpose
     }

@@ -25,7 +25,8 @@ use crate::{
 
 /// Layer that applies [`Resumable`], which receives uploads and delivers complete files.
 ///
-/// It has no type parameter for the store. All settings have safe defaults. Clones share their uploads.
+/// It has no type parameter for the store. All settings have safe defaults. Clones share their
+/// uploads and have their own settings.
 ///
 /// ```
 /// use std::time::Duration;
@@ -44,21 +45,23 @@ pub struct ResumableLayer {
 }
 
 impl ResumableLayer {
-    /// A layer that keeps uploads in `store` and answers on the path `/upload`.
+    /// Creates a layer that keeps uploads in `store` and answers on the path `/upload`.
     pub fn new(store: impl Store) -> Self {
         Self {
             engine: Engine::new(Arc::new(store)),
         }
     }
 
-    /// Answers on exactly this path. Default: `/upload`.
+    /// Sets the path that the layer answers on. Default: `/upload`.
     ///
-    /// The path is compared as the layer sees it: inside an axum `nest`, without the prefix.
+    /// It has to equal the path that the layer sees: inside an axum `nest`, that is the path
+    /// without the prefix.
     pub fn with_path(self, path: impl Into<String>) -> Self {
         self.with(|config| config.route = Route::Path(path.into()))
     }
 
-    /// Answers the requests for which `matcher` returns `true`, in the place of a path.
+    /// Answers the requests for which `matcher` returns `true`, instead of those with a certain
+    /// path.
     ///
     /// ```
     /// use tower_resumable::{MemoryStore, ResumableLayer};
@@ -89,7 +92,7 @@ impl ResumableLayer {
         self.with(|config| config.protocols.add(protocol.into()))
     }
 
-    /// Understands these protocols and no others.
+    /// Sets the protocols, and removes all others.
     ///
     /// ```
     /// use tower_resumable::{Dialect, MemoryStore, Protocol, ResumableLayer};
@@ -102,15 +105,16 @@ impl ResumableLayer {
         self.with(|config| config.protocols.only(protocols))
     }
 
-    /// What makes two chunks belong to the same upload. Default: [`IdentityRule::Full`].
+    /// Sets what makes two chunks belong to the same upload. Default: [`IdentityRule::Full`].
     pub fn with_identity(self, rule: IdentityRule) -> Self {
         self.with(|config| config.protocols.chunked_mut().identity = rule)
     }
 
-    /// Answers a `GET` on the path whose query has this parameter with the list of the unfinished
-    /// uploads of the request's [scope](Self::with_scope): names, lengths, and how many bytes are stored.
+    /// Sets the query parameter that asks for a list. A `GET` request with this parameter is
+    /// answered with the unfinished uploads of its [scope](Self::with_scope): names, lengths, and
+    /// how many bytes are stored.
     ///
-    /// Default: no such parameter, because without scopes the list has the uploads of all users.
+    /// Default: none, because without scopes the list contains the uploads of all users.
     ///
     /// ```
     /// use http_body_util::BodyExt;
@@ -142,10 +146,12 @@ impl ResumableLayer {
         self.with(|config| config.protocols.chunked_mut().list_parameter = Some(name.into()))
     }
 
-    /// Names the owner of each upload, from what an outer layer knows of the request.
+    /// Sets the hook that names the owner of each upload, from what outer layers know of the
+    /// request.
     ///
-    /// Uploads of different scopes can neither see nor change each other, even if all their fields are
-    /// equal. Default: all requests share one scope. The hook is called before a byte of the body is read.
+    /// Uploads of different scopes can neither see nor change each other, even if all their fields
+    /// are equal. The hook is called before a byte of the body is read. A refusal is the answer to
+    /// the request. Default: all requests share one scope.
     ///
     /// ```
     /// use http::StatusCode;
@@ -169,13 +175,14 @@ impl ResumableLayer {
         self.with(|config| config.hooks.scope = Some(Arc::new(scope)))
     }
 
-    /// Asks the application about each request for uploads, with all that the request declares, and
-    /// once more before a file is delivered.
+    /// Sets the hook that admits or refuses each upload request, with all that the request
+    /// declares. It is called once more before a file is delivered. Default: all requests are
+    /// admitted.
     ///
-    /// The hook takes what it needs of the request, and answers asynchronously. A refused request stores
-    /// nothing and learns nothing. A final refusal [before the delivery](crate::Purpose::Deliver) removes
-    /// the file. [`Uploads::deliver`] does not call the hook. Late duplicates of a delivered file are
-    /// asked about like all chunks.
+    /// The hook copies what it needs of the request and answers asynchronously. A refused request
+    /// stores nothing and learns nothing about stored uploads. A final refusal [before the
+    /// delivery](crate::Purpose::Deliver) removes the file. Late duplicates of a delivered file are
+    /// admitted like all other chunks. [`Uploads::deliver`] does not call the hook.
     ///
     /// ```
     /// use http::StatusCode;
@@ -218,12 +225,13 @@ impl ResumableLayer {
         self.with(|config| config.hooks.admission = Some(Arc::new(boxed)))
     }
 
-    /// Shows the application the first bytes of each file, up to 8 KiB: when they arrive, and once more
-    /// before the file is delivered (a first chunk can be shorter, and can arrive last).
+    /// Sets the hook that checks the first bytes of each file, up to 8 KiB. It is called when they
+    /// arrive, and once more before the file is delivered, because the first chunk can be shorter
+    /// or can arrive last. Default: none.
     ///
-    /// A file that the hook refuses for good is removed. The hook runs on the async threads, so it has to
-    /// be quick. The first bytes say what a file claims to be, not what it is: content that has to be safe
-    /// is to be checked as a whole, by the inner service.
+    /// A file that the hook refuses for good is removed. The hook runs on the async threads, so it
+    /// must not block. The first bytes say what a file claims to be, not what it is: if the content
+    /// has to be safe, let the inner service check the whole file.
     ///
     /// ```
     /// use http::StatusCode;
@@ -257,17 +265,17 @@ impl ResumableLayer {
         self.with(|config| config.hooks.sniff = Some(Arc::new(sniff)))
     }
 
-    /// The most that clients can make the layer do. Default: see [`Limits`].
+    /// Sets the most that clients can make the layer do. Default: see [`Limits`].
     pub fn with_limits(self, limits: Limits) -> Self {
         self.with(|config| config.limits = limits)
     }
 
-    /// How complete uploads are delivered. Default: see [`Delivery`].
+    /// Sets how complete uploads are delivered. Default: see [`Delivery`].
     pub fn with_delivery(self, delivery: Delivery) -> Self {
         self.with(|config| config.delivery = delivery)
     }
 
-    /// How long uploads are kept that are not delivered. Default: see [`Retention`].
+    /// Sets how long uploads are kept that are not delivered. Default: see [`Retention`].
     ///
     /// Nothing is removed unless the application calls [`Uploads::sweep`] or spawns
     /// [`Uploads::sweep_every`].
@@ -275,7 +283,7 @@ impl ResumableLayer {
         self.with(|config| config.retention = retention)
     }
 
-    /// In which fields clients declare digests of chunks and files. Default: none.
+    /// Sets the fields in which clients declare digests of chunks and files. Default: none.
     pub fn with_digests(self, digests: Digests) -> Self {
         self.with(|config| {
             let field = digests
@@ -287,18 +295,19 @@ impl ResumableLayer {
         })
     }
 
-    /// How long a response that tells the client to try again is held back. Default: 250 ms for the
-    /// first attempt to deliver an upload, up to eight times as long for later ones.
+    /// Sets how long a response that tells the client to try again is held back. Default: 250 ms.
+    /// After the second attempt to deliver an upload the response is held back twice as long, after
+    /// the third four times, after all later ones eight times.
     ///
-    /// Resumable.js tries again at once, up to a hundred times.
+    /// The delay protects the server: Resumable.js tries again at once, up to a hundred times.
     pub fn with_hold_back(self, delay: Duration) -> Self {
         self.with(|config| config.hold_back = delay)
     }
 
-    /// Changes or replaces the responses of the layer to errors.
+    /// Sets the hook that changes or replaces the responses of the layer to errors. Default: none.
     ///
-    /// The status decides what the client does: Resumable.js stops at 400, 404, 415, 500 and 501, and
-    /// tries again at all others.
+    /// The status decides what the client does: Resumable.js stops at 400, 404, 415, 500 and 501,
+    /// and tries again at all others.
     pub fn with_error_response(
         self,
         change: impl Fn(&Error, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
@@ -306,12 +315,16 @@ impl ResumableLayer {
         self.with(|config| config.error_response = Some(Arc::new(change)))
     }
 
-    /// The operator's handle to the uploads of this layer. Call it after all settings.
+    /// Returns the operator's handle to the uploads of this layer.
+    ///
+    /// The handle has the settings that the layer has at this moment: call it after all `with_*`
+    /// methods.
     pub fn uploads(&self) -> Uploads {
         Uploads::new(self.engine.clone())
     }
 
-    /// Options for upload clients that fit this layer: path, limits, field names and retries.
+    /// Returns options for upload clients that fit this layer: path, limits, field names and
+    /// retries.
     pub fn client_options(&self) -> ClientOptions {
         let Config {
             route,

@@ -1,9 +1,9 @@
 //! Tower middleware for resumable uploads.
 //!
-//! Clients send a file in chunks: out of order, in parallel, twice, across reloads and restarts. The
-//! service behind [`ResumableLayer`] receives **one ordinary request with a finished file**: a
-//! [`CompletedUpload`] is in its extensions. [Resumable.js] and [other clients](Dialect) need no change.
-//! Requests that are not uploads pass untouched.
+//! Clients send a file in chunks: out of order, in parallel, twice, across reloads and restarts.
+//! The service behind [`ResumableLayer`] receives **one ordinary request with a finished file**: a
+//! [`CompletedUpload`] is in its extensions. [Resumable.js] and [other clients](Dialect) need no
+//! change. Requests that are not uploads pass untouched.
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -21,15 +21,17 @@
 //! # Ok::<(), tower_resumable::store::StoreError>(())
 //! ```
 //!
-//! The layer applies to every `Service<Request<B>>`: axum, tonic, plain hyper. It needs a tokio runtime.
+//! The layer applies to every `Service<Request<B>>`: axum, tonic, plain hyper. It needs a tokio
+//! runtime.
 //!
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
-//! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible engines,
-//!   Azure, Google Cloud Storage) that many servers share.
+//! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible
+//!   engines, Azure, Google Cloud Storage) that many servers share.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
-//! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic versioning.
+//! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
+//!   versioning.
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
 

@@ -38,14 +38,15 @@ pub(crate) const TYPE_BYTES: usize = 256;
 /// Most chunk numbers that a status answer lists.
 pub(crate) const LISTED_CHUNKS: usize = 65_536;
 
-/// How much is read of a body that is refused, and for how long. A client that cannot send its body to
-/// the end does not see the answer. After that the answer is sent and the connection is closed.
+/// How many bytes are read of the body of a refused request, and for how long. A client that cannot
+/// send its body to the end does not see the answer. After that the answer is sent and the
+/// connection is closed.
 pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 
 /// The most that clients can make the layer do: the bounds that can be set, and those that cannot.
 ///
-/// A request over a *final* limit gets a status at which its client stops. One over a *retryable* limit
-/// gets 503 with `Retry-After`. Nothing of a refused request is stored.
+/// A request over a *final* limit gets a status at which its client stops. One over a *retryable*
+/// limit gets 503 with `Retry-After`. Nothing of a refused request is stored.
 ///
 /// | what | default | over it | set by |
 /// |---|---|---|---|
@@ -71,14 +72,14 @@ pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 /// | chunk numbers in a status answer | 65,536 | the rest is left out; the byte ranges are complete | |
 /// | recorded bytes of the inner service's answer | 64 KiB | not repeated | [`Delivery::with_record_body`](crate::Delivery::with_record_body) |
 ///
-/// The server limits the time for the head of a request, the number of connections and the streams of
-/// each: with hyper, set a timer, `header_read_timeout` and `max_concurrent_streams`.
+/// The server limits the time for the head of a request, the number of connections and the streams
+/// of each: with hyper, set a timer, `header_read_timeout` and `max_concurrent_streams`.
 ///
-/// The limits of a scope need a [scope hook](crate::ResumableLayer::with_scope). Without one only the
-/// limits in all apply. Each process counts unfinished uploads. It asks the store for them at its first
-/// new upload, and again before it refuses an upload, unless it has asked within the last two seconds, or
-/// within ten times the time that the store took. Several servers that share a store may admit some
-/// uploads each before they know of those of the others.
+/// The limits of a scope need a [scope hook](crate::ResumableLayer::with_scope). Without one only
+/// the limits of all uploads apply. Each process counts unfinished uploads. It asks the store for
+/// them at its first new upload, and again before it refuses an upload. It does not ask again
+/// within two seconds, or within ten times the time that the store took. Several servers that share
+/// a store may each admit some uploads before they know of those of the others.
 ///
 /// ```
 /// use std::time::Duration;
@@ -109,7 +110,7 @@ pub(crate) struct Bound {
     pub(crate) in_all: u64,
 }
 
-/// How slowly a body may come.
+/// How slowly a body may arrive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) idle: Duration,
@@ -148,77 +149,79 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Most bytes of a file. Default: 1 TiB.
+    /// Sets the maximum number of bytes of a file. Default: 1 TiB.
     pub fn with_file_size(mut self, bytes: u64) -> Self {
         self.file_size = bytes;
         self
     }
 
-    /// Most bytes of a chunk. Default: 256 MiB. The last chunk of Resumable.js can be nearly twice as long
-    /// as its `chunkSize`.
+    /// Sets the maximum number of bytes of a chunk, or of a file in one request. Default: 256 MiB.
+    /// The last chunk of Resumable.js can be nearly twice as long as its `chunkSize`.
     pub fn with_chunk_size(mut self, bytes: u64) -> Self {
         self.chunk_size = bytes;
         self
     }
 
-    /// Most unfinished uploads of all scopes together. Default: 100,000.
+    /// Sets the maximum number of unfinished uploads of all scopes together. Default: 100,000.
     pub fn with_uploads(mut self, uploads: u64) -> Self {
         self.uploads.in_all = uploads;
         self
     }
 
-    /// Most unfinished uploads of one scope. Default: 1,000.
+    /// Sets the maximum number of unfinished uploads of one scope. Default: 1,000.
     pub fn with_uploads_per_scope(mut self, uploads: u64) -> Self {
         self.uploads.per_scope = uploads;
         self
     }
 
-    /// Most bytes that all unfinished uploads may declare together. Default: without limit.
+    /// Sets how many bytes all unfinished uploads may declare together. Default: without limit.
     pub fn with_unfinished_bytes(mut self, bytes: u64) -> Self {
         self.unfinished_bytes.in_all = bytes;
         self
     }
 
-    /// Most bytes that the unfinished uploads of one scope may declare together. Default: 1 TiB. The
-    /// declared length counts, not what has arrived.
+    /// Sets how many bytes the unfinished uploads of one scope may declare together. Default: 1
+    /// TiB. The declared lengths count, not what has arrived.
     pub fn with_unfinished_bytes_per_scope(mut self, bytes: u64) -> Self {
         self.unfinished_bytes.per_scope = bytes;
         self
     }
 
-    /// Most bodies that are read at once. Default: 4,096. Each takes some tens of kilobytes of memory.
+    /// Sets how many bodies are read at once. Default: 4,096. Each takes some tens of kilobytes of
+    /// memory.
     pub fn with_bodies(mut self, bodies: u64) -> Self {
         self.bodies.in_all = bodies;
         self
     }
 
-    /// Most bodies of one scope that are read at once. Default: 256.
+    /// Sets how many bodies of one scope are read at once. Default: 256.
     pub fn with_bodies_per_scope(mut self, bodies: u64) -> Self {
         self.bodies.per_scope = bodies;
         self
     }
 
-    /// How long a body may bring nothing. Default: 30 seconds. The time in which the layer itself is busy
-    /// does not count, here and for the other two.
+    /// Sets how long nothing may arrive of a body. Default: 30 seconds. The time in which the layer
+    /// itself is busy does not count, here and for the other two time limits.
     pub fn with_idle(mut self, timeout: Duration) -> Self {
         self.pace.idle = timeout;
         self
     }
 
-    /// The bytes per second that a body must bring on average, after the
-    /// [grace period](Self::with_grace). Default: 1 KiB.
+    /// Sets the minimum rate of a body, in bytes per second on average, after the [grace
+    /// period](Self::with_grace). Default: 1,024. 0 means no minimum.
     pub fn with_min_rate(mut self, bytes_per_second: u64) -> Self {
         self.pace.min_rate = bytes_per_second;
         self
     }
 
-    /// How long a body may be slower than the [least rate](Self::with_min_rate). Default: a minute.
+    /// Sets how long a body may be slower than the [minimum rate](Self::with_min_rate). Default: a
+    /// minute.
     pub fn with_grace(mut self, grace: Duration) -> Self {
         self.pace.grace = grace;
         self
     }
 
-    /// How long a body may take as a whole. Default: an hour.
+    /// Sets how long a body may take as a whole. Default: an hour.
     pub fn with_body_time(mut self, timeout: Duration) -> Self {
         self.pace.body_time = timeout;
         self

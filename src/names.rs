@@ -15,12 +15,12 @@ const MAX_DEPTH: usize = 32;
 
 /// Makes a name that is safe as a file name on Linux, macOS and Windows.
 ///
-/// It takes the last component, if `name` is a path of any of these systems, and removes control
-/// characters, characters that change the direction of text or are invisible, characters that Windows
-/// forbids, dots and spaces at both ends, and a leading `-`. The name of a Windows device gets a prefix.
-/// At most 255 bytes remain, with the extension. Accented letters are composed (Unicode form NFC),
-/// because macOS sends them decomposed. If nothing remains the result is `file`. A safe name does not
-/// change.
+/// It takes the last component, if `name` is a path of any of these systems. It removes control
+/// characters, characters that are invisible or change the direction of text, characters that
+/// Windows forbids, dots and spaces at both ends, and a leading `-`. The name of a Windows device
+/// gets a prefix. At most 255 bytes remain, with the extension. Accented letters are composed
+/// (Unicode form NFC), because macOS sends them decomposed. If nothing remains the result is
+/// `file`. A safe name does not change.
 ///
 /// ```
 /// use tower_resumable::safe_file_name;
@@ -37,15 +37,16 @@ pub fn safe_file_name(name: &str) -> String {
     safe_component(last).unwrap_or_else(|| "file".to_owned())
 }
 
-/// Makes a path that is safe below any folder on Linux, macOS and Windows: it never leads out of it.
+/// Makes a relative path that is safe below any folder on Linux, macOS and Windows: it never leads
+/// out of the folder.
 ///
 /// Each component is made safe as by [`safe_file_name`]. The separators of all these systems are
-/// understood. Components of which nothing remains are left out, as are `.`, `..`, the root and a drive
-/// letter. At most 32 components and 768 bytes remain: the innermost folders are left out first, and the
-/// file name is kept. If nothing remains the result is `file`. A safe path does not change.
+/// understood. Components that become empty are left out, as are `.`, `..`, the root and a drive
+/// letter. At most 32 components and 768 bytes remain: the innermost folders are left out first,
+/// and the file name is kept. If nothing remains the result is `file`. A safe path does not change.
 ///
-/// Two different paths can have the same result. [`FileStore`](crate::FileStore) then adds a number to
-/// the name of the later file.
+/// Two different paths can have the same result. [`FileStore`](crate::FileStore) then adds a number
+/// to the name of the later file.
 ///
 /// ```
 /// use std::path::Path;
@@ -59,9 +60,10 @@ pub fn safe_file_name(name: &str) -> String {
 pub fn safe_relative_path(path: &str) -> PathBuf {
     let mut kept: Vec<String> = Vec::new();
     for component in path.split(SEPARATORS) {
-        let component = match kept.is_empty() {
-            true => without_drive(component),
-            false => component,
+        let component = if kept.is_empty() {
+            without_drive(component)
+        } else {
+            component
         };
         kept.extend(safe_component(component));
     }
@@ -92,7 +94,7 @@ fn without_drive(component: &str) -> &str {
 
 /// The safe name of a single component.
 fn safe_component(name: &str) -> Option<String> {
-    // Composed at the end: what stood between the letters is gone.
+    // Composed after the filter, which may have removed what stood between the letters.
     let kept: String = name.chars().filter(|c| !is_unsafe(*c)).nfc().collect();
     let is_space = |c: char| c == '.' || c.is_whitespace();
     let kept = kept
@@ -101,12 +103,13 @@ fn safe_component(name: &str) -> Option<String> {
     if kept.is_empty() {
         return None;
     }
-    // In this order: shortening may produce the name of a device.
+    // First shortened, because that may produce the name of a device.
     let kept = shortened(kept);
-    Some(match is_device(&kept) {
-        true => shortened(&format!("_{kept}")),
-        false => kept,
-    })
+    if is_device(&kept) {
+        Some(shortened(&format!("_{kept}")))
+    } else {
+        Some(kept)
+    }
 }
 
 fn is_unsafe(c: char) -> bool {
@@ -117,8 +120,8 @@ fn is_unsafe(c: char) -> bool {
         || is_invisible(c)
 }
 
-/// Unicode's `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of version 16): direction and
-/// width marks, fillers, tags and other characters that are not displayed.
+/// Unicode's `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of version 16): direction
+/// and width marks, fillers, tags and other characters that are not displayed.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -238,7 +241,7 @@ mod tests {
             ("a".repeat(256), "a".repeat(255)),
             ("é".repeat(128), "é".repeat(127)),
             ("é".repeat(200) + ".txt", "é".repeat(125) + ".txt"),
-            // Grows when it is decomposed only.
+            // Only its decomposed form is too long.
             ("e\u{301}".repeat(127), "é".repeat(127)),
             (
                 "x".repeat(240) + &".y".repeat(9),
@@ -260,7 +263,7 @@ mod tests {
     /// Each character, at the beginning, before an accent, and at the end.
     #[test]
     fn no_character_makes_a_name_unsafe() {
-        // Elsewhere are ideographs that stay as they are, or nothing.
+        // The other ranges contain ideographs that stay as they are, or nothing.
         let assigned = ('\0'..='\u{1ffff}')
             .chain('\u{2f800}'..='\u{2fa1f}')
             .chain('\u{e0000}'..='\u{e1000}');
@@ -268,8 +271,8 @@ mod tests {
             let raw = format!("{c}e{c}\u{301}.{c}");
             check_name(&raw, &safe_file_name(&raw));
         }
-        // Controls, what Windows forbids with the separators, what is in no other list, and what is
-        // invisible.
+        // Controls; characters that Windows forbids, and separators; those in no other list; and
+        // invisible ones.
         let removed = ('\0'..=char::MAX).filter(|c| is_unsafe(*c)).count();
         assert_eq!(removed, 65 + 9 + 5 + 4174);
     }
@@ -331,7 +334,7 @@ mod tests {
                 format!("{long}/{long}/a/{long}"),
                 format!("{long}/{long}/{long}"),
             ),
-            // No folder behind one that is left out.
+            // A folder is left out with all folders inside it.
             (
                 format!("{long}/{long}/{long}/a/n"),
                 format!("{long}/{long}/n"),
@@ -344,7 +347,7 @@ mod tests {
         }
     }
 
-    /// Paths of all kinds of pieces, by chance.
+    /// Random paths of pieces of all kinds.
     #[test]
     fn no_path_leads_out() {
         const PIECES: &[&str] = &[

@@ -22,7 +22,7 @@ pin_project! {
     #[project = KindProj]
     enum Kind<R> {
         Inner { #[pin] body: R },
-        Read { data: Option<Bytes>, trailers: Option<HeaderMap>, rest: Option<Pin<Box<R>>> },
+        Read { read: PartlyRead<R> },
     }
 }
 
@@ -36,28 +36,22 @@ impl<R> ResponseBody<R> {
 
     /// The layer's own answer.
     pub(crate) fn answer(data: Bytes) -> Self {
-        Self {
-            kind: Kind::Read {
-                data: Some(data),
-                trailers: None,
-                rest: None,
-            },
-        }
+        Self::partly_read(PartlyRead {
+            data,
+            trailers: None,
+            rest: None,
+        })
     }
 
-    /// The begin of the inner service's body, which has been read, and the rest.
+    /// The beginning of the inner service's body, which has been read, and the rest.
     pub(crate) fn partly_read(read: PartlyRead<R>) -> Self {
         Self {
-            kind: Kind::Read {
-                data: Some(read.data),
-                trailers: read.trailers,
-                rest: read.rest,
-            },
+            kind: Kind::Read { read },
         }
     }
 }
 
-/// A body of the inner service of which the begin has been read.
+/// A body of the inner service whose beginning has been read.
 pub(crate) struct PartlyRead<R> {
     pub(crate) data: Bytes,
     pub(crate) trailers: Option<HeaderMap>,
@@ -110,26 +104,19 @@ impl<R: Body<Data = Bytes>> Body for ResponseBody<R> {
     ) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
         match self.project().kind.project() {
             KindProj::Inner { body } => body.poll_frame(cx),
-            KindProj::Read {
-                data,
-                trailers,
-                rest,
-            } => {
-                if let Some(data) = data.take().filter(|data| !data.is_empty()) {
+            KindProj::Read { read } => {
+                if !read.data.is_empty() {
+                    let data = std::mem::take(&mut read.data);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                if let Some(body) = rest {
+                if let Some(body) = &mut read.rest {
                     let frame = ready!(body.as_mut().poll_frame(cx));
                     if frame.is_none() {
-                        *rest = None;
+                        read.rest = None;
                     }
                     return Poll::Ready(frame);
                 }
-                Poll::Ready(
-                    trailers
-                        .take()
-                        .map(|trailers| Ok(Frame::trailers(trailers))),
-                )
+                Poll::Ready(read.trailers.take().map(Frame::trailers).map(Ok))
             }
         }
     }
@@ -137,20 +124,18 @@ impl<R: Body<Data = Bytes>> Body for ResponseBody<R> {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
-            Kind::Read {
-                data,
-                trailers,
-                rest,
-            } => data.as_ref().is_none_or(Bytes::is_empty) && trailers.is_none() && rest.is_none(),
+            Kind::Read { read } => {
+                read.data.is_empty() && read.trailers.is_none() && read.rest.is_none()
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Inner { body } => body.size_hint(),
-            Kind::Read { data, rest, .. } => {
-                let ready = data.as_ref().map_or(0, Bytes::len) as u64;
-                let Some(rest) = rest else {
+            Kind::Read { read } => {
+                let ready = read.data.len() as u64;
+                let Some(rest) = &read.rest else {
                     return SizeHint::with_exact(ready);
                 };
                 let rest = rest.size_hint();

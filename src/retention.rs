@@ -34,13 +34,14 @@ impl Default for Retention {
 }
 
 impl Retention {
-    /// How long an incomplete upload is kept after its last request. Default: 7 days.
+    /// Sets how long an incomplete upload is kept after its last request. Default: 7 days.
     pub fn with_abandoned(self, abandoned: Duration) -> Self {
         Self { abandoned, ..self }
     }
 
-    /// How long a complete upload is kept that the inner service does not take. Default: without limit,
-    /// because all its bytes were acknowledged.
+    /// Sets how long a complete upload is kept that is not delivered, because the inner service
+    /// failed or refused it for the moment. Default: without limit, because all its bytes were
+    /// acknowledged.
     pub fn with_undelivered(self, undelivered: Duration) -> Self {
         Self {
             undelivered: Some(undelivered),
@@ -50,7 +51,7 @@ impl Retention {
 
     pub(crate) fn expiry(&self) -> Expiry {
         let now = SystemTime::now();
-        // An age that reaches back behind 1970 keeps everything.
+        // A limit before 1970 keeps everything.
         let before = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
         Expiry {
             abandoned_before: Some(before(self.abandoned)),

@@ -17,7 +17,11 @@ use crate::{
 
 /// Middleware that receives uploads and delivers complete files to the inner service.
 ///
-/// Made by [`ResumableLayer`](crate::ResumableLayer). It needs a tokio runtime.
+/// Made by [`ResumableLayer`](crate::ResumableLayer).
+///
+/// # Panics
+///
+/// The response future of an upload request panics outside of a tokio runtime with a time driver.
 #[derive(Clone)]
 pub struct Resumable<S> {
     inner: S,
@@ -29,17 +33,17 @@ impl<S> Resumable<S> {
         Self { inner, engine }
     }
 
-    /// The inner service.
+    /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The inner service.
+    /// Returns a mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The inner service, without the middleware.
+    /// Removes the middleware and returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -84,8 +88,8 @@ where
             return ResponseFuture::inner(self.inner.call(Request::from_parts(head, body)));
         };
         // A slow chunk must not hold the readiness (a concurrency permit, a buffer slot) that
-        // `poll_ready` reserved. So the ready service is dropped for a fresh clone, and another clone
-        // is driven to readiness only when there is a complete upload to deliver.
+        // `poll_ready` reserved. So the ready service is dropped for a fresh clone, and another
+        // clone is driven to readiness only when there is a complete upload to deliver.
         let inner = self.inner.clone();
         self.inner = inner.clone();
         let engine = self.engine.clone();

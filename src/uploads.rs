@@ -22,7 +22,8 @@ use crate::{
 
 /// The operator's handle to the uploads of a layer: lists, delivers and sweeps them.
 ///
-/// Returned by [`ResumableLayer::uploads`](crate::ResumableLayer::uploads). Clones are the same handle.
+/// Returned by [`ResumableLayer::uploads`](crate::ResumableLayer::uploads). Clones share the
+/// uploads of the layer.
 #[derive(Clone)]
 pub struct Uploads {
     engine: Engine,
@@ -33,31 +34,49 @@ impl Uploads {
         Self { engine }
     }
 
-    /// Lists uploads that are not delivered, in pages, in the order of their ids.
+    /// Lists the uploads that are neither delivered nor rejected, in the order of their ids, in
+    /// pages of at most [`Page::MAX`].
     ///
-    /// `after` is the [`next`](Page::next) of the page before, `None` for the first page.
+    /// `after` is the [`next`](Page::next) of the previous page, or `None` for the first page.
     ///
     /// # Errors
     ///
-    /// Errors of the store.
+    /// [`Storage`](crate::ErrorKind::Storage) and other errors of the store.
     pub async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, Error> {
         Ok(self.engine.store.list(filter, after).await?)
     }
 
-    /// Delivers a complete upload to `inner`, as if `request` had just completed it, and records the
-    /// answer. If another request is about to deliver it, this waits for its answer.
+    /// Delivers a complete upload to `inner`, as if `request` had just completed it, and records
+    /// the answer. If another request is delivering it, this waits for that answer. `Ok` contains
+    /// the answer of the inner service, even if the service [rejected or refused](crate::Verdict)
+    /// the file.
     ///
-    /// For uploads whose clients may never come back: they were complete when the process died, or the
-    /// inner service failed. `inner` is the service that the layer is applied to. `request` is what it
-    /// gets, with what outer layers would have added, such as the user that [`Upload::scope`] names. The
-    /// layer adds the [`CompletedUpload`](crate::CompletedUpload).
+    /// This is for uploads whose clients may not come back: the process died before the delivery,
+    /// or the inner service failed. `inner` is the service that the layer is applied to. It gets
+    /// `request`, which needs what outer layers would have added, such as the user that
+    /// [`Upload::scope`] names. The layer adds the [`CompletedUpload`](crate::CompletedUpload). The
+    /// [admission hook](crate::ResumableLayer::with_admission) is not called. The file is checked
+    /// with the other hooks and [digests](crate::Digests) of the layer.
     ///
     /// # Errors
     ///
-    /// [`DeliveryFailed`](crate::ErrorKind::DeliveryFailed) if the inner service fails: the upload can be
-    /// delivered again. [`DeliveryPending`](crate::ErrorKind::DeliveryPending) if it takes longer than the
-    /// [timeout](crate::Delivery::with_timeout). [`Superseded`](crate::ErrorKind::Superseded) if the
-    /// upload is gone. Errors of the store.
+    /// * [`DeliveryFailed`](crate::ErrorKind::DeliveryFailed) if the inner service fails, or the
+    ///   file cannot be read. The upload can be delivered again.
+    /// * [`DeliveryPending`](crate::ErrorKind::DeliveryPending) if the delivery takes longer than
+    ///   the [timeout](crate::Delivery::with_timeout). It goes on.
+    /// * [`Superseded`](crate::ErrorKind::Superseded) if the upload is absent or not complete.
+    /// * [`Refused`](crate::ErrorKind::Refused) if the [hook](crate::ResumableLayer::with_sniff)
+    ///   for the first bytes refuses the file,
+    ///   [`FileDigestMismatch`](crate::ErrorKind::FileDigestMismatch), and
+    ///   [`InvalidField`](crate::ErrorKind::InvalidField) if the declared digest is not valid. The
+    ///   file is removed, unless the refusal is [retryable](Error::is_retryable).
+    /// * [`Unsupported`](crate::ErrorKind::Unsupported) if the upload is a
+    ///   [part](crate::Role::Part) of a file.
+    /// * Errors of the store.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     ///
     /// ```
     /// use axum::{Router, body::Body, http::Request, routing::post};
@@ -112,14 +131,16 @@ impl Uploads {
         }
     }
 
-    /// Removes what is older than the layer's [`Retention`](crate::Retention) allows, once.
+    /// Removes once what is older than the [`Retention`](crate::Retention) of the layer allows, and
+    /// records that have expired. Returns how many uploads were removed.
     ///
-    /// It never removes an upload that a request or a delivery is busy with, and never a file that was
-    /// delivered.
+    /// It never removes an upload that a request is writing to or delivering, and never a file that
+    /// was delivered.
     ///
     /// # Errors
     ///
-    /// Errors of the store.
+    /// [`Storage`](crate::ErrorKind::Storage) and other errors of the store. What could be swept is
+    /// swept.
     pub async fn sweep(&self) -> Result<Swept, Error> {
         let swept = self
             .engine
@@ -130,9 +151,11 @@ impl Uploads {
         Ok(swept?)
     }
 
-    /// Sweeps now and then after each `period`, without end. Spawn it: the layer spawns nothing by itself.
+    /// Returns a future that sweeps at once, and again `period` after the end of each sweep. It
+    /// never completes. Spawn it: the layer spawns no tasks of this kind by itself.
     ///
-    /// A sweep that fails is repeated after the next period.
+    /// The error of a sweep is dropped, and the next sweep tries again. Use [`sweep`](Self::sweep)
+    /// in a loop to see errors.
     ///
     /// ```
     /// use std::time::Duration;
@@ -156,10 +179,11 @@ impl Uploads {
         }
     }
 
-    /// Waits until no upload request and no delivery of this layer is under way.
+    /// Waits until no upload request and no delivery of this layer is running.
     ///
-    /// For a graceful shutdown: call it when the server accepts no more requests. A delivery goes on
-    /// after its client has gone, and would otherwise be stopped and repeated after the restart.
+    /// For a graceful shutdown, call it when the server accepts no more requests. A delivery goes
+    /// on after its client has gone. If the process ends before the delivery does, the upload is
+    /// delivered again after the restart.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -167,7 +191,7 @@ impl Uploads {
     /// use tower_resumable::{MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default());
-    /// layer.uploads().drain().await; // nothing is under way
+    /// layer.uploads().drain().await; // nothing is running
     /// # }
     /// ```
     pub async fn drain(&self) {

@@ -1,4 +1,4 @@
-//! The client: requests made before, sent as fast as the sockets take them, one thread for each
+//! The client: sends requests as fast as the sockets accept them, with one thread for each
 //! connection.
 
 use std::{
@@ -12,7 +12,7 @@ use crate::Error;
 
 const BOUNDARY: &str = "----WebKitFormBoundary7MA4YWxkTrZu0gW";
 
-/// One file in chunks.
+/// One file that is sent in chunks.
 #[derive(Clone, Debug)]
 pub struct File {
     pub name: String,
@@ -32,7 +32,7 @@ impl File {
         (self.size / self.chunk).max(1)
     }
 
-    /// Those of Resumable.js, in its order.
+    /// The fields of Resumable.js, in the same order.
     fn fields(&self, number: u64) -> [(&'static str, String); 9] {
         let len = self.len(number);
         [
@@ -51,11 +51,12 @@ impl File {
         ]
     }
 
-    /// The last chunk has the rest too.
+    /// The length of a chunk. The last chunk includes the rest of the file.
     fn len(&self, number: u64) -> u64 {
-        match number == self.chunks() {
-            true => self.size - self.chunk * (number - 1),
-            false => self.chunk,
+        if number == self.chunks() {
+            self.size - self.chunk * (number - 1)
+        } else {
+            self.chunk
         }
     }
 
@@ -64,7 +65,8 @@ impl File {
         format!("GET /upload?{query} HTTP/1.1\r\nhost: localhost\r\n\r\n")
     }
 
-    /// What comes before the bytes of a chunk, how many those are, and what follows them.
+    /// What a request has before the bytes of its chunk, the number of these bytes, and what it has
+    /// after them.
     pub fn head(&self, number: u64, how: As) -> (String, u64, String) {
         let (fields, len) = (self.fields(number), self.len(number));
         match how {
@@ -129,7 +131,7 @@ impl Connection {
         Ok(self.stream.write_all(bytes)?)
     }
 
-    /// The status of the next answer; its body is read and dropped.
+    /// Returns the status of the next answer. Reads its body and drops it.
     pub fn answer(&mut self) -> Result<u16, Error> {
         let mut filled = 0;
         loop {
@@ -173,7 +175,7 @@ impl Connection {
     }
 }
 
-/// Bytes that do not compress, and have no boundary in them.
+/// Bytes that do not compress and do not contain the boundary.
 pub fn content(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
@@ -185,7 +187,7 @@ pub fn content(len: usize) -> Vec<u8> {
     words.take(len / 8 + 1).flatten().take(len).collect()
 }
 
-/// Does `work` with each number below `count` over some connections; how long it took.
+/// Calls `work` with each number below `count` over some connections. Returns how long it took.
 pub fn each(
     address: SocketAddr,
     connections: usize,

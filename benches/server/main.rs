@@ -1,13 +1,18 @@
-//! What an upload costs, as ratios in one run: the `hyper` example over real sockets, beside what
-//! one would write oneself and beside the limits.
+//! Measures what an upload costs, over real sockets. Each table compares the `hyper` example with a
+//! hand-written handler and with servers that do the least possible work. Linux only.
 //!
-//! `cargo bench --bench server` measures everything on the disk of `TMPDIR`, and small files in
-//! `/dev/shm`; `-- --only TEXT` only the tables whose title has the text. `--mib N` is the size of
-//! a file, `--chunks N` the number of chunks of the file that has many, `--rounds N` how often each
-//! row is measured (the table has the best, rounds take turns), `--save` writes the ratios to
-//! `benches/server/baseline.txt`, which every run is compared with.
+//! `cargo bench --bench server` measures everything, on the disk of `TMPDIR` and, where the table
+//! says so, in `/dev/shm`. Options follow `--`:
 //!
-//! CPU is that of the server process, user and system, and the steadiest figure. Linux only.
+//! * `--only TEXT`: only the tables whose title contains the text.
+//! * `--mib N`: the size of a file.
+//! * `--chunks N`: the number of chunks of the file with many chunks.
+//! * `--rounds N`: how often each row is measured. Rows take turns, and the table has the best
+//!   value.
+//! * `--save`: write the ratios to `benches/server/baseline.txt`. Every run prints them beside its
+//!   own.
+//!
+//! CPU is user and system time of the server process. It varies least from run to run.
 
 mod drive;
 mod rows;
@@ -19,7 +24,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the command line says.
+/// The options of the command line.
 pub struct Options {
     pub only: Option<String>,
     pub mib: u64,
@@ -40,7 +45,7 @@ fn main() -> Result<ExitCode, Error> {
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
-            // A server of its own, started by this program.
+            // This program starts itself as one of its servers.
             "--serve" => {
                 let name = value()?;
                 serve::run(&name, PathBuf::from(value()?))?;
@@ -51,7 +56,7 @@ fn main() -> Result<ExitCode, Error> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--chunks" => options.chunks = value()?.parse()?,
             "--save" => options.save = true,
-            // What `cargo bench` and `cargo test` say to every benchmark.
+            // `cargo bench` and `cargo test` pass these to every benchmark.
             "--bench" => {}
             "--test" => return Ok(ExitCode::SUCCESS),
             _ => return Err(format!("unknown argument {word}").into()),

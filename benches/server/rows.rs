@@ -1,4 +1,4 @@
-//! What is measured.
+//! The measurements.
 
 use std::{
     os::unix::fs::FileExt as _,
@@ -30,15 +30,17 @@ fn row<'a>(name: &str, measure: impl FnMut() -> Result<Figures, Error> + 'a) -> 
 /// A folder for one server, on the disk of `TMPDIR` or in memory.
 fn folder(in_memory: bool) -> Result<tempfile::TempDir, Error> {
     let memory = Path::new("/dev/shm");
-    Ok(match in_memory && memory.is_dir() {
-        true => tempfile::tempdir_in(memory)?,
-        false => tempfile::tempdir()?,
+    Ok(if in_memory && memory.is_dir() {
+        tempfile::tempdir_in(memory)?
+    } else {
+        tempfile::tempdir()?
     })
 }
 
-/// Data that other rows have left to write must not count, nor the first touch of memory: a virtual
-/// machine that has given back free memory gets it again page by page, at several times the cost of
-/// everything else. So a file that is larger than what will be written is written and removed.
+/// Prepares the machine for writing `bytes`, so that two other costs are not measured: data of
+/// other processes that is not on disk yet, and memory that a virtual machine has returned to its
+/// host and gets back page by page, which can cost several times as much as everything else. Writes
+/// and removes a file of this size, then calls `sync`.
 fn settle(dir: &Path, bytes: u64) -> Result<(), Error> {
     let path = dir.join("warm");
     let file = std::fs::File::create_new(&path)?;
@@ -49,9 +51,10 @@ fn settle(dir: &Path, bytes: u64) -> Result<(), Error> {
     drop(file);
     std::fs::remove_file(&path)?;
     let synced = std::process::Command::new("sync").status()?;
-    match synced.success() {
-        true => Ok(()),
-        false => Err("sync has failed".into()),
+    if synced.success() {
+        Ok(())
+    } else {
+        Err("sync has failed".into())
     }
 }
 
@@ -63,7 +66,7 @@ fn file(name: &str, size: u64, chunk: u64) -> File {
     }
 }
 
-/// One file through one server.
+/// Uploads one file.
 fn upload(
     kind: Kind,
     how: As,
@@ -91,7 +94,7 @@ fn upload(
     ])
 }
 
-/// Many files of one chunk each.
+/// Uploads many files of one chunk each.
 fn small(kind: Kind, in_memory: bool, count: u64) -> Result<Figures, Error> {
     let dir = folder(in_memory)?;
     settle(dir.path(), count * 16 * KIB)?;
@@ -110,7 +113,7 @@ fn small(kind: Kind, in_memory: bool, count: u64) -> Result<Figures, Error> {
     ])
 }
 
-/// The last chunk, when all others are there.
+/// Uploads the last chunk of a file after all others.
 fn last(kind: Kind, size: u64) -> Result<Figures, Error> {
     let dir = folder(false)?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
@@ -127,7 +130,8 @@ fn last(kind: Kind, size: u64) -> Result<Figures, Error> {
     Ok(vec![("ms", ms), ("peak MiB", server.peak()?)])
 }
 
-/// Many chunks of one file: the first of them, the last, and those after a restart of the server.
+/// Uploads many chunks of one file. Measures the first tenth, the ninth tenth, and the last tenth
+/// after a restart of the server.
 fn many(kind: Kind, chunks: u64) -> Result<[Figures; 3], Error> {
     let dir = folder(true)?;
     let dir = dir.path().join("uploads");
@@ -160,7 +164,7 @@ fn many(kind: Kind, chunks: u64) -> Result<[Figures; 3], Error> {
     Ok([first, last, restarted])
 }
 
-/// A probe of an upload that the server knows.
+/// Sends probes for an upload of which the server has some chunks.
 fn probes(kind: Kind, count: u64) -> Result<Figures, Error> {
     let dir = folder(false)?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
@@ -184,7 +188,7 @@ fn probes(kind: Kind, count: u64) -> Result<Figures, Error> {
     ])
 }
 
-/// Connections that each have begun to send a chunk of a file of their own.
+/// Opens connections, each of which has sent the beginning of a chunk of a separate file.
 fn begun(server: &Server, connections: usize) -> Result<Vec<Connection>, Error> {
     let open = (0..connections).map(|n| {
         let file = file(&format!("{n}.bin"), 2 * MIB, MIB);
@@ -195,7 +199,7 @@ fn begun(server: &Server, connections: usize) -> Result<Vec<Connection>, Error> 
     open.collect()
 }
 
-/// Many connections that all have sent the first 200 KiB of a chunk, a little at a time.
+/// Sends the first 200 KiB of a chunk over each of many connections, 2 KiB at a time.
 fn slow(kind: Kind, connections: usize) -> Result<Figures, Error> {
     let dir = folder(false)?;
     let server = Server::start(kind, &dir.path().join("uploads"))?;
@@ -215,7 +219,8 @@ fn slow(kind: Kind, connections: usize) -> Result<Figures, Error> {
     ])
 }
 
-/// One file over 64 connections as fast as it goes, while others send 2 KiB a second each.
+/// Uploads one file over 64 connections at full speed, while each slow connection sends 2 KiB a
+/// second.
 fn beside(kind: Kind, size: u64, slow: usize) -> Result<Figures, Error> {
     let dir = folder(false)?;
     settle(dir.path(), size)?;
@@ -241,8 +246,8 @@ fn beside(kind: Kind, size: u64, slow: usize) -> Result<Figures, Error> {
         done.store(true, Relaxed);
         (took, trickling.join())
     });
-    // All of them are still served: a write to a closed connection fails.
-    trickled.map_err(|_| "the slow ones have panicked")??;
+    // A write to a closed connection fails, so the server still serves all of them.
+    trickled.map_err(|_| "the thread of the slow connections has panicked")??;
     let gib = size as f64 / 1024.0 / MIB as f64;
     Ok(vec![
         ("MiB/s", size as f64 / MIB as f64 / took?.as_secs_f64()),
@@ -261,9 +266,10 @@ pub fn measure(options: &Options) -> Result<(), Error> {
         only.is_none_or(|only| title.contains(only))
     };
     let mut table = |title: &str, of: &'static str, rows: &mut [Row<'_>]| -> Result<(), Error> {
-        match wanted(title) {
-            true => ratios.table(title, of, rounds, rows),
-            false => Ok(()),
+        if wanted(title) {
+            ratios.table(title, of, rounds, rows)
+        } else {
+            Ok(())
         }
     };
 

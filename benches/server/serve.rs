@@ -1,4 +1,5 @@
-//! What the layer is compared with: the limits, and what one would write oneself.
+//! The servers that the layer is compared with: a hand-written handler, and servers that do the
+//! least possible work.
 
 use std::{
     convert::Infallible,
@@ -68,9 +69,10 @@ pub async fn run(name: &str, dir: PathBuf) -> Result<(), Error> {
     }
 }
 
-// ---- handwritten --------------------------------------------------------------------------
+// ---- a hand-written handler ---------------------------------------------------------------------
 
-/// The extractor, a file for each chunk, and one file made of all of them at the end.
+/// Uses the extractor of axum, writes a file for each chunk, and copies all of them into one file
+/// at the end.
 async fn handwritten(
     State(dir): State<Arc<PathBuf>>,
     mut form: Multipart,
@@ -115,20 +117,20 @@ async fn handwritten(
     Ok("done")
 }
 
-// ---- limits -------------------------------------------------------------------------------
+// ---- the least possible work --------------------------------------------------------------------
 
-/// Bare hyper: no resuming, no checks, nothing is remembered.
+/// A server on bare hyper that cannot resume, checks nothing and remembers nothing.
 struct Bare {
     kind: String,
     dir: PathBuf,
     blocks: Mutex<Vec<Vec<u8>>>,
 }
 
-/// What the form says before its file.
+/// The fields of a form before its file.
 struct Form {
     identifier: String,
     offset: u64,
-    /// What follows the file.
+    /// The bytes that follow the file.
     end: Vec<u8>,
 }
 
@@ -152,7 +154,7 @@ impl Bare {
             .open(path)
     }
 
-    /// multer, and tokio's files.
+    /// Reads the form with multer, and writes the file with `tokio::fs`.
     async fn multer(&self, request: Request<Incoming>, write: bool) -> Result<(), Error> {
         let kind = request.headers()["content-type"].to_str()?;
         let boundary = multer::parse_boundary(kind)?;
@@ -181,7 +183,7 @@ impl Bare {
         Ok(())
     }
 
-    /// A search for the boundary without a copy, and reused blocks that the worker thread writes.
+    /// Searches for the boundary without a copy, and writes reused blocks on the worker thread.
     async fn scan(&self, request: Request<Incoming>, sync: bool) -> Result<(), Error> {
         let mut body = request.into_body().into_data_stream();
         let mut head = Vec::new();
@@ -234,7 +236,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Form {
-    /// The fields, once they and the head of the file are there, and where the file begins.
+    /// Returns the fields and where the file begins, as soon as the head of the file has arrived.
     fn read(bytes: &[u8]) -> Result<Option<(Self, usize)>, Error> {
         let find = |needle: &str, from: usize| {
             memchr::memmem::find(&bytes[from..], needle.as_bytes()).map(|at| at + from)
@@ -263,10 +265,10 @@ impl Form {
     }
 }
 
-/// Passes bytes on up to a needle.
+/// Finds a needle in a stream of pieces, and passes on the bytes before it.
 struct Scan<'a> {
     finder: memchr::memmem::Finder<'a>,
-    /// The last bytes, which may be the beginning of it.
+    /// The last bytes, which may be the beginning of the needle.
     tail: Vec<u8>,
 }
 

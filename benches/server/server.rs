@@ -1,4 +1,4 @@
-//! A server process, and what it has used.
+//! A server process, and the CPU and memory that it has used.
 
 use std::{
     fs,
@@ -10,12 +10,12 @@ use std::{
 
 use crate::Error;
 
-/// Who answers.
+/// Which server is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// The `hyper` example with this durability.
     Ours(&'static str),
-    /// One of [`serve`](crate::serve).
+    /// A server of [`serve`](crate::serve).
     Own(&'static str),
 }
 
@@ -54,7 +54,7 @@ impl Server {
         Ok(Self { child, address })
     }
 
-    /// Seconds of CPU so far.
+    /// The CPU time so far, in seconds.
     pub fn cpu(&self) -> Result<f64, Error> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let fields = stat.rsplit(')').next().unwrap_or_default();
@@ -68,7 +68,7 @@ impl Server {
         Ok(ticks / 100.0)
     }
 
-    /// MiB of memory at its peak.
+    /// The peak memory, in MiB.
     pub fn peak(&self) -> Result<f64, Error> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find(|line| line.starts_with("VmHWM"));

@@ -1,19 +1,19 @@
-//! Tables of figures and ratios, and what they were before.
+//! Tables of figures and ratios, beside the ratios of the saved run.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use crate::{Error, Options};
 
-/// What one round of a row has given, by column.
+/// The values that one round of a row has measured, by column.
 pub type Figures = Vec<(&'static str, f64)>;
 
-/// One thing that is measured.
+/// One row of a table.
 pub struct Row<'a> {
     pub name: String,
     pub measure: Box<dyn FnMut() -> Result<Figures, Error> + 'a>,
 }
 
-/// The ratios of this run and of the one that was saved.
+/// The ratios of this run and of the saved run.
 pub struct Ratios {
     saved: BTreeMap<String, f64>,
     now: BTreeMap<String, f64>,
@@ -55,8 +55,8 @@ impl Ratios {
         Ok(())
     }
 
-    /// Measures rows in turn and prints the best of each. The ratio is that of the column `of` to
-    /// the same in the first row.
+    /// Measures rows in turn and prints the best values of each. The ratio compares the column `of`
+    /// with the same column of the first row.
     pub fn table(
         &mut self,
         title: &str,
@@ -100,17 +100,18 @@ impl Ratios {
     }
 }
 
-/// The best of each column: what disturbs a measurement only ever makes it worse, and on a virtual
-/// machine that gets its memory page by page it makes it a lot worse at times.
+/// Returns the best value of each column, because a disturbance can only make a value worse. On a
+/// virtual machine that gets its memory page by page, some values are much worse.
 fn best(rounds: &[Figures]) -> Figures {
     let Some(first) = rounds.first() else {
         return Vec::new();
     };
     let columns = first.iter().enumerate().map(|(i, (name, _))| {
         let values = rounds.iter().map(|round| round[i].1);
-        let best = match name.ends_with("/s") {
-            true => values.fold(f64::MIN, f64::max),
-            false => values.fold(f64::MAX, f64::min),
+        let best = if name.ends_with("/s") {
+            values.fold(f64::MIN, f64::max)
+        } else {
+            values.fold(f64::MAX, f64::min)
         };
         (*name, best)
     });

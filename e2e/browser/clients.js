@@ -1,4 +1,5 @@
-// Runs in the page, beside one unmodified client other than Resumable.js: what all of them are asked to do.
+// Runs in the page with one unmodified client other than Resumable.js, and gives all of them the
+// same interface.
 'use strict';
 
 const clients = {
@@ -6,40 +7,68 @@ const clients = {
     const flow = new window.Flow({ target: '/upload', ...options });
     flow.on('fileSuccess', (file, message) => end('success', file.name, message));
     flow.on('fileError', (file, message) => end('error', file.name, message));
-    return files => { flow.addFiles(files); flow.upload(); };
+    return files => {
+      flow.addFiles(files);
+      flow.upload();
+    };
   },
   'simple-uploader'({ uploaded, ...options }, end) {
-    if (uploaded) options.checkChunkUploadedByResponse = (chunk, message) => JSON.parse(message).uploaded.includes(chunk.offset + 1);
+    if (uploaded)
+      options.checkChunkUploadedByResponse = (chunk, message) =>
+        JSON.parse(message).uploaded.includes(chunk.offset + 1);
     const uploader = new window.Uploader({ target: '/upload', ...options });
     uploader.on('fileSuccess', (_, file, message) => end('success', file.name, message));
     uploader.on('fileError', (_, file, message) => end('error', file.name, message));
-    return files => { uploader.addFiles(files); uploader.upload(); };
+    return files => {
+      uploader.addFiles(files);
+      uploader.upload();
+    };
   },
   Dropzone(options, end) {
     const area = document.body.appendChild(document.createElement('div'));
     const dropzone = new window.Dropzone(area, { url: '/upload', chunking: true, ...options });
-    dropzone.on('success', (file, answer) => end('success', file.name, typeof answer === 'string' ? answer : JSON.stringify(answer)));
-    dropzone.on('error', (file, message) => end('error', file.name, typeof message === 'string' ? message : JSON.stringify(message)));
+    dropzone.on('success', (file, answer) =>
+      end('success', file.name, typeof answer === 'string' ? answer : JSON.stringify(answer)),
+    );
+    dropzone.on('error', (file, message) =>
+      end('error', file.name, typeof message === 'string' ? message : JSON.stringify(message)),
+    );
     return files => files.forEach(file => dropzone.addFile(file));
   },
   'Fine Uploader'({ endpoint = '/upload', ...options }, end) {
     const fine = new window.qq.FineUploaderBasic({
       request: { endpoint },
       ...options,
-      callbacks: { onComplete: (id, name, answer) => end(answer.success ? 'success' : 'error', name, JSON.stringify(answer)) },
+      callbacks: {
+        onComplete: (id, name, answer) =>
+          end(answer.success ? 'success' : 'error', name, JSON.stringify(answer)),
+      },
     });
     return files => fine.addFiles(files);
   },
   Plupload(options, end) {
     const button = document.body.appendChild(document.createElement('button'));
-    const plupload = new window.plupload.Uploader({ browse_button: button, url: '/upload', send_chunk_number: false, ...options });
+    const plupload = new window.plupload.Uploader({
+      browse_button: button,
+      url: '/upload',
+      send_chunk_number: false,
+      ...options,
+    });
     plupload.bind('FileUploaded', (_, file, { response }) => end('success', file.name, response));
     plupload.bind('Error', (_, { file, response }) => end('error', file.name, response));
     plupload.bind('QueueChanged', () => setTimeout(() => plupload.start()));
-    return files => { plupload.bind('PostInit', () => plupload.addFile(files)); plupload.init(); };
+    return files => {
+      plupload.bind('PostInit', () => plupload.addFile(files));
+      plupload.init();
+    };
   },
   WebUploader(options, end) {
-    const uploader = window.WebUploader.create({ server: '/upload', chunked: true, auto: true, ...options });
+    const uploader = window.WebUploader.create({
+      server: '/upload',
+      chunked: true,
+      auto: true,
+      ...options,
+    });
     uploader.on('uploadSuccess', (file, answer) => end('success', file.name, answer._raw));
     uploader.on('uploadError', (file, reason) => end('error', file.name, reason));
     const { File, Lib, guid } = window.WebUploader;
@@ -58,18 +87,30 @@ const clients = {
   },
   FilePond(options, end) {
     const area = document.body.appendChild(document.createElement('div'));
-    const pond = window.FilePond.create(area, { server: '/upload', allowMultiple: true, chunkUploads: true, credits: false, ...options });
-    pond.on('processfile', (error, item) => end(error ? 'error' : 'success', item.filename, error ? error.body : item.serverId));
+    const pond = window.FilePond.create(area, {
+      server: '/upload',
+      allowMultiple: true,
+      chunkUploads: true,
+      credits: false,
+      ...options,
+    });
+    pond.on('processfile', (error, item) =>
+      end(error ? 'error' : 'success', item.filename, error ? error.body : item.serverId),
+    );
     return files => pond.addFiles(files);
   },
   'huge-uploader'(options, end) {
-    return files => files.forEach(file => {
-      // What it does not send by itself.
-      const headers = { 'uploader-file-size': file.size, 'uploader-file-name': encodeURIComponent(file.name) };
-      const uploader = new HugeUploader({ endpoint: '/upload', file, headers, ...options });
-      uploader.on('finish', ({ detail }) => end('success', file.name, detail));
-      uploader.on('error', ({ detail }) => end('error', file.name, String(detail)));
-    });
+    return files =>
+      files.forEach(file => {
+        // huge-uploader does not send these by itself.
+        const headers = {
+          'uploader-file-size': file.size,
+          'uploader-file-name': encodeURIComponent(file.name),
+        };
+        const uploader = new HugeUploader({ endpoint: '/upload', file, headers, ...options });
+        uploader.on('finish', ({ detail }) => end('success', file.name, detail));
+        uploader.on('error', ({ detail }) => end('error', file.name, String(detail)));
+      });
   },
   'bootstrap-fileinput'({ resumableUploadOptions, ...options }, end) {
     const input = window.$('<input type="file" multiple>').appendTo('body');
@@ -80,15 +121,22 @@ const clients = {
       showPreview: true,
       ...options,
     });
-    // It hands on ids that begin with the file's size, and names nothing else.
+    // Its events have an id that begins with the size of the file, but no name.
     let chosen;
     const name = id => chosen.find(file => String(id).startsWith(`${file.size}_`))?.name;
     const answers = {};
-    input.on('filechunksuccess', (_, id, index, retry, files, resumable, { response }) => { answers[id] = response; });
-    input.on('fileuploaded', (_, previewId, index, id) => end('success', name(id), JSON.stringify(answers[id])));
+    input.on('filechunksuccess', (_, id, index, retry, files, resumable, { response }) => {
+      answers[id] = response;
+    });
+    input.on('fileuploaded', (_, previewId, index, id) =>
+      end('success', name(id), JSON.stringify(answers[id])),
+    );
     input.on('fileuploaderror', (_, { fileId }, message) => end('error', name(fileId), message));
     input.on('filebatchselected', () => input.fileinput('upload'));
-    return files => { chosen = files; input.fileinput('readFiles', files); };
+    return files => {
+      chosen = files;
+      input.fileinput('readFiles', files);
+    };
   },
 };
 
@@ -99,7 +147,10 @@ window.start = (client, options, made) => {
       events.push({ kind, name, message });
       if (events.length === made.length) resolve();
     };
-    const files = made.map(({ name, seed, size, type }) => new File([window.fill(seed, size)], name, { type, lastModified: 1 }));
+    const files = made.map(
+      ({ name, seed, size, type }) =>
+        new File([window.fill(seed, size)], name, { type, lastModified: 1 }),
+    );
     clients[client](options, end)(files);
   });
 };

@@ -1,7 +1,7 @@
-// Runs in the page, beside one unmodified Resumable.js release.
+// Runs in the page with one unmodified release of Resumable.js.
 'use strict';
 
-// How many requests the page has sent: the browser reports them with a delay of its own.
+// The number of requests that the page has sent. The browser reports them with a delay.
 window.sent = 0;
 const send = XMLHttpRequest.prototype.send;
 XMLHttpRequest.prototype.send = function (body) {
@@ -9,7 +9,8 @@ XMLHttpRequest.prototype.send = function (body) {
   return send.call(this, body);
 };
 
-// `made` are files to create here; `picked` is how many the test puts into #pick instead.
+// `made` are the files to create here. `picked` is the number of files that the test puts into
+// #pick.
 window.start = (options, { made = [], picked = 0, directory = false }) => {
   const expected = made.length + picked;
   const events = (window.events = []);

@@ -1,4 +1,4 @@
-// The server under test, what the browser sent it, and the bytes both sides agree on.
+// The server under test, the requests of the browser, and the content of the files.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
@@ -6,7 +6,8 @@ import { createReadStream } from 'node:fs';
 import { mkdir, open, rm } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 
-// Also runs in the page. Every word depends on its position, so a chunk at the wrong place changes the hash.
+// Also runs in the page. Every word depends on its position, so a chunk at the wrong offset changes
+// the hash.
 export function fill(seed, size) {
   const words = new Uint32Array(Math.ceil(size / 4));
   let x = seed >>> 0 || 1;
@@ -27,11 +28,11 @@ export async function hashFile(path) {
   return sum.digest('hex');
 }
 
-/** Random whole numbers below what is asked for, the same ones for the same seed. */
-export function dice(seed) {
+/** Returns a function that returns random integers below `n`. A seed gives the same numbers. */
+export function seededRandom(seed) {
   let x = seed >>> 0;
   return n => {
-    // splitmix32
+    // SplitMix32
     x = (x + 0x9e3779b9) >>> 0;
     let z = Math.imul(x ^ (x >>> 16), 0x21f0aaad);
     z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
@@ -53,7 +54,7 @@ export async function writeLarge(path, seed, size) {
   return sum.digest('hex');
 }
 
-/** Something that changes, and can be waited for. */
+/** Lets a caller wait until a condition holds. Subclasses report every change. */
 class Changing extends EventEmitter {
   changed() {
     this.emit('change');
@@ -79,7 +80,11 @@ export class Server extends Changing {
   }
 
   async spawn(port) {
-    const child = spawn(this.program, ['--listen', `127.0.0.1:${port}`, '--dir', this.dir, ...this.args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(
+      this.program,
+      ['--listen', `127.0.0.1:${port}`, '--dir', this.dir, ...this.args],
+      { stdio: ['ignore', 'pipe', 'pipe'] },
+    );
     this.child = child;
     this.closed = new Promise(resolve => child.once('close', resolve));
     createInterface({ input: child.stdout }).on('line', line => {
@@ -97,17 +102,19 @@ export class Server extends Changing {
         if (found) resolve(found[1]);
       });
       child.once('error', reject);
-      this.closed.then(() => reject(new Error(`the server ended before it listened:\n${this.log}`)));
+      this.closed.then(() =>
+        reject(new Error(`the server ended before it listened:\n${this.log}`)),
+      );
     });
   }
 
-  /** Without any warning; returns when all it had written has been read. */
+  /** Sends SIGKILL. Returns when all output of the server has been read. */
   async kill() {
     this.child.kill('SIGKILL');
     await this.closed;
   }
 
-  /** As if all that it has were too old: it starts again with nothing. */
+  /** Restarts the server with an empty folder, as if everything in it had expired. */
   async forget() {
     await this.kill();
     await rm(this.dir, { recursive: true });
@@ -120,7 +127,7 @@ export class Server extends Changing {
   }
 }
 
-/** What one page exchanged with /upload. */
+/** The requests of one page to /upload, and their answers. */
 export class Traffic extends Changing {
   list = [];
 
@@ -129,7 +136,13 @@ export class Traffic extends Changing {
     const known = new Map();
     page.on('request', request => {
       if (new URL(request.url()).pathname !== '/upload') return;
-      const entry = { method: request.method(), url: request.url(), type: request.headers()['content-type'] || '', request, open: true };
+      const entry = {
+        method: request.method(),
+        url: request.url(),
+        type: request.headers()['content-type'] || '',
+        request,
+        open: true,
+      };
       known.set(request, entry);
       this.list.push(entry);
       this.changed();
@@ -147,7 +160,8 @@ export class Traffic extends Changing {
       entry.status = response.status();
       entry.headers = response.headers();
     });
-    // Nobody may read the body of an answer to `fetch`, and then the browser does not report its end.
+    // If the page does not read the body of an answer to `fetch`, the browser does not report its
+    // end.
     page.on('response', response => {
       const entry = known.get(response.request());
       if (!entry || response.request().resourceType() !== 'fetch') return;
@@ -172,10 +186,18 @@ export class Traffic extends Changing {
     return this.probes().filter(e => e.status === 200);
   }
   idle() {
-    // Nobody reads the answer to DELETE, so the browser may not report its end.
-    return this.until('no request under way', () => !this.list.some(e => e.open && e.method !== 'DELETE'));
+    // The page does not read the answer to DELETE, so the browser may not report its end.
+    return this.until(
+      'no request under way',
+      () => !this.list.some(e => e.open && e.method !== 'DELETE'),
+    );
   }
   describe() {
-    return this.list.map(e => `  ${e.method} chunk ${new URL(e.url).searchParams.get('resumableChunkNumber') ?? '?'} -> ${e.status ?? e.failure ?? 'open'}`).join('\n');
+    return this.list
+      .map(
+        e =>
+          `  ${e.method} chunk ${new URL(e.url).searchParams.get('resumableChunkNumber') ?? '?'} -> ${e.status ?? e.failure ?? 'open'}`,
+      )
+      .join('\n');
   }
 }

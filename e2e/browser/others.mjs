@@ -1,15 +1,26 @@
-// The chunk clients beside Resumable.js: the same questions to each of them, with its own options.
+// The cases for the other chunk clients. Each client runs the same cases, with different options.
 import assert from 'node:assert/strict';
 import { C, KIB, MIB, delivered, made, succeeded, verify } from './steps.mjs';
 
 export const cases = [];
 
 /**
- * `args`: of the server. `size`: the options that make chunks of so many bytes. `again`: those that make it send again
- * what has failed, if it can. `one`: one chunk at a time. `wrong`: those with which its requests contradict themselves.
- * `refused`: how that is answered. `posts`: how often it asks by POST, of `several files`.
- * `fixed`: bytes of its chunks, of which the server has to be told. `refusesEmpty`: it sends no empty files. `more`: the last chunk takes the rest, too. `tests`: it asks for each chunk.
- * `resumes`: it goes on after a reload. `says`: what its answers have beside those of the application.
+ * Options of the server and of the client:
+ * `args`: arguments of the server.
+ * `size`: returns the options for chunks of this many bytes.
+ * `again`: options for retries after failures, if the client has them.
+ * `one`: options for one chunk at a time.
+ * `wrong`: options with which the requests of the client contradict themselves.
+ *
+ * Properties of the client:
+ * `refused`: the status of the answer to a request with the options `wrong`.
+ * `posts`: the number of probes by POST in the case `several files`.
+ * `fixed`: the bytes of a chunk, if the server has to know them.
+ * `refusesEmpty`: the client sends no empty files.
+ * `more`: the last chunk includes the rest of the file.
+ * `tests`: the client sends a probe for each chunk.
+ * `resumes`: the client resumes after a reload.
+ * `says`: fields that an answer has in addition to those of the application.
  */
 const CLIENTS = {
   'flow.js': {
@@ -40,7 +51,10 @@ const CLIENTS = {
     more: true,
     tests: true,
     resumes: true,
-    modes: [['octet', { method: 'octet' }], ['forceChunkSize', { forceChunkSize: true }]],
+    modes: [
+      ['octet', { method: 'octet' }],
+      ['forceChunkSize', { forceChunkSize: true }],
+    ],
   },
   Dropzone: {
     size: chunkSize => ({ chunkSize }),
@@ -62,7 +76,17 @@ const CLIENTS = {
     resumes: true,
     modes: [
       ['concurrent', { chunking: { enabled: true, partSize: C, concurrent: { enabled: true } } }],
-      ['asks in the end', { chunking: { enabled: true, partSize: C, concurrent: { enabled: true }, success: { endpoint: '/upload' } } }],
+      [
+        'asks in the end',
+        {
+          chunking: {
+            enabled: true,
+            partSize: C,
+            concurrent: { enabled: true },
+            success: { endpoint: '/upload' },
+          },
+        },
+      ],
       ['octet', { request: { endpoint: '/upload', forceMultipart: false, paramsInBody: false } }],
       ['not chunked', { chunking: { enabled: false } }],
     ],
@@ -127,7 +151,10 @@ const CLIENTS = {
 };
 
 const begin = (bench, options, files, page = bench.page) =>
-  page.evaluate(([client, options, files]) => window.start(client, options, files), [bench.client, options, files]);
+  page.evaluate(
+    ([client, options, files]) => window.start(client, options, files),
+    [bench.client, options, files],
+  );
 const ended = page => page.evaluate(() => window.done);
 
 async function upload(bench, options, files) {
@@ -138,14 +165,19 @@ async function upload(bench, options, files) {
 
 for (const [client, its] of Object.entries(CLIENTS)) {
   const add = (mode, run) => cases.push({ client, mode, run, args: its.args });
-  const options = { ...its.size(C), ...(client === 'Fine Uploader' && { validation: { allowEmpty: true } }) };
+  const options = {
+    ...its.size(C),
+    ...(client === 'Fine Uploader' && { validation: { allowEmpty: true } }),
+  };
 
-  // FilePond's uploads get their names with a 201.
+  // FilePond gets the name of an upload with a 201.
   const ok = { statuses: [200, 201, 204] };
 
   add('several files', async bench => {
     const size = its.fixed ?? C;
-    const files = [1, size - 1, size, 2 * size + 1, 7 * size + 5].map((size, i) => made(`file ${i}.bin`, size, 'text/plain'));
+    const files = [1, size - 1, size, 2 * size + 1, 7 * size + 5].map((size, i) =>
+      made(`file ${i}.bin`, size, 'text/plain'),
+    );
     await upload(bench, options, files);
     await verify(bench, files, ok);
     const { traffic } = bench.page;
@@ -154,11 +186,12 @@ for (const [client, its] of Object.entries(CLIENTS)) {
     assert.equal(traffic.probes().length, its.tests ? sent : 0);
   });
 
-  if (!its.refusesEmpty) add('empty file', async bench => {
-    const files = [made('empty.txt', 0)];
-    await upload(bench, options, files);
-    await verify(bench, files, ok);
-  });
+  if (!its.refusesEmpty)
+    add('empty file', async bench => {
+      const files = [made('empty.txt', 0)];
+      await upload(bench, options, files);
+      await verify(bench, files, ok);
+    });
 
   add('CJK, combining and quoted names', async bench => {
     const names = ['日本語の資料.txt', 'e\u0301a\u0308 "it\'s".txt', '%2e%2e%2f & + ; = ?.txt'];
@@ -175,25 +208,37 @@ for (const [client, its] of Object.entries(CLIENTS)) {
     });
   }
 
-  if (its.one) add('the answer of the application', async bench => {
-    const files = [made('a.bin', 3 * C)];
-    await upload(bench, { ...options, ...its.one }, files);
-    const [{ message }] = await bench.page.evaluate(() => window.events);
-    await verify(bench, files, ok);
-    const [{ id }] = bench.server.deliveries;
-    assert.deepEqual(JSON.parse(message), { id, file_name: 'a.bin', size: 3 * C, ...its.says });
-  });
+  if (its.one)
+    add('the answer of the application', async bench => {
+      const files = [made('a.bin', 3 * C)];
+      await upload(bench, { ...options, ...its.one }, files);
+      const [{ message }] = await bench.page.evaluate(() => window.events);
+      await verify(bench, files, ok);
+      const [{ id }] = bench.server.deliveries;
+      assert.deepEqual(JSON.parse(message), { id, file_name: 'a.bin', size: 3 * C, ...its.says });
+    });
 
-  if (its.wrong) add('refusal, no retry storm', async bench => {
-    await upload(bench, { ...options, ...its.one, ...its.again, ...(client === 'Dropzone' && { retryChunks: false }), ...its.wrong }, [made('a.bin', 8 * C)]);
-    await bench.page.traffic.idle();
-    const statuses = bench.page.traffic.chunks().map(e => e.status);
-    assert.deepEqual(statuses, [its.refused ?? 400]);
-    const [event] = await bench.page.evaluate(() => window.events);
-    assert.equal(event.kind, 'error');
-    await bench.server.kill();
-    assert.deepEqual(bench.server.deliveries, []);
-  });
+  if (its.wrong)
+    add('refusal, no retry storm', async bench => {
+      await upload(
+        bench,
+        {
+          ...options,
+          ...its.one,
+          ...its.again,
+          ...(client === 'Dropzone' && { retryChunks: false }),
+          ...its.wrong,
+        },
+        [made('a.bin', 8 * C)],
+      );
+      await bench.page.traffic.idle();
+      const statuses = bench.page.traffic.chunks().map(e => e.status);
+      assert.deepEqual(statuses, [its.refused ?? 400]);
+      const [event] = await bench.page.evaluate(() => window.events);
+      assert.equal(event.kind, 'error');
+      await bench.server.kill();
+      assert.deepEqual(bench.server.deliveries, []);
+    });
 
   const slow = { ...options, ...its.size(its.fixed ?? 256 * KIB), ...its.again };
   const slowFile = () => made('slow.bin', 2 * MIB + 11);
@@ -205,18 +250,24 @@ for (const [client, its] of Object.entries(CLIENTS)) {
     await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
   };
 
-  if (its.again) add('server killed and restarted', async bench => {
-    const files = [slowFile()];
-    const { traffic } = bench.page;
-    await halfWay(bench, files);
-    await bench.server.kill();
-    assert.equal(bench.server.deliveries.length, 0, 'killed too late to prove anything');
-    await traffic.until('a request that found no server', () => traffic.list.some(e => e.failure));
-    await bench.server.restart();
-    await bench.throttle(-1);
-    await ended(bench.page);
-    await verify(bench, files, { ...ok, failures: /ERR_(CONNECTION|EMPTY|SOCKET|NETWORK|ABORTED)/ });
-  });
+  if (its.again)
+    add('server killed and restarted', async bench => {
+      const files = [slowFile()];
+      const { traffic } = bench.page;
+      await halfWay(bench, files);
+      await bench.server.kill();
+      assert.equal(bench.server.deliveries.length, 0, 'killed too late to prove anything');
+      await traffic.until('a request that found no server', () =>
+        traffic.list.some(e => e.failure),
+      );
+      await bench.server.restart();
+      await bench.throttle(-1);
+      await ended(bench.page);
+      await verify(bench, files, {
+        ...ok,
+        failures: /ERR_(CONNECTION|EMPTY|SOCKET|NETWORK|ABORTED)/,
+      });
+    });
 
   if (its.resumes) {
     const resume = { ...slow, ...(client === 'Fine Uploader' && { resume: { enabled: true } }) };
@@ -231,8 +282,13 @@ for (const [client, its] of Object.entries(CLIENTS)) {
       await begin(bench, resume, files);
       await ended(bench.page);
       await succeeded(bench, files, { since: before, statuses: [200, 204, 503] });
-      const sent = traffic.list.slice(before).filter(e => e.method === 'POST' && e.status === 200).length;
-      assert.ok(sent <= 9 - stored + 1, `${sent} chunks were sent after the reload, ${stored} were acknowledged before it`);
+      const sent = traffic.list
+        .slice(before)
+        .filter(e => e.method === 'POST' && e.status === 200).length;
+      assert.ok(
+        sent <= 9 - stored + 1,
+        `${sent} chunks were sent after the reload, ${stored} were acknowledged before it`,
+      );
       await delivered(bench, files);
     });
   }
@@ -240,25 +296,40 @@ for (const [client, its] of Object.entries(CLIENTS)) {
 
 const onlyFor = (client, mode, run, args) => cases.push({ client, mode, run, args });
 
-onlyFor('simple-uploader', 'one test for all chunks', async bench => {
-  const files = [made('a.bin', 6 * C)];
-  const options = { chunkSize: C, simultaneousUploads: 1, uploaded: true };
-  await upload(bench, options, files);
-  await succeeded(bench, files);
-  const { traffic } = bench.page;
-  assert.deepEqual(traffic.list.map(e => e.method), ['GET', ...Array(6).fill('POST')]);
-  // Once more: now all are there.
-  const before = traffic.list.length;
-  await upload(bench, options, files);
-  await succeeded(bench, files, { since: before });
-  assert.deepEqual(traffic.list.slice(before).map(e => e.method), ['GET']);
-  await delivered(bench, files);
-}, ['--client', 'simple-uploader-list']);
+onlyFor(
+  'simple-uploader',
+  'one test for all chunks',
+  async bench => {
+    const files = [made('a.bin', 6 * C)];
+    const options = { chunkSize: C, simultaneousUploads: 1, uploaded: true };
+    await upload(bench, options, files);
+    await succeeded(bench, files);
+    const { traffic } = bench.page;
+    assert.deepEqual(
+      traffic.list.map(e => e.method),
+      ['GET', ...Array(6).fill('POST')],
+    );
+    // Uploads the file again: now all chunks are stored.
+    const before = traffic.list.length;
+    await upload(bench, options, files);
+    await succeeded(bench, files, { since: before });
+    assert.deepEqual(
+      traffic.list.slice(before).map(e => e.method),
+      ['GET'],
+    );
+    await delivered(bench, files);
+  },
+  ['--client', 'simple-uploader-list'],
+);
 
 onlyFor('Fine Uploader', 'resumed, but swept', async bench => {
   const files = [made('slow.bin', 2 * MIB + 11)];
   const { traffic } = bench.page;
-  const options = { chunking: { enabled: true, partSize: 256 * KIB }, resume: { enabled: true }, retry: { enableAuto: true, maxAutoAttempts: 3, autoAttemptDelay: 0.1 } };
+  const options = {
+    chunking: { enabled: true, partSize: 256 * KIB },
+    resume: { enabled: true },
+    retry: { enableAuto: true, maxAutoAttempts: 3, autoAttemptDelay: 0.1 },
+  };
   await bench.open();
   await bench.throttle(1.5 * MIB);
   await begin(bench, options, files);
@@ -271,11 +342,14 @@ onlyFor('Fine Uploader', 'resumed, but swept', async bench => {
   await begin(bench, options, files);
   await ended(bench.page);
   await verify(bench, files, { since: before });
-  // The first one is told to begin again, and all nine come.
+  // The answer to the first chunk tells the client to begin again, and it sends all nine chunks.
   assert.equal(traffic.list.length - before, 10);
 });
 
-for (const [client, path] of [['flow.js', 'flow'], ['Dropzone', 'dropzone']]) {
+for (const [client, path] of [
+  ['flow.js', 'flow'],
+  ['Dropzone', 'dropzone'],
+]) {
   onlyFor(client, 'the options that the server gives', async bench => {
     const options = await (await fetch(`${bench.server.origin}/options/${path}`)).json();
     const files = [made('a.bin', 3 * MIB + 5), made('empty.txt', 0)];

@@ -1,4 +1,5 @@
-// Runs every case with its own server, folder and page, and prints one line each. Start it through ./run.
+// Runs every case with a separate server, folder and page, and prints a line for each. ./run starts
+// it.
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,8 +13,8 @@ const here = fileURLToPath(new URL('.', import.meta.url));
 const only = process.env.ONLY && new RegExp(process.env.ONLY);
 const program = process.env.SERVER;
 
-/** The release under test, and what drives it. */
 const JQUERY = 'node_modules/jquery/dist/jquery.js';
+/** The scripts of each client: the release under test, and the script that controls it. */
 const SCRIPTS = {
   '1.0.2': ['node_modules/resumablejs-1.0.2/resumable.js', 'driver.js'],
   '1.1.0': ['node_modules/resumablejs/resumable.js', 'driver.js'],
@@ -22,7 +23,12 @@ const SCRIPTS = {
   Dropzone: ['node_modules/dropzone/dist/dropzone-min.js', 'clients.js'],
   Plupload: ['node_modules/plupload/js/plupload.full.min.js', 'clients.js'],
   WebUploader: [JQUERY, 'node_modules/webuploader/dist/webuploader.html5only.js', 'clients.js'],
-  blueimp: [JQUERY, 'node_modules/blueimp-file-upload/js/vendor/jquery.ui.widget.js', 'node_modules/blueimp-file-upload/js/jquery.fileupload.js', 'clients.js'],
+  blueimp: [
+    JQUERY,
+    'node_modules/blueimp-file-upload/js/vendor/jquery.ui.widget.js',
+    'node_modules/blueimp-file-upload/js/jquery.fileupload.js',
+    'clients.js',
+  ],
   FilePond: ['node_modules/filepond/dist/filepond.js', 'clients.js'],
   'huge-uploader': ['node_modules/huge-uploader/lib/index.js', 'clients.js'],
   'bootstrap-fileinput': [JQUERY, 'node_modules/bootstrap-fileinput/js/fileinput.js', 'clients.js'],
@@ -33,10 +39,17 @@ if (process.env.SCREENSHOTS) await mkdir(process.env.SCREENSHOTS, { recursive: t
 
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-  args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  args: [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+  ],
 });
 
-/** What a case gets to work with. */
+/** The server, the pages and the folders of one case. */
 class Bench {
   traffic = [];
   pages = [];
@@ -50,9 +63,13 @@ class Bench {
     await mkdir(join(this.dir, 'source'));
     this.server = await Server.start(program, join(this.dir, 'server'), args);
     this.context = await browser.newContext();
-    // Empty, but of the server's origin: nothing of the example page is near the release under test.
+    // An empty page of the server's origin, so that the example page cannot influence the client.
     await this.context.route('**/blank.html', route =>
-      route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title><input type="file" id="pick">' }));
+      route.fulfill({
+        contentType: 'text/html; charset=utf-8',
+        body: '<!doctype html><title>blank</title><input type="file" id="pick">',
+      }),
+    );
     this.page = await this.newPage();
   }
 
@@ -61,38 +78,56 @@ class Bench {
     page.traffic = new Traffic(page);
     this.traffic.push(page.traffic);
     this.pages.push(page);
-    page.on('pageerror', error => { page.error = error; });
+    page.on('pageerror', error => {
+      page.error = error;
+    });
     return page;
   }
 
   /** Loads the blank page with the release under test. */
   async open(page = this.page) {
     await page.goto(`${this.server.origin}/blank.html`);
-    // This one is made for bundlers.
-    if (this.client === 'huge-uploader') await page.addScriptTag({ content: 'window.module = {};' });
+    // huge-uploader is made for bundlers.
+    if (this.client === 'huge-uploader')
+      await page.addScriptTag({ content: 'window.module = {};' });
     await page.addScriptTag({ content: fill.toString() });
-    for (const script of SCRIPTS[this.client]) await page.addScriptTag({ path: join(here, script) });
+    for (const script of SCRIPTS[this.client])
+      await page.addScriptTag({ path: join(here, script) });
   }
 
-  /** Makes "in mid-upload" a state that lasts: bodies trickle over the wire. */
+  /** Limits the bandwidth, so that an upload takes long enough to be interrupted. */
   async throttle(bytesPerSecond, page = this.page) {
     this.cdp ??= await this.context.newCDPSession(page);
     await this.cdp.send('Network.enable');
-    await this.cdp.send('Network.emulateNetworkConditions', { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: bytesPerSecond });
+    await this.cdp.send('Network.emulateNetworkConditions', {
+      offline: false,
+      latency: 0,
+      downloadThroughput: -1,
+      uploadThroughput: bytesPerSecond,
+    });
   }
 
   async screenshot(name) {
-    if (process.env.SCREENSHOTS) await this.page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
+    if (process.env.SCREENSHOTS)
+      await this.page.screenshot({
+        path: join(process.env.SCREENSHOTS, `${name}.png`),
+        fullPage: true,
+      });
   }
 
   describe() {
     const waits = [this.server, ...this.traffic].map(x => x?.waitingFor).filter(Boolean);
     return [
       waits.length ? `waited for: ${waits.join('; ')}` : '',
-      ...this.traffic.map((t, i) => `requests of page ${i + 1}, ${t.list.length} in all, the last of them:\n${t.describe().split('\n').slice(-25).join('\n')}`),
+      ...this.traffic.map(
+        (t, i) =>
+          `requests of page ${i + 1}, ${t.list.length} in all, the last of them:\n${t.describe().split('\n').slice(-25).join('\n')}`,
+      ),
       `deliveries: ${JSON.stringify(this.server?.deliveries)}`,
       `server log:\n${this.server?.log.slice(-2000)}`,
-    ].filter(Boolean).join('\n');
+    ]
+      .filter(Boolean)
+      .join('\n');
   }
 
   async tearDown() {
@@ -107,9 +142,14 @@ async function runOne(bench, { client, seconds = 30, run, args }) {
   try {
     await bench.setUp(client, args);
     const work = run(bench);
-    // The loser of the race still rejects, when its page is closed.
+    // After a timeout this promise is rejected, because its page is closed.
     work.catch(() => {});
-    await Promise.race([work, new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in ${seconds} s`)), seconds * 1000); })]);
+    await Promise.race([
+      work,
+      new Promise((_, reject) => {
+        timer = setTimeout(() => reject(new Error(`not done in ${seconds} s`)), seconds * 1000);
+      }),
+    ]);
     for (const page of bench.pages) if (page.error) throw page.error;
   } catch (error) {
     return `${error.stack || error}\n${bench.describe()}`;
@@ -121,7 +161,10 @@ async function runOne(bench, { client, seconds = 30, run, args }) {
 
 const chosen = [...resumable, ...others].filter(c => !only || only.test(`${c.client} | ${c.mode}`));
 const width = Math.max(...chosen.map(c => c.mode.length), 4);
-const line = (client, mode, result, ms) => console.log(`${client.padEnd(19)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`);
+const line = (client, mode, result, ms) =>
+  console.log(
+    `${client.padEnd(19)} | ${mode.padEnd(width)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`,
+  );
 
 line('client', 'mode', 'result', 'ms');
 let passed = 0;

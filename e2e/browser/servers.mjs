@@ -1,5 +1,5 @@
-// Resumable.js in Chromium against several servers behind a balancer, over a real object store, one of
-// which is killed. Start it through ../buckets/run with SUITES=browser.
+// Resumable.js in Chromium with several servers that share a real object store, behind a balancer.
+// Servers are killed during uploads. `SUITES=browser ../buckets/run` starts it.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
@@ -13,7 +13,7 @@ import { C, MIB, made } from './steps.mjs';
 const here = fileURLToPath(new URL('.', import.meta.url));
 const [program, ...args] = process.argv.slice(2);
 
-/** The servers, what they say the application got, and which processes they are. */
+/** The servers, their process ids, and the events that their applications report. */
 class Servers extends EventEmitter {
   events = [];
   pids = [];
@@ -33,11 +33,13 @@ class Servers extends EventEmitter {
         const listening = /^listening on (.*)$/.exec(line);
         if (listening) resolve(listening[1]);
       });
-      this.child.once('close', () => reject(new Error(`it ended before it listened:\n${this.log}`)));
+      this.child.once('close', () =>
+        reject(new Error(`the servers ended before they listened:\n${this.log}`)),
+      );
     });
   }
 
-  /** Without any warning; it is started again by its parent. */
+  /** Sends SIGKILL to a server. Its parent starts it again. */
   kill(server) {
     process.kill(this.pids[server], 'SIGKILL');
   }
@@ -46,7 +48,7 @@ class Servers extends EventEmitter {
     while (!holds()) await once(this, 'change');
   }
 
-  /** It ends with its standard input, and so do the servers. */
+  /** Closes standard input, which ends the program and its servers. */
   async stop() {
     const closed = once(this.child, 'close');
     this.child.stdin.end();
@@ -58,16 +60,31 @@ const servers = new Servers();
 await servers.start();
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-  args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  args: [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+  ],
 });
 
 async function run(client, options, size, { kills }) {
-  const script = client === '1.0.2' ? 'node_modules/resumablejs-1.0.2/resumable.js' : 'node_modules/resumablejs/resumable.js';
+  const script =
+    client === '1.0.2'
+      ? 'node_modules/resumablejs-1.0.2/resumable.js'
+      : 'node_modules/resumablejs/resumable.js';
   const file = made(`${client}-${options.chunkSize}-${kills}.bin`, size);
   const context = await browser.newContext();
   try {
-    // Empty, but of the servers' origin.
-    await context.route('**/blank.html', route => route.fulfill({ contentType: 'text/html; charset=utf-8', body: '<!doctype html><title>blank</title>' }));
+    // An empty page of the servers' origin.
+    await context.route('**/blank.html', route =>
+      route.fulfill({
+        contentType: 'text/html; charset=utf-8',
+        body: '<!doctype html><title>blank</title>',
+      }),
+    );
     const page = await context.newPage();
     page.traffic = new Traffic(page);
     await page.goto(`${servers.origin}/blank.html`);
@@ -79,22 +96,34 @@ async function run(client, options, size, { kills }) {
     if (kills) {
       await page.traffic.until('some chunks', () => page.traffic.stored().length >= 2);
       servers.kill(0);
-      // And the one that the application runs in.
+      // Kills the server that is delivering the upload, too.
       await servers.until(() => servers.events.slice(since).some(e => e.event === 'called'));
       process.kill(servers.events.slice(since).find(e => e.event === 'called').pid, 'SIGKILL');
     }
     await page.evaluate(() => window.done);
     await page.traffic.idle();
     const ends = await page.evaluate(() => window.events);
-    assert.deepEqual(ends.map(e => [e.kind, e.name]), [['success', file.name]]);
-    // 502 is the balancer's, for a server that has died.
-    for (const e of page.traffic.list) assert.ok(e.failure || [200, 204, 502, 503].includes(e.status), `${e.method} was answered ${e.status}`);
+    assert.deepEqual(
+      ends.map(e => [e.kind, e.name]),
+      [['success', file.name]],
+    );
+    // The balancer answers 502 if a server has died.
+    for (const e of page.traffic.list)
+      assert.ok(
+        e.failure || [200, 204, 502, 503].includes(e.status),
+        `${e.method} was answered ${e.status}`,
+      );
     const ours = () => servers.events.filter(e => e.file_name === file.name);
     await servers.until(() => ours().some(e => e.event === 'read'));
     const calls = ours().filter(e => e.event === 'called');
     assert.equal(new Set(calls.map(e => e.id)).size, 1, 'one id');
     if (!kills) assert.equal(calls.length, 1, 'one delivery');
-    else assert.deepEqual(calls.map(e => e.attempt), calls.map((_, i) => i + 1), 'attempts are counted');
+    else
+      assert.deepEqual(
+        calls.map(e => e.attempt),
+        calls.map((_, i) => i + 1),
+        'attempts are counted',
+      );
     for (const read of ours().filter(e => e.event === 'read')) assert.equal(read.sha256, file.hash);
     return `${page.traffic.chunks().length} chunks sent, ${calls.length} deliveries`;
   } finally {
@@ -104,16 +133,33 @@ async function run(client, options, size, { kills }) {
 
 let failed = 0;
 for (const client of ['1.0.2', '1.1.0']) {
-  for (const [layout, chunkSize, size] of [['objects', C, 4 * MIB + 17], ['parts', 5 * MIB, 32 * MIB + 17]]) {
+  for (const [layout, chunkSize, size] of [
+    ['objects', C, 4 * MIB + 17],
+    ['parts', 5 * MIB, 32 * MIB + 17],
+  ]) {
     for (const kills of [false, true]) {
       const begun = performance.now();
       let timer;
-      const limit = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in 90 s\n${servers.log}\n${JSON.stringify(servers.events.slice(-6))}`)), 90_000); });
-      const result = await Promise.race([run(client, { chunkSize }, size, { kills }), limit]).catch(error => error);
+      const limit = new Promise((_, reject) => {
+        timer = setTimeout(
+          () =>
+            reject(
+              new Error(
+                `not done in 90 s\n${servers.log}\n${JSON.stringify(servers.events.slice(-6))}`,
+              ),
+            ),
+          90_000,
+        );
+      });
+      const result = await Promise.race([run(client, { chunkSize }, size, { kills }), limit]).catch(
+        error => error,
+      );
       clearTimeout(timer);
       const bad = result instanceof Error;
       if (bad) failed++;
-      console.log(`${client} | ${layout.padEnd(7)} | ${(kills ? 'servers killed' : 'no fault').padEnd(14)} | ${bad ? 'FAIL' : 'ok'} | ${Math.round(performance.now() - begun)} ms | ${bad ? result.stack : result}`);
+      console.log(
+        `${client} | ${layout.padEnd(7)} | ${(kills ? 'servers killed' : 'no fault').padEnd(14)} | ${bad ? 'FAIL' : 'ok'} | ${Math.round(performance.now() - begun)} ms | ${bad ? result.stack : result}`,
+      );
     }
   }
 }

@@ -1,4 +1,4 @@
-//! File systems of our own, whose power can be cut.
+//! File systems on which the harness can simulate a power cut.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,13 +7,13 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Where a store is.
+/// The file system that holds the store of a round.
 pub struct Disk {
     kind: Kind,
-    /// Outside of what is crashed.
+    /// A folder that no simulated crash affects.
     outside: TempDir,
-    /// The loop device of the image. Not one that comes and goes with each mount: what is left in
-    /// the cache of an old one could overwrite what a new one has read.
+    /// The loop device of the image. It stays attached between two mounts: what is left in the
+    /// cache of an old device could overwrite what a new device has read.
     device: Option<PathBuf>,
 }
 
@@ -23,12 +23,12 @@ pub enum Kind {
     Plain,
     Ext4,
     Xfs,
-    /// In memory, with room for so many KiB.
+    /// A tmpfs of this many KiB.
     Small(u32),
 }
 
 impl Disk {
-    /// An empty one; says why if there can be none.
+    /// Creates an empty file system. The error says why this machine cannot.
     pub fn new(kind: Kind) -> Result<Self, String> {
         let outside = tempfile::tempdir().map_err(|error| error.to_string())?;
         let mut disk = Self {
@@ -43,7 +43,7 @@ impl Disk {
             _ => None,
         } {
             run("truncate", &["-s", "320M"], &[&disk.image()])?;
-            // Its own option says "quiet", in both.
+            // `-q` means "quiet" in both programs.
             run(make, &["-q"], &[&disk.image()])?;
             let said = run("losetup", &["--find", "--show"], &[&disk.image()])?;
             disk.device = Some(said.trim().into());
@@ -84,22 +84,23 @@ impl Disk {
         }
     }
 
-    /// As if the power were cut. Whoever could still answer must be stopped before.
+    /// Simulates a power cut. Stop all processes that could still answer before this call.
     pub fn cut(&self) -> Result<(), String> {
-        // EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same: _IOR('X', 125, u32). 2 is: without
-        // flushing the journal. Perl is on every Debian, and needs no unsafe code of ours.
+        // EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same number: _IOR('X', 125, u32). The
+        // flag 2 means that the journal is not flushed. Perl makes the call, because Rust needs
+        // unsafe code for it. Every Debian has Perl.
         let script = "open(my $dir, '<', $ARGV[0]) or die $!; \
              my $flags = pack('I', 2); ioctl($dir, 0x8004587d, $flags) or die $!;";
         run("perl", &["-e", script], &[&self.dir()]).map(drop)
     }
 
-    /// As if the machine were started again. Nobody may use it.
+    /// Simulates a restart of the machine. No process may use the file system.
     pub fn boot(&self) -> Result<(), String> {
         run("umount", &[], &[&self.dir()])?;
         self.mount()
     }
 
-    /// Bytes that are left.
+    /// The free space in bytes.
     pub fn room(&self) -> Result<u64, String> {
         let said = run("df", &["--output=avail", "--block-size=1"], &[&self.dir()])?;
         let number = said
@@ -109,7 +110,7 @@ impl Disk {
         number.ok_or(said)
     }
 
-    /// More room for a small one.
+    /// Enlarges a [`Kind::Small`] to this many KiB.
     pub fn grow(&self, room: u32) -> Result<(), String> {
         let options = format!("remount,size={room}k");
         run("mount", &["-o", &options], &[&self.dir()]).map(drop)
@@ -127,7 +128,7 @@ impl Drop for Disk {
     }
 }
 
-/// Runs a program; what it says, or why it fails.
+/// Runs a program. Returns its standard output, or why it has failed.
 pub fn run(program: &str, words: &[&str], paths: &[&Path]) -> Result<String, String> {
     let output = Command::new(program)
         .args(words)
@@ -135,14 +136,13 @@ pub fn run(program: &str, words: &[&str], paths: &[&Path]) -> Result<String, Str
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("{program}: {error}"))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(format!(
-                "{program}: {}",
-                said.lines().next().unwrap_or("failed")
-            ))
-        }
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(format!(
+            "{program}: {}",
+            said.lines().next().unwrap_or("failed")
+        ))
     }
 }

@@ -1,5 +1,5 @@
-//! Kills servers, cuts the power, fills disks and breaks system calls while real clients upload,
-//! and counts what got lost. `e2e/crash/run` builds and runs it.
+//! Kills servers, cuts the power, fills disks and lets system calls fail while real clients upload,
+//! and counts what was lost. `e2e/crash/run` builds and runs it.
 
 #[cfg(target_os = "linux")]
 mod disk;
@@ -39,8 +39,9 @@ fn main() -> std::process::ExitCode {
             }
         }
     }
-    match rows::all(rounds, seed, &only) {
-        true => std::process::ExitCode::SUCCESS,
-        false => std::process::ExitCode::FAILURE,
+    if rows::all(rounds, seed, &only) {
+        std::process::ExitCode::SUCCESS
+    } else {
+        std::process::ExitCode::FAILURE
     }
 }

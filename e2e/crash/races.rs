@@ -1,4 +1,4 @@
-//! The last chunks of an upload, and copies of them, at once.
+//! Sends the last chunks of an upload, and duplicates of them, at the same time.
 
 use std::{
     convert::Infallible,
@@ -14,22 +14,23 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
 
 use super::{
-    rows::Chance,
+    rows::Rng,
     world::{Seen, Stop},
 };
 
 const ROUNDS: u64 = 5000;
 
-pub fn row(_: &mut Chance) -> Result<Seen, Stop> {
+pub fn row(_: &mut Rng) -> Result<Seen, Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    // In memory if it can be: it is about who comes first, and a sync takes its time.
-    let dir = match Path::new("/dev/shm").is_dir() {
-        true => tempfile::tempdir_in("/dev/shm"),
-        false => tempfile::tempdir(),
+    // In memory if possible: this row tests races, and a sync would only slow it down.
+    let dir = if Path::new("/dev/shm").is_dir() {
+        tempfile::tempdir_in("/dev/shm")
+    } else {
+        tempfile::tempdir()
     }
     .map_err(|error| error.to_string())?;
     let files = FileStore::open(dir.path()).map_err(|error| error.to_string())?;
@@ -87,7 +88,7 @@ async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
     for racer in racers {
         match racer.await {
             Ok(Some((200, body))) if !body.starts_with(b"{") => ids.push(body),
-            // One that was not the last.
+            // The answer to a chunk that did not complete the upload.
             Ok(Some((200, _))) => {}
             other => seen.wrong.push(format!("round {round}: {other:?}")),
         }
@@ -101,11 +102,11 @@ async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
     seen.corrupt += calls - whole.load(Ordering::SeqCst);
     if ids.is_empty() || ids.iter().any(|id| *id != ids[0]) {
         seen.wrong
-            .push(format!("round {round}: other answers: {ids:?}"));
+            .push(format!("round {round}: different answers: {ids:?}"));
     }
 }
 
-/// Whether it has the bytes of the three chunks.
+/// Whether the file has the bytes of the three chunks.
 async fn is_whole(upload: &CompletedUpload) -> bool {
     let content = upload.content().collect().await;
     content.is_ok_and(|content| content.to_bytes() == [[1; 9], [2; 9], [3; 9]].concat())

@@ -1,4 +1,4 @@
-//! The rows of the table: what is done to the servers.
+//! The rows of the table. Each names a fault and applies it to the servers.
 
 use std::{collections::BTreeSet, os::unix::fs::MetadataExt as _, time::Instant};
 
@@ -10,57 +10,57 @@ use super::{
     world::{CHUNK, Seen, Start, Stop, World},
 };
 
-/// One row: its name, how many rounds a short run has, and what is done in one. Mistakes on purpose
-/// have so many rounds to be found.
-type Row = (&'static str, u64, fn(&mut Chance) -> Result<Seen, Stop>);
+/// The name of a row, its number of rounds in a short run, and the function that runs one round. A
+/// deliberate mistake has to be detected within this number of rounds.
+type Row = (&'static str, u64, fn(&mut Rng) -> Result<Seen, Stop>);
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    ("no fault", 1, |chance| calm(chance)),
-    ("kill -9", 3, |chance| killed(chance, Power, 1)),
-    ("kill -9, Process", 2, |chance| killed(chance, Process, 1)),
-    ("kill -9 in turn, two servers", 3, |chance| killed(chance, Power, 2)),
-    ("kill -9 at each step", 1, |chance| at_each_step(chance, "kill", Kind::Plain)),
-    ("power cut at each step, ext4", 1, |chance| at_each_step(chance, "kill", Kind::Ext4)),
-    ("power cut at each step, xfs", 1, |chance| at_each_step(chance, "kill", Kind::Xfs)),
-    ("kill -9, and in the recovery", 2, |chance| killed_twice(chance)),
-    ("error at each step", 1, |chance| at_each_step(chance, "eio", Kind::Plain)),
-    ("no room at each step", 1, |chance| at_each_step(chance, "enospc", Kind::Plain)),
-    ("power cut, ext4", 3, |chance| cut(chance, Kind::Ext4, Power, &[])),
-    ("power cut, xfs", 3, |chance| cut(chance, Kind::Xfs, Power, &[])),
-    ("kill -9 or power cut, ext4", 2, |chance| mixed(chance, Kind::Ext4)),
-    ("kill -9 or power cut, xfs", 2, |chance| mixed(chance, Kind::Xfs)),
-    ("power cut, ext4, Process", 2, |chance| cut(chance, Kind::Ext4, Process, &[])),
-    ("failing syncs (strace)", 1, |chance| traced(chance, "fsync,fdatasync:error=EIO:when=3+7")),
-    ("failing writes (strace)", 1, |chance| traced(chance, "pwrite64:error=ENOSPC:when=3+7")),
-    ("failing renames (strace)", 1, |chance| traced(chance, "renameat2:error=EIO:when=1+3")),
-    ("full disk", 1, |chance| full(chance, false)),
-    ("full disk, but for the reserve", 1, |chance| full(chance, true)),
+    ("no fault", 1, |rng| no_fault(rng)),
+    ("kill -9", 3, |rng| killed(rng, Power, 1)),
+    ("kill -9, Process", 2, |rng| killed(rng, Process, 1)),
+    ("kill -9 in turn, two servers", 3, |rng| killed(rng, Power, 2)),
+    ("kill -9 at each step", 1, |rng| at_each_step(rng, "kill", Kind::Plain)),
+    ("power cut at each step, ext4", 1, |rng| at_each_step(rng, "kill", Kind::Ext4)),
+    ("power cut at each step, xfs", 1, |rng| at_each_step(rng, "kill", Kind::Xfs)),
+    ("kill -9, and in the recovery", 2, |rng| killed_twice(rng)),
+    ("error at each step", 1, |rng| at_each_step(rng, "eio", Kind::Plain)),
+    ("no room at each step", 1, |rng| at_each_step(rng, "enospc", Kind::Plain)),
+    ("power cut, ext4", 3, |rng| cut(rng, Kind::Ext4, Power, &[])),
+    ("power cut, xfs", 3, |rng| cut(rng, Kind::Xfs, Power, &[])),
+    ("kill -9 or power cut, ext4", 2, |rng| mixed(rng, Kind::Ext4)),
+    ("kill -9 or power cut, xfs", 2, |rng| mixed(rng, Kind::Xfs)),
+    ("power cut, ext4, Process", 2, |rng| cut(rng, Kind::Ext4, Process, &[])),
+    ("failing syncs (strace)", 1, |rng| traced(rng, "fsync,fdatasync:error=EIO:when=3+7")),
+    ("failing writes (strace)", 1, |rng| traced(rng, "pwrite64:error=ENOSPC:when=3+7")),
+    ("failing renames (strace)", 1, |rng| traced(rng, "renameat2:error=EIO:when=1+3")),
+    ("full disk", 1, |rng| full(rng, false)),
+    ("full disk, but for the reserve", 1, |rng| full(rng, true)),
     ("races of the last chunks", 1, races::row),
 ];
 
-/// Mistakes on purpose: a row that does not find them proves nothing. Folders that are not synced
-/// are found on ext4, most of the time: a sync of an upload's journal, which has its size
-/// beforehand, does not write the rename of its file. XFS does write it; the simulated disk in
-/// `src/store/file/crash.rs` does not.
+/// Deliberate mistakes: a harness that does not detect them proves nothing. On ext4 the harness
+/// detects most of the time that folders are not synced: a sync of the journal of an upload, whose
+/// size does not change, does not write the rename of its file. XFS does write the rename. The
+/// simulated disk in `src/store/file/crash.rs` does not.
 #[rustfmt::skip]
 const CONTROLS: &[Row] = &[
-    ("no syncs at all (eatmydata)", 5, |chance| {
-        cut(chance, Kind::Ext4, Power, &[("LD_PRELOAD", "libeatmydata.so")])
+    ("no syncs at all (eatmydata)", 5, |rng| {
+        cut(rng, Kind::Ext4, Power, &[("LD_PRELOAD", "libeatmydata.so")])
     }),
-    ("data not synced", 5, |chance| {
-        cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
+    ("data not synced", 5, |rng| {
+        cut(rng, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
     }),
-    ("records not synced", 5, |chance| {
-        cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
+    ("records not synced", 5, |rng| {
+        cut(rng, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
     }),
-    ("folders not synced", 30, |chance| {
-        cut(chance, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
+    ("folders not synced", 30, |rng| {
+        cut(rng, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
     }),
-    ("answers before the hand-over", 5, too_early),
+    ("answers before the hand-over", 5, answered_first),
 ];
 
-/// Runs the rows and prints the table; whether each is as it must be.
+/// Runs the rows and prints the table. Returns whether every row is as expected.
 pub fn all(rounds: u64, seed: u64, only: &[String]) -> bool {
     println!("--seed {seed}\n");
     println!(
@@ -82,10 +82,10 @@ pub fn all(rounds: u64, seed: u64, only: &[String]) -> bool {
     for row in ROWS.iter().filter(wanted) {
         good &= run(row, rounds, seed, Seen::is_clean, |_| false, "");
     }
-    println!("\nmistakes on purpose, which must be found:");
+    println!("\ndeliberate mistakes, which must be found:");
     for row in CONTROLS.iter().filter(wanted) {
         let is_found = |seen: &Seen| seen.lost + seen.corrupt + seen.missing > 0;
-        good &= run(row, 1, seed, is_found, is_found, "red, as it must be");
+        good &= run(row, 1, seed, is_found, is_found, "detected");
     }
     good
 }
@@ -96,7 +96,7 @@ fn run(
     seed: u64,
     is_good: fn(&Seen) -> bool,
     is_enough: fn(&Seen) -> bool,
-    praise: &str,
+    good_note: &str,
 ) -> bool {
     let (name, times, round) = row;
     let (mut seen, start) = (Seen::default(), Instant::now());
@@ -104,11 +104,11 @@ fn run(
         if is_enough(&seen) {
             break;
         }
-        match round(&mut Chance(seed.wrapping_add(number << 32))) {
+        match round(&mut Rng(seed.wrapping_add(number << 32))) {
             Ok(more) => seen.add(more),
             Err(Stop::Cannot(why)) => {
                 println!("{name:32}skipped: {why}");
-                // Without the means to do it there is nothing to say; with them there is.
+                // A row that cannot run is an error only if CRASH_NO_SKIPS is set.
                 return std::env::var_os("CRASH_NO_SKIPS").is_none();
             }
             Err(Stop::Failed(why)) => {
@@ -131,7 +131,7 @@ fn run(
         seen.doubled,
         seen.doubled_by_crash,
         start.elapsed().as_secs_f64(),
-        if good { praise } else { "WRONG" }
+        if good { good_note } else { "WRONG" }
     );
     if !good {
         seen.wrong.iter().for_each(|what| println!("    {what}"));
@@ -139,10 +139,10 @@ fn run(
     good
 }
 
-/// SplitMix64.
-pub struct Chance(u64);
+/// A SplitMix64 generator: a seed gives the same numbers on every machine.
+pub struct Rng(u64);
 
-impl Chance {
+impl Rng {
     pub fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -164,57 +164,53 @@ fn args(disk: &Disk, durability: Durability) -> server::Args {
     }
 }
 
-/// Eight clients with three connections each.
-fn upload_many(world: &mut World, chance: &mut Chance) -> Result<(), String> {
+/// Starts eight clients with three connections each.
+fn upload_many(world: &mut World, rng: &mut Rng) -> Result<(), String> {
     for number in 0..8 {
         let len = match number {
             0 => 0,
-            1 => 1 + chance.below(CHUNK),
-            _ => chance.below(60 * CHUNK),
+            1 => 1 + rng.below(CHUNK),
+            _ => rng.below(60 * CHUNK),
         };
-        let content = chance.bytes(len);
-        world.upload(
-            content,
-            10_000 + chance.below(50_001),
-            chance.below(1 << 32),
-        )?;
+        let content = rng.bytes(len);
+        world.upload(content, 10_000 + rng.below(50_001), rng.below(1 << 32))?;
     }
     Ok(())
 }
 
-fn calm(chance: &mut Chance) -> Result<Seen, Stop> {
+fn no_fault(rng: &mut Rng) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[Start::default()])?;
-    upload_many(&mut world, chance)?;
+    upload_many(&mut world, rng)?;
     Ok(world.finish())
 }
 
-/// Waits until some more chunks were acknowledged; whether the clients are still at work.
-fn some_acks(world: &mut World, chance: &mut Chance) -> bool {
-    let enough = world.acks() as u64 + 1 + chance.below(25);
-    let goes_on = world.until(|world| world.acks() as u64 >= enough || world.clients_are_done());
-    goes_on && !world.clients_are_done()
+/// Waits until some more chunks are acknowledged. Returns whether a client is still uploading.
+fn some_acks(world: &mut World, rng: &mut Rng) -> bool {
+    let enough = world.acks() as u64 + 1 + rng.below(25);
+    let in_time = world.until(|world| world.acks() as u64 >= enough || world.clients_are_done());
+    in_time && !world.clients_are_done()
 }
 
-fn killed(chance: &mut Chance, durability: Durability, servers: usize) -> Result<Seen, Stop> {
+fn killed(rng: &mut Rng, durability: Durability, servers: usize) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = args(&disk, durability);
     let mut world = World::new(disk, args, &vec![Start::default(); servers])?;
-    upload_many(&mut world, chance)?;
-    while some_acks(&mut world, chance) {
+    upload_many(&mut world, rng)?;
+    while some_acks(&mut world, rng) {
         world.kill(0);
         world.start(&Start::default())?;
         world.check_acks();
     }
-    // Once more: the records and the files are there, too.
+    // The records and the files have to survive a kill, too.
     world.kill(0);
     world.start(&Start::default())?;
     Ok(world.finish())
 }
 
 fn cut(
-    chance: &mut Chance,
+    rng: &mut Rng,
     kind: Kind,
     durability: Durability,
     env: &[(&str, &str)],
@@ -232,16 +228,16 @@ fn cut(
     let mut world = World::new(disk, args, std::slice::from_ref(&start))?;
     world.keeps = durability == Power;
     if !env.is_empty() {
-        // What is lost lets clients hang, which is as good as any other loss.
-        world.patience /= 4;
+        // A loss can make clients hang, which also detects the mistake.
+        world.timeout /= 4;
     }
-    upload_many(&mut world, chance)?;
-    while some_acks(&mut world, chance) {
+    upload_many(&mut world, rng)?;
+    while some_acks(&mut world, rng) {
         world.cut()?;
         world.start(&start)?;
         world.check_acks();
         if world.seen.lost > 0 {
-            // Enough is known.
+            // The mistake is detected.
             return Ok(world.seen.clone());
         }
     }
@@ -250,24 +246,24 @@ fn cut(
     Ok(world.finish())
 }
 
-/// One or the other: what a process left behind when it was killed is seen by the next one, and
-/// then the power is cut.
-fn mixed(chance: &mut Chance, kind: Kind) -> Result<Seen, Stop> {
+/// Kills a process, lets the next one read what it has left, and then cuts the power. Leaves out
+/// either step at random.
+fn mixed(rng: &mut Rng, kind: Kind) -> Result<Seen, Stop> {
     needs_root()?;
     let disk = Disk::new(kind).map_err(Stop::Cannot)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[Start::default()])?;
-    upload_many(&mut world, chance)?;
-    while some_acks(&mut world, chance) {
-        if chance.below(2) == 0 {
+    upload_many(&mut world, rng)?;
+    while some_acks(&mut world, rng) {
+        if rng.below(2) == 0 {
             world.kill(0);
             world.start(&Start::default())?;
-            // At once, or when others have trusted what is there.
-            if chance.below(2) == 0 {
+            // Cuts the power at once, or after clients were told what is stored.
+            if rng.below(2) == 0 {
                 world.check_acks();
             }
         }
-        if chance.below(2) == 0 {
+        if rng.below(2) == 0 {
             world.cut()?;
             world.start(&Start::default())?;
         }
@@ -278,9 +274,9 @@ fn mixed(chance: &mut Chance, kind: Kind) -> Result<Seen, Stop> {
     Ok(world.finish())
 }
 
-/// A process dies, or a step fails, at the first step, at the second one, and so on. Where power
-/// can be cut, it is when the process has died.
-fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, Stop> {
+/// A process dies, or a step fails, at the first step, then at the second one, and so on. On ext4
+/// and XFS the power is cut when the process has died.
+fn at_each_step(rng: &mut Rng, action: &str, kind: Kind) -> Result<Seen, Stop> {
     const STEPS: [&str; 13] = [
         "claim",
         "create",
@@ -303,7 +299,7 @@ fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, S
     let mut all = Seen::default();
     for step in 1.. {
         let fault = format!("{action}@{step}");
-        let (mut seen, said) = at_step(chance, &fault, kind)?;
+        let (mut seen, said) = at_step(rng, &fault, kind)?;
         let name = said.iter().find_map(|line| step_of(line));
         for what in &mut seen.wrong {
             *what = format!("{fault}, {}: {what}", name.unwrap_or("no step"));
@@ -325,21 +321,21 @@ fn at_each_step(chance: &mut Chance, action: &str, kind: Kind) -> Result<Seen, S
     Ok(all)
 }
 
-/// A process dies at a step, and so does the next one, while clients find out what is there: at
-/// each of its first steps.
-fn killed_twice(chance: &mut Chance) -> Result<Seen, Stop> {
+/// A process dies at a random step. The next process dies while it recovers: at its first step,
+/// then at its second one, and so on.
+fn killed_twice(rng: &mut Rng) -> Result<Seen, Stop> {
     let mut all = Seen::default();
     for second in 1..=20 {
-        // Behind those of the start.
+        // A step after those of the start.
         let faults = [
-            format!("kill@{}", 10 + chance.below(75)),
+            format!("kill@{}", 10 + rng.below(75)),
             format!("kill@{second}"),
         ];
         let disk = Disk::new(Kind::Plain)?;
         let args = args(&disk, Power);
         let mut world = World::new(disk, args, &[])?;
         for len in [0, 2 * CHUNK + 5, CHUNK] {
-            let content = chance.bytes(len);
+            let content = rng.bytes(len);
             world.upload_alone(content)?;
         }
         for fault in &faults {
@@ -373,7 +369,7 @@ fn step_of(line: &str) -> Option<&str> {
     step.split_once(": ")?.1.split(';').next()
 }
 
-fn at_step(chance: &mut Chance, fault: &str, kind: Kind) -> Result<(Seen, Vec<String>), Stop> {
+fn at_step(rng: &mut Rng, fault: &str, kind: Kind) -> Result<(Seen, Vec<String>), Stop> {
     let faulty = Start {
         env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.into())],
         ..Start::default()
@@ -386,7 +382,7 @@ fn at_step(chance: &mut Chance, fault: &str, kind: Kind) -> Result<(Seen, Vec<St
         if step_of(&error).is_none() {
             return Err(error.into());
         }
-        // It does not get as far as to listen.
+        // The server has died before it listens.
         said.push(error);
         match kind {
             Kind::Plain => world.seen.crashes += 1,
@@ -394,16 +390,16 @@ fn at_step(chance: &mut Chance, fault: &str, kind: Kind) -> Result<(Seen, Vec<St
         }
         world.start(&Start::default())?;
     }
-    // One request after the other: the steps then come in the same order each time, and none is
-    // left out.
+    // One request after the other, so that the steps have the same order each time and none is left
+    // out.
     for len in [0, 2 * CHUNK + 5, CHUNK] {
-        let content = chance.bytes(len);
+        let content = rng.bytes(len);
         world.upload_alone(content)?;
         world.until(|world| world.clients_are_done() || world.servers[0].has_died());
     }
     let has_died = world.servers[0].has_died();
     if kind != Kind::Plain {
-        // The pipe has what it said, also when the power is gone.
+        // Its output is in the pipe, which the power cut does not affect.
         world.servers[0].freeze();
         world.disk.cut()?;
     }
@@ -422,8 +418,8 @@ fn at_step(chance: &mut Chance, fault: &str, kind: Kind) -> Result<(Seen, Vec<St
     Ok((world.finish(), said))
 }
 
-/// System calls of the server fail, now and then.
-fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, Stop> {
+/// Some system calls of the server fail.
+fn traced(rng: &mut Rng, inject: &str) -> Result<Seen, Stop> {
     super::disk::run("strace", &["-V"], &[]).map_err(Stop::Cannot)?;
     let calls = inject.split(':').next().unwrap_or_default();
     let disk = Disk::new(Kind::Plain)?;
@@ -445,12 +441,12 @@ fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, Stop> {
         wrapper: words.to_vec(),
         ..Start::default()
     };
-    // The first calls are those of its own start, each of which may fail.
+    // The first calls belong to the start of the server, and each of them may fail.
     let mut starts = (0..20).map(|_| world.start(&start));
     starts
         .find(Result::is_ok)
-        .unwrap_or(Err("it does not start".into()))?;
-    upload_many(&mut world, chance)?;
+        .unwrap_or(Err("the server does not start".into()))?;
+    upload_many(&mut world, rng)?;
     if !world.until(World::clients_are_done) {
         world.seen.wrong.push("clients need another process".into());
     }
@@ -464,22 +460,22 @@ fn traced(chance: &mut Chance, inject: &str) -> Result<Seen, Stop> {
     Ok(world.finish())
 }
 
-/// There is room for some of the uploads only, and then for all.
-fn full(chance: &mut Chance, reserve: bool) -> Result<Seen, Stop> {
+/// The disk has space for some of the uploads, and later for all.
+fn full(rng: &mut Rng, reserve: bool) -> Result<Seen, Stop> {
     needs_root()?;
     let disk = Disk::new(Kind::Small(2000)).map_err(Stop::Cannot)?;
     let args = server::Args {
         reserve,
         ..args(&disk, Power)
     };
-    // 5 %.
+    // The default reserve is 5 %.
     let reserved = if reserve { 2000 * 1024 / 20 } else { 0 };
     let mut world = World::new(disk, args, &[Start::default()])?;
     for _ in 0..8 {
-        let content = chance.bytes(30 * CHUNK);
-        world.upload(content, CHUNK, chance.below(1 << 32))?;
+        let content = rng.bytes(30 * CHUNK);
+        world.upload(content, CHUNK, rng.below(1 << 32))?;
     }
-    // What is left is less than what one of the clients still wants to send.
+    // The disk is full when the next chunk of a client does not fit.
     let is_full = |room| room < reserved + CHUNK;
     let is_full = world.until(|world| world.disk.room().is_ok_and(is_full));
     world.check_acks();
@@ -488,14 +484,14 @@ fn full(chance: &mut Chance, reserve: bool) -> Result<Seen, Stop> {
     world.start(&Start::default())?;
     world.check_acks();
     if !is_full || before == 0 || world.clients_are_done() {
-        world.seen.wrong.push("it was never full".into());
+        world.seen.wrong.push("the disk was never full".into());
     }
     world.disk.grow(64_000)?;
     Ok(world.finish())
 }
 
-/// The server says 200 before the application has the file, and is killed.
-fn too_early(chance: &mut Chance) -> Result<Seen, Stop> {
+/// The server answers 200 before the application has the file, and is then killed.
+fn answered_first(rng: &mut Rng) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = server::Args {
         answers_first: true,
@@ -503,7 +499,7 @@ fn too_early(chance: &mut Chance) -> Result<Seen, Stop> {
     };
     let mut world = World::new(disk, args, &[Start::default()])?;
     for _ in 0..4 {
-        let content = chance.bytes(100);
+        let content = rng.bytes(100);
         world.upload(content, CHUNK, 0)?;
     }
     world.until(|world| world.acks() > 0);

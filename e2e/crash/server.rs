@@ -1,4 +1,4 @@
-//! The server that is crashed: this program itself, started with `server` as its first argument.
+//! The server of the crash tests: this program, started with `server` as its first argument.
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,19 +17,19 @@ use axum::{
 use serde_json::json;
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durability};
 
-/// How long the application takes when the answer does not wait for it.
+/// How long the application waits before it reads the file, if the answer does not wait for it.
 const LATE: Duration = Duration::from_millis(300);
 
-/// The header in which a client names the folder of the store that it means. A client of another
-/// run that has lost its server may find ours at the same port, and ours may find theirs.
+/// The header in which a client names the folder of its store. When a server is killed, a server of
+/// another run may get the same port; it has to refuse the clients of this run.
 pub const STORE: &str = "x-store";
 
 pub struct Args {
     pub dir: PathBuf,
     pub durability: Durability,
-    /// A mistake on purpose: the client is answered before the application has the file.
+    /// A deliberate mistake: the client is answered before the application has the file.
     pub answers_first: bool,
-    /// Whether some of the disk is to stay free, as it does by default.
+    /// Whether the store keeps some of the disk free, as it does by default.
     pub reserve: bool,
 }
 
@@ -59,10 +59,11 @@ impl Args {
 }
 
 /// Runs until it is killed. Prints its address to standard error, and a line for each delivery to
-/// standard output: that is the application's own memory, outside of what is crashed.
+/// standard output. These lines stand for the database of the application, which no simulated crash
+/// affects.
 #[tokio::main]
 pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
-    // The harness never writes to us: at the end of its pipe it has died.
+    // The harness never writes to the pipe. When the pipe ends, the harness has ended.
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
         std::process::abort();
@@ -93,10 +94,11 @@ struct Store(String);
 
 async fn only_ours(Extension(store): Extension<Store>, request: Request, next: Next) -> Response {
     let wanted = request.headers().get(STORE);
-    match wanted.is_some_and(|wanted| wanted.as_bytes() == store.0.as_bytes()) {
-        true => next.run(request).await,
-        // The client tries again, and finds its own server.
-        false => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    if wanted.is_some_and(|wanted| wanted.as_bytes() == store.0.as_bytes()) {
+        next.run(request).await
+    } else {
+        // The client tries again, and then reaches its server.
+        StatusCode::SERVICE_UNAVAILABLE.into_response()
     }
 }
 
@@ -125,11 +127,11 @@ fn report(upload: &CompletedUpload) {
         "whole": content.len() as u64 == upload.size()
             && Some(crc32fast::hash(&content)) == upload.crc32(),
     });
-    // In one piece: the next moment may be the last one.
+    // One write, so that a kill cannot cut the line.
     let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Nanoseconds, the same for all processes of this machine.
+/// Nanoseconds since 1970. All processes of this machine have the same clock.
 pub fn now() -> u64 {
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     time.map_or(0, |time| time.as_nanos() as u64)

@@ -1,4 +1,4 @@
-//! Servers, clients, and what must be true of them.
+//! Servers, clients, and the checks of what they have done.
 
 use std::{
     collections::BTreeMap,
@@ -19,13 +19,13 @@ use super::{
     server,
 };
 
-/// Bytes of a chunk, where it does not matter.
+/// The bytes of a chunk, where the size does not matter.
 pub const CHUNK: u64 = 20_000;
 
-/// Nothing here takes that long.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a round waits for anything before it fails.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long to wait before looking again at what other processes do.
+/// How long to wait between two looks at other processes.
 const LOOK: Duration = Duration::from_millis(1);
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -34,10 +34,10 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A server process, in a group of its own.
+/// A server process in a separate process group.
 pub struct Server {
     process: Child,
-    /// Which one of the round, from 0.
+    /// The number of the server in its round, from 0.
     number: u64,
     pub address: SocketAddr,
     /// The lines of its standard error.
@@ -68,7 +68,7 @@ impl Server {
             .args(&words[1..])
             .envs(start.env.iter().cloned())
             .process_group(0)
-            // Never written to: when it ends this process has died, and the server ends too.
+            // Never written to. When this process ends the pipe ends, and then the server too.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -81,7 +81,10 @@ impl Server {
             let mut line = String::new();
             if stderr.read_line(&mut line).unwrap_or(0) == 0 {
                 let _ = process.wait();
-                return Err(format!("the server says: {}", lock(&errors).join("; ")));
+                return Err(format!(
+                    "the server has ended: {}",
+                    lock(&errors).join("; ")
+                ));
             }
             match line.trim().strip_prefix("listening on ") {
                 Some(address) => break address.parse().map_err(|_| line.clone())?,
@@ -130,12 +133,12 @@ impl Server {
         let _ = run("kill", &[signal, "--", &group], &[]);
     }
 
-    /// Stops it, as a power cut does.
+    /// Stops the process at once, as a power cut does.
     pub fn freeze(&self) {
         self.signal("-STOP");
     }
 
-    /// `kill -9`; returns what it had said on standard error.
+    /// Sends SIGKILL. Returns the lines that the server has printed to standard error.
     pub fn kill(mut self) -> Vec<String> {
         self.signal("-KILL");
         let _ = self.process.wait();
@@ -153,7 +156,7 @@ impl Drop for Server {
     }
 }
 
-/// One address for clients, whatever becomes of the servers behind it, in turn.
+/// A TCP proxy with one address for all clients. The servers behind it receive connections in turn.
 pub struct Proxy {
     pub address: SocketAddr,
     behind: Shared<Vec<SocketAddr>>,
@@ -167,7 +170,7 @@ impl Proxy {
         let servers = Arc::clone(&behind);
         thread::spawn(move || {
             for (turn, client) in listener.incoming().flatten().enumerate() {
-                // Nobody else has it any more: its round is over.
+                // The proxy was dropped: its round has ended.
                 if Arc::strong_count(&servers) == 1 {
                     return;
                 }
@@ -175,7 +178,7 @@ impl Proxy {
                     let servers = lock(&servers);
                     servers.get(turn % servers.len().max(1)).copied()
                 };
-                // Without a server the connection is just closed.
+                // Without a server the connection is closed.
                 if let Some(Ok(server)) = server.map(TcpStream::connect) {
                     join(client, server);
                 }
@@ -192,7 +195,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.behind = Shared::default();
-        // So that it looks.
+        // Wakes the thread, which then ends.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -204,7 +207,7 @@ fn join(client: TcpStream, server: TcpStream) {
     for (mut from, mut to) in [(client, server), (server2, client2)] {
         thread::spawn(move || {
             let _ = std::io::copy(&mut from, &mut to);
-            // When one side is gone, so is the other.
+            // When one side has ended, end the other.
             let _ = from.shutdown(std::net::Shutdown::Both);
             let _ = to.shutdown(std::net::Shutdown::Both);
         });
@@ -215,16 +218,16 @@ fn join(client: TcpStream, server: TcpStream) {
 pub struct Upload {
     pub identifier: String,
     pub content: Vec<u8>,
-    /// Bytes of its chunks.
+    /// The bytes of a chunk.
     chunk: u64,
     acks: PathBuf,
-    /// The folder of the store that it goes to.
+    /// The folder of the store.
     store: PathBuf,
     client: Child,
 }
 
 impl Upload {
-    /// `words` are more options of the client.
+    /// Starts a client. `words` are additional options.
     pub fn start(
         disk: &Disk,
         identifier: String,
@@ -261,7 +264,8 @@ impl Upload {
         Command::new(profile.join("examples/upload"))
             .args(["--quiet", "--pause", "20"])
             .args(words)
-            // Longer than patience lasts, but not without end: this process may be killed.
+            // More tries than the time limit allows, but a finite number: if this process is
+            // killed, the client ends too.
             .args(["--retries", "3000", "--identifier", identifier])
             .args(["--chunk-size", &chunk.to_string()])
             .arg("--header")
@@ -284,12 +288,12 @@ impl Upload {
             let mut words = line.split(' ').skip(1).map(|word| word.parse().ok());
             Some((words.next()??, words.next()??))
         };
-        // What is not ended is not written yet.
+        // A line without its end is not written completely yet.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().filter_map(range).collect()
     }
 
-    /// Bytes that were acknowledged, and are not there now.
+    /// The number of bytes that were acknowledged and are not stored now.
     pub fn lost(&self, server: SocketAddr) -> Result<u64, String> {
         let acks = self.acks();
         if acks.is_empty() {
@@ -310,7 +314,7 @@ impl Upload {
             status["state"] == "receiving" && ranges.iter().any(inside)
         };
         let lost = acks.iter().filter(|ack| !is_there(ack));
-        // An upload that is gone has lost something, even if that has no bytes.
+        // A lost upload counts as one byte even if it is empty.
         Ok(lost.map(|(_, len)| (*len).max(1)).sum())
     }
 
@@ -333,7 +337,7 @@ impl Upload {
 
 fn get(server: SocketAddr, query: &str, store: &Path) -> std::io::Result<String> {
     let mut connection = TcpStream::connect(server)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_read_timeout(Some(TIMEOUT))?;
     let (name, store) = (server::STORE, store.display());
     let head = format!(
         "GET /upload?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{name}: {store}\r\n\r\n"
@@ -351,12 +355,12 @@ impl Drop for Upload {
     }
 }
 
-/// Why a round came to no end.
+/// Why a round was stopped.
 pub enum Stop {
-    /// It cannot be done on this machine, which says nothing about the crate.
+    /// This machine cannot run it. That is not a failure of the crate.
     Cannot(String),
-    /// Something failed that must not: all errors, unless they are said to be the other thing. A
-    /// server that does not start again after a crash is one.
+    /// Something failed that must not fail, such as a server that does not start again after a
+    /// crash. Every error is converted to this variant.
     Failed(String),
 }
 
@@ -366,7 +370,7 @@ impl From<String> for Stop {
     }
 }
 
-/// What was seen in a row of the table.
+/// The results of a row of the table.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub rounds: u64,
@@ -376,13 +380,14 @@ pub struct Seen {
     pub lost: u64,
     pub corrupt: u64,
     pub missing: u64,
-    /// Deliveries too many: while the process that had made the one before was alive, and others.
+    /// Second deliveries that no crash explains.
     pub doubled: u64,
+    /// Second deliveries after the process of the first one had died.
     pub doubled_by_crash: u64,
-    /// Anything else that must not be.
+    /// Descriptions of everything that is wrong.
     pub wrong: Vec<String>,
-    /// A round came to no end, so that its numbers say little: not even a mistake on purpose is
-    /// found by that.
+    /// Whether a round was stopped. Its numbers are then incomplete, so the row is wrong even if it
+    /// expects a deliberate mistake.
     pub failed: bool,
 }
 
@@ -406,7 +411,7 @@ impl Seen {
     }
 }
 
-/// One round: a disk, servers, a proxy, clients.
+/// One round with its disk, servers, proxy and clients.
 pub struct World {
     args: server::Args,
     pub servers: Vec<Server>,
@@ -414,15 +419,15 @@ pub struct World {
     sink: Shared<Vec<Value>>,
     pub uploads: Vec<Upload>,
     pub seen: Seen,
-    /// Whether what was acknowledged must be there after each crash.
+    /// Whether acknowledged chunks have to survive each crash.
     pub keeps: bool,
     /// How long to wait for anything.
-    pub patience: Duration,
-    /// How many servers were started.
+    pub timeout: Duration,
+    /// The number of servers that were started.
     started: u64,
-    /// When servers were killed, by their numbers.
+    /// When each server was killed, by its number.
     deaths: BTreeMap<u64, u64>,
-    /// The last field: it is unmounted when the servers are gone.
+    /// The last field, because the disk can be unmounted only after the servers have ended.
     pub disk: Disk,
 }
 
@@ -437,7 +442,7 @@ impl World {
             uploads: Vec::new(),
             seen: Seen::default(),
             keeps: true,
-            patience: PATIENCE,
+            timeout: TIMEOUT,
             started: 0,
             deaths: BTreeMap::new(),
         };
@@ -458,14 +463,14 @@ impl World {
         Ok(())
     }
 
-    /// Chunks in random order, three at a time, some of them twice.
+    /// Uploads chunks in random order over three connections, and some of them twice.
     pub fn upload(&mut self, content: Vec<u8>, chunk: u64, seed: u64) -> Result<(), String> {
         let order = seed.to_string();
         let words = ["--shuffle", "--duplicate", "20", "--seed", &order];
         self.upload_with(content, chunk, &words)
     }
 
-    /// One chunk after the other.
+    /// Uploads one chunk after the other.
     pub fn upload_alone(&mut self, content: Vec<u8>) -> Result<(), String> {
         self.upload_with(content, CHUNK, &["--parallel", "1"])
     }
@@ -495,9 +500,9 @@ impl World {
             .all(|upload| matches!(upload.client.try_wait(), Ok(Some(_))))
     }
 
-    /// Waits for something, but not without end.
+    /// Waits until a condition holds. Returns false if the time limit has passed.
     pub fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) -> bool {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         while !is_so(self) {
             if Instant::now() > deadline {
                 return false;
@@ -507,7 +512,7 @@ impl World {
         true
     }
 
-    /// Kills a server; what it had said.
+    /// Kills a server. Returns the lines that it has printed to standard error.
     pub fn kill(&mut self, number: usize) -> Vec<String> {
         let server = self.servers.remove(number);
         let left: Vec<_> = self.servers.iter().map(|server| server.address).collect();
@@ -517,9 +522,9 @@ impl World {
         server.kill()
     }
 
-    /// Cuts the power, and boots.
+    /// Cuts the power and mounts the disk again.
     pub fn cut(&mut self) -> Result<(), String> {
-        // A disk that is dead does not always say so; a machine without power says nothing.
+        // A server on a dead disk could still answer. A machine without power does not.
         for server in &self.servers {
             self.deaths.insert(server.number, server::now());
             server.freeze();
@@ -533,7 +538,7 @@ impl World {
         self.disk.boot()
     }
 
-    /// Counts what was acknowledged and is not there any more.
+    /// Counts the bytes that were acknowledged and are not stored any more.
     pub fn check_acks(&mut self) {
         let Some(server) = self.servers.first().map(|server| server.address) else {
             return;
@@ -553,13 +558,13 @@ impl World {
         }
     }
 
-    /// Waits for the clients, counts what they got and what was delivered.
+    /// Waits for the clients, then checks their results and the deliveries.
     pub fn finish(mut self) -> Seen {
         if !self.until(Self::clients_are_done) {
             self.seen.wrong.push("a client hangs".into());
         }
         if !self.keeps {
-            // What was acknowledged may be lost: the users find no finished file, and try again.
+            // Acknowledged chunks may be lost. The users find no finished file and upload again.
             for upload in &mut self.uploads {
                 let to = self.proxy.address;
                 match Upload::client(&self.disk, &upload.identifier, upload.chunk, to, &[]) {
@@ -574,13 +579,14 @@ impl World {
             match upload.client.try_wait() {
                 Ok(Some(status)) if status.success() => {}
                 ended => {
-                    // All that could tell why.
+                    // Everything that helps to find the cause.
                     let status = server.map(|server| upload.status(server.address));
                     let said = server.map(|server| lock(&server.errors).clone());
                     let behind = lock(&self.proxy.behind).clone();
                     let what = format!(
-                        "{}: its client ends with {ended:?}; it has {:?}; its status is {status:?}; \
-                         behind the proxy is {behind:?}; the server has said {said:?}",
+                        "{}: the client ended with {ended:?}; acknowledged {:?}; \
+                         status {status:?}; \
+                         servers {behind:?}; output of the server {said:?}",
                         upload.identifier,
                         upload.acks(),
                     );
@@ -605,30 +611,29 @@ impl World {
                 seen.missing += 1;
                 continue;
             };
-            // In the order in which they were made, not in that of the output.
+            // In the order in which the deliveries began. Lines may arrive in another order.
             list.sort_by_key(|delivery| delivery["time"].as_u64());
             for pair in list.windows(2) {
-                // Another one is right only if the process that made the one before was dead.
+                // A second delivery is correct only if the process of the first one was dead.
                 let (first, second) = (&pair[0], &pair[1]);
                 let death = first["server"].as_u64().and_then(|n| self.deaths.get(&n));
-                match death.copied() < second["time"].as_u64()
+                if death.copied() < second["time"].as_u64()
                     && death.is_some()
                     && first["server"] != second["server"]
                 {
-                    true => seen.doubled_by_crash += 1,
-                    false => {
-                        seen.doubled += 1;
-                        seen.wrong.push(format!("delivered twice: {list:?}"));
-                    }
+                    seen.doubled_by_crash += 1;
+                } else {
+                    seen.doubled += 1;
+                    seen.wrong.push(format!("delivered twice: {list:?}"));
                 }
                 if first["id"] != second["id"]
                     || first["attempt"].as_u64() >= second["attempt"].as_u64()
                 {
                     seen.wrong
-                        .push(format!("not one upload, or not one more attempt: {list:?}"));
+                        .push(format!("another id, or no higher attempt: {list:?}"));
                 }
             }
-            // A file that was delivered again may have another name by now.
+            // The second delivery of a file may have given it another name.
             let last = list.last().and_then(|delivery| delivery["path"].as_str());
             let path = last.unwrap_or_default();
             let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
@@ -636,7 +641,7 @@ impl World {
             if !is_whole || content.as_ref().ok() != Some(&upload.content) {
                 let len = content.map(|content| content.len());
                 seen.wrong
-                    .push(format!("other bytes, {len:?} long: {list:?}"));
+                    .push(format!("wrong bytes, length {len:?}: {list:?}"));
                 seen.corrupt += 1;
             }
         }

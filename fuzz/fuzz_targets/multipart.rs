@@ -6,7 +6,7 @@ mod checks;
 libfuzzer_sys::fuzz_target!(|data: &[u8]| match data.split_first() {
     // Any bytes as a form.
     Some((0..128, data)) => checks::form_cuts(data),
-    // A form that is right, made of any bytes.
+    // A valid form, made from any bytes.
     Some((_, data)) => checks::form_parts(data),
     None => {}
 });

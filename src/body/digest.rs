@@ -21,12 +21,12 @@ use crate::{
     model::{BoxError, hex},
 };
 
-/// The digest of a whole message, as the client sends it (RFC 9530 §2), and that of what it stands for
-/// (§3). Without content codings, which uploads do not have, they are the same.
+/// The digests of a message as it is sent (RFC 9530 §2), and of the representation that it stands
+/// for (§3). Without content codings, which uploads do not have, they are the same.
 const CONTENT_DIGEST: &str = "content-digest";
 const REPR_DIGEST: &str = "repr-digest";
 
-/// How a digest is made.
+/// Algorithm of a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DigestAlgorithm {
@@ -34,20 +34,20 @@ pub enum DigestAlgorithm {
     Sha256,
     /// SHA-512.
     Sha512,
-    /// CRC-32, as in zlib and PNG: finds accidents, not attacks.
+    /// CRC-32, as in zlib and PNG. Detects accidents, not attacks.
     Crc32,
-    /// MD5, which many clients have: finds accidents, not attacks.
+    /// MD5, which many clients have. Detects accidents, not attacks. Needs the feature `digests`.
     #[cfg(feature = "digests")]
     Md5,
-    /// SHA-1: finds accidents, not attacks.
+    /// SHA-1. Detects accidents, not attacks. Needs the feature `digests`.
     #[cfg(feature = "digests")]
     Sha1,
-    /// CRC-32C (Castagnoli): finds accidents, not attacks.
+    /// CRC-32C (Castagnoli). Detects accidents, not attacks. Needs the feature `digests`.
     #[cfg(feature = "digests")]
     Crc32c,
 }
 
-/// The digests that bytes which are still to come should have.
+/// The expected digests of bytes that have not arrived yet.
 pub(crate) struct Expected {
     /// The name of the field or header.
     name: String,
@@ -62,9 +62,10 @@ enum Hasher {
 }
 
 impl Expected {
-    /// What a request says of its body; `None` if it says nothing that can be checked.
+    /// The digests that a request declares of its body. `None` if there is none that can be
+    /// checked.
     pub(crate) fn of_content(parts: &Parts) -> Result<Option<Self>, Error> {
-        // The representation digest of a part is that of the whole.
+        // The representation digest of a part covers the whole file.
         let is_part = parts.method == Method::PATCH;
         let is_part = is_part || parts.headers.contains_key(header::CONTENT_RANGE);
         let names = if is_part {
@@ -96,7 +97,7 @@ impl Expected {
                 let algorithm = match name.trim() {
                     "sha-256" => DigestAlgorithm::Sha256,
                     "sha-512" => DigestAlgorithm::Sha512,
-                    // Others may be sent beside, and have to be ignored.
+                    // RFC 9530 requires that other algorithms are ignored.
                     _ => continue,
                 };
                 let digest = digest.trim().strip_prefix(':');
@@ -112,7 +113,7 @@ impl Expected {
         Ok(each)
     }
 
-    /// What a field says: hexadecimal or base64.
+    /// The digest in a field: hexadecimal or base64.
     pub(crate) fn of_field(
         name: &str,
         algorithm: DigestAlgorithm,
@@ -128,7 +129,7 @@ impl Expected {
         })
     }
 
-    /// The CRC-32 that is expected, if nothing else is.
+    /// The expected CRC-32, if no other digest is expected.
     pub(crate) fn crc32(&self) -> Option<u32> {
         match &self.each[..] {
             [(Hasher::Crc32(_), crc)] => crc.as_slice().try_into().ok().map(u32::from_be_bytes),
@@ -136,7 +137,7 @@ impl Expected {
         }
     }
 
-    /// The error that says that these were not the bytes.
+    /// The error for bytes with another digest.
     pub(crate) fn mismatch(&self) -> Error {
         let name = self.name.clone();
         Reason::DigestMismatch { name }.into()
@@ -148,7 +149,7 @@ impl Expected {
             .for_each(|(hasher, _)| hasher.update(bytes));
     }
 
-    /// Whether these were the bytes.
+    /// Compares the digests.
     pub(crate) fn finish(self) -> Result<(), Error> {
         let mismatch = self.mismatch();
         let mut each = self.each.into_iter();
@@ -160,7 +161,7 @@ impl Expected {
     }
 }
 
-/// A chunk that ends well only if it has the expected digest.
+/// A chunk that fails at its end if it does not have the expected digest.
 pub(crate) struct Verified<'a> {
     chunk: Source<'a>,
     expected: Option<Expected>,
@@ -281,7 +282,8 @@ mod tests {
     fn content_digests() {
         const SHA_256: &str = "sha-256=:FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=:";
         const OTHER: &str = "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:";
-        let sha_512 = "sha-512=:2eZ2LdHI6vbWGzxhkvxAjU1tXxF20MKRabwk5xw/J0rSf81YEbMT1oH35V7ALXPUmclUVba1u1A6z1dPuo/+hQ==:";
+        let sha_512 = "sha-512=:2eZ2LdHI6vbWGzxhkvxAjU1tXxF20MKRabwk5xw/J0rSf81YEbMT\
+                       1oH35V7ALXPUmclUVba1u1A6z1dPuo/+hQ==:";
         let both = format!("md5=:x:, {SHA_256} , {sha_512};q=1");
         let one_wrong = format!("{OTHER},{sha_512}");
         for (values, expected) in [

@@ -25,14 +25,14 @@ pub(crate) async fn without_client<T>(rest: impl Future<Output = T>) -> T {
     CLIENT_IS_GONE.scope((), rest).await
 }
 
-/// A body that ends with an error when its client is too slow or gone. It may be polled again after its
-/// end, at which some bodies panic.
+/// A body that fails when its client is too slow or gone. It may be polled after its end, at which
+/// some bodies panic.
 pub(crate) struct Paced<B> {
     body: B,
     ended: bool,
     pace: Pace,
     received: u64,
-    /// How long the client was waited for, without the time since `waiting`.
+    /// How long this body has waited for the client, without the time since `waiting`.
     waited: Duration,
     waiting: Option<Instant>,
     /// The value of `waited` when the last byte came.
@@ -60,7 +60,8 @@ impl<B> Paced<B> {
 
     /// How long the client may still take.
     ///
-    /// Only the time counts in which no bytes were there: a slow store is not the client's fault.
+    /// Only the time counts in which no bytes were available: a slow store is not the client's
+    /// fault.
     fn patience(&self) -> Duration {
         let Pace {
             idle,
@@ -100,11 +101,11 @@ impl<B> Paced<B> {
         if patience.is_zero() {
             return Poll::Ready(());
         }
-        // Far enough, and no overflow.
+        // Bounded, so that the sum does not overflow.
         let end = now + patience.min(Duration::from_secs(24 * 60 * 60));
         let timer = match &mut self.timer {
             Some(timer) => {
-                // Resetting the timer takes a lock, and most bytes come at once.
+                // Resetting the timer takes a lock, and most bytes are available at once.
                 if timer.deadline() > end || timer.is_elapsed() {
                     timer.as_mut().reset(end);
                 }
@@ -138,7 +139,8 @@ where
             return Poll::Ready(None);
         }
         if CLIENT_IS_GONE.try_with(|()| ()).is_ok() {
-            // The body need not know that its connection has ended, and could end well.
+            // The body may not notice that its connection has ended, and could end as if it were
+            // whole.
             return self.fail(Reason::Interrupted);
         }
         self.note_waiting();
@@ -188,7 +190,8 @@ mod tests {
 
     use super::*;
 
-    /// Brings so many bytes after so many seconds each, and then nothing.
+    /// Yields the given number of bytes after the given number of seconds, for each step, and then
+    /// nothing.
     struct Slow {
         steps: std::vec::IntoIter<(u64, usize)>,
         next: Option<(Pin<Box<Sleep>>, usize)>,
@@ -254,15 +257,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn slow_bodies_end() {
+    async fn slow_bodies_fail() {
         let none = Duration::ZERO;
         // Nothing at all.
         assert_eq!(read([], none).await, (0, 30));
         // A pause that is just short enough, and then a longer one.
         assert_eq!(read([(29, 1000)], none).await, (1, 59));
-        // A byte now and then: the minute of grace.
+        // A byte every ten seconds: the grace period of a minute.
         assert_eq!(read([(10, 1); 99], none).await, (6, 60));
-        // Twice as fast as it has to be, until the time is over.
+        // Twice the minimum rate, until the time for the whole body is over.
         assert_eq!(read([(10, 200); 999], none).await, (100, 1000));
         // Too slow, but much at the beginning: 60 s of grace and 100 for the bytes.
         assert_eq!(
@@ -273,7 +276,7 @@ mod tests {
         );
         let trickle = [(0, 1000)].into_iter().chain([(10, 1); 99]);
         assert_eq!(read(trickle, none).await.1, 161);
-        // While the layer is busy nobody waits for the client.
+        // While the layer is busy the client is not waited for.
         let (frames, _) = read([(29, 1000), (29, 1000)], Duration::from_secs(500)).await;
         assert_eq!(frames, 2);
     }

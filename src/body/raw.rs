@@ -9,44 +9,7 @@ use bytes::{Buf as _, Bytes};
 use http_body::{Body, Frame};
 
 use super::digest::Expected;
-use crate::{
-    error::{Error, Reason},
-    model::BoxError,
-};
-
-/// A request body whose bytes are the chunk.
-pub(crate) struct Raw<'a, B: Body> {
-    pieces: Pieces<'a, B>,
-}
-
-impl<'a, B: Body> Raw<'a, B> {
-    /// `digest` is of the whole body.
-    pub(crate) fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
-        Self {
-            pieces: Pieces::new(body, digest),
-        }
-    }
-}
-
-impl<B> Body for Raw<'_, B>
-where
-    B: Body + Unpin,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let piece = ready!(self.get_mut().pieces.poll_piece(cx, usize::MAX));
-        Poll::Ready(piece.map(|piece| piece.map(Frame::data).map_err(BoxError::from)))
-    }
-}
-
-// `B` is only used through `&mut B`.
-impl<B: Body> Unpin for Raw<'_, B> {}
+use crate::{error::Error, model::BoxError};
 
 /// Reads and drops what is left of a body, up to `max` bytes.
 pub(crate) async fn drain<B>(body: &mut B, max: u64) -> Drained
@@ -72,21 +35,22 @@ where
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drained {
     ToTheEnd,
-    /// There is more than allowed, or the body broke off.
+    /// The body is longer than allowed, or failed.
     Partly,
 }
 
-/// The data of a body, without empty frames and trailers.
+/// The data of a body that is a chunk or a form, without empty frames and trailers.
 pub(crate) struct Pieces<'a, B: Body> {
     body: &'a mut B,
     frame: Option<B::Data>,
-    /// What the bytes have to be.
+    /// The expected digest of all bytes.
     digest: Option<Expected>,
-    /// How it ended. A body that broke off never ends well, however often it is polled.
+    /// How the body ended. A failed body keeps failing, however often it is polled.
     end: Option<Result<(), Error>>,
 }
 
 impl<'a, B: Body> Pieces<'a, B> {
+    /// `digest` is of the whole body.
     pub(crate) fn new(body: &'a mut B, digest: Option<Expected>) -> Self {
         Self {
             body,
@@ -129,18 +93,30 @@ where
             }
             match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => self.frame = frame.into_data().ok(),
-                Some(Err(error)) => self.end = Some(Err(failed(error.into()))),
+                Some(Err(error)) => self.end = Some(Err(Error::of_body(error.into()))),
                 None => self.end = Some(self.digest.take().map_or(Ok(()), Expected::finish)),
             }
         }
     }
 }
 
-/// The error of a body: the layer's own, or that its client broke off.
-pub(crate) fn failed(error: BoxError) -> Error {
-    match error.downcast::<Error>() {
-        Ok(error) => *error,
-        Err(error) => Error::new(Reason::Interrupted, error),
+// `B` is only used through `&mut B`, and its data are never pinned.
+impl<B: Body> Unpin for Pieces<'_, B> {}
+
+impl<B> Body for Pieces<'_, B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let piece = ready!(self.get_mut().poll_piece(cx, usize::MAX));
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data).map_err(BoxError::from)))
     }
 }
 
@@ -149,6 +125,7 @@ pub(crate) mod tests {
     use std::{collections::VecDeque, io, task::Waker};
 
     use super::*;
+    use crate::error::Reason;
 
     pub(crate) enum Step {
         Data(Vec<u8>),
@@ -157,10 +134,10 @@ pub(crate) mod tests {
         Fail,
     }
 
-    /// A body that does these things, one a poll, and then ends.
+    /// A body that does one of these steps per poll, and then ends.
     pub(crate) struct Script {
         pub(crate) steps: VecDeque<Step>,
-        /// Bytes that were taken of it.
+        /// Bytes that it has yielded.
         pub(crate) given: usize,
     }
 
@@ -204,7 +181,7 @@ pub(crate) mod tests {
         Some(
             frame
                 .map(|frame| frame.into_data().unwrap())
-                .map_err(failed),
+                .map_err(Error::of_body),
         )
     }
 
@@ -213,7 +190,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn octets() {
+    async fn empty_frames_and_trailers_are_skipped() {
         let steps = [
             data("a"),
             data(""),
@@ -222,7 +199,7 @@ pub(crate) mod tests {
             Step::Trailers,
         ];
         let mut body = Script::new(steps);
-        let mut octets = Raw::new(&mut body, None);
+        let mut octets = Pieces::new(&mut body, None);
         let mut next = async || next(&mut octets).await;
         assert_eq!(next().await, Some(Ok(Bytes::from("a"))));
         assert_eq!(next().await, Some(Ok(Bytes::from("bc"))));
@@ -231,9 +208,9 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_broke_off_never_ends_well() {
+    async fn a_failed_body_keeps_failing() {
         let mut body = Script::new([data("a"), Step::Fail]);
-        let mut octets = Raw::new(&mut body, None);
+        let mut octets = Pieces::new(&mut body, None);
         let mut next = async || next(&mut octets).await;
         assert_eq!(next().await, Some(Ok(Bytes::from("a"))));
         for _ in 0..3 {
@@ -246,7 +223,7 @@ pub(crate) mod tests {
         let mut body = Script::new((0..100).map(|_| data("")));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(
-            Pin::new(&mut Raw::new(&mut body, None))
+            Pin::new(&mut Pieces::new(&mut body, None))
                 .poll_frame(&mut cx)
                 .is_pending()
         );
@@ -254,12 +231,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn octets_are_not_copied() {
+    fn frames_are_not_copied() {
         let frame = vec![b'a'; 1 << 20];
         let at = frame.as_ptr();
         let mut body = Script::new([Step::Data(frame)]);
         let mut cx = Context::from_waker(Waker::noop());
-        match Pin::new(&mut Raw::new(&mut body, None)).poll_frame(&mut cx) {
+        match Pin::new(&mut Pieces::new(&mut body, None)).poll_frame(&mut cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let piece = frame.into_data().unwrap();
                 assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20))

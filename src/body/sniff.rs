@@ -1,4 +1,4 @@
-//! A look at the first bytes of a file, before any of them is stored.
+//! Passes the first bytes of a file to a hook before any of them is stored.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use crate::{
     model::{BoxError, upload::Upload},
 };
 
-/// The most bytes that the hook gets. File formats need fewer to be told apart.
+/// The most bytes that the hook gets. File formats can be recognized by fewer.
 const HEAD: usize = 8 << 10;
 
 /// How many bytes of a file of this length the hook gets.
@@ -25,8 +25,8 @@ pub(crate) fn head_len(length: Option<u64>) -> usize {
     length.map_or(HEAD, |length| length.min(HEAD))
 }
 
-/// A chunk that yields nothing before the hook has accepted its first bytes. The hook gets them if the
-/// chunk is the first one of its file and has enough of them.
+/// A chunk that yields nothing before the hook has accepted its first bytes. The hook is called if
+/// the chunk is the first one of its file and has enough bytes.
 pub(crate) struct Sniffed<'a> {
     chunk: Source<'a>,
     /// Until the hook was called.

@@ -5,14 +5,14 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// Counts the requests and deliveries that are under way.
+/// Counts the requests and deliveries that are running.
 #[derive(Debug, Default)]
 pub(crate) struct Active {
     count: AtomicUsize,
     idle: Notify,
 }
 
-/// Something that is under way until it is dropped.
+/// Counts one request or delivery until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ActiveGuard(Arc<Active>);
 
@@ -22,7 +22,7 @@ impl Active {
         ActiveGuard(Arc::clone(self))
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is running.
     pub(crate) async fn idle(&self) {
         loop {
             let mut idle = std::pin::pin!(self.idle.notified());

@@ -1,4 +1,4 @@
-//! A complete upload becomes one request of the inner service, and its answer a record.
+//! Delivers a complete upload: calls the inner service once and records its answer.
 
 use std::time::{Duration, SystemTime};
 
@@ -29,14 +29,14 @@ use crate::{
 /// How often to look whether another server has finished a delivery.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The pause before a record that could not be written is written again: the first one, and the longest.
+/// The first and the longest pause before a record that could not be written is written again.
 const SETTLE_AGAIN: Duration = Duration::from_millis(50);
 const SETTLE_AGAIN_MAX: Duration = Duration::from_secs(5);
 
-/// The far end of what is waited for, where a longer time would overflow.
+/// The longest time-out. Longer ones could overflow.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A delivery that has come to an answer.
+/// A delivery that has ended with an answer.
 pub(crate) struct Delivered<R> {
     /// What is recorded of the answer.
     pub(crate) record: Record,
@@ -82,7 +82,7 @@ where
         ask,
         deadline,
     };
-    // In a task of its own: the application's work goes on when this request has waited enough.
+    // A separate task, so that the inner service goes on when this request has timed out.
     let task = tokio::spawn(delivery.run(entered, inner, request));
     match timeout_at(deadline, task).await {
         Ok(Ok(delivered)) => delivered,
@@ -91,7 +91,7 @@ where
     }
 }
 
-/// One upload on its way to the inner service.
+/// The delivery of one upload.
 struct Delivery {
     engine: Engine,
     upload: Upload,
@@ -114,11 +114,11 @@ impl Delivery {
         let delivered = match self.claim().await {
             Ok(Claimed::Won(claim)) => self.deliver(claim, inner, request).await,
             Ok(Claimed::Settled(record)) => {
-                // Perhaps by another server.
+                // Perhaps another server has settled it.
                 self.engine.quota.release(&self.upload.id);
                 Ok(Delivered::earlier(record))
             }
-            // It was removed meanwhile. Sent again it is a new upload.
+            // It was removed in the meantime. If it is sent again it is a new upload.
             Ok(Claimed::Incomplete) => Err((Reason::Superseded.into(), 0)),
             Ok(Claimed::Busy) => Err((Reason::DeliveryPending.into(), 0)),
             Err(error) => Err((error, 0)),
@@ -199,16 +199,16 @@ impl Delivery {
         })
     }
 
-    /// Removes a file that must not be delivered. Its record expires at once, so that the file can be
-    /// sent again.
+    /// Removes a file that must not be delivered. Its record expires at once, so that the file can
+    /// be sent again.
     async fn remove(&self, claim: Box<dyn DynClaim>, size: u64) {
         let record = Record::new(false, StatusCode::BAD_REQUEST, size, SystemTime::now());
         settle(&self.engine, &self.upload.id, claim, &record).await;
     }
 }
 
-/// Records the answer. Until that is done the upload must not be delivered again, so this keeps the
-/// claim, and tries as long as the process lives.
+/// Records the answer. Until that succeeds the upload must not be delivered again, so this keeps
+/// the claim, and tries as long as the process lives.
 async fn settle(engine: &Engine, id: &UploadId, mut claim: Box<dyn DynClaim>, record: &Record) {
     let mut pause = SETTLE_AGAIN;
     loop {
@@ -217,7 +217,7 @@ async fn settle(engine: &Engine, id: &UploadId, mut claim: Box<dyn DynClaim>, re
             Err(error) => Err(error.into()),
         };
         match settled {
-            // If it is superseded there is nothing left that could be delivered again.
+            // A superseded upload cannot be delivered again.
             Ok(()) | Err(StoreError::Superseded) => break,
             Err(error) => {
                 fault::report(&error);
@@ -231,23 +231,23 @@ async fn settle(engine: &Engine, id: &UploadId, mut claim: Box<dyn DynClaim>, re
 
 type Answer<R> = (http::response::Parts, PartlyRead<R>);
 
-/// Calls the inner service and reads the begin of its answer.
+/// Calls the inner service and reads the beginning of its answer.
 async fn call<S, Q, R>(mut inner: S, request: Q, body_bytes: usize) -> Result<Answer<R>, Error>
 where
     S: Service<Q, Response = Response<R>>,
     R: Body<Data = Bytes>,
 {
     fault::step("deliver").map_err(|error| Error::new(Reason::DeliveryFailed, error))?;
-    // The error of the service has no bounds that would let it be kept.
+    // The type of the service's error has no bounds, so the error cannot be kept.
     let failed = |_| Error::from(Reason::DeliveryFailed);
     std::future::poll_fn(|cx| inner.poll_ready(cx))
         .await
         .map_err(failed)?;
     let response = inner.call(request).await.map_err(failed)?;
-    // A place for tests to kill the process: it cannot fail.
+    // Only a place for tests to kill the process. An injected error is ignored.
     let _ = fault::step("delivered");
     let (head, body) = response.into_parts();
-    // An answer that breaks off is no answer.
+    // An answer whose body fails is a failed delivery.
     let read = read_up_to(body, body_bytes).await;
     Ok((head, read.map_err(|_| Reason::DeliveryFailed)?))
 }

@@ -1,4 +1,4 @@
-//! What happens to uploads: they are received, counted and delivered.
+//! Receives, counts and delivers uploads.
 
 pub(crate) mod active;
 pub(crate) mod deliver;

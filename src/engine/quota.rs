@@ -16,17 +16,17 @@ use crate::{
     store::{DynStore, ScopeHash, Usage},
 };
 
-/// How old the count of the store may be, at least, when an upload is refused because of it.
+/// The shortest time between two questions to the store.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// The same in multiples of the time that the store took to count. Refused requests must not keep the
-/// store busy.
+/// The same as a multiple of the time that the store took to answer. Refused requests must not keep
+/// the store busy.
 const FRESH_TIMES: u32 = 10;
 
 /// Counts unfinished uploads, and bodies that are being read.
 ///
-/// The store is asked at the first new upload of this process, and again before an upload is refused,
-/// because other servers finish uploads too. See [`FRESH`] for when it is not asked again.
+/// The store is asked at the first new upload of this process, and again before an upload is
+/// refused, because other servers finish uploads too. It is not asked again within [`FRESH`].
 #[derive(Default)]
 pub(crate) struct Quota {
     counts: Mutex<Counts>,
@@ -245,7 +245,7 @@ impl Bounds {
         }
     }
 
-    /// Refuses for good what would not fit even if there were nothing else.
+    /// Refuses for good an upload that would exceed the limits even if it were the only one.
     fn check_alone(&self, bytes: u64) -> Result<(), Error> {
         let limit = self.bytes.per_scope.min(self.bytes.in_all);
         if bytes > limit {
@@ -306,12 +306,12 @@ mod tests {
     }
 
     #[test]
-    fn uploads_that_the_store_counts_stay_and_newer_ones() {
+    fn an_answer_of_the_store_keeps_newer_uploads() {
         let mut counts = Counts::default();
         for n in 0..3 {
             counts.add(usage(n, "a", 10), 0);
         }
-        // The store is asked, and before it answers another upload begins.
+        // The store is asked. Before it answers, another upload starts.
         counts.round = 1;
         counts.add(usage(3, "b", 5), 1);
         counts.take_over(1, vec![usage(1, "a", 10), usage(4, "c", 7)]);
@@ -319,7 +319,7 @@ mod tests {
             sums(&counts),
             [("a", 1, 10), ("b", 1, 5), ("c", 1, 7), ("all", 3, 22)]
         );
-        // The next time it is not there.
+        // The next answer does not contain the other uploads.
         counts.round = 2;
         counts.take_over(2, vec![usage(1, "a", 10)]);
         assert_eq!(sums(&counts), [("a", 1, 10), ("all", 1, 10)]);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_that_fits() {
+    fn limits_are_inclusive() {
         let bounds = |has_scopes| {
             let limits = Limits::default()
                 .with_uploads_per_scope(2)

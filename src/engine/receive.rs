@@ -21,9 +21,9 @@ use crate::{
     body::{
         Source,
         digest::{Expected, Verified},
-        multipart::{self, FormLimits, Item},
+        multipart::{self, Item},
         pace::Paced,
-        raw::{Raw, drain},
+        raw::{Pieces, drain},
         sniff::Sniffed,
     },
     config::Config,
@@ -83,7 +83,7 @@ where
     }
 }
 
-/// What a command has come to.
+/// The result of a command.
 enum Found {
     Response(Response<Bytes>),
     /// The upload is complete, and is to be delivered.
@@ -146,16 +146,16 @@ impl Engine {
                 let upload = self.upload(described, scope)?;
                 self.admit(Purpose::Cancel, head, &upload).await?;
                 self.remove(&upload).await?;
-                // Whether there was such an upload is not told.
+                // The answer does not say whether the upload existed.
                 reply.encode(Outcome::Removed)
             }
-            // A command that is read from the body is none that has to be read.
+            // The body cannot contain another `Read`.
             Command::Read { .. } => return Err(Reason::MethodNotAllowed.into()),
         };
         Ok(Found::Response(response))
     }
 
-    /// Makes a name for an upload. Nothing is stored before its first byte.
+    /// Names a new upload. Nothing is stored before its first byte.
     async fn name(&self, create: Create, head: &Parts, scope: Scope) -> Result<Upload, Error> {
         let Create { length, describe } = create;
         self.config.check(Some(length), None)?;
@@ -164,7 +164,7 @@ impl Engine {
         Ok(upload)
     }
 
-    /// The upload that its client believes to be complete, if it is.
+    /// Finds the upload that its client believes to be complete.
     async fn conclude(
         &self,
         described: Described,
@@ -198,7 +198,7 @@ impl Engine {
         let digest = Expected::of_content(head)?;
         let stored = match write {
             Write::Raw(target) => {
-                let mut source = pin!(Raw::new(&mut *body, digest));
+                let mut source = pin!(Pieces::new(&mut *body, digest));
                 self.write_to(target, head, scope, source.as_mut()).await?
             }
             Write::Whole {
@@ -217,14 +217,13 @@ impl Engine {
                     must_exist: false,
                     digest: field,
                 };
-                let mut source = pin!(Raw::new(&mut *body, digest));
+                let mut source = pin!(Pieces::new(&mut *body, digest));
                 self.write_to(target, head, scope, source.as_mut()).await?
             }
             Write::Form { boundary, mut form } => {
-                let parts =
-                    multipart::Form::new(&mut *body, boundary, digest, FormLimits::default());
+                let parts = multipart::Form::new(&mut *body, boundary, digest);
                 let written = self.write_form(parts, &mut *form, head, scope).await;
-                // The form says only in its parts how it is answered.
+                // Only the parts of the form say which reply the client needs.
                 *reply = form.reply();
                 match written? {
                     Written::Stored(stored) => stored,
@@ -254,7 +253,7 @@ impl Engine {
         })))
     }
 
-    /// Stores a body where it belongs. `None` if its client goes on with an upload that is gone.
+    /// Stores a body at its target. `None` if the client continues an upload that is gone.
     async fn write_to(
         &self,
         target: Target,
@@ -298,12 +297,12 @@ impl Engine {
         let mut fields = Fields(form);
         let mut content = pin!(parts.content(&mut fields));
         let (mut upload, progress) = self.store_chunk(chunk, content.as_mut()).await?;
-        // Those that came after the file too.
+        // Including those after the file.
         upload.fields = form.fields();
         Ok(Written::Stored(Some((upload, progress))))
     }
 
-    /// Keeps the file of a form aside until the fields after it have said where it belongs.
+    /// Spools the file of a form until the fields after it have said where it belongs.
     async fn write_spooled(
         &self,
         mut parts: multipart::Form<'_>,
@@ -331,8 +330,8 @@ impl Engine {
         Ok(Written::Stored(stored))
     }
 
-    /// The chunk, if limits and application admit it. `None` if its client goes on, without having
-    /// asked, with an upload that is gone.
+    /// Returns the chunk, if the limits and the application admit it. `None` if the client
+    /// continues an upload that is gone, without having asked.
     async fn admit_chunk(
         &self,
         target: Target,
@@ -379,7 +378,8 @@ impl Engine {
             Ok(progress) => Ok((upload, progress)),
             Err(error) => {
                 if error.refusal().is_some() && !error.is_retryable() {
-                    // Other chunks of the file may be stored. What cannot be removed now is swept.
+                    // Other chunks of the file may be stored. If the upload cannot be removed now,
+                    // it is swept later.
                     let _ = self.remove(&upload).await;
                 }
                 if is_new && matches!(self.status(&upload).await, Ok(None)) {
@@ -426,7 +426,7 @@ impl Engine {
             .map(ResponseBody::answer)
     }
 
-    /// Says what is stored.
+    /// Answers a question about what is stored.
     async fn look(
         &self,
         look: Look,
@@ -496,7 +496,8 @@ impl Engine {
         self.quota.read_body(limits, hooks.scope.is_some(), scope)
     }
 
-    /// Counts an upload as unfinished, if it is within the limits. Whether it was not counted before.
+    /// Counts an upload as unfinished, if it is within the limits. Returns whether it was not
+    /// counted before.
     async fn reserve(&self, upload: &Upload) -> Result<bool, Error> {
         let Config { hooks, limits, .. } = &*self.config;
         let has_scopes = hooks.scope.is_some();
@@ -504,7 +505,7 @@ impl Engine {
         match reserved.await {
             Err(error) if error.is_retryable() => match self.status(upload).await? {
                 None => Err(error),
-                // It is not new: another server has begun it, or it is delivered.
+                // It is not new: another server has created it, or it is delivered.
                 Some(_) => Ok(false),
             },
             reserved => reserved,
@@ -523,7 +524,7 @@ impl Engine {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let mut source = pin!(Raw::new(body, Expected::of_content(head)?));
+        let mut source = pin!(Pieces::new(body, Expected::of_content(head)?));
         let mut chunk = ChunkBody::new(source.as_mut(), None, max);
         let mut bytes = Vec::new();
         while let Some(piece) = chunk.next().await {
@@ -536,19 +537,19 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// Reads what is left of a body, within bounds: a client that is still sending when the response
-    /// comes sees a broken connection instead.
+    /// Reads the rest of a body, within bounds. A client that is still sending when the connection
+    /// closes may not see the response.
     async fn drain<B>(&self, body: &mut Paced<B>)
     where
         B: Body + Unpin,
         B::Error: Into<BoxError>,
     {
         let (bytes, time) = DRAIN;
-        // However far it comes, the response is sent.
+        // The response is sent in any case.
         let _ = tokio::time::timeout(time, drain(body, bytes)).await;
     }
 
-    /// The response to an error. A retryable one is held back, the longer the more attempts there were,
+    /// Encodes the response to an error. A retryable one is held back, longer after each attempt,
     /// because clients try again at once.
     async fn refuse(&self, reply: &Reply, error: Error, attempt: u32) -> Response<Bytes> {
         if error.is_retryable() {
@@ -573,9 +574,9 @@ struct Chunk {
     digest: Option<Expected>,
 }
 
-/// What a form has brought.
+/// What a form contained.
 enum Written {
-    /// A chunk. `None` if its client goes on with an upload that is gone.
+    /// A chunk. `None` if the client continues an upload that is gone.
     Stored(Option<(Upload, Progress)>),
     /// A question about what is stored.
     Asked(Look, Scope),
@@ -594,7 +595,7 @@ impl multipart::Fields for Fields<'_> {
     }
 }
 
-/// A file that was kept aside, read again.
+/// A spooled file that is read again.
 struct Reread(Content);
 
 impl Body for Reread {
@@ -610,7 +611,7 @@ impl Body for Reread {
     }
 }
 
-/// The store cannot read what it has kept: the client is not to blame.
+/// An error of the store, not of the client.
 fn unreadable(error: io::Error) -> BoxError {
     Error::from(StoreError::from(error)).into()
 }

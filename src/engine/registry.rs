@@ -17,7 +17,7 @@ use crate::{
 /// How a delivery ended: with a record, or with an error and the number of the attempt.
 pub(crate) type Ended = Result<Record, (Error, u32)>;
 
-/// The deliveries that this process is busy with. Other requests for the same upload wait for them.
+/// The running deliveries of this process. Other requests for the same upload wait for them.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     live: Mutex<HashMap<UploadId, watch::Receiver<Option<Ended>>>>,

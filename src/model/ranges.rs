@@ -17,40 +17,40 @@ use std::{collections::BTreeMap, ops::Range};
 pub struct RangeSet(Ranges<()>);
 
 impl RangeSet {
-    /// Adds `len` bytes from `offset`; those that are there already change nothing.
+    /// Adds `len` bytes from `offset`. Bytes that are in the set already change nothing.
     pub fn insert(&mut self, offset: u64, len: u64) {
         for gap in self.gaps(offset, len) {
             self.0.insert(gap, ());
         }
     }
 
-    /// Whether all `len` bytes from `offset` are in the set; `true` if `len` is 0.
+    /// Whether all `len` bytes from `offset` are in the set. `true` if `len` is 0.
     pub fn covers(&self, offset: u64, len: u64) -> bool {
         self.0.covers(offset, len)
     }
 
-    /// What of the `len` bytes from `offset` is not in the set.
+    /// Returns the ranges of the `len` bytes from `offset` that are not in the set, in order.
     pub fn gaps(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
         self.0.gaps(offset, len)
     }
 
-    /// How many bytes follow each other from byte 0 without a gap.
+    /// The number of bytes from byte 0 up to the first gap.
     pub fn prefix(&self) -> u64 {
         let first = self.iter().next().filter(|range| range.start == 0);
         first.map_or(0, |range| range.end)
     }
 
-    /// How many bytes are in the set.
+    /// The number of bytes in the set.
     pub fn total(&self) -> u64 {
         self.0.total
     }
 
-    /// How many ranges they form.
+    /// The number of ranges.
     pub fn len(&self) -> usize {
         self.0.map.len()
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.map.is_empty()
     }
@@ -109,7 +109,7 @@ impl<V> Default for Ranges<V> {
 }
 
 impl<V: Joined> Ranges<V> {
-    /// Adds a range of which nothing is there yet.
+    /// Adds a range none of whose bytes is in the set.
     pub(crate) fn insert(&mut self, range: Range<u64>, value: V) {
         let Range { mut start, mut end } = range;
         if start >= end {
@@ -139,11 +139,7 @@ impl<V: Joined> Ranges<V> {
 
     pub(crate) fn gaps(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
         let end = offset.saturating_add(len);
-        let first = self
-            .map
-            .range(..=offset)
-            .next_back()
-            .map_or(offset, |(start, _)| *start);
+        let first = self.start_before(offset);
         let mut gaps = Vec::new();
         let mut at = offset;
         for (start, (stored, _)) in self.map.range(first..end) {
@@ -166,19 +162,20 @@ impl<V: Joined> Ranges<V> {
         self.map.len()
     }
 
-    /// How many ranges there would be with another one.
+    /// The number of ranges after another one is added.
     pub(crate) fn len_with(&self, offset: u64, len: u64) -> usize {
         let end = offset.saturating_add(len);
-        let first = self
-            .map
-            .range(..=offset)
-            .next_back()
-            .map_or(offset, |(start, _)| *start);
         let touched = self
             .map
-            .range(first..=end)
+            .range(self.start_before(offset)..=end)
             .filter(|(_, (stored, _))| *stored >= offset);
         self.map.len() + 1 - touched.count()
+    }
+
+    /// The start of the last range that starts at or before `offset`; `offset` if there is none.
+    fn start_before(&self, offset: u64) -> u64 {
+        let before = self.map.range(..=offset).next_back();
+        before.map_or(offset, |(start, _)| *start)
     }
 
     /// What is known of the range that starts at 0, if it ends at `end`.
@@ -207,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn like_a_set_of_bytes() {
+    fn range_sets_equal_sets_of_bytes() {
         const SIZE: usize = 64;
         let mut seed = 7u32;
         let mut random = |below: usize| {
@@ -267,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_numbers() {
+    fn ranges_end_at_the_largest_number() {
         let mut set = RangeSet::default();
         set.insert(u64::MAX - 1, 5);
         assert!(set.covers(u64::MAX - 1, 1));

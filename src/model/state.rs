@@ -7,24 +7,24 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{ranges::RangeSet, upload::Upload};
 
-/// What a store has of an upload.
+/// What a store knows of an upload.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// The upload as its first request described it, or, once it is sealed, as the request described
-    /// it that completed it.
+    /// The upload as its first request described it. Once it is sealed: as the request described it
+    /// that completed it.
     pub upload: Upload,
-    /// How far it is.
+    /// What is stored of the upload.
     pub state: State,
 }
 
 impl Status {
-    /// The status of an upload.
+    /// Creates the status of an upload.
     pub fn new(upload: Upload, state: State) -> Self {
         Self { upload, state }
     }
 
-    /// How far the upload is, in bytes.
+    /// How many bytes of the upload are stored.
     pub fn progress(&self) -> Progress {
         match &self.state {
             State::Receiving(ranges) => Progress {
@@ -47,7 +47,7 @@ impl Status {
     }
 }
 
-/// How far an upload is.
+/// The state of an upload in its store.
 #[derive(Clone, Debug)]
 pub enum State {
     /// These bytes are stored. The length is unknown, or some bytes are missing.
@@ -63,7 +63,7 @@ pub enum State {
 pub struct Progress {
     /// Bytes stored.
     pub received: u64,
-    /// Whether they are all. `true` for a sealed or settled upload.
+    /// Whether these are all bytes. `true` for a sealed or settled upload.
     pub complete: bool,
 }
 
@@ -84,13 +84,13 @@ pub struct Record {
     pub body: Option<Bytes>,
     /// Bytes of the file.
     pub size: u64,
-    /// When the record is forgotten. Stored in milliseconds.
+    /// When the record expires. Stored in milliseconds.
     #[serde(with = "unix_millis")]
     pub expires: SystemTime,
 }
 
 impl Record {
-    /// The record of an answer without headers and body.
+    /// Creates the record of an answer without headers and body. `size` is in bytes.
     pub fn new(delivered: bool, status: StatusCode, size: u64, expires: SystemTime) -> Self {
         Self {
             delivered,
@@ -102,7 +102,7 @@ impl Record {
         }
     }
 
-    /// Whether the record is to be forgotten.
+    /// Whether the record has expired.
     pub fn is_expired(&self) -> bool {
         self.expires <= SystemTime::now()
     }
@@ -114,7 +114,8 @@ pub(crate) fn to_unix_millis(time: SystemTime) -> u64 {
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The time this many milliseconds after 1970. A time that the system cannot represent becomes 1970.
+/// The time this many milliseconds after 1970. A time that the system cannot represent becomes
+/// 1970.
 pub(crate) fn from_unix_millis(millis: u64) -> SystemTime {
     let since = Duration::from_millis(millis);
     let time = SystemTime::UNIX_EPOCH.checked_add(since);
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn times_at_the_ends() {
+    fn extreme_times_are_clamped() {
         for millis in [0, 1, 1_700_000_000_123] {
             assert_eq!(to_unix_millis(from_unix_millis(millis)), millis);
         }

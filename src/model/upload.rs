@@ -5,11 +5,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex::{self, Hex};
 
-/// Name of an upload: a SHA-256 over its [scope](Scope) and over what identifies it in the protocol of
-/// its client.
+/// Name of an upload: a SHA-256 hash of its [scope](Scope) and of what identifies it in the
+/// protocol of its client.
 ///
-/// Stores name files and objects by it. No text of a client is ever a path, a file name or an object
-/// key.
+/// Stores derive the names of files and objects from it. No text of a client is ever a path, a file
+/// name or an object key.
 ///
 /// ```
 /// use tower_resumable::{Scope, UploadId};
@@ -22,9 +22,9 @@ use super::hex::{self, Hex};
 pub struct UploadId([u8; 32]);
 
 impl UploadId {
-    /// The id of the upload of `scope` that these values identify.
+    /// Returns the id of the upload of `scope` that these values identify.
     ///
-    /// The order of the values and their boundaries count: `["ab", "c"]` and `["a", "bc"]` have
+    /// The order of the values and their boundaries matter: `["ab", "c"]` and `["a", "bc"]` have
     /// different ids.
     pub fn new<T: AsRef<[u8]>>(scope: &Scope, identity: impl IntoIterator<Item = T>) -> Self {
         let mut hash = Sha256::new();
@@ -49,7 +49,8 @@ impl UploadId {
         &self.0
     }
 
-    /// Parses what [`Display`](fmt::Display) writes: 64 lower-case hexadecimal digits.
+    /// Parses what [`Display`](fmt::Display) writes: 64 lower-case hexadecimal digits. `None` for
+    /// any other text.
     pub fn from_hex(hex: &str) -> Option<Self> {
         hex::decode_exact(hex).map(Self)
     }
@@ -137,7 +138,7 @@ pub enum Role {
     Part,
 }
 
-/// One file on its way, as its client describes it.
+/// One file that is being uploaded, as its client describes it.
 ///
 /// All texts come from the client: do not trust them.
 ///
@@ -152,19 +153,19 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Upload {
-    /// The name of the upload.
+    /// The id of the upload.
     pub id: UploadId,
     /// The owner.
     pub scope: Scope,
     /// The client's name for the upload.
     pub identifier: String,
-    /// Bytes of the whole file. `None` until the client declares them.
+    /// Length of the whole file in bytes. `None` until the client declares it.
     pub length: Option<u64>,
     /// What the upload is for.
     #[serde(default)]
     pub role: Role,
-    /// Bytes of each chunk but the last, if the client declares them. A store may choose its layout
-    /// by it. No chunk has to have this size.
+    /// Length of each chunk but the last in bytes, if the client declares it. A store may choose
+    /// its layout by it, but chunks need not have this length.
     #[serde(default)]
     pub chunk_size: Option<u64>,
     /// The name of the file.
@@ -178,7 +179,7 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// An upload of which nothing else is known.
+    /// Creates an upload with these values. All others are empty. `length` is in bytes.
     pub fn new(id: UploadId, scope: Scope, length: Option<u64>) -> Self {
         Self {
             id,
@@ -194,12 +195,12 @@ impl Upload {
         }
     }
 
-    /// Whether the file is known to have no bytes.
+    /// Whether the file is known to be empty.
     pub fn is_empty_file(&self) -> bool {
         self.length == Some(0)
     }
 
-    /// The first of the application's fields with this name.
+    /// The value of the first of the application's fields with this name.
     pub fn field(&self, name: &str) -> Option<&str> {
         let mut fields = self.fields.iter();
         let (_, value) = fields.find(|(field, _)| field == name)?;

@@ -1,4 +1,4 @@
-//! What protocols and engine exchange: what a client wants, and what the engine found out.
+//! What protocols and the engine exchange: the commands of clients, and the outcomes of the engine.
 
 use std::fmt;
 
@@ -14,9 +14,9 @@ use crate::{
     },
 };
 
-/// The half of a protocol that reads.
+/// Decodes requests.
 pub(crate) trait Decode: fmt::Debug + Send + Sync {
-    /// What the request wants. `None` if it is not a request of this protocol.
+    /// Decodes a request. `None` if it is not one of this protocol.
     fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange>;
 }
 
@@ -26,10 +26,10 @@ pub(crate) struct Exchange {
     pub(crate) reply: Reply,
 }
 
-/// Writes the response to one request.
+/// The encoder of the response to one request.
 pub(crate) type Reply = Box<dyn Encode>;
 
-/// The half of a protocol that writes.
+/// Encodes the responses to one request.
 pub(crate) trait Encode: Send + Sync {
     /// The response to what the engine found out.
     fn encode(&self, outcome: Outcome<'_>) -> Response<Bytes>;
@@ -47,7 +47,7 @@ pub(crate) trait Encode: Send + Sync {
 
 /// What a client wants.
 pub(crate) enum Command {
-    /// Make a name for an upload.
+    /// Name a new upload.
     Create(Create),
     /// Store the bytes of a body.
     Write(Write),
@@ -59,7 +59,7 @@ pub(crate) enum Command {
     Remove(Described),
     /// List the unfinished uploads of the scope.
     List,
-    /// The command is in the body of at most `max` bytes.
+    /// Read the command from the body, of at most `max` bytes.
     Read { max: u64, then: DecodeBody },
 }
 
@@ -70,20 +70,20 @@ pub(crate) type DecodeBody = Box<dyn FnOnce(&[u8]) -> Exchange + Send>;
 pub(crate) struct Look {
     /// A test or a status request.
     pub(crate) purpose: Purpose,
-    /// `None` if the client does not say of which upload: the answer is that of an absent one.
+    /// `None` if the client does not name an upload: the answer is that of an absent one.
     pub(crate) upload: Option<Described>,
-    /// Bytes of the chunk that the client asks for, if it declares them. The limit of a chunk applies
-    /// to them.
+    /// Bytes of the chunk that the client asks for, if it declares them. The limit of chunks
+    /// applies.
     pub(crate) chunk_len: Option<u64>,
 }
 
-/// A new upload whose name is made here, from random text.
+/// A new upload that the layer names with random text.
 pub(crate) struct Create {
     pub(crate) length: u64,
     pub(crate) describe: fn(random: &str, length: u64) -> Described,
 }
 
-/// How the bytes of a request travel.
+/// How a request carries its bytes.
 pub(crate) enum Write {
     /// The body is the chunk.
     Raw(Target),
@@ -109,22 +109,22 @@ pub(crate) trait Form: Send + Sync {
     fn field(&mut self, name: String, value: String);
 
     /// Takes the head of the file's part. `None` if fields that may follow decide where the file
-    /// belongs: then it is kept aside, and [`place`](Self::place) decides.
+    /// belongs. Then the file is spooled, and [`place`](Self::place) decides.
     fn file(&mut self, part: FilePart) -> Result<Option<Target>, Error>;
 
     /// Takes a text field that comes after the file.
     fn late_field(&mut self, name: String, value: String) -> Result<(), Error>;
 
-    /// Where a file of `len` bytes belongs that was kept aside. All fields have been read.
+    /// Where a spooled file of `len` bytes belongs. All fields have been read.
     fn place(&mut self, len: u64) -> Result<Target, Error>;
 
-    /// What a form without a file asks, if it is no error.
+    /// The question of a form without a file, if such a form is valid.
     fn no_file(&mut self) -> Result<Look, Error>;
 
     /// The application's own fields that were read so far.
     fn fields(&self) -> Vec<(String, String)>;
 
-    /// How the request is answered, as far as the fields say.
+    /// The reply to the request, as far as the fields determine it.
     fn reply(&self) -> Reply;
 }
 
@@ -139,19 +139,19 @@ pub(crate) struct FilePart {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) upload: Described,
-    /// Where the chunk begins in the file.
+    /// The offset of the chunk in the file.
     pub(crate) offset: u64,
     /// Bytes of the chunk, if the client declares them.
     pub(crate) len: Option<u64>,
     /// The most bytes that the chunk can have.
     pub(crate) max_len: u64,
-    /// The client goes on without having asked: what it has sent before must be there.
+    /// The client continues an upload without having asked: the upload must exist.
     pub(crate) must_exist: bool,
     /// The digest of the chunk, from the field that the layer was told.
     pub(crate) digest: Option<String>,
 }
 
-/// An upload in the words of its client, before its owner is known.
+/// An upload as its client describes it, before its scope is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Described {
     pub(crate) identity: Identity,
@@ -164,7 +164,7 @@ pub(crate) struct Described {
     pub(crate) fields: Vec<(String, String)>,
 }
 
-/// What tells an upload from all others of its scope.
+/// What distinguishes an upload from all others of its scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
     /// These values.
@@ -174,7 +174,7 @@ pub(crate) enum Identity {
 }
 
 impl Described {
-    /// The upload of this owner. `random` names an upload that has no identity.
+    /// Returns the upload in this scope. `random` names an upload that has no identity.
     pub(crate) fn upload(
         self,
         scope: Scope,
@@ -202,7 +202,7 @@ impl Described {
 
 /// What the engine found out.
 pub(crate) enum Outcome<'a> {
-    /// The upload has a name.
+    /// A new upload is named.
     Created(&'a Upload),
     /// The chunk is stored, and the upload is not complete. `status` if it was
     /// [asked for](Encode::needs_status).
@@ -217,9 +217,9 @@ pub(crate) enum Outcome<'a> {
     Listed(&'a [(Upload, Progress)]),
     /// The recorded answer of the inner service.
     Answer(&'a Record),
-    /// The upload that the client goes on with is not there.
+    /// The upload that the client continues is absent.
     Gone,
-    /// The upload is removed, or was not there.
+    /// The upload is removed, or was absent.
     Removed,
     /// The request failed.
     Failed(&'a Error),

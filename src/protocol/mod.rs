@@ -1,7 +1,7 @@
-//! Ways of talking to clients. Pure: no IO, no async, no store.
+//! Decodes requests and encodes responses. No IO, no async code, no store.
 //!
-//! A protocol reads the head of a request and says what the client wants (a [`Command`]). The same
-//! unit writes the response to what the engine found out (an [`Outcome`]).
+//! A protocol decodes the head of a request into a [`Command`]. The same unit encodes the engine's
+//! [`Outcome`] into a response.
 
 pub(crate) mod chunked;
 mod exchange;
@@ -50,19 +50,20 @@ enum Kind {
 }
 
 impl Protocol {
-    /// Whole files in one request: a form without the fields of any dialect, as from a page without
-    /// JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small; or the body of a
-    /// `POST` or `PUT` request with the content type `application/octet-stream`, whose file name
-    /// can be in `Content-Disposition`. In a form, the part `file` carries the file, or the part
-    /// that does in a dialect of the layer.
+    /// Whole files in one request. The request is a form without the fields of any dialect, as from
+    /// a page without JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small. Or
+    /// it is a `POST` or `PUT` request with the content type `application/octet-stream`, whose body
+    /// is the file; the file name can be in `Content-Disposition`. In a form, the part `file`
+    /// carries the file, or the part that does so in a dialect of the layer.
     ///
-    /// On by default. The file is delivered like any other, and can have as many bytes as a
-    /// [chunk](crate::Limits). Each such request is an upload of its own. The client gets the
-    /// answer of the inner service unchanged.
+    /// On by default. The file is delivered like any other, and can be as long as a
+    /// [chunk](crate::Limits::with_chunk_size). Each such request is an upload of its own. The
+    /// client gets the answer of the inner service unchanged.
     ///
     /// A request with a field or header whose name contains `chunk`, or is `offset`,
-    /// `Content-Range` or `Upload-…`, carries a part of a file, of a client that the layer does not
-    /// know. A form of that kind is refused. A raw body passes through to the inner service.
+    /// `Content-Range` or `Upload-…`, is taken for a part of a file, from a client that the layer
+    /// does not know. If it is a form it is refused. If the file is the body it passes through to
+    /// the inner service.
     pub fn plain() -> Self {
         Self(Kind::Plain)
     }
@@ -108,9 +109,9 @@ impl Protocols {
         self.chunked.named(name)
     }
 
-    /// What the request wants. `None` if it is not for the layer.
+    /// Decodes a request. `None` if it is not for the layer.
     pub(crate) fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
-        // The first one that knows the request reads it.
+        // The first protocol that recognizes the request decodes it.
         let protocols: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
         let mut protocols = protocols.into_iter();
         protocols.find_map(|protocol| protocol.decode(head, body_is_empty))

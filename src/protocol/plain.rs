@@ -1,4 +1,4 @@
-//! Whole files of clients that are no chunk clients, in a form or as the body of a request.
+//! Whole files in a form or as the body of a request.
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode, header, request::Parts, response};
@@ -9,7 +9,7 @@ use super::{
         Chunked, Field, Fields, Params, headers,
         params::{allows_whole, may_be_whole},
     },
-    problem::{NO_STORE, problem},
+    problem::{empty, problem},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -61,7 +61,7 @@ impl Decode for Plain<'_> {
     }
 }
 
-/// A file with these fields. Each is an upload of its own.
+/// Describes a file with these fields. Each is an upload of its own.
 pub(super) fn whole_file(params: &Params, length: Option<u64>) -> Result<Described, Error> {
     let fields = Fields::strict(params);
     Ok(Described {
@@ -81,7 +81,8 @@ pub(super) fn reply() -> Reply {
     Box::new(PlainReply)
 }
 
-/// The client is any HTTP client: it gets the answer of the inner service, and honest statuses.
+/// The client is any HTTP client: it gets the answer of the inner service, or a status with its
+/// usual meaning.
 struct PlainReply;
 
 impl Encode for PlainReply {
@@ -95,19 +96,13 @@ impl Encode for PlainReply {
                 response
             }
             Outcome::Failed(error) => problem(error, status(error), None),
-            // A whole file is stored in one request, and nothing can be asked.
+            // A whole file is stored in one request, and clients ask no questions.
             Outcome::Created(_)
             | Outcome::Stored { .. }
             | Outcome::State(_)
             | Outcome::Listed(_)
             | Outcome::Gone
-            | Outcome::Removed => {
-                let mut response = Response::new(Bytes::new());
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                let headers = response.headers_mut();
-                headers.insert(header::CACHE_CONTROL, NO_STORE);
-                response
-            }
+            | Outcome::Removed => empty(StatusCode::NO_CONTENT),
         }
     }
 
@@ -151,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_no_whole_files() {
+    fn requests_with_fields_of_chunks_are_not_whole_files() {
         for (query, headers, whole) in [
             ("", &[][..], true),
             ("x=1&timezoneOffset=60", &[("x-y", "z")], true),
@@ -178,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_bodies() {
+    fn raw_bodies_are_whole_files() {
         let octets = ("content-type", "application/octet-stream");
         let long = format!("x={}", "y".repeat(20 << 10));
         let mut protocols = Protocols::default();
@@ -255,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_honest_statuses() {
+    fn errors_are_encoded_as_problem_details() {
         let refusal = |status| {
             let status = StatusCode::from_u16(status).unwrap();
             Error::from(Refusal::new(status, "no"))

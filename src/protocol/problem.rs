@@ -1,5 +1,4 @@
-//! Errors as problem details (RFC 9457), the same in all protocols that have no format of their
-//! own.
+//! Errors as problem details (RFC 9457), for all protocols without an error format of their own.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -7,15 +6,15 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// The status that the inner service or a hook gave, if the client gets another one.
+/// The status of the inner service or of a hook, if the client gets another one.
 pub(super) const ORIGINAL_STATUS: HeaderName = HeaderName::from_static("x-resumable-status");
 
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The response to an error. `members` are added to the problem details.
+/// Encodes an error. `members` are added to the problem details.
 ///
-/// A hook can have refused the request with a response of its own. Its body is kept, unless the
-/// client needs `members`.
+/// If a hook has refused the request with a whole response, its body is kept, unless the client
+/// needs `members`.
 pub(super) fn problem(
     error: &Error,
     status: StatusCode,
@@ -54,6 +53,15 @@ pub(super) fn problem(
         headers.remove(header::CONTENT_LENGTH);
         *response.body_mut() = problem.to_string().into();
     }
+    response
+}
+
+/// A response without a body that must not be cached.
+pub(super) fn empty(status: StatusCode) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
     response
 }
 

@@ -7,8 +7,8 @@ use crate::model::BoxError;
 
 /// The bytes of one chunk while they arrive.
 ///
-/// It yields at most as many bytes as the chunk may have. It ends with `None` only if they are all
-/// there and the request that carries them is whole.
+/// It yields at most as many bytes as the chunk may have. It ends with `None` only if all bytes
+/// have arrived and the request that carries them is whole.
 ///
 /// ```
 /// use std::pin::pin;
@@ -34,7 +34,7 @@ pub struct ChunkBody<'a> {
 }
 
 impl<'a> ChunkBody<'a> {
-    /// A chunk of exactly `exact` bytes, or, if that is `None`, of at most `max` bytes.
+    /// Creates a chunk of exactly `exact` bytes, or, if that is `None`, of at most `max` bytes.
     pub fn new(
         body: Pin<&'a mut (dyn Body<Data = Bytes, Error = BoxError> + Send)>,
         exact: Option<u64>,
@@ -63,13 +63,14 @@ impl<'a> ChunkBody<'a> {
         self.received
     }
 
-    /// The next bytes, `None` at the end. Cancel safe.
+    /// Returns the next bytes, `None` at the end. Cancel safe.
     ///
     /// Do not call it again after the end or an error.
     ///
     /// # Errors
     ///
-    /// If the body breaks off, or has another length than it should.
+    /// [`Failed`](BodyError::Failed) if the body fails. [`Length`](BodyError::Length) if it has
+    /// more or fewer bytes than it should.
     pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         std::future::poll_fn(|cx| {
             loop {
@@ -83,11 +84,10 @@ impl<'a> ChunkBody<'a> {
                     None => return self.end().map(Err).into(),
                 };
                 self.received += piece.len() as u64;
-                return Some(match self.received > self.max {
-                    true => Err(self.wrong_length()),
-                    false => Ok(piece),
-                })
-                .into();
+                if self.received > self.max {
+                    return Some(Err(self.wrong_length())).into();
+                }
+                return Some(Ok(piece)).into();
             }
         })
         .await
@@ -116,9 +116,9 @@ impl fmt::Debug for ChunkBody<'_> {
     }
 }
 
-/// Why the body of a chunk did not end well.
+/// Why the body of a chunk failed.
 ///
-/// A store passes it on: `?` makes a [`StoreError`](super::StoreError) of it.
+/// A store returns it as it is: `?` converts it into a [`StoreError`](super::StoreError).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BodyError {
@@ -129,7 +129,7 @@ pub enum BodyError {
         /// Bytes counted. Reading stops at the first one too many.
         received: u64,
     },
-    /// The request failed.
+    /// The body of the request failed.
     Failed(BoxError),
 }
 

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 ///
 /// Returned by [`CompletedUpload::content`](crate::CompletedUpload::content), which yields exactly
 /// [`size`](crate::CompletedUpload::size) bytes, or an error. It is an [`http_body::Body`], so it
-/// can be the body of a request or of a response. After an error it ends.
+/// can be the body of a request or of a response. It ends after the first error.
 ///
 /// ```
 /// use http_body_util::BodyExt as _;
@@ -55,7 +55,7 @@ enum Source {
 }
 
 impl Content {
-    /// The data of `body`. Its trailers are ignored, and so are empty pieces.
+    /// Creates content from the data of `body`. Trailers and empty frames are ignored.
     ///
     /// `http_body_util::StreamBody` makes a body of a stream:
     ///
@@ -81,24 +81,26 @@ impl Content {
         Source::Body(Box::pin(body)).into()
     }
 
-    /// The content of the file at `path`. It is opened and read on threads for blocking work.
+    /// Creates content from the file at `path`, which is opened at the first read. The file is
+    /// opened and read on threads for blocking work. Reading panics outside of a tokio runtime.
     pub fn open(path: impl Into<PathBuf>) -> Self {
         Source::File(FileBody::Closed(path.into())).into()
     }
 
-    /// Ends with an error if there are not exactly `len` bytes.
+    /// Makes reading fail if there are not exactly `len` bytes.
     #[must_use]
     pub fn with_exact_len(mut self, len: u64) -> Self {
         self.left = Some(len);
         self
     }
 
-    /// The next bytes, `None` at the end. Cancel safe.
+    /// Returns the next bytes, `None` at the end or after an error. Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone. Errors of the file system or the
-    /// object store.
+    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone.
+    /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if it is shorter than
+    /// [expected](Self::with_exact_len). Other errors of the file system or the object store.
     pub async fn next(&mut self) -> Option<io::Result<Bytes>> {
         poll_fn(|cx| self.poll_piece(cx)).await
     }
@@ -157,7 +159,8 @@ impl From<&'static str> for Content {
     }
 }
 
-/// Reads the file from its current position, on threads for blocking work.
+/// Reads the file from its current position, on threads for blocking work. Reading panics outside
+/// of a tokio runtime.
 impl From<File> for Content {
     fn from(file: File) -> Self {
         Source::File(FileBody::Open(file)).into()

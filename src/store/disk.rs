@@ -1,7 +1,7 @@
 //! The file system calls of the stores. All of them block.
 //!
 //! Calls that change or sync something go through a [`Disk`], so that tests can make each of them
-//! fail, or cut the power behind it.
+//! fail, or simulate a power cut after it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -72,7 +72,7 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// Does one call, unless a test does something else.
+    /// Does one call, unless a test replaces it.
     #[track_caller]
     fn call<T>(
         &self,
@@ -106,11 +106,11 @@ impl Disk {
             }
             options.open(path)
         };
-        // The caller needs the file, so the call cannot be left out.
+        // The caller needs the file, so the call is never skipped.
         self.call("create", Op::Create(path), it, it)
     }
 
-    /// Creates a folder, and those between it and `base`, which exists, and makes their names
+    /// Creates a folder, and the folders between it and `base`, which exists, and makes their names
     /// durable. See [`is_dir`] for the errors.
     #[track_caller]
     pub(in crate::store) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
@@ -193,10 +193,7 @@ impl Disk {
     /// Removes a file, if it exists.
     #[track_caller]
     pub(in crate::store) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
-        let it = || match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
+        let it = || if_there(std::fs::remove_file(path)).map(drop);
         self.call("remove", Op::Remove(path), || Ok(()), it)
     }
 
@@ -244,7 +241,8 @@ impl Disk {
         self.simulated.as_ref()?.scheduler.as_ref()
     }
 
-    /// A number that tells the file from others of its name. `None` if the system has none.
+    /// A number that distinguishes the file from others of the same name. `None` if the system has
+    /// none.
     pub(in crate::store) fn file_id(&self, file: &File) -> io::Result<Option<u64>> {
         let id = file_id(file)?;
         #[cfg(all(test, target_os = "linux"))]
@@ -261,6 +259,14 @@ impl Disk {
             return Some(simulated.boot());
         }
         boot()
+    }
+}
+
+/// The result of a call, `None` if it found nothing.
+pub(in crate::store) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 
@@ -287,7 +293,10 @@ fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
     let file = options.open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("{} is no file", path.display())));
+        return Err(io::Error::other(format!(
+            "{} is not a file",
+            path.display()
+        )));
     }
     Ok(file)
 }
@@ -388,8 +397,8 @@ pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     }
 }
 
-/// Asks the system to begin to write bytes to the disk. Unlike a sync it waits for nothing,
-/// promises nothing, and does not consume an error that a later sync has to return.
+/// Asks the system to start writing these bytes to the disk. Unlike a sync it does not wait and
+/// promises nothing. It does not consume an error that a later sync has to return.
 pub(in crate::store) fn begin_to_write(file: &File, range: &Range<u64>) {
     #[cfg(target_os = "linux")]
     {
@@ -501,9 +510,7 @@ fn boot() -> Option<u64> {
     static BOOT: OnceLock<Option<u64>> = OnceLock::new();
     *BOOT.get_or_init(|| {
         let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
-        let (first, _) = sha2::Sha256::digest(&id)
-            .split_first_chunk()
-            .map(|(f, r)| (*f, r.len()))?;
+        let first = sha2::Sha256::digest(&id).first_chunk().copied()?;
         Some(u64::from_le_bytes(first))
     })
 }
@@ -558,7 +565,7 @@ pub(in crate::store) mod ofd {
         {
             use nix::{fcntl, libc::F_UNLCK};
             if let Ok(lock) = ofd(range, F_UNLCK) {
-                // It cannot fail for a range that was locked, and to close the file frees it too.
+                // Cannot fail for a range that was locked. Closing the file frees the lock too.
                 let _ = fcntl::fcntl(file, fcntl::FcntlArg::F_OFD_SETLK(&lock));
             }
         }

@@ -5,11 +5,10 @@ use crate::model::BoxError;
 
 /// Error of a [`Store`](super::Store).
 ///
-/// Each kind decides what the client is told: see the variants. `?` converts [`io::Error`] (a full
-/// disk becomes [`Full`](Self::Full)) and [`BodyError`]. All other errors of a backend become
+/// The variant decides what the client is told. `?` converts [`io::Error`] (a full disk becomes
+/// [`Full`](Self::Full)) and [`BodyError`]. All other errors of a backend become
 /// [`Failed`](Self::Failed), with [`map_err(StoreError::new)`](Self::new). If the backend has an
-/// error that says that it is full, match it and return [`Full`](Self::Full), which has the error
-/// as its source too.
+/// error for a full store, match it and return [`Full`](Self::Full) with that error as its source.
 ///
 /// ```
 /// use std::{error::Error as _, io};
@@ -24,31 +23,31 @@ use crate::model::BoxError;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The body of the chunk failed. Pass the error of [`ChunkBody::next`](super::ChunkBody::next)
-    /// on as it is.
+    /// The body of the chunk failed. Return the error of
+    /// [`ChunkBody::next`](super::ChunkBody::next) unchanged.
     Body(BodyError),
     /// Another request has taken over the range, or has removed the upload. The client may send the
     /// chunk again.
     Superseded,
     /// The stored bytes would be in more ranges than the store accepts. Final.
     TooManyRanges,
-    /// There is no room left. The client may try again later.
+    /// The store has no room left. The client may try again later.
     Full(BoxError),
-    /// The upload can never fit. Returned for its first chunk. Final.
+    /// The upload is larger than the store can ever keep. Returned for its first chunk. Final.
     TooLarge {
         /// Most bytes of a file.
         limit: u64,
     },
-    /// The store can never take a chunk of this size. The client has to send smaller ones. Final.
+    /// The store can never accept a chunk of this size: the client has to send smaller ones. Final.
     ChunkTooLarge {
         /// Most bytes of a chunk.
         limit: u64,
     },
     /// The chunk reaches beyond the stored length of the upload. Final.
     OutOfBounds,
-    /// The store has too much to do at the moment. The client may try again later.
+    /// The store has too many requests at the moment. The client may try again later.
     Busy,
-    /// The store cannot do this, such as keep an upload without a length. Final.
+    /// The store does not support this, such as an upload without a length. Final.
     Unsupported,
     /// Anything else. The client may try again later.
     Failed(BoxError),

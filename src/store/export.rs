@@ -1,4 +1,4 @@
-//! Finished files copied into the local file system: durably, and never over an existing file.
+//! Copies finished files into the local file system: durably, and never over an existing file.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use super::{Content, disk::Disk, random_id};
 
 /// Copies `content` to `to`, with the mode of the file `like`, if there is one.
 ///
-/// After an error, or if the future is dropped, nothing is at `to`.
+/// After an error, or if the future is dropped, there is nothing new at `to`.
 pub(crate) async fn copy(mut content: Content, like: Option<PathBuf>, to: &Path) -> io::Result<()> {
     let path = to.to_owned();
     let mut copy = blocking(move || NewFile::create(disk_like(like.as_deref())?, &path)).await?;

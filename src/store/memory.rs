@@ -16,9 +16,9 @@ use crate::{
     model::upload::{Upload, UploadId},
 };
 
-/// Keeps uploads in the memory of this process: for tests, and to try things out.
+/// Keeps uploads in the memory of this process, for tests and trials.
 ///
-/// Clones share their uploads. There is no limit to the memory that they take.
+/// Clones share their uploads. The memory that they take is not limited.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     uploads: Arc<Mutex<Uploads>>,
@@ -27,7 +27,8 @@ pub struct MemoryStore {
 type Uploads = BTreeMap<UploadId, Entry>;
 
 impl MemoryStore {
-    /// All uploads, but for this one if its record has expired. Otherwise it is touched.
+    /// Returns all uploads. Before that, removes the upload with this id if its record has expired,
+    /// and touches it otherwise.
     fn uploads_for(&self, id: &UploadId) -> MutexGuard<'_, Uploads> {
         let mut uploads = lock(&self.uploads);
         let now = SystemTime::now();
@@ -136,7 +137,7 @@ impl Store for MemoryStore {
 
 #[derive(Debug)]
 struct Entry {
-    /// Tells the upload from earlier and later ones with the same [`UploadId`].
+    /// Distinguishes the upload from earlier and later ones with the same [`UploadId`].
     id: String,
     upload: Upload,
     pieces: BTreeMap<u64, Bytes>,

@@ -1,17 +1,17 @@
-//! Where uploads are kept: the [`Store`] trait, what it is made of, and the stores of this crate.
+//! Stores of uploads: the [`Store`] trait with its types, and the stores of this crate.
 //!
 //! # Writing a store
 //!
-//! A store keeps the bytes of uploads, knows which of them are there, and grants the right to
-//! deliver a complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a
-//! complete store in a database.
+//! A store keeps the bytes of uploads, knows which bytes it has, and grants the right to deliver a
+//! complete upload. [`Store`] has seven required methods. `examples/sqlite_store.rs` is a complete
+//! store in a database.
 //!
 //! Methods are called from many tasks at the same time and must not block: move blocking work to
 //! [`spawn_blocking`](tokio::task::spawn_blocking). Errors of a backend become
 //! [`StoreError::new(error)`](StoreError::new).
 //!
 //! An upload is a set of byte ranges and a length. It is complete when the length is known and the
-//! ranges cover it. The number of chunks says nothing. An upload goes through these states:
+//! ranges cover it. The number of chunks does not matter. An upload goes through these states:
 //!
 //! ```text
 //!            write, create            claim            settle
@@ -30,51 +30,51 @@
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
 //! * **Stored bytes are never written again.** A chunk that arrives twice is read to its end,
 //!   dropped, and `Ok`. So is a chunk of an upload that is sealed or settled.
-//! * **The first request says the length**, and no later one changes it. The [`Upload`] of the
+//! * **The first request declares the length**, and no later one changes it. The [`Upload`] of the
 //!   request that created the upload is kept until the first claim. Later requests may describe the
-//!   upload otherwise, and declare another length or none: that changes nothing.
+//!   upload in another way, and declare another length or none: that changes nothing.
 //! * **A chunk beyond the length is [`OutOfBounds`](StoreError::OutOfBounds)**, and not stored. The
 //!   stored length counts, or, for the chunk that creates the upload, that of its request. Nothing
-//!   beyond the length is stored, also with [`Keep::Prefix`]. The bounds of a chunk of a sealed or
-//!   settled upload need not be checked.
-//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` it is as if `write` had
-//!   not been called. An upload that only the failed chunk would have created is absent. With
-//!   [`Keep::Prefix`] the bytes stay, durably, that arrived before the body failed. Such a body can
-//!   be a whole file, so commit it every few MiB: then a crash loses little.
+//!   beyond the length is stored, not even with [`Keep::Prefix`]. The bounds of a chunk of a sealed
+//!   or settled upload need not be checked.
+//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` the store is as if
+//!   `write` had not been called. An upload that only the failed chunk would have created is
+//!   absent. With [`Keep::Prefix`] the bytes that arrived before the body failed stay, durably.
+//!   Such a body can be a whole file, so commit it every few MiB: then a crash loses little.
 //! * **A chunk counts when its body has ended** with `None`, not before. With [`Keep::Prefix`]
 //!   bytes may count earlier.
-//! * **`create` makes an upload without bytes**, and changes none that exists. An upload without a
-//!   length never completes. An empty file is an upload: one of length 0 is complete when `create`,
-//!   or `write` of no bytes, has created it.
+//! * **`create` makes an upload without bytes**, and does not change an existing one. An upload
+//!   without a length never completes. An empty file is an upload too: an upload of length 0 is
+//!   complete when `create`, or `write` of no bytes, has created it.
 //! * **The last chunk knows.** Of the chunks that complete an upload at least one gets
 //!   [`complete: true`](crate::store::Progress::complete).
 //! * **At most one claim of an upload is live**, on all servers together. A claim ends when it is
-//!   settled, released or dropped, and when its process dies. A store that one process at a time
-//!   uses can end all claims when it is opened. A store of many servers needs a lock that ends with
-//!   its connection, or a lease that the claim renews while it lives.
+//!   settled, released or dropped, and when its process dies. A store that only one process uses at
+//!   a time can end all claims when it is opened. A store of many servers needs a lock that ends
+//!   with its connection, or a lease that the claim renews while it lives.
 //! * **The first claim seals the upload**: it publishes the file under its final name and stores
 //!   the upload as the completing request described it, but with the stored length. All later
 //!   claims return the same id, file and upload. Each claim counts an attempt.
 //! * **A record is returned as it was recorded** until it [expires](Record::is_expired). Then the
-//!   upload is absent, and the next chunk begins a new one with a new id.
+//!   upload is absent, and the next chunk starts a new one with a new id.
 //! * **A delivered upload stays as it is.** Its file belongs to the application: the store never
 //!   touches it again. The same [`UploadId`] may come again while that file is there. So name the
 //!   file by something else, such as the random [id](Sealed::id) of the seal. The file of a
 //!   rejected upload is removed.
 //! * **`list` returns each upload that is not settled once**, in the order of the ids.
-//! * **A removed upload is absent**, with its file. A removal does not wait for chunks, and their
-//!   bytes do not come back. A chunk of a removed upload fails with
-//!   [`Superseded`](StoreError::Superseded), or begins a new upload, which has its bytes only.
+//! * **A removed upload is absent**, with its file. A removal does not wait for the bodies of
+//!   chunks, and their bytes do not come back. A chunk of a removed upload fails with
+//!   [`Superseded`](StoreError::Superseded), or starts a new upload, which has its bytes only.
 //! * **Busy uploads stay.** [`sweep`](Store::sweep) and [`remove`](Store::remove) never remove an
 //!   upload that is claimed. `sweep` never removes one to which a request is writing. An upload is
 //!   as old as the last request that wrote to it or asked for its [`status`](Store::status).
-//! * **One bad upload harms no other.** What cannot be read is passed over by [`list`](Store::list)
-//!   and `sweep`.
-//! * **Futures are run to their end**, also when the client goes away. Only the end of the process,
-//!   or of its runtime, stops them: a store has to recover from that as from a crash.
+//! * **A damaged upload harms no other.** [`list`](Store::list) and `sweep` skip what they cannot
+//!   read.
+//! * **Futures are polled to their end**, even if the client goes away. Only the end of the
+//!   process, or of its runtime, stops them: a store has to recover from that as from a crash.
 //!
-//! The module `conformance`, behind the feature of the same name, checks this and prints what it
-//! checks. Only durability, bad uploads and crashes are left to the tests of the store:
+//! The module `conformance`, which needs the feature of the same name, checks these promises and
+//! prints them. It does not check durability, damaged uploads and crashes: test these yourself.
 //!
 //! ```
 //! # #[tokio::main]
@@ -124,9 +124,12 @@ pub use crate::model::{
 
 /// Keeps uploads. See the [module](self) for the contract.
 ///
-/// Implement it with plain `async fn`. A store is shared by all requests, and, if it is more than
-/// the memory of one process, by all servers. Coordination is the task of the store: there is no
+/// Implement it with plain `async fn`. A store is shared by all requests, and, unless it is in the
+/// memory of one process, by all servers. Servers coordinate through the store only: there is no
 /// separate lock service.
+///
+/// Each method can fail with [`StoreError::Failed`], [`Full`](StoreError::Full) or
+/// [`Busy`](StoreError::Busy) because of the backend. The docs of the methods list other errors.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a store of uploads",
     note = "`FileStore`, `MemoryStore` and (with the feature `object-store`) `BucketStore` are",
@@ -150,7 +153,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is
     /// absent.
     ///
-    /// Returns how far the upload is, with these bytes. Bytes that are stored already are dropped.
+    /// Returns the progress of the upload, including these bytes. Bytes that are stored already are
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -166,10 +170,11 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         keep: Keep,
     ) -> impl Future<Output = Result<Progress, StoreError>> + Send;
 
-    /// What is stored of an upload. `None` if it is absent, or its record has expired.
+    /// Returns what is stored of an upload. `None` if the upload is absent, or its record has
+    /// expired.
     ///
-    /// The upload counts as [asked for](Expiry::abandoned_before) now. A store may note that with a
-    /// delay of minutes, or not at all if it would have to write to a distant engine.
+    /// This [touches](Expiry::abandoned_before) the upload. A store may note that with a delay of
+    /// minutes, or not at all if it would have to write to a remote backend.
     fn status(
         &self,
         id: &UploadId,
@@ -187,17 +192,17 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         upload: &Upload,
     ) -> impl Future<Output = Result<Claimed<Self::Claim>, StoreError>> + Send;
 
-    /// Removes an upload that is neither settled nor claimed, with its file. `false` if nothing was
-    /// removed.
+    /// Removes an upload that is neither settled nor claimed, with its file. Returns `false` if
+    /// nothing was removed.
     ///
-    /// Does not wait for a request that is writing to it. That request fails with
-    /// [`Superseded`](StoreError::Superseded), or its chunk begins a new upload.
+    /// Does not wait for the body of a request that is writing to it. That request fails with
+    /// [`Superseded`](StoreError::Superseded), or its chunk starts a new upload.
     fn remove(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Lists uploads that are not settled, in the order of their ids, from the first one behind
-    /// `after`, which need not exist.
+    /// Lists uploads that are not settled, in the order of their ids, starting after the id
+    /// `after`, which need not exist. A page has at most [`Page::MAX`] uploads.
     ///
-    /// What cannot be read is passed over. An upload that its first chunk creates need not be
+    /// Uploads that cannot be read are skipped. An upload that its first chunk creates need not be
     /// listed before that chunk is stored.
     fn list(
         &self,
@@ -205,10 +210,11 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         after: Option<&UploadId>,
     ) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
-    /// Removes what has expired: see [`Expiry`].
+    /// Removes what has expired: see [`Expiry`]. Returns how many uploads were removed. An upload
+    /// that cannot be removed does not keep others from being removed.
     fn sweep(&self, expiry: &Expiry) -> impl Future<Output = Result<Swept, StoreError>> + Send;
 
-    /// What each upload that is not settled takes of the [limits](crate::Limits).
+    /// Returns what each upload that is not settled takes of the [limits](crate::Limits).
     ///
     /// The layer calls it for the first new upload of a process, and before it refuses an upload.
     /// The default [lists](Self::list) all uploads. Override it if the store can answer with less
@@ -227,7 +233,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         }
     }
 
-    /// Keeps the bytes of a file part that arrives before the fields which say where it belongs.
+    /// Keeps the bytes of a file part that arrives before the fields that say where it belongs. The
+    /// store drops them with the returned content.
     ///
     /// The default keeps them in memory: up to [`max_len`](ChunkBody::max_len) bytes, which the
     /// layer sets to the largest chunk that its [limits](crate::Limits) allow.
@@ -247,7 +254,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
 /// The right to deliver one sealed upload, returned by [`Store::claim`].
 ///
-/// Dropping it gives it back, as does the death of the process.
+/// Dropping it ends the claim, as does the death of the process.
 pub trait Claim: Send + Sync + 'static {
     /// The sealed upload.
     fn sealed(&self) -> &Sealed;
@@ -263,7 +270,8 @@ pub trait Claim: Send + Sync + 'static {
     /// it.
     fn settle(&mut self, record: &Record) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Gives the claim back, and waits until others can have it. The upload stays complete.
+    /// Ends the claim, and waits until other requests can claim the upload. The upload stays
+    /// complete.
     ///
     /// The default drops the claim.
     fn release(self) -> impl Future<Output = ()> + Send
@@ -298,10 +306,10 @@ impl<C> Claimed<C> {
     }
 }
 
-/// What stays of a chunk whose body fails.
+/// Which bytes of a chunk stay if its body fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// All bytes of the chunk, or none.
+    /// None: all bytes of the chunk are stored, or none.
     Whole,
     /// The bytes that arrived before the body failed. `write` still returns the error of the body.
     /// If no byte arrived, the upload need not be created.
@@ -314,13 +322,13 @@ pub enum Keep {
 pub struct Filter {
     /// Only uploads of this scope.
     pub scope: Option<Scope>,
-    /// Only complete uploads. Each one that is listed is durable: it is complete after a crash too,
-    /// also if the request that completed it has not returned yet. So it can be claimed.
+    /// Only complete uploads. Each listed upload is durably complete, even if the request that
+    /// completed it has not returned yet, so it can be claimed.
     pub complete: bool,
 }
 
 impl Filter {
-    /// All complete uploads that are not settled.
+    /// Creates a filter for all complete uploads that are not settled.
     pub fn complete() -> Self {
         Self {
             complete: true,
@@ -328,14 +336,14 @@ impl Filter {
         }
     }
 
-    /// Only the uploads of `scope`.
+    /// Limits the filter to the uploads of `scope`.
     #[must_use]
     pub fn with_scope(mut self, scope: Scope) -> Self {
         self.scope = Some(scope);
         self
     }
 
-    /// Whether an upload that is this far is to be listed.
+    /// Whether an upload with this progress is to be listed.
     pub fn accepts(&self, upload: &Upload, progress: Progress) -> bool {
         let of_scope = self
             .scope
@@ -356,10 +364,10 @@ pub struct Page {
 }
 
 impl Page {
-    /// How many uploads a page has at the most.
+    /// The maximum number of uploads of a page.
     pub const MAX: usize = 1000;
 
-    /// A page of a list.
+    /// Creates a page.
     pub fn new(uploads: Vec<Listed>, next: Option<UploadId>) -> Self {
         Self { uploads, next }
     }
@@ -369,21 +377,21 @@ impl Page {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listed {
-    /// The upload as its first request described it, or, once it is sealed, as the request
-    /// described it that completed it.
+    /// The upload as its first request described it. Once it is sealed: as the request described it
+    /// that completed it.
     pub upload: Upload,
-    /// How far it is.
+    /// How many bytes of it are stored.
     pub progress: Progress,
 }
 
 impl Listed {
-    /// An upload and how far it is.
+    /// Creates an entry of a page.
     pub fn new(upload: Upload, progress: Progress) -> Self {
         Self { upload, progress }
     }
 }
 
-/// What an upload takes of the [limits](crate::Limits): see [`Store::usage`].
+/// What an upload takes of the [limits](crate::Limits), as [`Store::usage`] returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Usage {
@@ -396,7 +404,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// What an upload takes.
+    /// Creates the usage of an upload. `bytes` is what counts against the limits.
     pub fn new(id: UploadId, scope: ScopeHash, bytes: u64) -> Self {
         Self { id, scope, bytes }
     }
@@ -429,7 +437,8 @@ impl ScopeHash {
         Self(half)
     }
 
-    /// Parses what [`Display`](std::fmt::Display) writes: 32 lower-case hexadecimal digits.
+    /// Parses what [`Display`](std::fmt::Display) writes: 32 lower-case hexadecimal digits. `None`
+    /// for any other text.
     pub fn from_hex(hex: &str) -> Option<Self> {
         hex::decode_exact(hex).map(Self)
     }
@@ -451,12 +460,13 @@ impl std::fmt::Debug for ScopeHash {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads that were last written to, or [asked for](Store::status), before this
-    /// time.
+    /// Incomplete uploads that were last touched before this time: by a request that wrote to them
+    /// or [asked for their status](Store::status). `None` keeps all.
     pub abandoned_before: Option<SystemTime>,
-    /// Complete uploads without a delivery that were last touched before this time.
+    /// Complete uploads that are not settled and were last touched before this time. `None` keeps
+    /// all.
     pub undelivered_before: Option<SystemTime>,
-    /// Records that expired before this time.
+    /// Records that expired before this time. Default: now.
     pub records_before: SystemTime,
 }
 
@@ -472,7 +482,7 @@ impl Default for Expiry {
 
 /// What [`Store::sweep`] has removed, as numbers of uploads.
 ///
-/// The struct can get more fields. So begin with the default, and assign:
+/// The struct can get more fields, so create it with `default` and assign its fields:
 ///
 /// ```
 /// use tower_resumable::store::Swept;
@@ -486,7 +496,7 @@ impl Default for Expiry {
 pub struct Swept {
     /// Incomplete uploads.
     pub abandoned: u64,
-    /// Complete uploads without a delivery.
+    /// Complete uploads that were not settled.
     pub undelivered: u64,
     /// Records.
     pub records: u64,

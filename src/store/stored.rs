@@ -10,22 +10,21 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Sealed {
-    /// Names this upload for good: the idempotency key of its deliveries. A file that is uploaded
-    /// again has the same [`UploadId`](crate::UploadId) and another id, so a store makes it from
-    /// random bits.
+    /// The idempotency key of the deliveries of this upload. A file that is uploaded again has the
+    /// same [`UploadId`](crate::UploadId) but another id, so a store makes it from random bits.
     pub id: String,
     /// The file.
     pub stored: Arc<dyn Stored>,
     /// The upload as the request described it that completed it.
     pub upload: Upload,
-    /// 1 for the first delivery, one more for each that follows.
+    /// The number of this delivery: 1 for the first one.
     pub attempt: u32,
     /// CRC-32 (as in zlib and PNG) of the file, if the store knows it without reading the file.
     pub crc32: Option<u32>,
 }
 
 impl Sealed {
-    /// A sealed upload whose CRC-32 is unknown.
+    /// Creates a sealed upload whose CRC-32 is unknown.
     pub fn new(id: String, upload: Upload, attempt: u32, stored: impl Stored) -> Self {
         Self {
             id,
@@ -43,12 +42,12 @@ impl Sealed {
         self
     }
 
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.upload.length.unwrap_or_default()
     }
 
-    /// Reads the file. An error if it does not have its [`size`](Self::size).
+    /// Reads the file. Reading fails if the file does not have exactly [`size`](Self::size) bytes.
     pub fn content(&self) -> Content {
         self.stored.read().with_exact_len(self.size())
     }
@@ -56,7 +55,7 @@ impl Sealed {
 
 /// A finished file, where its store keeps it.
 ///
-/// A file may be gone: the application may have moved it in an earlier delivery.
+/// The file may be missing, because the application has moved it in an earlier delivery.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -92,11 +91,11 @@ pub trait Stored: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Reads the file from its begin. A missing file is an error of the content:
-    /// [`NotFound`](io::ErrorKind::NotFound). A file without bytes is not missing.
+    /// Reads the file from its start. If the file is missing, reading fails with
+    /// [`NotFound`](io::ErrorKind::NotFound). An empty file is not missing.
     fn read(&self) -> Content;
 
-    /// Deletes the file. No error if it is not there.
+    /// Deletes the file. It is no error if the file is missing.
     fn delete(&self) -> BoxFuture<'_, io::Result<()>>;
 
     /// Moves the file to `to` in the local file system: durably, and never over an existing file.
@@ -114,8 +113,8 @@ pub trait Stored: fmt::Debug + Send + Sync + 'static {
         })
     }
 
-    /// Access to more than this trait has, such as the key of an object: what it is, is said in the
-    /// docs of each store. Default: `None`.
+    /// Access to more than this trait offers, such as the key of an object. The docs of each store
+    /// say which type this is. Default: `None`.
     ///
     /// [`CompletedUpload::stored_as`](crate::CompletedUpload::stored_as) downcasts it.
     fn as_any(&self) -> Option<&dyn Any> {

@@ -18,14 +18,14 @@ use crate::{
 
 /// A complete upload, in the extensions of the request that the inner service gets.
 ///
-/// With the feature `axum` it is an extractor. [`file_name`], [`relative_path`], [`content_type`] and
-/// [`fields`] come from the client: do not trust them.
+/// With the feature `axum` it is an extractor. [`file_name`], [`relative_path`], [`content_type`]
+/// and [`fields`] come from the client: do not trust them.
 ///
 /// The status of the inner service's answer decides what happens to the file; see
-/// [`Verdict`](crate::Verdict) for all cases. With 2xx and 3xx the file belongs to the application, and
-/// stays where it is. With most 4xx the file is removed. With 5xx, an error or a panic the upload is
-/// kept, and delivered again with the next request for it or after a restart, with the same [`id`] and
-/// the next [`attempt`].
+/// [`Verdict`](crate::Verdict) for all cases. After 2xx and 3xx the file belongs to the
+/// application, and stays where it is. After most 4xx the file is removed. After 5xx, an error or a
+/// panic the upload is kept, and delivered again with the next request for it, or by
+/// [`Uploads::deliver`](crate::Uploads::deliver), with the same [`id`] and the next [`attempt`].
 ///
 /// [`file_name`]: Self::file_name
 /// [`relative_path`]: Self::relative_path
@@ -60,10 +60,10 @@ impl CompletedUpload {
         }
     }
 
-    /// The idempotency key: names this upload for good.
+    /// The idempotency key of the delivery. No other upload ever has the same.
     ///
-    /// Without crashes there is one delivery. After a crash there may be another one with the same id:
-    /// an application that stores the id together with its effect can tell.
+    /// Without crashes the upload is delivered once. After a crash it may be delivered again with
+    /// the same id. An application that stores the id together with its effect can detect that.
     pub fn id(&self) -> &str {
         &self.sealed.id
     }
@@ -73,18 +73,19 @@ impl CompletedUpload {
         self.sealed.attempt
     }
 
-    /// The hash of the scope and of what identifies the upload. The same file uploaded again has the
-    /// same upload id, and another [`id`](Self::id).
+    /// The id of the upload: a hash of its scope and of what identifies it. The same file uploaded
+    /// again has the same upload id, but another [`id`](Self::id).
     pub fn upload_id(&self) -> &UploadId {
         &self.sealed.upload.id
     }
 
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.sealed.size()
     }
 
-    /// The path of the finished file. `None` if the store does not keep it in the local file system.
+    /// The path of the finished file. `None` if the store does not keep it in the local file
+    /// system.
     ///
     /// The file is complete and durable, and the layer never writes to it again. A handler for all
     /// stores uses [`content`](Self::content), or [`copy_to`](Self::copy_to) if it needs a path.
@@ -92,8 +93,8 @@ impl CompletedUpload {
         self.sealed.stored.path()
     }
 
-    /// The finished file as its store knows it, if it is a `T`: for example a
-    /// `tower_resumable::store::StoredObject`.
+    /// The file as its store represents it, if that is a `T`: for example
+    /// `tower_resumable::store::StoredObject`. `None` for another store.
     pub fn stored_as<T: 'static>(&self) -> Option<&T> {
         self.sealed.stored.as_any()?.downcast_ref()
     }
@@ -113,7 +114,8 @@ impl CompletedUpload {
         safe_file_name(self.file_name().unwrap_or_default())
     }
 
-    /// The path of the file inside the folder that the user has chosen, from the client. Do not trust it.
+    /// The path of the file inside the folder that the user has chosen, from the client. Do not
+    /// trust it.
     pub fn relative_path(&self) -> Option<&str> {
         self.sealed.upload.relative_path.as_deref()
     }
@@ -142,18 +144,18 @@ impl CompletedUpload {
         &self.sealed.upload.scope
     }
 
-    /// The application's own fields (the `query` option of Resumable.js) of the request that completed
-    /// the upload.
+    /// The application's own fields (the `query` option of Resumable.js) of the request that
+    /// completed the upload.
     pub fn fields(&self) -> &[(String, String)] {
         &self.sealed.upload.fields
     }
 
-    /// The first of the application's own fields with this name.
+    /// The value of the first of the application's own fields with this name.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.sealed.upload.field(name)
     }
 
-    /// Reads the finished file, from any store.
+    /// Reads the finished file, from any store. It can be read more than once.
     ///
     /// ```
     /// # async fn handler(upload: tower_resumable::CompletedUpload) -> std::io::Result<()> {
@@ -173,30 +175,32 @@ impl CompletedUpload {
     /// Copies the finished file to `to`, from any store: durably, and never over an existing file.
     /// Parent directories are not created.
     ///
-    /// In a later [`attempt`](Self::attempt) it is no error if an earlier one has copied the file to
-    /// `to`. After an error, or if the future is dropped, nothing is at `to`.
+    /// In a later [`attempt`](Self::attempt) it is no error if an earlier one has already copied
+    /// the file to `to`. That needs a store that knows the [CRC-32](Self::crc32) of the file. After
+    /// an error, or if the future is dropped, there is nothing new at `to`.
     ///
     /// # Errors
     ///
     /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`.
-    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved. Errors of the
-    /// file system and of the store.
+    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved. Errors of
+    /// the file system and of the store.
     pub async fn copy_to(&self, to: impl AsRef<Path>) -> io::Result<()> {
         persist::copy(&self.sealed, to.as_ref()).await
     }
 
-    /// Moves the finished file to `to`: durably, and never over an existing file. Parent directories
-    /// are not created.
+    /// Moves the finished file to `to`: durably, and never over an existing file. Parent
+    /// directories are not created.
     ///
-    /// Within one file system this is a rename. A file of another store is copied, and deleted there
-    /// when the copy is durable. In a later [`attempt`](Self::attempt) it is no error if an earlier one
-    /// has moved the file to `to`.
+    /// Within one file system this is a rename. The file of another store is copied, and deleted
+    /// from the store when the copy is durable. In a later [`attempt`](Self::attempt) it is no
+    /// error if an earlier one has already moved the file to `to`. That needs a store that knows
+    /// the [CRC-32](Self::crc32) of the file.
     ///
     /// # Errors
     ///
     /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) if there is something at `to`.
-    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved elsewhere. Errors
-    /// of the file system and of the store.
+    /// [`NotFound`](io::ErrorKind::NotFound) if the file is gone, because it was moved elsewhere.
+    /// Errors of the file system and of the store.
     pub async fn persist(&self, to: impl AsRef<Path>) -> io::Result<()> {
         persist::move_to(&self.sealed, to.as_ref()).await
     }

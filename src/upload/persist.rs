@@ -1,4 +1,4 @@
-//! Finished files are copied or moved, once, in however many attempts.
+//! Copies or moves finished files, once, even if an attempt is repeated.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! What real clients send, with whatever is changed in it.
+//! Requests as real clients send them, with changes that a test makes.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ pub enum Client {
     Dropzone,
 }
 
-/// Where the fields are, and how the bytes travel.
+/// Where the fields are, and how the bytes are transported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Query and form.
@@ -21,7 +21,7 @@ pub enum Way {
     Octets,
 }
 
-/// What a field says.
+/// The meaning of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Identifier,
@@ -38,7 +38,7 @@ pub enum Role {
 
 use Role::*;
 
-/// The clients and ways that all names and numbers are tried with.
+/// The clients and transports that all names and numbers are tried with.
 pub const ALL: [(Client, Way); 6] = [
     (Client::Resumable, Way::Both),
     (Client::Resumable, Way::Form),
@@ -93,7 +93,7 @@ impl Client {
         !self.field(role).is_empty() || (self == Self::Dropzone && role == Name)
     }
 
-    /// What a final refusal is to this client.
+    /// The status of a final refusal for this client.
     pub fn refusal(self) -> u16 {
         match self {
             Self::Flow => 415,
@@ -110,7 +110,7 @@ impl Client {
     }
 }
 
-/// One file on its way.
+/// One file that a client uploads.
 #[derive(Clone)]
 pub struct File {
     pub client: Client,
@@ -137,7 +137,8 @@ impl std::fmt::Debug for File {
 }
 
 impl File {
-    /// 25 bytes of this user, in chunks of ten. Users have different bytes under one name.
+    /// A file of 25 bytes of this user, in chunks of ten. Different users have different bytes
+    /// under one name.
     pub fn new(client: Client, way: Way, user: &str, nth: usize) -> Self {
         let mut file = Self {
             client,
@@ -168,7 +169,7 @@ impl File {
         self
     }
 
-    /// Where each chunk begins and ends, as this client cuts a file.
+    /// The begin and the end of each chunk, as this client divides a file.
     pub fn layout(&self) -> Vec<std::ops::Range<usize>> {
         let (total, size) = (self.content.len(), self.chunk_size);
         let count = match self.client {
@@ -265,7 +266,7 @@ impl File {
     }
 }
 
-/// One request. All of it can be changed.
+/// One request. Each part of it can be changed.
 #[derive(Clone)]
 pub struct Chunk {
     pub client: Client,
@@ -273,9 +274,9 @@ pub struct Chunk {
     pub user: String,
     pub query: Vec<(String, String)>,
     pub form: Vec<(String, String)>,
-    /// Goes behind the query as it is.
+    /// Appended to the query, unescaped.
     pub raw_query: String,
-    /// What comes before the first part, as it is.
+    /// Bytes before the first part.
     pub head: Vec<u8>,
     part_name: String,
     content: Vec<u8>,
@@ -283,7 +284,7 @@ pub struct Chunk {
     pub file: Vec<u8>,
     /// Parts after it.
     pub after: Vec<u8>,
-    /// The last boundary, and what follows it.
+    /// The last boundary, and the bytes after it.
     pub end: Vec<u8>,
     pub content_type: String,
     /// More header lines, each with its end.
@@ -297,7 +298,7 @@ impl std::fmt::Debug for Chunk {
 }
 
 impl Chunk {
-    /// Another value of a field, everywhere.
+    /// Sets a field to another value, in the query and in the form.
     pub fn set(mut self, role: Role, value: &str) -> Self {
         let name = self.client.field(role);
         if self.client == Client::Dropzone && role == Name {
@@ -317,7 +318,7 @@ impl Chunk {
         self
     }
 
-    /// One more field, at the end of query and form.
+    /// Adds a field at the end of the query and the form.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         if self.way != Way::Form {
             self.query.push((name.into(), value.into()));
@@ -336,7 +337,7 @@ impl Chunk {
         self.query.iter_mut().chain(&mut self.form)
     }
 
-    /// Texts of this request that an answer must not repeat.
+    /// The texts of this request that an answer must not repeat.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         let values = self.query.iter().chain(&self.form).map(|(_, v)| v.as_str());
         values
@@ -353,7 +354,7 @@ impl Chunk {
         parts.map(Vec::as_slice).concat()
     }
 
-    /// The head, without what says how long the body is.
+    /// The head, without the header that declares the length of the body.
     pub fn request_head(&self, length: &str) -> String {
         let content_type = match self.way {
             Way::Octets => "application/octet-stream",

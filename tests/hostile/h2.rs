@@ -1,4 +1,4 @@
-//! HTTP/2 frames as no client sends them.
+//! HTTP/2 frames that no real client sends.
 
 use std::net::SocketAddr;
 
@@ -29,7 +29,7 @@ pub struct Connection {
 pub enum Ended {
     Status(u16),
     Reset,
-    /// The connection is over.
+    /// The connection has ended.
     Closed,
 }
 
@@ -63,7 +63,7 @@ impl Connection {
         }
     }
 
-    /// How a stream ends.
+    /// Waits for the end of a stream.
     pub async fn ended(&mut self, stream: u32) -> Ended {
         loop {
             match self.read().await {
@@ -125,14 +125,15 @@ pub fn cancel(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
 }
 
-/// The status at the beginning of a header block: those of the static table (RFC 7541, appendix A).
+/// The status at the beginning of a header block, if it is in the static table (RFC 7541, appendix
+/// A).
 fn status(block: &[u8]) -> u16 {
     match block.first() {
         Some(0x88) => 200,
         Some(0x89) => 204,
         Some(0x8c) => 400,
         Some(0x8e) => 500,
-        // Another one, in letters.
+        // Another status, as a literal.
         _ => 999,
     }
 }

@@ -1,4 +1,4 @@
-//! What this process holds. Zero on systems that do not say.
+//! The resources that this process holds. Zero on systems that do not report them.
 
 /// Open files and sockets.
 pub fn open_files() -> usize {
@@ -12,8 +12,9 @@ pub fn memory() -> u64 {
     pages.unwrap_or(0) * 4096
 }
 
-/// Starts this program once more, with as many open files as the system allows, if that is not
-/// so yet: thousands of sockets have two ends here. Its exit code then.
+/// Starts this program again with the largest limit of open files that the system allows, unless
+/// this process has that limit already: both ends of thousands of sockets are in this process.
+/// Returns the exit code of the new process.
 pub fn with_many_files() -> Option<std::process::ExitCode> {
     const ENOUGH: u64 = 8192;
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
@@ -31,8 +32,9 @@ pub fn with_many_files() -> Option<std::process::ExitCode> {
         .env("HOSTILE_AGAIN", "1")
         .status()
         .ok()?;
-    Some(match status.success() {
-        true => std::process::ExitCode::SUCCESS,
-        false => std::process::ExitCode::FAILURE,
+    Some(if status.success() {
+        std::process::ExitCode::SUCCESS
+    } else {
+        std::process::ExitCode::FAILURE
     })
 }

@@ -9,10 +9,10 @@ use crate::{
     world::{Case, Kind, Report, World},
 };
 
-/// Rows at a time.
+/// How many rows run at the same time.
 const AT_ONCE: usize = 8;
 
-/// Whether all rows are as they must be.
+/// Runs the rows and prints a line for each. Returns whether all rows passed.
 pub async fn print(only: Option<&str>) -> bool {
     let wanted = |case: &&'static Case| {
         let name = format!("{} {}", case.id, case.name);
@@ -36,16 +36,18 @@ pub async fn print(only: Option<&str>) -> bool {
         .collect();
     running.reverse();
     let (mut passed, mut failed) = (0, 0);
-    // Those that must be alone come last.
+    // The rows that have to run alone come last.
     for alone in [false, true] {
         for case in cases.iter().filter(|case| case.alone == alone) {
-            let report = match alone {
-                true => run(case).await,
-                false => running.pop().unwrap().await.unwrap(),
+            let report = if alone {
+                run(case).await
+            } else {
+                running.pop().unwrap().await.unwrap()
             };
-            match line(case, &report) {
-                true => passed += 1,
-                false => failed += 1,
+            if line(case, &report) {
+                passed += 1;
+            } else {
+                failed += 1;
             }
         }
     }
@@ -128,5 +130,5 @@ fn text(error: tokio::task::JoinError) -> String {
 fn message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    text.unwrap_or_else(|| "a panic without a word".into())
+    text.unwrap_or_else(|| "a panic without a message".into())
 }

@@ -1,4 +1,4 @@
-//! Bytes on a socket, and what comes back.
+//! Sends bytes over a socket and reads the answers.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,17 +10,17 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than anything may take that is answered at all.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any answer may take.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Default)]
 pub struct Answer {
-    /// 0 if the connection was closed without a word.
+    /// 0 if the connection was closed without an answer.
     pub status: u16,
     /// The header lines.
     pub head: String,
     pub body: Vec<u8>,
-    /// Bytes that the server's socket had taken by then.
+    /// The number of bytes that the server's socket had accepted by then.
     pub sent: u64,
 }
 
@@ -45,7 +45,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// The kind of error, empty if it is none of the layer's.
+    /// The kind of the error, empty if the error is not one of the layer.
     pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
@@ -56,7 +56,7 @@ pub async fn exchange(addr: SocketAddr, request: impl Into<Bytes>) -> Answer {
     exchange_pieces(addr, [request.into()]).await
 }
 
-/// Sends pieces, each with a flush, until they or the patience of the server end.
+/// Sends pieces, each with a flush, until all are sent or an answer arrives. Returns the answer.
 pub async fn exchange_pieces(addr: SocketAddr, pieces: impl IntoIterator<Item = Bytes>) -> Answer {
     let socket = TcpStream::connect(addr).await.unwrap();
     socket.set_nodelay(true).unwrap();
@@ -69,21 +69,21 @@ pub async fn exchange_pieces(addr: SocketAddr, pieces: impl IntoIterator<Item = 
                     break;
                 }
                 sent += piece.len() as u64;
-                // So the other side has a chance to read it alone.
+                // This gives the server a chance to read the piece alone.
                 tokio::task::yield_now().await;
             }
             std::future::pending::<()>().await
         };
         tokio::select! {
-            answer = timeout(PATIENCE, read_answer(&mut read)) => answer,
+            answer = timeout(TIMEOUT, read_answer(&mut read)) => answer,
             () = writing => unreachable!(),
         }
     };
-    let answer = answer.unwrap_or_else(|_| panic!("no answer within {PATIENCE:?}"));
+    let answer = answer.unwrap_or_else(|_| panic!("no answer within {TIMEOUT:?}"));
     Answer { sent, ..answer }
 }
 
-/// A connection that is used again for requests that are as they should be.
+/// A keep-alive connection for valid requests.
 #[derive(Default)]
 pub struct Kept {
     socket: tokio::sync::Mutex<Option<TcpStream>>,
@@ -94,28 +94,28 @@ impl Kept {
         let mut kept = self.socket.lock().await;
         if let Some(mut socket) = kept.take() {
             let written = socket.write_all(request).await;
-            let answer = timeout(PATIENCE, read_answer(&mut socket)).await;
+            let answer = timeout(TIMEOUT, read_answer(&mut socket)).await;
             match answer {
-                // It may have been closed meanwhile.
+                // The server may have closed the connection in the meantime.
                 Ok(answer) if written.is_err() || answer.status == 0 => {}
                 Ok(answer) => {
                     *kept = Some(socket).filter(|_| answer.header("connection").is_none());
                     return answer;
                 }
-                Err(_) => panic!("no answer within {PATIENCE:?}"),
+                Err(_) => panic!("no answer within {TIMEOUT:?}"),
             }
         }
         let mut socket = TcpStream::connect(addr).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let _ = socket.write_all(request).await;
-        let answer = timeout(PATIENCE, read_answer(&mut socket)).await;
-        let answer = answer.unwrap_or_else(|_| panic!("no answer within {PATIENCE:?}"));
+        let answer = timeout(TIMEOUT, read_answer(&mut socket)).await;
+        let answer = answer.unwrap_or_else(|_| panic!("no answer within {TIMEOUT:?}"));
         *kept = Some(socket).filter(|_| answer.header("connection").is_none());
         answer
     }
 }
 
-/// One answer, by its `Content-Length`.
+/// Reads one answer; its length is in `Content-Length`.
 pub async fn read_answer(read: &mut (impl AsyncRead + Unpin)) -> Answer {
     let mut bytes = Vec::new();
     let mut answer = Answer::default();

@@ -1,5 +1,5 @@
-//! A server in a folder with canaries around it, a neighbour who uploads meanwhile, and what has to
-//! be true after every attack.
+//! A server in a folder with canaries around it, a neighbour that uploads during the attack, and
+//! the conditions that have to hold after every attack.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -39,15 +39,15 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// One row of the table.
 pub struct Case {
-    /// As in the list of known attacks.
+    /// The number in the list of known attacks.
     pub id: &'static str,
     pub name: &'static str,
     pub run: for<'a> fn(&'a World) -> Running<'a>,
     pub kinds: &'static [Kind],
     pub set_up: fn(ResumableLayer) -> ResumableLayer,
-    /// It looks at what the process holds, so nothing else may run.
+    /// The row measures the resources of the process, so no other row may run.
     pub alone: bool,
-    /// The neighbour is meant to be hit.
+    /// The row is allowed to harm the neighbour.
     pub spares: bool,
 }
 
@@ -94,16 +94,16 @@ impl Case {
     }
 }
 
-/// How the service behind the layer is to answer.
+/// How the inner service answers.
 #[derive(Clone, Copy, Debug)]
 pub enum Reply {
     Status(u16),
     Panic,
-    /// Not before [`World::let_go`].
+    /// The answer waits for [`World::release_call`].
     Held,
 }
 
-/// A request that the service behind the layer got as it was.
+/// A request that reached the inner service unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passed {
     pub method: Method,
@@ -117,13 +117,13 @@ pub struct Delivery {
     pub content: Vec<u8>,
 }
 
-/// The service behind the layer.
+/// The inner service.
 #[derive(Default)]
 struct Inner {
     deliveries: Mutex<Vec<Delivery>>,
     passed: Mutex<Vec<Passed>>,
     script: Mutex<VecDeque<Reply>>,
-    let_go: Notify,
+    release_call: Notify,
 }
 
 #[derive(Default)]
@@ -139,7 +139,7 @@ pub struct World {
     pub kind: Kind,
     pub addr: SocketAddr,
     pub layer: ResumableLayer,
-    /// Where the store is.
+    /// The folder of the store.
     pub root: PathBuf,
     outer: tempfile::TempDir,
     outside: Snapshot,
@@ -149,21 +149,21 @@ pub struct World {
     kept: Kept,
 }
 
-/// What a row has led to.
+/// The result of a row.
 #[derive(Default)]
 pub struct Report {
     pub requests: u64,
     pub statuses: BTreeSet<u16>,
-    /// Bytes of uploads that the attacks have left.
+    /// The bytes of the attackers' uploads that are still stored.
     pub left: u64,
-    /// Files that appeared, changed or went outside of the store.
+    /// Files outside the store that appeared, changed or disappeared.
     pub outside: usize,
     pub harmed: usize,
     pub wrong: Vec<String>,
     pub took: Duration,
 }
 
-/// All that a refused request must leave as it is.
+/// The state that a refused request must not change.
 #[derive(Debug, PartialEq)]
 pub struct State {
     ranges: Value,
@@ -171,10 +171,11 @@ pub struct State {
     passed: usize,
 }
 
-/// The panic of a service that was told to.
-pub const AS_TOLD: &str = "as the script says";
+/// The message of the panic that a script demands.
+pub const SCRIPTED_PANIC: &str = "the script demands a panic";
+
 impl State {
-    /// Whatever has gone past the layer meanwhile.
+    /// Compares what is stored, and ignores requests that passed the layer.
     pub fn is_stored_as(&self, other: &Self) -> bool {
         self.ranges == other.ranges && self.deliveries == other.deliveries
     }
@@ -202,7 +203,7 @@ impl World {
             std::fs::write(path, canary).unwrap();
         }
         let layer = match kind {
-            // What survives a power cut is no matter here.
+            // Power cuts are not tested here.
             Kind::Files => ResumableLayer::new(
                 FileStore::builder(&root)
                     .with_durability(Durability::Process)
@@ -244,22 +245,22 @@ impl World {
         lock(&self.seen)
     }
 
-    /// The clients and ways that names and numbers are tried with: all with files; in memory one
-    /// of each client, since no more than the store differs.
+    /// The clients and transports that names and numbers are tried with: all of them for files, one
+    /// transport of each client for memory, since only the store differs.
     pub fn clients(&self) -> impl Iterator<Item = (Client, Way)> + use<> {
         let step = if self.kind == Kind::Files { 1 } else { 2 };
         ALL.into_iter().step_by(step)
     }
 
-    /// A file of the attacker that no other one of this row shares its fields with; the first has
-    /// those of the neighbour's.
+    /// A file of the attacker that shares its fields with no other file of this row. The first one
+    /// has the fields of the neighbour's file.
     pub fn file(&self, client: Client, way: Way) -> File {
         let mut seen = self.seen();
         seen.files += 1;
         File::new(client, way, ATTACKER, seen.files - 1)
     }
 
-    /// Sends an attack, and looks at what every answer has to be.
+    /// Sends an attack, and checks the conditions that hold for every answer.
     pub async fn attack(&self, chunk: &Chunk) -> Answer {
         let answer = self.attack_bytes(chunk.bytes()).await;
         self.repeats_nothing(&answer, chunk.texts());
@@ -272,7 +273,7 @@ impl World {
         answer
     }
 
-    /// For attacks that were sent otherwise.
+    /// Counts the answer to an attack that was sent in another way.
     pub fn note(&self, answer: &Answer) {
         let mut seen = self.seen();
         seen.requests += 1;
@@ -281,7 +282,7 @@ impl World {
         self.is_safe(answer);
     }
 
-    /// Notes an answer that came in another way than HTTP/1.
+    /// Counts the status of an answer that was not received over HTTP/1.
     pub fn note_status(&self, status: u16) {
         let mut seen = self.seen();
         seen.requests += 1;
@@ -324,7 +325,7 @@ impl World {
         );
     }
 
-    /// Sends all chunks but the first, and looks at what was delivered.
+    /// Sends all chunks but the first, and checks what was delivered.
     pub async fn finish(&self, file: &File) {
         let before = self.deliveries_of(file).len();
         for number in 2..=file.chunks() {
@@ -338,19 +339,20 @@ impl World {
         self.is_file(&deliveries[before], file);
     }
 
-    /// That this file was delivered, and nothing else, since there were so many deliveries.
+    /// Asserts that exactly one delivery came after the first `before` ones, and that it is of this
+    /// file.
     pub fn delivered(&self, before: usize, file: &File) {
         let deliveries = self.deliveries();
         assert_eq!(deliveries.len(), before + 1, "deliveries of {file:?}");
         self.is_file(&deliveries[before], file);
     }
 
-    /// That this delivery is of this file.
+    /// Asserts that this delivery is of this file.
     pub fn is_file(&self, delivery: &Delivery, file: &File) {
         let upload = &delivery.upload;
         assert!(
             delivery.content == file.content,
-            "not the bytes of {file:?}"
+            "other bytes than those of {file:?}"
         );
         assert_eq!(upload.size(), file.content.len() as u64);
         assert_eq!(upload.scope().as_str(), file.user);
@@ -364,7 +366,7 @@ impl World {
         assert!(is_harmless(&upload.safe_file_name()));
     }
 
-    /// Sends a whole file, each of its chunks an attack that has to be taken.
+    /// Sends a whole file. Each of its chunks is an attack that has to be accepted.
     pub async fn accepted(&self, file: &File, change: impl Fn(Chunk) -> Chunk) {
         self.seen().users.insert(file.user.clone());
         let before = self.deliveries().len();
@@ -378,8 +380,8 @@ impl World {
         self.delivered(before, file);
     }
 
-    /// Sends attacks that have to be refused with this code (any, if empty), while a chunk of the
-    /// same upload is stored; then the upload is finished.
+    /// Sends attacks that have to be refused with this code (any code, if it is empty) while a
+    /// chunk of the same upload is stored. Then finishes the upload.
     pub async fn refused(&self, file: &File, code: &str, attacks: Vec<(String, Chunk)>) {
         self.begin(file).await;
         let (before, all) = (self.state(file).await, self.all_of(&file.user).await);
@@ -399,7 +401,7 @@ impl World {
         self.finish(file).await;
     }
 
-    /// That all is as it was before this.
+    /// Asserts that the state is the same as before.
     pub async fn unchanged(&self, file: &File, before: &State, what: &str) {
         let now = self.state(file).await;
         let stored = |state: &State| state.ranges["received"].as_u64().unwrap_or_default();
@@ -421,12 +423,12 @@ impl World {
         }
     }
 
-    /// What takes longer to look at: all uploads of a user, and the files of all users.
+    /// The state that takes longer to collect: all uploads of a user, and the files of all users.
     pub async fn all_of(&self, user: &str) -> (Value, BTreeSet<PathBuf>) {
         (self.unfinished(user).await, self.partial_files())
     }
 
-    /// The list of what this user has not finished.
+    /// The list of this user's unfinished uploads.
     pub async fn unfinished(&self, user: &str) -> Value {
         let list = format!("GET /upload?unfinished HTTP/1.1\r\nhost: x\r\nx-user: {user}\r\n\r\n");
         let answer = self.kept.exchange(self.addr, list.as_bytes()).await;
@@ -448,28 +450,28 @@ impl World {
         all
     }
 
-    /// Requests that went past the layer.
+    /// Requests that passed the layer.
     pub fn passed(&self) -> Vec<Passed> {
         lock(&self.inner.passed).clone()
     }
 
-    /// How the next calls of the service behind the layer end.
+    /// Determines the results of the next calls of the inner service.
     pub fn script(&self, replies: impl IntoIterator<Item = Reply>) {
         lock(&self.inner.script).extend(replies);
     }
 
-    /// Lets the call go on that is held.
-    pub fn let_go(&self) {
-        self.inner.let_go.notify_one();
+    /// Lets the waiting call of the inner service continue.
+    pub fn release_call(&self) {
+        self.inner.release_call.notify_one();
     }
 
-    /// The files of uploads that are on their way, by name.
+    /// The files of unfinished uploads, by name.
     pub fn partial_files(&self) -> BTreeSet<PathBuf> {
         let files = snapshot(&self.root.join("partial"), Path::new(""));
         files.into_keys().collect()
     }
 
-    /// Bytes that the store's files take up on disk.
+    /// The disk space of the store's files, in bytes.
     #[cfg(unix)]
     pub fn disk_use(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
@@ -483,7 +485,7 @@ impl World {
         0
     }
 
-    /// A path outside of the store, which attacks may try to reach.
+    /// A path outside the store that attacks try to reach.
     pub fn canary(&self) -> PathBuf {
         self.outer.path().join("canary")
     }
@@ -513,12 +515,13 @@ impl World {
         self.sweep_all().await;
     }
 
-    /// Nothing may be left of abandoned uploads, and of delivered ones only the records.
+    /// Asserts that a sweep leaves nothing of abandoned uploads, and only the records of delivered
+    /// ones.
     async fn sweep_all(&self) {
         let retention = Retention::default().with_abandoned(Duration::ZERO);
         let sweeping = self.layer.clone().with_retention(retention);
         let mut left = BTreeSet::new();
-        // Those of the last millisecond are not old enough.
+        // Uploads of the last millisecond are not old enough.
         for _ in 0..50 {
             sweeping.uploads().sweep().await.unwrap();
             left = self.partial_files();
@@ -532,7 +535,7 @@ impl World {
     }
 }
 
-/// Who a request is of: an outer layer would know.
+/// The owner of a request. A real server authenticates it in an outer layer.
 pub fn user(parts: &http::request::Parts) -> String {
     let user = parts.headers.get("x-user").map(|user| user.as_bytes());
     String::from_utf8_lossy(user.unwrap_or_default()).into_owned()
@@ -560,9 +563,9 @@ async fn serve(layer: ResumableLayer, inner: Arc<Inner>) -> SocketAddr {
             let reply = lock(&inner.script).pop_front();
             let status = match reply.unwrap_or(Reply::Status(200)) {
                 Reply::Status(status) => status,
-                Reply::Panic => panic!("{AS_TOLD}"),
+                Reply::Panic => panic!("{SCRIPTED_PANIC}"),
                 Reply::Held => {
-                    inner.let_go.notified().await;
+                    inner.release_call.notified().await;
                     200
                 }
             };
@@ -589,7 +592,7 @@ fn bytes_of(uploads: &Value) -> u64 {
         .sum()
 }
 
-/// What no file system and no header takes for anything but a name.
+/// Whether file systems and headers treat this as a plain name.
 pub fn is_harmless(name: &str) -> bool {
     let bad = |c: char| {
         c.is_control()
@@ -605,7 +608,7 @@ pub fn is_harmless(name: &str) -> bool {
 
 type Snapshot = BTreeMap<PathBuf, (Option<Vec<u8>>, Option<std::time::SystemTime>)>;
 
-/// All files and folders below one, but not below another one; nothing is followed.
+/// All files and folders below `dir`, except below `but`. Links are not followed.
 fn snapshot(dir: &Path, but: &Path) -> Snapshot {
     let mut all = BTreeMap::new();
     let Ok(entries) = std::fs::read_dir(dir) else {
@@ -626,10 +629,11 @@ fn snapshot(dir: &Path, but: &Path) -> Snapshot {
             all.insert(path, (None, None));
         } else if !kind.is_dir() {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            let content = match but.as_os_str().is_empty() {
-                // The store's own: names are enough.
-                true => None,
-                false => std::fs::read(&path).ok(),
+            let content = if but.as_os_str().is_empty() {
+                // For the store's own files the names are enough.
+                None
+            } else {
+                std::fs::read(&path).ok()
             };
             all.insert(path, (content, modified.ok()));
         }

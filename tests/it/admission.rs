@@ -1,4 +1,4 @@
-//! The application's say in each request, and its look at the first bytes.
+//! The application's hooks: the admission of each request, and the check of the first bytes.
 
 use std::{
     convert::Infallible,
@@ -19,7 +19,7 @@ use tower_resumable::{
 
 use crate::common::{self, Answer, Client, File, FilePart, Server, form, multipart, serve};
 
-/// What a hook was asked: purpose, name, size, type, and the application's own fields.
+/// The arguments of a hook: purpose, name, size, type, and the application's own fields.
 type Asked = (
     Purpose,
     Option<String>,
@@ -40,7 +40,7 @@ fn noted(admission: &Admission<'_>) -> Asked {
 }
 
 #[tokio::test]
-async fn every_request_is_asked_about_with_all_that_it_declares() {
+async fn admission_sees_all_that_each_request_declares() {
     let asked = Arc::<Mutex<Vec<Asked>>>::default();
     let notes = Arc::clone(&asked);
     let server = Server::with(|layer| {
@@ -69,7 +69,7 @@ async fn every_request_is_asked_about_with_all_that_it_declares() {
     client.send(cancel).await;
     let create = Request::post("/upload").header("upload-length", "7");
     client.send(create.body(Vec::new()).unwrap()).await;
-    // The file comes before the fields: it is asked about when it is known what it is.
+    // The file comes before the fields: the hook is called when the fields are known.
     let fields = file.fields(1);
     let late = [
         common::file_part(FilePart::named("a.txt"), file.chunk(1)),
@@ -104,7 +104,7 @@ async fn every_request_is_asked_about_with_all_that_it_declares() {
 }
 
 #[tokio::test]
-async fn what_is_refused_stores_and_learns_nothing() {
+async fn a_refused_request_stores_and_reveals_nothing() {
     let file = File::new("a.txt", 25);
     for purpose in [
         Purpose::Test,
@@ -117,11 +117,12 @@ async fn what_is_refused_stores_and_learns_nothing() {
                 let is_it = admission.purpose() == purpose
                     && admission.parts().headers.contains_key("x-refused");
                 async move {
-                    // It may take its time.
+                    // A hook may be slow.
                     tokio::task::yield_now().await;
-                    match is_it {
-                        true => Err(Refusal::new(StatusCode::FORBIDDEN, "not you")),
-                        false => Ok(()),
+                    if is_it {
+                        Err(Refusal::new(StatusCode::FORBIDDEN, "not you"))
+                    } else {
+                        Ok(())
                     }
                 }
             })
@@ -151,7 +152,7 @@ async fn what_is_refused_stores_and_learns_nothing() {
 }
 
 #[tokio::test]
-async fn a_refusal_can_have_an_answer_of_its_own() {
+async fn a_refusal_can_have_a_custom_answer() {
     let refusing = |status: u16| {
         Server::with(move |layer| {
             layer
@@ -193,7 +194,7 @@ async fn a_refusal_can_have_an_answer_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_finished_file_is_asked_about_once_more() {
+async fn admission_is_asked_again_before_the_delivery() {
     for (status, left) in [
         (StatusCode::FORBIDDEN, false),
         (StatusCode::TOO_MANY_REQUESTS, true),
@@ -207,9 +208,10 @@ async fn a_finished_file_is_asked_about_once_more() {
                     let refuse =
                         admission.purpose() == Purpose::Deliver && *refuses.lock().unwrap();
                     async move {
-                        match refuse {
-                            true => Err(Refusal::new(status, "no longer")),
-                            false => Ok(()),
+                        if refuse {
+                            Err(Refusal::new(status, "no longer"))
+                        } else {
+                            Ok(())
                         }
                     }
                 })
@@ -222,7 +224,7 @@ async fn a_finished_file_is_asked_about_once_more() {
         assert_eq!(answer.status, if left { 503 } else { 400 });
         assert_eq!(answer.json()["code"], "refused");
         assert!(server.deliveries().is_empty());
-        // Not "have it": its client has to send something to hear more.
+        // The probe is not answered with "stored": the client has to send a chunk to get an answer.
         assert_eq!(client.send(file.probe(1)).await.status, 204);
         let status = client
             .get(&format!("{}&resumableStatus", file.uri(1)))
@@ -243,12 +245,13 @@ async fn a_finished_file_is_asked_about_once_more() {
 fn pictures_only(layer: ResumableLayer) -> ResumableLayer {
     layer.with_sniff(|head: &[u8], upload: &Upload| {
         assert_eq!(head.len() as u64, upload.length.unwrap().min(8192));
-        match infer::is_image(head) {
-            true => Ok(()),
-            false => Err(Refusal::new(
+        if infer::is_image(head) {
+            Ok(())
+        } else {
+            Err(Refusal::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "pictures only",
-            )),
+            ))
         }
     })
 }
@@ -263,7 +266,7 @@ fn picture(len: usize, chunk_size: usize) -> File {
 }
 
 #[tokio::test]
-async fn the_first_bytes_are_looked_at_when_they_come() {
+async fn the_first_bytes_are_checked_when_they_arrive() {
     let server = Server::with(pictures_only).await;
     let mut client = server.client().await;
     for (len, chunk_size) in [(20, 20), (30_000, 10_000), (100, 10), (9000, 3000)] {
@@ -279,7 +282,8 @@ async fn the_first_bytes_are_looked_at_when_they_come() {
             assert_eq!(client.send(good.multipart(number)).await.status, 200);
         }
         assert!(server.deliveries()[before].content == good.content);
-        // The refusal comes with the chunk that has them, if it has them all, else in the end.
+        // The refusal answers the chunk that contains all of the first bytes. If no chunk does, it
+        // answers the last one.
         let statuses = async |file: &File, client: &mut Client| {
             let mut statuses = Vec::new();
             for number in (1..=file.chunks()).rev() {
@@ -298,7 +302,7 @@ async fn the_first_bytes_are_looked_at_when_they_come() {
         assert_eq!(*last, 400, "{len} bytes in chunks of {chunk_size}");
         assert!(others.iter().all(|status| *status == 200));
         assert_eq!(server.deliveries().len(), before + 1);
-        // None of its chunks is left.
+        // None of its chunks is stored.
         for number in 1..=bad.chunks() {
             assert_eq!(client.send(bad.probe(number)).await.status, 204);
         }
@@ -306,7 +310,7 @@ async fn the_first_bytes_are_looked_at_when_they_come() {
 }
 
 #[tokio::test]
-async fn a_file_with_nothing_in_it_is_looked_at_too() {
+async fn an_empty_file_is_checked_too() {
     let server = Server::with(pictures_only).await;
     let empty = File::new("a.png", 0);
     let answer = server.client().await.send(empty.multipart(1)).await;
@@ -315,7 +319,7 @@ async fn a_file_with_nothing_in_it_is_looked_at_too() {
         (400, &"refused".into())
     );
     assert!(server.deliveries().is_empty());
-    // What the layer refuses by itself needs no look.
+    // The hook does not have to check files that the layer refuses.
     let server = Server::with(|layer| {
         pictures_only(layer).with_limits(Limits::default().with_file_size(10))
     })
@@ -324,9 +328,10 @@ async fn a_file_with_nothing_in_it_is_looked_at_too() {
     assert_eq!(answer.json()["code"], "file_too_large");
 }
 
-/// The service behind fails after it has moved the file: the next attempt has nothing to look at.
+/// The inner service fails after it has moved the file, so the next attempt has no first bytes to
+/// check.
 #[tokio::test]
-async fn a_file_that_an_earlier_attempt_has_moved_is_handed_over_again() {
+async fn a_file_that_an_earlier_attempt_moved_is_delivered_again() {
     let elsewhere = tempfile::tempdir().unwrap();
     let to = elsewhere.path().join("moved.png");
     let file = picture(20, 20);

@@ -52,7 +52,7 @@ async fn serve(app: Router) -> SocketAddr {
     addr
 }
 
-/// A whole upload at `prefix`, and a request past the layer.
+/// Sends a whole upload to `prefix`, and a request that passes the layer.
 async fn check_at(app: Router, prefix: &str) {
     let mut client = Client::connect(serve(app).await).await;
     let file = File::new("a.txt", 25);
@@ -101,7 +101,7 @@ async fn nested_the_layer_sees_the_path_without_the_prefix() {
     let service = || ServiceBuilder::new().layer(layer()).service(routes());
     check_at(Router::new().nest_service("/api", service()), "/api").await;
     check(Router::new().fallback_service(service())).await;
-    // Outside the nest it sees the whole path.
+    // Outside the nest, the layer sees the whole path.
     let app = Router::new()
         .nest("/api", routes())
         .layer(layer().with_path("/api/upload"));
@@ -112,7 +112,7 @@ async fn pass(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// `from_fn` takes `Request<axum::body::Body>` only: the layer hands on the body type that it gets.
+/// `from_fn` accepts only `Request<axum::body::Body>`: the layer keeps the type of the body.
 #[tokio::test]
 async fn from_fn_on_both_sides() {
     let stack = ServiceBuilder::new()
@@ -144,8 +144,8 @@ async fn among_the_usual_layers() {
     check(routes().layer(stack)).await;
 }
 
-/// A body that is not `Unpin`: a separate `Router::layer` boxes it, a `ServiceBuilder` needs a
-/// line.
+/// A body that is not `Unpin`: a separate `Router::layer` boxes it, a `ServiceBuilder` needs an
+/// extra line.
 #[tokio::test]
 async fn behind_a_body_that_is_not_unpin() {
     let timeout = RequestBodyTimeoutLayer::new(Duration::from_secs(30));
@@ -157,7 +157,7 @@ async fn behind_a_body_that_is_not_unpin() {
     check(routes().layer(stack)).await;
 }
 
-/// axum's `DefaultBodyLimit` (2 MiB) is for extractors.
+/// axum's `DefaultBodyLimit` (2 MiB) applies to extractors only.
 #[tokio::test]
 async fn chunks_larger_than_the_default_body_limit() {
     let mut client = Client::connect(serve(routes().layer(layer())).await).await;
@@ -172,7 +172,7 @@ async fn chunks_larger_than_the_default_body_limit() {
 }
 
 #[tokio::test]
-async fn a_handler_without_the_layer_says_what_is_missing() {
+async fn a_handler_without_the_layer_reports_what_is_missing() {
     let mut client = Client::connect(serve(routes()).await).await;
     let answer = client.send(File::new("a.txt", 5).multipart(1)).await;
     assert_eq!(answer.status, 500);
@@ -182,7 +182,7 @@ async fn a_handler_without_the_layer_says_what_is_missing() {
 fn is<T: Send + Sync + Clone + 'static>() {}
 
 #[test]
-fn types_are_what_servers_ask_for() {
+fn types_satisfy_the_bounds_of_servers() {
     is::<ResumableLayer>();
     is::<tower_resumable::Resumable<Router>>();
     let service = ServiceBuilder::new()

@@ -1,5 +1,4 @@
-//! What cannot be right is refused with a clear answer, leaves nothing behind and harms no other
-//! upload.
+//! Invalid requests get a clear refusal, store nothing, and do not affect other uploads.
 
 use std::time::Duration;
 
@@ -12,10 +11,10 @@ use tower_resumable::Limits;
 
 use crate::common::{BOUNDARY, Client, File, FilePart, Server, file_part, form, multipart, uri};
 
-/// Fields without their prefix, and what they are changed to.
+/// Fields without their prefix, and their new values.
 type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
 
-/// The fields of chunk 1 of 2 with some set to other values, or taken out.
+/// The fields of chunk 1 of 2, some of them changed or removed.
 fn fields(changes: Changes<'_>) -> Vec<(String, String)> {
     let mut fields = File::new("a.txt", 25).fields(1);
     for (name, value) in changes {
@@ -32,7 +31,7 @@ fn fields(changes: Changes<'_>) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn fields_that_cannot_be_right() {
+async fn invalid_fields_are_refused() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let cases: &[(Changes, &str)] = &[
@@ -87,7 +86,7 @@ async fn fields_that_cannot_be_right() {
 }
 
 #[tokio::test]
-async fn fields_that_contradict_each_other() {
+async fn contradicting_fields_are_refused() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let good = fields(&[]);
@@ -98,7 +97,7 @@ async fn fields_that_contradict_each_other() {
         multipart(&uri(&good), form(&other, FilePart::named("a.txt"), content)),
         multipart("/upload", form(&twice, FilePart::named("a.txt"), content)),
         Request::post(uri(&twice)).body(content.to_vec()).unwrap(),
-        // The contradiction comes after the file.
+        // The contradicting field comes after the file.
         multipart(
             &uri(&good),
             [
@@ -116,7 +115,7 @@ async fn fields_that_contradict_each_other() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_what_they_should_be() {
+async fn invalid_bodies_are_refused() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let good = fields(&[]);
@@ -203,7 +202,7 @@ async fn bodies_that_are_not_what_they_should_be() {
             (400, &"multipart".into())
         );
     }
-    // Nothing of all that is stored, and the same connection still serves a right one.
+    // Nothing of these requests is stored, and the same connection accepts a valid one.
     assert_eq!(server.files(), Vec::<std::path::PathBuf>::new());
     let file = File::new("a.txt", 25);
     assert_eq!(client.send(file.probe(1)).await.status, 204);
@@ -214,7 +213,7 @@ async fn bodies_that_are_not_what_they_should_be() {
 }
 
 #[tokio::test]
-async fn limits() {
+async fn sizes_above_a_limit_are_refused() {
     let server = Server::with(|layer| {
         layer.with_limits(Limits::default().with_file_size(100).with_chunk_size(20))
     })
@@ -237,7 +236,7 @@ async fn limits() {
             assert_eq!(client.send(file.probe(1)).await.status, 400);
         }
     }
-    // Without a declared size the limit holds for what arrives.
+    // Without a declared size, the limit applies to the bytes that arrive.
     let mut fields = sized(100, 50).fields(1);
     fields.retain(|(name, _)| name != "resumableCurrentChunkSize");
     let answer = client
@@ -247,7 +246,7 @@ async fn limits() {
 }
 
 #[tokio::test]
-async fn the_answer_to_a_refused_body_is_seen() {
+async fn the_client_receives_the_refusal_of_a_body() {
     let server = Server::start().await;
     let fields = fields(&[("ChunkNumber", Some("0"))]);
     for len in [1 << 20, 20 << 20] {
@@ -264,7 +263,7 @@ async fn the_answer_to_a_refused_body_is_seen() {
 }
 
 #[tokio::test]
-async fn a_disconnect_leaves_nothing_and_harms_no_other_upload() {
+async fn a_disconnect_stores_nothing_and_affects_no_other_upload() {
     let server = Server::start().await;
     let neighbour = File::new("b.txt", 25);
     let mut client = server.client().await;
@@ -291,7 +290,8 @@ async fn a_disconnect_leaves_nothing_and_harms_no_other_upload() {
             );
             socket.write_all(head.as_bytes()).await.unwrap();
             socket.write_all(&body[..sent]).await.unwrap();
-            // Half closed, the server still answers: so the test knows when it is done.
+            // The socket is only half closed, so the server still answers. The test then knows when
+            // the server has finished.
             socket.shutdown().await.unwrap();
             let mut answer = Vec::new();
             let _ = socket.read_to_end(&mut answer).await;
@@ -300,7 +300,7 @@ async fn a_disconnect_leaves_nothing_and_harms_no_other_upload() {
     }
     assert_eq!(client.send(file.probe(1)).await.status, 204);
     assert!(server.deliveries().is_empty());
-    // At most the empty beginning of the upload is there; the neighbour's files are untouched.
+    // At most the upload itself exists, without bytes. The neighbour's files are unchanged.
     assert!(before.iter().all(|path| path.exists()));
 
     client.send(neighbour.multipart(2)).await;
@@ -309,7 +309,7 @@ async fn a_disconnect_leaves_nothing_and_harms_no_other_upload() {
     assert!(server.deliveries()[1].content == file.content);
 }
 
-/// rwf2/multer#70 and #62: how a body is cut into frames must not matter.
+/// rwf2/multer#70 and #62: the division of a body into frames must not matter.
 #[tokio::test]
 async fn bodies_in_any_frames() {
     let server = Server::start().await;
@@ -366,7 +366,7 @@ async fn endless_headers_and_preambles_are_cut_off() {
             client.send(multipart(&uri(&good), body)),
         )
         .await
-        .expect("it is still reading");
+        .expect("the server is still reading");
         assert_eq!(
             (answer.status, &answer.json()["code"]),
             (400, &"multipart".into())

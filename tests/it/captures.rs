@@ -1,4 +1,4 @@
-//! What Chromium has really sent, byte for byte (see `captures/`): the requests of whole uploads.
+//! Requests of whole uploads, exactly as Chromium sent them (see `captures/`).
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use tower_resumable::Dialect;
 
 use crate::common::Server;
 
-/// A capture, the statuses of its answers, and the files that must have arrived: name and content.
+/// A capture, the statuses of its answers, and the names and contents of the files that have to be
+/// delivered.
 type Row = (
     &'static str,
     &'static [u16],
@@ -38,7 +39,7 @@ const ROWS: &[Row] = &[
         &[201, 200, 200, 200],
         &[("x é.txt", LETTERS)],
     ),
-    // The last one is empty.
+    // The last file is empty.
     (
         "filepond-4.32.12-exact-multiple",
         &[201, 200, 200, 200],
@@ -79,7 +80,7 @@ const ROWS: &[Row] = &[
         &[200, 200, 200],
         &[("x é.txt", LETTERS)],
     ),
-    // The last request goes to a path of the application's.
+    // The last request has a path of the application.
     (
         "fine-uploader-5.16.2-concurrent-success",
         &[200, 200, 200, 200],
@@ -138,7 +139,7 @@ const ROWS: &[Row] = &[
         &[204, 204, 200, 200, 204, 200, 204, 200],
         &[],
     ),
-    // A preflight is the application's.
+    // A preflight belongs to the application.
     (
         "resumable-1.1.0-cors",
         &[204, 200, 200],
@@ -149,7 +150,7 @@ const ROWS: &[Row] = &[
         &[204, 200, 204, 200],
         &[("a.txt", LETTERS)],
     ),
-    // Chromium has sent the first chunk again by itself.
+    // Chromium repeated the first chunk by itself.
     (
         "resumable-1.1.0-dropped-connection",
         &[204, 200, 200, 204, 200],
@@ -170,7 +171,7 @@ const ROWS: &[Row] = &[
         &[204, 200, 204, 200],
         &[("a.txt", LETTERS)],
     ),
-    // The recording ends in the middle.
+    // The recording ends in the middle of the upload.
     (
         "resumable-1.1.0-parallel3",
         &[204, 204, 204, 200, 200, 200, 204, 200, 204, 204, 200, 200],
@@ -195,7 +196,7 @@ const ROWS: &[Row] = &[
         &[("a.txt", LETTERS)],
     ),
     ("resumable-1.1.0-small", &[204, 200], &[("s.bin", "abc")]),
-    // A test without any field passes; the application has chosen another path.
+    // A probe without any field passes the layer: the application has configured another path.
     (
         "resumable-1.1.0-target-function",
         &[200, 200],
@@ -233,7 +234,7 @@ const ROWS: &[Row] = &[
         &[204, 200, 204, 200],
         &[("a.txt", LETTERS)],
     ),
-    // The recording's server had the first and the third chunk.
+    // The server of the recording had the first and the third chunk.
     ("simple-uploader-0.6.0-checkByResponse", &[200, 200], &[]),
     (
         "simple-uploader-0.6.0-default-204test",
@@ -243,7 +244,7 @@ const ROWS: &[Row] = &[
 ];
 
 #[tokio::test]
-async fn recorded_uploads_arrive() {
+async fn recorded_uploads_are_delivered() {
     for (capture, statuses, files) in ROWS {
         let server = Server::with(|layer| match *capture {
             "resumable-1.1.0-target-function" => layer.with_path("/fn"),
@@ -283,7 +284,7 @@ async fn recorded_uploads_arrive() {
     }
 }
 
-/// In the order in which they were sent.
+/// The requests, in the order in which they were sent.
 fn requests(capture: &str) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/captures")
@@ -298,7 +299,7 @@ fn requests(capture: &str) -> Vec<Vec<u8>> {
 }
 
 async fn send(server: &Server, request: &[u8]) -> u16 {
-    // The one change: so that the end of the answer is seen.
+    // The only change of a request, so that the end of the answer is visible.
     let head = request.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
     let (head, body) = request.split_at(head);
     let head = std::str::from_utf8(head).unwrap();

@@ -1,4 +1,4 @@
-//! What the other chunk clients say and want to be told, beyond what `captures.rs` replays.
+//! What the other chunk clients send and expect, beyond the recordings that `captures.rs` replays.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn send(server: &Server, request: Request<Vec<u8>>) -> Answer {
     server.client().await.send(request).await
 }
 
-/// The chunk clients that are on by default, and no whole files.
+/// Only the chunk clients that are enabled by default, without whole files.
 fn without_whole_files(layer: ResumableLayer) -> ResumableLayer {
     layer.with_protocols([
         Dialect::resumable_js().into(),
@@ -37,7 +37,7 @@ fn without_whole_files(layer: ResumableLayer) -> ResumableLayer {
     ])
 }
 
-/// The names and contents of what was delivered.
+/// The names and contents of the delivered files.
 fn delivered(server: &Server) -> Vec<(String, String)> {
     let deliveries = server.deliveries();
     let each = deliveries.iter().map(|delivery| {
@@ -68,14 +68,14 @@ fn flow(number: u64, len: u64, total: u64) -> Fields {
 }
 
 #[tokio::test]
-async fn flow_js_tests_in_a_form_or_not_at_all() {
+async fn flow_js_probes_with_a_form_or_not_at_all() {
     let server = Server::start().await;
     let test = |number| multipart("/upload", form(&flow(number, 5, 10), FilePart::None, b""));
     let head = Request::head("/upload").body(Vec::new()).unwrap();
     assert_eq!(send(&server, head).await.status, 204);
     assert_eq!(send(&server, test(1)).await.status, 204);
     let chunk = |number, content| file_of(&flow(number, 5, 10), "file", "a.txt", content);
-    // A field without a name stands for none of those that this client does not have.
+    // A field with an empty name does not stand for a field that this client does not have.
     let mut nameless = flow(1, 5, 10);
     nameless.push((String::new(), "1".into()));
     let octets = Request::post(uri(&nameless)).header("content-type", "text/plain");
@@ -94,8 +94,7 @@ async fn flow_js_tests_in_a_form_or_not_at_all() {
     assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
 }
 
-/// The statuses that are final in each dialect, for what the layer refuses and what the service
-/// does.
+/// The statuses that are final in each dialect, for refusals of the layer and of the inner service.
 #[tokio::test]
 async fn refusals_are_final() {
     let refusing = |dialect: Option<Dialect>| {
@@ -146,7 +145,7 @@ fn dropzone(offset: u64, total: u64) -> Fields {
 }
 
 #[tokio::test]
-async fn dropzone_names_the_file_in_its_part_and_leaves_the_rest_to_the_last_chunk() {
+async fn dropzone_names_the_file_in_its_part_and_sends_a_short_last_chunk() {
     let server = Server::start().await;
     let chunk = |offset, content| file_of(&dropzone(offset, 12), "file", "a b.txt", content);
     assert_eq!(send(&server, chunk(10, "!")).await.status, 400);
@@ -167,7 +166,7 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     let fields = owned(&[("comment", "hi"), ("tz_offset", "60")]);
     for (nth, content) in ["", "hello", "hello"].into_iter().enumerate() {
         let answer = send(&server, file_of(&fields, "file", "é \"1\".txt", content)).await;
-        // Each is one of its own, even if it is the same again.
+        // Each request is an upload of its own, even with equal content.
         assert_eq!(
             (answer.status, answer.body),
             (200, format!("delivery {}", nth + 1))
@@ -179,7 +178,7 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     assert_eq!(last.fields(), fields);
     assert_eq!(last.content_type(), Some("application/octet-stream"));
     assert_eq!(last.identifier().len(), 32);
-    // What may be a piece of a file is not taken for one.
+    // A request that may carry a piece of a file is not accepted as a whole file.
     for field in ["up_ChunkNumber", "chunks", "fileChunkIndex", "offset"] {
         let fields = owned(&[(field, "1")]);
         let answer = send(&server, file_of(&fields, "file", "a.txt", "hello")).await;
@@ -195,7 +194,7 @@ async fn a_form_without_a_clients_fields_is_a_whole_file() {
     let range = "bytes 0-4/10".parse().unwrap();
     ranged.headers_mut().insert("content-range", range);
     assert_eq!(send(&server, ranged).await.status, 400);
-    // Nor is a form that breaks off, or has two files.
+    // Neither is a form that ends early, or that has two files.
     let mut broken = file_of(&fields, "file", "a.txt", "hello");
     let end = broken.body().len() - BOUNDARY.len() - 8;
     broken.body_mut().truncate(end);
@@ -251,7 +250,7 @@ async fn fine_uploader_is_told_of_success() {
         let chunk = |offset, content| file_of(&fine(offset, 5, 10), "qqfile", "blob", content);
         let first = send(&server, chunk(0, "hello")).await;
         assert_eq!(first.json()["success"], true);
-        // The second time it is the remembered answer.
+        // The second answer is the recorded one.
         for _ in 0..2 {
             let last = send(&server, chunk(5, "world")).await;
             assert_eq!((last.status, last.json()), (201, told.clone()));
@@ -287,7 +286,7 @@ async fn fine_uploader_is_told_of_failure() {
 }
 
 #[tokio::test]
-async fn fine_uploader_asks_in_the_end_and_is_told_to_begin_again() {
+async fn fine_uploader_checks_success_and_is_told_to_reset() {
     let server = Server::start().await;
     let end = |total: &str| {
         let form =
@@ -307,7 +306,7 @@ async fn fine_uploader_asks_in_the_end_and_is_told_to_begin_again() {
         file_of(&fields, "qqfile", "blob", content)
     };
     assert_eq!(send(&server, end("10")).await.json(), reset);
-    // It was swept, and the client does not know.
+    // The upload was swept, and the client does not know it.
     assert_eq!(send(&server, chunk(5, "world", true)).await.json(), reset);
     assert_eq!(send(&server, chunk(0, "hello", false)).await.status, 200);
     assert_eq!(send(&server, end("10")).await.json(), reset);
@@ -316,7 +315,7 @@ async fn fine_uploader_asks_in_the_end_and_is_told_to_begin_again() {
     assert_eq!(send(&server, end("10")).await.json(), told);
     assert_eq!(send(&server, end("x")).await.status, 400);
     assert_eq!(delivered(&server), [pair("a.txt", "helloworld")]);
-    // Without this client such a form is the application's.
+    // Without this client, such a form belongs to the application.
     let server = Server::with(|layer| layer.with_protocols([Dialect::flow_js().into()])).await;
     assert_eq!(
         send(&server, end("10")).await.body,
@@ -341,7 +340,7 @@ async fn fine_uploader_sends_whole_files_too() {
     ]);
     let answer = send(&server, file_of(&fields, "qqfile", "a.txt", "hell")).await;
     assert_eq!(answer.json()["code"], "chunk_length");
-    // As the body itself, without a word of its size.
+    // As the body itself, without a declared size.
     let query = uri(&owned(&[
         ("qquuid", "3"),
         ("qqfilename", "b.txt"),
@@ -370,7 +369,7 @@ fn simple(number: u64, total: u64) -> Fields {
 }
 
 #[tokio::test]
-async fn simple_uploader_asks_once_for_all_chunks() {
+async fn simple_uploader_probes_all_chunks_at_once() {
     let server = Server::with(|layer| {
         layer.with_protocol(Dialect::simple_uploader().with_list_tests("uploaded"))
     })
@@ -388,12 +387,12 @@ async fn simple_uploader_asks_once_for_all_chunks() {
     assert_eq!(send(&server, chunk(2, "two__")).await.body, "delivery 1");
     assert_eq!(stored().await, json!([1, 2, 3]));
     assert_eq!(delivered(&server), [pair("a.txt", "one__two__three")]);
-    // Another client on the same layer is not answered that way.
+    // Another client of the same layer gets the usual answer.
     let test = uri(&flow(1, 5, 10));
     assert_eq!(server.client().await.get(&test).await.status, 204);
 }
 
-/// Fields of two clients in one request: the one whose identifier is there has sent it.
+/// A request with fields of two clients comes from the client whose identifier it has.
 #[tokio::test]
 async fn an_applications_field_can_have_another_clients_name() {
     let server = Server::with(|layer| layer.with_protocol(Dialect::simple_uploader())).await;
@@ -420,7 +419,7 @@ fn with_headers(
 }
 
 #[tokio::test]
-async fn blueimp_goes_on_behind_what_is_stored() {
+async fn blueimp_resumes_after_the_stored_bytes() {
     let server = Server::with(|layer| layer.with_protocol(Dialect::blueimp())).await;
     let name = ("content-disposition", "attachment; filename=\"a%20b.txt\"");
     let chunk = |range: &str, content: &str| {
@@ -452,7 +451,7 @@ async fn blueimp_goes_on_behind_what_is_stored() {
         let answer = send(&server, chunk(wrong, "hello")).await;
         assert_eq!(answer.status, 400, "{wrong}: {answer:?}");
     }
-    // Raw bodies, in pieces and as a whole, and a form that is not in pieces.
+    // Raw bodies, in pieces and whole, and a form that is not in pieces.
     let raw = |content: &str| {
         Request::post("/upload")
             .body(content.as_bytes().to_vec())
@@ -487,7 +486,7 @@ async fn blueimp_goes_on_behind_what_is_stored() {
 }
 
 #[tokio::test]
-async fn filepond_is_given_a_name_and_told_where_to_go_on() {
+async fn filepond_gets_an_identifier_and_the_offset() {
     let server = Server::with(|layer| {
         layer
             .with_protocol(Dialect::filepond())
@@ -541,7 +540,7 @@ async fn filepond_is_given_a_name_and_told_where_to_go_on() {
         send(&server, patch("5", "10", "world")).await.body,
         "delivery 1"
     );
-    // If the chunks fit without rest an empty one follows.
+    // If the chunks divide the file evenly, an empty chunk follows.
     assert_eq!(
         send(&server, patch("10", "10", "")).await.body,
         "delivery 1"
@@ -549,7 +548,7 @@ async fn filepond_is_given_a_name_and_told_where_to_go_on() {
     assert_eq!(offset().await, "10");
     let upload = server.deliveries()[0].upload.clone();
     assert_eq!(upload.identifier(), created.body);
-    // Small files come as they are.
+    // Small files are sent whole.
     let small = file_of(&owned(&[("filepond", "{}")]), "filepond", "small.txt", "hi");
     assert_eq!(send(&server, small).await.body, "delivery 2");
     let expected = [pair("é \"1\".txt", "helloworld"), pair("small.txt", "hi")];
@@ -557,7 +556,7 @@ async fn filepond_is_given_a_name_and_told_where_to_go_on() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_say_how_large_their_chunks_are() {
+async fn clients_that_send_no_chunk_size() {
     let server = Server::with(|layer| {
         layer
             .with_protocol(Dialect::web_uploader(5))
@@ -577,7 +576,7 @@ async fn clients_that_do_not_say_how_large_their_chunks_are() {
         file_of(&fields, "file", "a.txt", content)
     };
     assert_eq!(send(&server, web("2", "!!")).await.status, 200);
-    // The client was told another chunk size than the layer.
+    // The chunk size of the client differs from the one of the layer.
     assert_eq!(
         send(&server, web("0", "hell")).await.json()["code"],
         "chunk_length"
@@ -597,7 +596,7 @@ async fn clients_that_do_not_say_how_large_their_chunks_are() {
     };
     assert_eq!(send(&server, huge("1", "WORLD")).await.status, 200);
     assert_eq!(send(&server, huge("0", "HELLO")).await.body, "delivery 2");
-    // Without its size a file has no end.
+    // Without its size, the end of a file is unknown.
     let mut sizeless = huge("0", "hello");
     sizeless.headers_mut().remove("uploader-file-size");
     let answer = send(&server, sizeless).await;
@@ -615,7 +614,7 @@ async fn clients_that_do_not_say_how_large_their_chunks_are() {
 }
 
 #[tokio::test]
-async fn plupload_says_where_and_how_much() {
+async fn plupload_sends_the_offset_of_each_chunk() {
     let server = Server::with(|layer| layer.with_protocol(Dialect::plupload())).await;
     let chunk = |offset: &str, content: &str| {
         let fields = owned(&[("name", "p1.txt"), ("offset", offset), ("total", "8")]);
@@ -624,7 +623,7 @@ async fn plupload_says_where_and_how_much() {
     assert_eq!(send(&server, chunk("0", "hello")).await.status, 200);
     assert_eq!(send(&server, chunk("5", "you!")).await.status, 400);
     assert_eq!(send(&server, chunk("5", "you")).await.body, "delivery 1");
-    // Told to send numbers instead, it cannot be understood.
+    // Chunk numbers, which a setting of the client enables, are not supported.
     let fields = owned(&[("name", "p2.txt"), ("chunk", "0"), ("chunks", "3")]);
     assert_eq!(
         send(&server, file_of(&fields, "file", "blob", "hello"))
@@ -647,7 +646,7 @@ async fn plupload_says_where_and_how_much() {
 }
 
 #[tokio::test]
-async fn bootstrap_fileinput_is_told_which_chunk_it_was() {
+async fn bootstrap_fileinput_gets_the_index_of_the_chunk() {
     let server = Server::with(|layer| layer.with_protocol(Dialect::bootstrap_fileinput())).await;
     let about = owned(&[
         ("fileId", "12_a.txt"),
@@ -709,7 +708,7 @@ async fn a_raw_body_is_a_whole_file() {
     assert_eq!(send(&server, raw("", "", &[])).await.body, "delivery 2");
     assert_eq!(server.deliveries()[0].upload.field("x"), Some("1"));
     assert_eq!(delivered(&server), [pair("a b.txt", "hello"), pair("", "")]);
-    // What says that it is a piece of something, or something else, is the application's.
+    // Requests that may carry a piece of a file, or something else, belong to the application.
     for (query, headers) in [
         ("", &[("content-range", "bytes 0-4/10")][..]),
         ("", &[("content-encoding", "gzip")]),
@@ -729,9 +728,9 @@ async fn a_raw_body_is_a_whole_file() {
     );
 }
 
-/// The client of a whole file is any HTTP client.
+/// The client of a whole file can be any HTTP client.
 #[tokio::test]
-async fn whole_files_get_answers_and_statuses_untouched() {
+async fn whole_files_get_the_answers_of_the_service_unchanged() {
     let raw = || {
         let request = Request::post("/upload").header("content-type", "application/octet-stream");
         request.body(b"hello".to_vec()).unwrap()
@@ -788,7 +787,7 @@ async fn whole_files_get_answers_and_statuses_untouched() {
 }
 
 #[tokio::test]
-async fn an_owner_is_told_what_is_not_finished() {
+async fn unfinished_uploads_are_listed_for_their_owner() {
     let server = Server::with(|layer| {
         layer.with_list_parameter("unfinished").with_scope(|parts| {
             let user = parts
@@ -832,7 +831,7 @@ async fn an_owner_is_told_what_is_not_finished() {
         "delivery 1"
     );
     assert_eq!(list("ann").await, json!([]));
-    // It is asked for by `GET` only.
+    // The list is available by `GET` only.
     let post = Request::post("/upload?unfinished")
         .body(Vec::new())
         .unwrap();

@@ -1,4 +1,4 @@
-//! A finished upload is read, copied and moved the same way, whether it is a file or in memory.
+//! A complete upload is read, copied and moved in the same way, as a file or in memory.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,7 @@ use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
 
 use crate::common::{Client, File, serve};
 
-/// The uploads of a file that is delivered twice, since the first delivery fails.
+/// The two deliveries of a file: the first one fails.
 async fn delivered_twice(layer: ResumableLayer, file: &File) -> [CompletedUpload; 2] {
     let noted = Arc::<Mutex<Vec<_>>>::default();
     let notes = Arc::clone(&noted);
@@ -67,7 +67,7 @@ async fn content_is_read_copied_and_moved() {
         std::fs::write(at("other"), "another's").unwrap();
         first.copy_to(at("copy")).await.unwrap();
         assert!(std::fs::read(at("copy")).unwrap() == file.content);
-        // The same again is no error in a later attempt, and never over another file.
+        // A later attempt may copy to the same target again. No other file is overwritten.
         let error = first.copy_to(at("copy")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         second.copy_to(at("copy")).await.unwrap();
@@ -84,7 +84,7 @@ async fn content_is_read_copied_and_moved() {
             let error = second.copy_to(at("again")).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotFound);
         }
-        // No half-written file stays.
+        // No incomplete file remains.
         let mut names: Vec<_> = std::fs::read_dir(dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -98,7 +98,7 @@ async fn content_is_read_copied_and_moved() {
     }
 }
 
-/// What has changed under the layer is an error, not other content.
+/// A file whose size has changed on disk is an error, not other content.
 #[tokio::test]
 async fn a_file_of_another_size_is_an_error() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! One finished upload is one request to the inner service, and all its clients get the answer.
+//! One complete upload is one request to the inner service: which request causes it, and which
+//! requests get its answer.
 
 use std::{
     convert::Infallible,
@@ -22,7 +23,7 @@ use crate::common::{Client, File, Server, serve};
 const QUICK: Duration = Duration::from_millis(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chunks_in_parallel_and_twice_are_delivered_once() {
+async fn concurrent_duplicate_chunks_are_delivered_once() {
     for round in 0..20 {
         let server = Server::start().await;
         let file = File::new("a.txt", 95 + round);
@@ -48,7 +49,7 @@ async fn chunks_in_parallel_and_twice_are_delivered_once() {
     }
 }
 
-/// An inner service whose calls end only when the test lets them.
+/// An inner service whose calls end when the test permits it.
 struct Gate {
     calls: AtomicUsize,
     open: Semaphore,
@@ -96,7 +97,7 @@ async fn requests_during_the_delivery_get_the_same_answer() {
         tasks.spawn(async move { Client::connect(addr).await.send(request).await });
     }
     gate.called(1).await;
-    // Complete, but not delivered yet: a client that asks must send again.
+    // Complete, but not delivered: a client that probes has to send the chunk again.
     assert_eq!(
         Client::connect(addr).await.send(file.probe(1)).await.status,
         204
@@ -113,7 +114,7 @@ async fn requests_during_the_delivery_get_the_same_answer() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_does_not_stop_the_delivery() {
+async fn a_disconnect_does_not_stop_the_delivery() {
     let (addr, gate) = gated(ResumableLayer::new(MemoryStore::default())).await;
     let file = File::new("a.txt", 5);
     let request = file.octets(1);
@@ -136,7 +137,7 @@ async fn a_client_that_goes_away_does_not_stop_the_delivery() {
 }
 
 #[tokio::test]
-async fn a_slow_delivery_is_waited_for_and_then_asked_for() {
+async fn a_slow_delivery_is_reported_as_pending() {
     let layer = ResumableLayer::new(MemoryStore::default())
         .with_delivery(Delivery::default().with_timeout(Duration::from_millis(20)))
         .with_hold_back(QUICK);
@@ -161,7 +162,7 @@ async fn a_slow_delivery_is_waited_for_and_then_asked_for() {
 }
 
 #[tokio::test]
-async fn a_failed_delivery_is_tried_again() {
+async fn a_failed_delivery_is_retried() {
     for failure in [500, 502, 503, 408, 425, 429] {
         let server = Server::answering(
             |layer| layer.with_hold_back(QUICK),
@@ -180,7 +181,7 @@ async fn a_failed_delivery_is_tried_again() {
             assert_eq!(answer.json()["code"], "delivery_failed");
             assert_eq!(client.send(file.probe(2)).await.status, 204, "{failure}");
         }
-        // Any of its chunks will do.
+        // Any of its chunks causes the next attempt.
         assert_eq!(
             client.send(file.multipart(1)).await.body,
             "yes",
@@ -224,7 +225,7 @@ async fn a_panic_and_an_error_of_the_inner_service_are_failures() {
 }
 
 #[tokio::test]
-async fn a_refused_upload_is_gone_and_stays_refused() {
+async fn a_rejected_upload_is_removed_and_stays_rejected() {
     for (inner, seen) in [(422, 400), (409, 400), (415, 415), (413, 400)] {
         let server = Server::answering(
             |layer| layer,
@@ -273,7 +274,7 @@ async fn answers_that_clients_would_misread_are_200() {
 }
 
 #[tokio::test]
-async fn a_long_answer_goes_to_the_completing_request_only() {
+async fn only_the_completing_request_gets_a_long_answer() {
     let long = "x".repeat(1000);
     let server = {
         let long = long.clone();

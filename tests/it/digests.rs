@@ -1,4 +1,4 @@
-//! Chunks that are not what their client says they are.
+//! Chunks and files whose content does not match the digest that the client declares.
 
 use http::Request;
 use sha2::Digest as _;
@@ -31,7 +31,7 @@ async fn the_digest_of_a_body_is_checked() {
         assert_eq!(
             client.send(file.probe(1)).await.status,
             204,
-            "nothing of it is stored"
+            "the chunk is not stored"
         );
         let mut unreadable = make(&file, 1);
         let value = "sha-256=:AAAA:".parse().unwrap();
@@ -77,7 +77,7 @@ async fn the_digest_in_a_field_is_checked() {
     for request in says(1, "00".into()) {
         assert_eq!(client.send(request).await.json()["code"], "invalid_field");
     }
-    // Too late to be looked at.
+    // After the file: too late for a check.
     let mut late = form(&file.fields(1), FilePart::named("a.bin"), file.chunk(1));
     let end = late.len() - format!("--{}--\r\n", common::BOUNDARY).len();
     let field = [("sha".to_owned(), hex(file.chunk(1)))];
@@ -89,7 +89,7 @@ async fn the_digest_in_a_field_is_checked() {
     assert_eq!(
         client.send(file.probe(1)).await.status,
         204,
-        "nothing of it is stored"
+        "the chunk is not stored"
     );
     // A chunk without a digest is not checked.
     assert_eq!(client.send(file.octets(1)).await.status, 200);
@@ -100,7 +100,7 @@ async fn the_digest_in_a_field_is_checked() {
 }
 
 #[tokio::test]
-async fn the_digest_of_a_file_is_checked_before_it_is_handed_over() {
+async fn the_digest_of_a_file_is_checked_before_the_delivery() {
     let file = File::new("a.bin", 25);
     let crc = |content: &[u8]| format!("{:08x}", crc32fast::hash(content));
     let sha = |content: &[u8]| -> String {
@@ -130,7 +130,7 @@ async fn the_digest_of_a_file_is_checked_before_it_is_handed_over() {
                 (answer.status, answer.json()["code"].as_str()),
                 (400, Some(code))
             );
-            // All of it is to be sent again.
+            // All chunks have to be sent again.
             for number in 1..=2 {
                 assert_eq!(client.send(wrong.probe(number)).await.status, 204);
             }

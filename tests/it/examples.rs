@@ -1,5 +1,5 @@
-//! The examples as real processes: each server takes an upload of the command-line client, also if
-//! it is killed in the middle.
+//! The examples as real processes: each server receives an upload of the command-line client, also
+//! if the server is killed during the upload.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-/// A program among the examples, which `cargo test` builds too.
+/// One of the examples, which `cargo test` builds too.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
@@ -26,11 +26,11 @@ fn example(name: &str) -> Command {
     Command::new(program)
 }
 
-/// A server example; killed when dropped.
+/// A server example. It is killed when this is dropped.
 struct Server {
     process: Child,
     address: String,
-    /// Kept open: the server writes to it.
+    /// Stays open, because the server writes to it.
     _errors: BufReader<ChildStderr>,
 }
 
@@ -48,7 +48,7 @@ impl Server {
         errors.read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://");
         let address = address
-            .unwrap_or_else(|| panic!("{name} says {line:?}"))
+            .unwrap_or_else(|| panic!("{name} printed {line:?}"))
             .to_owned();
         Self {
             process,
@@ -57,7 +57,7 @@ impl Server {
         }
     }
 
-    /// Kills it, and returns what it has delivered.
+    /// Kills the server, and returns its deliveries.
     fn kill(mut self) -> Vec<Value> {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -118,7 +118,7 @@ fn check(deliveries: &[Value], source: &Path) {
 }
 
 #[test]
-fn every_server_takes_an_upload_of_the_client() {
+fn every_server_receives_an_upload_of_the_client() {
     for name in ["axum", "hyper", "tonic"] {
         for options in [
             &["--chunk-size", "100000", "--duplicate", "40", "--shuffle"][..],
@@ -148,7 +148,7 @@ fn every_server_takes_an_upload_of_the_client() {
 }
 
 #[test]
-fn uploads_of_users_who_sign_in() {
+fn uploads_of_authenticated_users() {
     let dir = tempfile::tempdir().unwrap();
     let source = source(dir.path(), 1_000_003);
     let server = Server::start("auth", "127.0.0.1:0", &dir.path().join("uploads"));
@@ -165,7 +165,7 @@ fn uploads_of_users_who_sign_in() {
         let line: Value = serde_json::from_slice(&output.stdout).unwrap();
         let answer = format!("source.bin belongs to {user}");
         assert_eq!(line["answer"], answer);
-        // The other one has sent the same file, and nothing was there.
+        // The other user has sent the same file, and no chunk of it was skipped.
         assert_eq!(line["skipped"], 0, "{line}");
     }
     deliveries.extend(server.kill());
@@ -178,10 +178,9 @@ fn uploads_of_users_who_sign_in() {
     }
 }
 
-/// The server is killed again and again; the client tries on, and sends nothing twice that was
-/// acknowledged.
+/// The server is killed repeatedly. The client retries, and sends no acknowledged chunk again.
 #[test]
-fn a_killed_server_goes_on_where_it_was() {
+fn a_killed_server_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let source = source(dir.path(), 6_000_000);
     let uploads = dir.path().join("uploads");
@@ -209,18 +208,18 @@ fn a_killed_server_goes_on_where_it_was() {
     deliveries.extend(server.kill());
     check(&deliveries, &source);
 
-    // No acknowledged chunk was asked for again.
+    // No acknowledged chunk was sent again.
     let acks = std::fs::read_to_string(&acks).unwrap();
     let mut lines: Vec<_> = acks.lines().collect();
     lines.sort_unstable();
     let all = lines.len();
     lines.dedup();
-    assert_eq!(lines.len(), all, "chunks were acknowledged twice");
+    assert_eq!(lines.len(), all, "some chunks were acknowledged twice");
 }
 
-/// A client that is killed goes on where it was, too.
+/// A client that is killed continues where it stopped.
 #[test]
-fn a_killed_client_goes_on_where_it_was() {
+fn a_killed_client_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let source = source(dir.path(), 3_000_000);
     let acks = dir.path().join("acks");

@@ -1,8 +1,8 @@
-//! The folder of a `FileStore` that version 1 of the format has written is finished by this
-//! version.
+//! This version of the crate finishes uploads in a folder that a `FileStore` wrote in version 1 of
+//! the format.
 //!
-//! `tests/format-1` is kept as it was written, by `write` below. A later version of the crate must
-//! still finish it.
+//! `tests/format-1` is the unchanged output of `write` below. Later versions of the crate have to
+//! finish it too.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ const CONTENT: &[u8] = b"0123456789abcdefghijklmno";
 
 type Body = Full<Bytes>;
 
-/// A chunk of a file of 25 bytes in chunks of 10, of which Resumable.js sends two.
+/// A chunk of a file of 25 bytes with a chunk size of 10. Resumable.js sends two chunks.
 fn chunk(name: &str, number: usize) -> Request<Body> {
     let query = format!(
         "resumableChunkNumber={number}&resumableChunkSize=10&resumableTotalSize=25\
@@ -64,7 +64,7 @@ fn layer(dir: &Path) -> ResumableLayer {
     ResumableLayer::new(FileStore::open(dir).unwrap()).with_hold_back(Duration::ZERO)
 }
 
-/// Writes the folder anew: only for a new version of the format.
+/// Writes the folder again. This is only needed for a new version of the format.
 #[tokio::test]
 #[ignore = "writes tests/format-1"]
 async fn write() {
@@ -75,7 +75,7 @@ async fn write() {
     for number in [1, 2] {
         send(&layer, chunk("delivered", number)).await;
     }
-    // Complete, and never claimed: as if the process had died then.
+    // Complete, and never claimed, as if the process had died at this point.
     let scope = Scope::default();
     let mut upload = Upload::new(UploadId::new(&scope, ["complete"]), scope, Some(25));
     upload.file_name = Some("complete.txt".into());
@@ -102,7 +102,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn version_1_is_finished() {
+async fn uploads_of_version_1_are_finished() {
     let dir = tempfile::tempdir().unwrap();
     copy(Path::new(KEPT), dir.path());
     let layer = layer(dir.path());
@@ -140,7 +140,7 @@ async fn version_1_is_finished() {
             .is_empty()
     );
 
-    // Its record has expired, so it is a new upload, beside the file that was delivered.
+    // The record has expired, so this is a new upload. Its file is stored beside the delivered one.
     for number in [1, 2] {
         let answer = send(&layer, chunk("delivered", number)).await;
         assert_eq!(answer.0, 200);

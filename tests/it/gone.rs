@@ -37,7 +37,7 @@ use crate::common::{self, Client, File};
 /// Where a [`Paused`] store pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// The body of a chunk is read, and not stored yet.
+    /// The body of a chunk is read, but not stored yet.
     Read,
     /// A chunk is stored.
     Written,
@@ -188,7 +188,7 @@ impl Server {
         status
     }
 
-    /// Waits until so many connections have ended. Their requests have no clients then.
+    /// Waits until this many connections have ended. Their requests have no clients then.
     async fn connections_end(&mut self, count: usize) {
         for _ in 0..count {
             self.ended.recv().await.unwrap();
@@ -199,7 +199,7 @@ impl Server {
         self.deliveries.lock().unwrap().clone()
     }
 
-    /// How many bytes are stored of each upload that is not delivered.
+    /// The number of stored bytes of each upload that is not delivered.
     async fn unfinished(&self) -> Vec<u64> {
         let page = self.uploads.list(&Filter::default(), None).await.unwrap();
         let progress = page.uploads.iter().map(|listed| listed.progress);
@@ -207,7 +207,7 @@ impl Server {
     }
 }
 
-/// Sends the begin of a request: its head and `len` bytes of its body.
+/// Sends the beginning of a request: its head and `len` bytes of its body.
 async fn send_begin(addr: SocketAddr, request: &Request<Vec<u8>>, len: usize) -> TcpStream {
     let mut socket = TcpStream::connect(addr).await.unwrap();
     let head = format!(
@@ -273,14 +273,14 @@ async fn a_chunk_that_was_read_is_delivered_without_its_client() {
         gate.open.add_permits(1);
         server.uploads.drain().await;
         assert_eq!(server.deliveries(), vec![file.content.clone()], "{gated:?}");
-        // A late duplicate gets the recorded answer.
+        // A duplicate that arrives later gets the recorded answer.
         gate.open.add_permits(9);
         assert_eq!(server.send(file.octets(1)).await, 200);
         assert_eq!(server.deliveries().len(), 1, "{gated:?}");
     }
 }
 
-/// Clients that leave at any time after their last byte.
+/// Clients that disconnect at different times after their last byte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_stored_chunk_is_delivered_without_its_client() {
     const ROUNDS: usize = 12;
@@ -345,7 +345,7 @@ async fn each_stored_chunk_is_delivered_without_its_client() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_leaves_in_mid_body_leaves_nothing() {
+async fn a_disconnect_in_mid_body_stores_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let files = FileStore::open(dir.path()).unwrap();
     let nothing = async || {};
@@ -405,6 +405,6 @@ async fn drain_waits_for_a_delivery_without_a_client() {
     drained.await;
     assert_eq!(server.deliveries(), [file.content]);
     assert!(server.unfinished().await.is_empty());
-    // Nothing is under way now.
+    // No delivery is running now.
     uploads.drain().await;
 }

@@ -65,7 +65,7 @@ fn whole(file: &File) -> Request<Body> {
     file.octets(1).map(|body| Full::from(body).boxed_unsync())
 }
 
-/// A chunk whose body never comes.
+/// A chunk whose body never arrives.
 fn stalled() -> Request<Body> {
     let pending = futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
     File::new("b.txt", 5)
@@ -73,9 +73,10 @@ fn stalled() -> Request<Body> {
         .map(|_| BodyExt::boxed_unsync(StreamBody::new(pending)))
 }
 
-/// Some bodies panic if they are asked once more: the layer reads what is left of a refused one.
+/// Some bodies panic if they are polled after their end: the layer reads the rest of a refused
+/// body.
 #[tokio::test]
-async fn a_body_that_must_not_be_asked_after_its_end() {
+async fn a_body_is_not_polled_after_its_end() {
     let file = File::new("a.txt", 25);
     let mut form = common::form(&file.fields(1), common::FilePart::named("a"), file.chunk(1));
     form.truncate(form.len() - 5);

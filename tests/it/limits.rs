@@ -1,4 +1,4 @@
-//! What clients can make the layer do, up to each limit and over it.
+//! The resources that clients can make the layer use: up to each limit, and above it.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn assert_code(answer: &Answer, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
+async fn unfinished_uploads_are_counted_for_each_owner_and_in_total() {
     let limits = Limits::default().with_uploads_per_scope(2).with_uploads(3);
     let server = server(limits).await;
     let mut client = server.client().await;
@@ -50,7 +50,7 @@ async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
         503,
         "too_many_uploads",
     );
-    // Nothing of it is there, and what has begun goes on.
+    // The refused chunk is not stored, and the existing uploads continue.
     assert_eq!(send("alice", files[2].probe(1)).await.status, 204);
     assert_eq!(send("alice", files[0].multipart(1)).await.status, 200);
 
@@ -61,7 +61,7 @@ async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
         "too_many_uploads",
     );
 
-    // Each end makes room: a delivery, a cancellation.
+    // A delivery makes room, and so does a cancellation.
     assert_eq!(
         send("alice", files[0].multipart(2)).await.body,
         "delivery 1"
@@ -72,7 +72,7 @@ async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
         503,
         "too_many_uploads",
     );
-    // What is delivered is no new upload: its client may ask for the answer again.
+    // A delivered upload is not a new one: its client may request the answer again.
     assert_eq!(
         send("alice", files[0].multipart(2)).await.body,
         "delivery 1"
@@ -83,7 +83,7 @@ async fn unfinished_uploads_are_counted_for_each_owner_and_in_all() {
 }
 
 #[tokio::test]
-async fn declared_bytes_are_counted_before_they_come() {
+async fn declared_bytes_are_counted_before_they_arrive() {
     let limits = Limits::default()
         .with_unfinished_bytes_per_scope(100)
         .with_unfinished_bytes(130);
@@ -113,9 +113,9 @@ async fn declared_bytes_are_counted_before_they_come() {
     assert_eq!(send("bob", one.multipart(1)).await.body, "delivery 1");
 }
 
-/// Another process finishes uploads too, and what it has begun counts.
+/// Another process finishes uploads too, and its unfinished uploads count.
 #[tokio::test]
-async fn a_store_that_is_shared() {
+async fn limits_apply_to_a_shared_store() {
     let limits = Limits::default().with_uploads_per_scope(2);
     let first = server(limits.clone()).await;
     let root = first.dir.path().to_owned();
@@ -127,11 +127,11 @@ async fn a_store_that_is_shared() {
     assert_eq!(a.send(by("alice", files[1].multipart(1))).await.status, 200);
     let refused = b.send(by("alice", files[2].multipart(1))).await;
     assert_code(&refused, 503, "too_many_uploads");
-    // One that the other server has begun is none that is new.
+    // An upload that the other server began is not new.
     let ended = b.send(by("alice", files[0].multipart(2))).await;
     assert_eq!(ended.body, "delivery 1");
     assert_eq!(b.send(by("alice", files[2].multipart(1))).await.status, 200);
-    // The first server believes that it has two, until it asks.
+    // The first server believes that there are two, until it asks the store.
     let file = File::new("4.txt", 25);
     let cancel = Request::delete(files[1].uri(1)).body(Vec::new()).unwrap();
     b.send(by("alice", cancel)).await;
@@ -139,13 +139,13 @@ async fn a_store_that_is_shared() {
     while a.send(by("alice", file.multipart(1))).await.status != 200 {
         assert!(
             tokio::time::Instant::now() < deadline,
-            "it does not ask the store"
+            "the layer does not ask the store"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// A chunk of which some bytes come, and no more until this is dropped.
+/// Sends the beginning of a chunk. Its connection stays open until the socket is dropped.
 async fn begun(server: &Server, user: &str, file: &File) -> TcpStream {
     let mut socket = TcpStream::connect(server.addr).await.unwrap();
     let head = format!(
@@ -166,7 +166,7 @@ async fn answer_of(mut socket: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn bodies_are_counted_for_each_owner_and_in_all() {
+async fn bodies_are_counted_for_each_owner_and_in_total() {
     let limits = Limits::default().with_bodies_per_scope(2).with_bodies(3);
     let server = server(limits).await;
     let slow: Vec<_> = (0..3)
@@ -182,9 +182,9 @@ async fn bodies_are_counted_for_each_owner_and_in_all() {
         let answer = client.send(by(user, file.multipart(1))).await;
         assert_code(&answer, 503, "busy");
     }
-    // Tests have no bodies.
+    // Probes have no bodies.
     assert_eq!(client.send(by("carol", slow[0].probe(1))).await.status, 204);
-    // When they are gone there is room.
+    // The end of these requests makes room.
     drop(sockets);
     loop {
         let answer = client.send(by("alice", file.multipart(1))).await;
@@ -196,7 +196,7 @@ async fn bodies_are_counted_for_each_owner_and_in_all() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_is_refused() {
+async fn a_stalled_body_is_refused() {
     let limits = Limits::default().with_idle(Duration::from_millis(100));
     let server = server(limits).await;
     let file = File::new("a.txt", 25);
@@ -206,7 +206,7 @@ async fn a_body_that_stops_is_refused() {
         answer.contains("\"too_slow\"") && answer.contains("retry-after"),
         "{answer}"
     );
-    // Nothing of it is there, and it can be sent again.
+    // The chunk is not stored, and it can be sent again.
     let mut client = server.client().await;
     assert_eq!(client.send(by("alice", file.probe(1))).await.status, 204);
     for number in 1..=2 {
@@ -222,7 +222,7 @@ async fn a_body_that_stops_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_trickles_is_refused() {
+async fn a_body_below_the_minimum_pace_is_refused() {
     for limits in [
         Limits::default()
             .with_grace(Duration::from_millis(100))
@@ -243,7 +243,7 @@ async fn a_body_that_trickles_is_refused() {
         );
         socket.write_all(head.as_bytes()).await.unwrap();
         let (mut read, mut write) = socket.into_split();
-        // A byte now and then, for as long as the server takes them.
+        // Single bytes with pauses, for as long as the server accepts them.
         let trickle = tokio::spawn(async move {
             while write.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,4 +1,4 @@
-//! What an application does when it starts, and what happens to uploads that are not finished.
+//! Recovery at the start of an application, and the handling of unfinished uploads.
 
 use std::{
     convert::Infallible,
@@ -39,7 +39,7 @@ fn layer(dir: &Path) -> ResumableLayer {
         .with_scope(|_| Ok("alice".into()))
 }
 
-/// An inner service that hands each upload to `handle`.
+/// An inner service that passes each upload to `handle`.
 fn inner<F, H>(
     handle: H,
 ) -> impl Service<
@@ -96,7 +96,7 @@ fn start_up() -> Request<Body> {
 }
 
 #[tokio::test]
-async fn a_failed_delivery_is_repeated_at_the_start() {
+async fn a_failed_delivery_is_retried_at_startup() {
     let dir = tempfile::tempdir().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let service = |status: StatusCode| {
@@ -115,7 +115,7 @@ async fn a_failed_delivery_is_repeated_at_the_start() {
         assert_eq!(send(service, chunk(2)).await.0, 503);
     }
 
-    // As in a new process.
+    // A new layer, as in a new process.
     let layer = layer(dir.path());
     let mut waiting = undelivered(&layer).await;
     let upload = waiting.pop().unwrap();
@@ -134,11 +134,11 @@ async fn a_failed_delivery_is_repeated_at_the_start() {
     assert_eq!(failed.unwrap_err().kind(), ErrorKind::DeliveryFailed);
     let taking = service(StatusCode::ACCEPTED);
     let taken = uploads.deliver(upload.clone(), taking.clone(), start_up());
-    // The answer of the inner service, not what a client would see.
+    // The answer of the inner service itself, not the answer for a client.
     assert_eq!(taken.await.unwrap().status(), StatusCode::ACCEPTED);
     assert_eq!(undelivered(&layer).await, []);
 
-    // Later ones get the recorded answer.
+    // Later requests get the recorded answer.
     let again = uploads.deliver(upload, taking.clone(), start_up()).await;
     assert_eq!(again.unwrap().status(), StatusCode::ACCEPTED);
     let answer = send(layer.layer(taking), chunk(1)).await;
@@ -148,9 +148,9 @@ async fn a_failed_delivery_is_repeated_at_the_start() {
     assert_eq!(*seen, [1, 2, 3].map(|attempt| (id.clone(), attempt)));
 }
 
-/// The process died between the last chunk and the delivery, or there was no request for it.
+/// The process died between the last chunk and the delivery, or no request caused the delivery.
 #[tokio::test]
-async fn an_undelivered_upload_is_delivered_at_the_start() {
+async fn an_undelivered_upload_is_delivered_at_startup() {
     let dir = tempfile::tempdir().unwrap();
     let service = layer(dir.path()).layer(inner(|_| std::future::pending()));
     assert_eq!(send(service.clone(), chunk(1)).await.0, 200);
@@ -164,13 +164,14 @@ async fn an_undelivered_upload_is_delivered_at_the_start() {
         tokio::task::yield_now().await;
     };
     dying.shutdown_background();
-    // This waits until the claim of the process that died is free.
+    // This waits until the claim of the dead process is released.
     let uploads = layer.uploads();
     let taken = uploads.deliver(upload, inner(async |_| StatusCode::OK), start_up());
     assert_eq!(taken.await.unwrap().status(), 200);
 }
 
-/// The first attempt moves the file and dies; the second one does the same, and must not fail.
+/// The first attempt moves the file and fails. The second attempt moves it too, which must not
+/// fail.
 #[tokio::test]
 async fn a_file_is_moved_once_in_two_attempts() {
     let dir = tempfile::tempdir().unwrap();
@@ -194,9 +195,9 @@ async fn a_file_is_moved_once_in_two_attempts() {
     assert_eq!(std::fs::read(&target).unwrap(), CONTENT);
 }
 
-/// A file of another upload at the target is not taken for it.
+/// A file of another upload at the target is not used in place of the missing one.
 #[tokio::test]
-async fn a_file_that_is_gone_is_not_another_one() {
+async fn a_missing_file_is_not_replaced_by_another_one() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("moved.txt");
     let layer = layer(&dir.path().join("uploads"));
@@ -245,7 +246,7 @@ async fn sweeps(store: impl Store) {
     };
     assert_eq!(send(service.clone(), chunk(1)).await.0, 200);
 
-    // A young upload stays.
+    // An upload that is not old enough stays.
     let swept = layer.uploads().sweep().await.unwrap();
     assert_eq!((swept.abandoned, swept.undelivered), (0, 0));
     assert!(status(1).await.1.contains("receiving"));
@@ -257,7 +258,7 @@ async fn sweeps(store: impl Store) {
     assert_eq!(sweeping.sweep().await.unwrap().undelivered, 0);
     assert_eq!(undelivered(&layer).await.len(), 1);
 
-    // The clock of the records counts milliseconds.
+    // The time of a record has a resolution of one millisecond.
     let all = now.with_undelivered(Duration::ZERO);
     let sweeping = layer.clone().with_retention(all).uploads();
     let sweeping = tokio::spawn(sweeping.sweep_every(Duration::from_millis(1)));

@@ -14,7 +14,7 @@ use tower_resumable::{
 use self::sqlite_store::SqliteStore;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keeps_the_contract() {
+async fn sqlite_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path().join("uploads.db")).unwrap();
     conformance::check(&store).await;
@@ -33,7 +33,7 @@ async fn write(store: &SqliteStore, upload: &Upload, offset: u64, bytes: &'stati
     written.unwrap();
 }
 
-/// What a process leaves behind that dies now.
+/// A copy of what a process leaves behind if it dies now.
 fn crash(path: &Path) -> SqliteStore {
     let copy = path.with_extension("copy");
     for suffix in ["", "-wal"] {
@@ -44,7 +44,7 @@ fn crash(path: &Path) -> SqliteStore {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_loses_nothing_and_ends_claims() {
+async fn a_crash_keeps_uploads_and_releases_claims() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("uploads.db");
     let store = SqliteStore::open(&path).unwrap();
@@ -71,7 +71,7 @@ async fn a_crash_loses_nothing_and_ends_claims() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_is_given_back_without_a_runtime() {
+async fn a_claim_is_released_without_a_runtime() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path().join("uploads.db")).unwrap();
     let upload = upload(0);
@@ -86,7 +86,7 @@ async fn a_claim_is_given_back_without_a_runtime() {
 }
 
 #[tokio::test]
-async fn one_process_has_the_database() {
+async fn the_database_is_locked_by_one_process() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("uploads.db");
     let store = SqliteStore::open(&path).unwrap();
@@ -96,7 +96,7 @@ async fn one_process_has_the_database() {
     SqliteStore::open(&path).unwrap();
 }
 
-/// Chunks of more than one piece, whole and broken off.
+/// Chunks of more than one piece, whole and interrupted.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_chunks() {
     let dir = tempfile::tempdir().unwrap();
@@ -123,7 +123,7 @@ async fn long_chunks() {
     };
     let read = claim.sealed().content().collect().await.unwrap();
     assert!(read.to_bytes() == content);
-    // The file goes with its upload.
+    // The file is removed with its upload.
     let stored = claim.sealed().stored.clone();
     claim.release().await;
     assert!(store.remove(&upload.id).await.unwrap());

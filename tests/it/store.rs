@@ -1,4 +1,4 @@
-//! The stores of this crate: the conformance suite, and what applies to `FileStore` only.
+//! The stores of this crate: the conformance suite, and tests of `FileStore` itself.
 
 mod hardening;
 
@@ -36,7 +36,7 @@ async fn files_conform() {
             .open()
             .unwrap();
         conformance::check(&store).await;
-        // What was not delivered is gone without a trace.
+        // Uploads that were removed or swept leave nothing behind.
         let partial: Vec<_> = files(&dir.path().join("partial"))
             .into_iter()
             .filter(|path| {
@@ -74,7 +74,7 @@ fn upload_named(byte: u8, length: u64) -> Upload {
     upload
 }
 
-/// Writes a chunk. Whether the upload is complete.
+/// Writes a chunk. Returns whether the upload is complete.
 async fn write(
     store: &FileStore,
     upload: &Upload,
@@ -85,7 +85,8 @@ async fn write(
     write_pieces(store, upload, offset, bytes.len(), pieces).await
 }
 
-/// Writes a chunk of `len` bytes that arrives in these pieces. Whether the upload is complete.
+/// Writes a chunk of `len` bytes that arrives in these pieces. Returns whether the upload is
+/// complete.
 async fn write_pieces(
     store: &FileStore,
     upload: &Upload,
@@ -99,7 +100,7 @@ async fn write_pieces(
     Ok(progress.complete)
 }
 
-/// Claims the upload and gives the claim back: the path of its file.
+/// Claims the upload and releases the claim. Returns the path of its file.
 async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
     let Claimed::Won(claim) = store.claim(upload).await.unwrap() else {
         panic!("no claim");
@@ -108,7 +109,7 @@ async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_new_process_goes_on_where_the_last_one_was() {
+async fn a_new_process_continues_unfinished_uploads() {
     let dir = tempfile::tempdir().unwrap();
     let upload = upload(30);
     write(
@@ -145,7 +146,7 @@ async fn a_new_process_goes_on_where_the_last_one_was() {
     );
 }
 
-/// Two stores on one folder are like two processes: they share nothing but files.
+/// Two stores on one folder behave like two processes: they share only the files.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stores_on_one_folder() {
     for round in 0..50u8 {
@@ -178,7 +179,7 @@ async fn two_stores_on_one_folder() {
     }
 }
 
-/// An upload that two "processes" cancel and begin again all the time.
+/// An upload that two "processes" cancel and begin again repeatedly.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_race_with_removal() {
     let dir = tempfile::tempdir().unwrap();
@@ -225,7 +226,7 @@ async fn chunks_race_with_removal() {
 }
 
 /// Ranges that overlap, of any length, at any offset, in pieces of any length: larger and smaller
-/// than the blocks that are written.
+/// than the blocks that the store writes.
 #[tokio::test]
 async fn ranges_at_any_offset() {
     const TOTAL: u64 = 1_500_000;
@@ -307,7 +308,7 @@ async fn finished_files_are_named() {
     );
     assert_eq!(finish(named("b"), 4).await, Path::new("b"));
     assert_eq!(finish(named("b"), 5).await, Path::new("b (1)"));
-    // A file has the name of the folder.
+    // The name is also the name of a folder.
     assert_eq!(
         finish(named("b/c/d.txt"), 6).await,
         Path::new("b (2)/c/d.txt")
@@ -316,7 +317,7 @@ async fn finished_files_are_named() {
         finish(named("x/a.tar.gz/e"), 7).await,
         Path::new("x/a.tar.gz (1)/e")
     );
-    // As long as names can be.
+    // The longest possible names.
     let long: &'static str = Box::leak(("é".repeat(125) + "x.txt").into_boxed_str());
     assert_eq!(finish(named(long), 8).await, Path::new(long));
     let numbered = "é".repeat(123) + " (1).txt";
@@ -330,9 +331,9 @@ async fn finished_files_are_named() {
     }
 }
 
-/// The application moved a file before it failed, and another upload got its name.
+/// The application moved a file before the delivery failed, and another upload got its name.
 #[tokio::test]
-async fn a_name_that_another_file_has_now() {
+async fn a_reused_name_does_not_affect_the_other_file() {
     let dir = tempfile::tempdir().unwrap();
     let open = || {
         let builder = FileStore::builder(dir.path());
@@ -364,7 +365,7 @@ async fn a_name_that_another_file_has_now() {
 }
 
 #[tokio::test]
-async fn a_stalled_chunk_gives_way_to_another_request() {
+async fn a_stalled_chunk_is_superseded_by_another_request() {
     let dir = tempfile::tempdir().unwrap();
     let stall = Duration::from_millis(50);
     let store = FileStore::builder(dir.path())
@@ -383,7 +384,8 @@ async fn a_stalled_chunk_gives_way_to_another_request() {
         })
     };
     assert!(write(&store, &upload, 0, &chunk).await.unwrap());
-    // Either it came first and has given way, or it came second and waits for more bytes.
+    // Either the stalled chunk came first and was superseded, or it came second and waits for more
+    // bytes.
     if stalled.is_finished() {
         assert!(matches!(
             stalled.await.unwrap(),
@@ -395,11 +397,11 @@ async fn a_stalled_chunk_gives_way_to_another_request() {
     assert!(std::fs::read(deliver(&store, &upload).await).unwrap() == chunk);
 }
 
-/// Requests that wait for a range must not hold what the request that writes it needs.
+/// Requests that wait for a range must not hold a resource that the writing request needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_long_duplicates_at_once() {
+async fn many_concurrent_long_duplicates() {
     let dir = tempfile::tempdir().unwrap();
-    // So long that it cannot resolve a deadlock.
+    // The timeout is too long to resolve a deadlock.
     let store = FileStore::builder(dir.path())
         .with_stall_timeout(Duration::from_secs(3600))
         .open()
@@ -423,7 +425,7 @@ async fn many_long_duplicates_at_once() {
         .collect();
     for write in writes {
         let write = tokio::time::timeout(Duration::from_secs(60), write).await;
-        assert!(write.expect("a chunk hangs").unwrap().unwrap());
+        assert!(write.expect("a chunk does not finish").unwrap().unwrap());
     }
     let file = std::fs::read(deliver(&store, &upload).await).unwrap();
     assert!(file == vec![7; len as usize + 1]);
@@ -450,12 +452,12 @@ async fn too_many_ranges_are_refused() {
 }
 
 #[tokio::test]
-async fn folders_that_cannot_be_used() {
+async fn unusable_folders_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     assert!(FileStore::open(&file).is_err());
-    // Linux has another file system there.
+    // On Linux, this is another file system.
     if cfg!(target_os = "linux") && Path::new("/dev/shm").is_dir() {
         let other = tempfile::tempdir_in("/dev/shm").unwrap();
         let error = FileStore::builder(dir.path())

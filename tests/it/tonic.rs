@@ -1,4 +1,4 @@
-//! Uploads beside a real gRPC service on one port.
+//! Uploads next to a real gRPC service on one port.
 
 use std::net::SocketAddr;
 
@@ -87,8 +87,8 @@ async fn uploads_and_grpc_on_one_port() {
     assert!(grpc_works(addr).await);
 }
 
-/// Why the example wraps single services: around the whole server grpc-web refuses the finished
-/// upload of an HTTP/1 client.
+/// The reason why the example wraps single services: around the whole server, grpc-web refuses the
+/// complete upload of an HTTP/1 client.
 #[tokio::test]
 async fn grpc_web_around_the_whole_server_refuses_finished_uploads() {
     let (_, health) = tonic_health::server::health_reporter();

@@ -1,4 +1,4 @@
-//! Whole uploads over real connections, in every way that Resumable.js can be set up.
+//! Whole uploads over real connections, with every configuration of Resumable.js.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::{Method, Request, StatusCode};
@@ -22,7 +22,7 @@ fn base64(file: &File, number: usize) -> Request<Vec<u8>> {
     multipart(&file.uri(number), form)
 }
 
-/// What the generic uploader of python-resumable takes.
+/// What the generic uploader of python-resumable accepts.
 fn bare_base64(file: &File, number: usize) -> Request<Vec<u8>> {
     let data = BASE64_STANDARD.encode(file.chunk(number));
     let form = form(
@@ -84,7 +84,7 @@ const TRANSPORTS: [(&str, Send); 10] = [
     ("PATCH", patch),
 ];
 
-/// Uploads `file` as the client does, a test before each chunk, and returns the last answer.
+/// Uploads `file` as the client does, with a probe before each chunk, and returns the last answer.
 async fn upload(server: &Server, file: &File, send: Send) -> common::Answer {
     let mut client = server.client().await;
     let mut last = None;
@@ -135,7 +135,7 @@ async fn every_transport_in_both_layouts() {
 }
 
 #[tokio::test]
-async fn what_the_application_gets() {
+async fn the_application_gets_the_metadata_of_the_upload() {
     let server = Server::with(|layer| {
         layer.with_scope(|parts| Ok(parts.headers["x-user"].to_str().unwrap().into()))
     })
@@ -189,7 +189,7 @@ async fn names_that_browsers_send_differently_in_query_and_form() {
         relative_path: "日本語/e\u{301}\"\n.txt".into(),
         ..File::new("e\u{301}\"\n.txt", 25)
     };
-    // The test has the line feed, the form a CR LF.
+    // The probe has the line feed, the form has CR LF.
     upload(&server, &file, File::multipart).await;
     assert_eq!(
         server.deliveries()[0].upload.file_name(),
@@ -254,7 +254,7 @@ async fn answers_have_one_shape() {
 }
 
 #[tokio::test]
-async fn tests_by_head_and_post() {
+async fn probes_by_head_and_post() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let file = File::new("a.txt", 35);
@@ -302,7 +302,7 @@ async fn other_requests_pass_untouched() {
 }
 
 #[tokio::test]
-async fn chunks_in_any_order_and_the_number_of_chunks_decides_nothing() {
+async fn chunks_arrive_in_any_order_and_their_declared_number_is_ignored() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let file = File::new("a.txt", 55);
@@ -320,7 +320,7 @@ async fn chunks_in_any_order_and_the_number_of_chunks_decides_nothing() {
 }
 
 #[tokio::test]
-async fn a_changed_chunk_size_goes_on_with_what_is_there() {
+async fn a_changed_chunk_size_keeps_the_stored_bytes() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let file = File::new("a.txt", 100);
@@ -355,7 +355,7 @@ async fn a_changed_chunk_size_goes_on_with_what_is_there() {
 }
 
 #[tokio::test]
-async fn repeated_chunks_are_taken_once_and_answered_like_the_first() {
+async fn repeated_chunks_are_stored_once_and_answered_like_the_first() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let file = File::new("a.txt", 25);
@@ -365,14 +365,14 @@ async fn repeated_chunks_are_taken_once_and_answered_like_the_first() {
     for _ in 0..3 {
         assert_eq!(client.send(file.multipart(2)).await.body, "delivery 1");
     }
-    // Late duplicates and tests get the remembered answer, whichever chunk they are for.
+    // Late duplicates and probes of any chunk get the recorded answer.
     assert_eq!(client.send(file.octets(1)).await.body, "delivery 1");
     assert_eq!(client.send(file.probe(1)).await.body, "delivery 1");
     assert_eq!(server.deliveries().len(), 1);
 }
 
 #[tokio::test]
-async fn after_the_record_the_same_file_is_a_new_upload() {
+async fn the_same_file_is_a_new_upload_after_its_record_expires() {
     let delivery = Delivery::default().with_record_lifetime(std::time::Duration::ZERO);
     let server = Server::with(|layer| layer.with_delivery(delivery)).await;
     let mut client = server.client().await;
@@ -409,7 +409,7 @@ async fn renamed_and_dropped_fields() {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        // The client encodes the brackets in uploads, not in tests.
+        // The client encodes the brackets in uploads, but not in probes.
         let encoded = uri(&fields);
         let plain = encoded.replace("%5B", "[").replace("%5D", "]");
         assert_eq!(client.get(&plain).await.status, 204);
@@ -432,7 +432,7 @@ async fn renamed_and_dropped_fields() {
 }
 
 #[tokio::test]
-async fn files_that_share_an_identifier_stay_apart() {
+async fn files_that_share_an_identifier_are_separate() {
     let server = Server::start().await;
     let a = File {
         identifier: "25-xtxt".into(),
@@ -456,7 +456,7 @@ async fn files_that_share_an_identifier_stay_apart() {
 }
 
 #[tokio::test]
-async fn identifiers_can_stand_for_all() {
+async fn the_identifier_alone_can_name_an_upload() {
     let server = Server::with(|layer| layer.with_identity(IdentityRule::Identifier)).await;
     let mut client = server.client().await;
     let file = File::new("a.txt", 25);
@@ -471,7 +471,7 @@ async fn identifiers_can_stand_for_all() {
 }
 
 #[tokio::test]
-async fn scopes_stay_apart() {
+async fn scopes_are_separate() {
     let server = Server::with(|layer| {
         layer.with_scope(|parts| match parts.headers.get("x-user") {
             Some(user) => Ok(user.to_str().unwrap().into()),
@@ -531,7 +531,7 @@ async fn the_application_can_change_error_answers() {
 }
 
 #[tokio::test]
-async fn a_cancelled_upload_leaves_nothing() {
+async fn a_cancelled_upload_is_removed() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let file = File::new("a.txt", 25);
@@ -540,7 +540,7 @@ async fn a_cancelled_upload_leaves_nothing() {
     assert_eq!(client.send(cancel(&file)).await.status, 204);
     assert_eq!(server.files(), Vec::<std::path::PathBuf>::new());
     assert_eq!(client.send(file.probe(1)).await.status, 204);
-    // It can be sent again.
+    // The file can be sent again.
     client.send(file.multipart(2)).await;
     assert_eq!(client.send(file.multipart(1)).await.body, "delivery 1");
 }

@@ -1,4 +1,4 @@
-//! Connections, and what comes back on them.
+//! Connections to the server, and the answers on them.
 
 use std::{
     error::Error as StdError,
@@ -22,7 +22,7 @@ use tokio::{net::TcpStream, task::JoinHandle};
 
 use crate::request::Body;
 
-/// A connection, opened when it is needed.
+/// A connection that is opened when it is needed.
 #[derive(Default)]
 pub struct Link(Option<Connection>);
 
@@ -43,16 +43,16 @@ impl Link {
             None => connect(url).await?,
         };
         if connection.sender.ready().await.is_err() {
-            // Closed while it was idle.
+            // The server has closed the connection while it was idle.
             connection = connect(url).await?;
         }
         let start = Instant::now();
         let response = connection.send(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        // After a refusal, what is left of the chunk is not worth sending.
+        // After a refusal the rest of the chunk need not be sent, so the connection is dropped.
         self.0 = Some(connection).filter(|_| status.as_u16() < 400);
-        // An answer can come before all was sent.
+        // An answer can arrive before the whole chunk is sent.
         let waited = sent.get().unwrap_or(&start).elapsed();
         Ok(Answer {
             status,
@@ -63,8 +63,8 @@ impl Link {
 }
 
 impl Connection {
-    /// A request that is handed over in the moment when the connection ends can be left without an
-    /// answer, and without an error (hyper's issue 2312): so this waits for that end, too.
+    /// Sends a request and waits for its answer, or for the end of the connection: hyper may never
+    /// complete a request that is sent while the connection ends (hyper issue 2312).
     async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
         let mut response = pin!(self.sender.send_request(request));
         tokio::select! {
@@ -86,7 +86,7 @@ async fn connect(url: &Uri) -> Result<Connection, Failure> {
         .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
         .map_err(|error| Failure::Network(error.to_string()))?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Its errors are those of the requests on it.
+    // The requests on the connection return its errors.
     let end = tokio::spawn(connection);
     Ok(Connection { sender, end })
 }
@@ -95,7 +95,7 @@ async fn connect(url: &Uri) -> Result<Connection, Failure> {
 pub struct Answer {
     pub status: StatusCode,
     pub body: Bytes,
-    /// From when all of the chunk was handed to the connection until the answer was here.
+    /// The time from the last byte of the chunk to the answer.
     pub waited: Duration,
 }
 
@@ -118,7 +118,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub fn may_pass(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused(answer) => matches!(answer.status.as_u16(), 408 | 429 | 500..600),
             Self::Network(_) => true,
@@ -131,10 +131,11 @@ impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         let cause = error.source().map(|cause| format!(": {cause}"));
         let cause = cause.unwrap_or_default();
-        // A user error means that this program's body failed: the file could not be read.
-        match error.is_user() {
-            true => Self::Local(format!("cannot read the file{cause}")),
-            false => Self::Network(format!("{error}{cause}")),
+        // hyper reports a failed body as a user error: the file could not be read.
+        if error.is_user() {
+            Self::Local(format!("cannot read the file{cause}"))
+        } else {
+            Self::Network(format!("{error}{cause}"))
         }
     }
 }

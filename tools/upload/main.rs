@@ -1,9 +1,8 @@
-//! Uploads files the way Resumable.js 1.1.0 does: to try the layer without a browser, and for its
-//! own tests.
+//! A command-line client that uploads files with the requests of Resumable.js 1.1.0. Run it with
+//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`; `--help` lists the options.
 //!
-//! `cargo run --example upload -- http://127.0.0.1:3000/upload FILE`, and again after it was
-//! killed: it goes on where it was. `--help` lists the options. Standard output gets one line of
-//! JSON for each file that was finished or refused.
+//! If it is interrupted, run the same command again: it sends only the chunks that are missing. It
+//! prints one line of JSON to standard output for each file that was finished or refused.
 
 mod connection;
 mod options;

@@ -10,23 +10,23 @@ pub const USAGE: &str = "\
 Usage: upload [OPTIONS] URL FILE...
 
       --chunk-size BYTES    size of a chunk, also 512K, 1M, 2G [default: 1M]
-      --force-chunk-size    the last chunk is the rest; without it, it is up to twice the size
-      --parallel N          connections [default: 3]
-      --octet               the chunk is the body, its parameters are in the query only
-      --base64              the chunk is a data URL in a text field
-      --no-test             send all chunks without asking for them first
+      --force-chunk-size    send the rest as the last chunk, instead of within the last full one
+      --parallel N          number of connections [default: 3]
+      --octet               send the chunk as the body, its parameters only in the query
+      --base64              send the chunk as a data URL in a text field
+      --no-test             send all chunks without a probe for each
       --shuffle             send the chunks in random order
-      --seed N              which random order
+      --seed N              seed of the random order
       --last-alone          hold the last chunk back until all others are answered
       --duplicate PERCENT   send that share of the chunks twice, at the same time
       --identifier ID       [default: size and path, as Resumable.js makes it]
       --name NAME           [default: the name of the file]
       --relative-path PATH  [default: the name]
-      --header 'K: V'       send this header too; may be repeated
-      --field K=V           send this parameter too; may be repeated
+      --header 'K: V'       send this header too, may be repeated
+      --field K=V           send this parameter too, may be repeated
       --retries N           how often a request is sent again [default: 100]
-      --pause MS            time before it is [default: 200, then more and more up to 5000]
-      --acks FILE           append a line 'identifier offset length' for each chunk taken
+      --pause MS            time between two tries [default: 200, doubled up to 5000]
+      --acks FILE           append a line 'identifier offset length' for each stored chunk
       --quiet               no progress bar, no notes";
 
 #[derive(Default)]

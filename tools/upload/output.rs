@@ -1,4 +1,4 @@
-//! What the user sees: progress and notes on standard error, one line of JSON on standard output.
+//! Output: progress and notes on standard error, one line of JSON on standard output.
 
 use std::{
     convert::Infallible,

@@ -1,4 +1,4 @@
-//! The requests of Resumable.js: a test, and a chunk as a form, as raw bytes or as base64.
+//! The requests of Resumable.js: a probe, and a chunk as a form, as raw bytes or as base64.
 
 use std::{
     future::ready,
@@ -23,13 +23,13 @@ use crate::{
     upload::{Chunk, Upload},
 };
 
-/// How much of a file is in memory at a time, per connection. Base64 needs a multiple of three.
+/// How many bytes of a file each connection keeps in memory. Base64 needs a multiple of three.
 const PIECE: u64 = 3 << 16;
 
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 impl Upload<'_> {
-    pub fn test_request(&self, chunk: Chunk) -> Result<Request<Body>, Error> {
+    pub fn probe_request(&self, chunk: Chunk) -> Result<Request<Body>, Error> {
         let mut fields = self.options.fields.clone();
         fields.extend(self.fields(chunk));
         let mut request = Request::get(self.target(&fields))
@@ -45,28 +45,30 @@ impl Upload<'_> {
     ) -> Result<Request<Body>, Error> {
         let mut fields = self.fields(chunk);
         for (name, value) in &self.options.fields {
-            // As in Resumable.js, one of the same name replaces the built-in one.
+            // As in Resumable.js, a field of the same name replaces the built-in field.
             match fields.iter_mut().find(|field| field.0 == *name) {
                 Some(field) => field.1.clone_from(value),
                 None => fields.push((name.clone(), value.clone())),
             }
         }
         let boundary = format!("----WebKitFormBoundary{:016x}", random());
-        let (before, after, content_type) = match self.options.octet {
-            true => (
+        let (before, after, content_type) = if self.options.octet {
+            (
                 String::new(),
                 String::new(),
                 "application/octet-stream".to_owned(),
-            ),
-            false => (
+            )
+        } else {
+            (
                 self.parts_before_bytes(&fields, &boundary),
                 format!("\r\n--{boundary}--\r\n"),
                 format!("multipart/form-data; boundary={boundary}"),
-            ),
+            )
         };
-        let payload = match self.options.base64 {
-            true => chunk.length.div_ceil(3) * 4,
-            false => chunk.length,
+        let payload = if self.options.base64 {
+            chunk.length.div_ceil(3) * 4
+        } else {
+            chunk.length
         };
         let length = (before.len() + after.len()) as u64 + payload;
 
@@ -84,7 +86,7 @@ impl Upload<'_> {
             });
         let mut request = Request::post(self.target(&fields))
             .header(header::CONTENT_TYPE, content_type)
-            // A stream has no length of its own; without this the body would be chunked.
+            // The length of a stream is unknown. Without this, hyper would send a chunked body.
             .header(header::CONTENT_LENGTH, length)
             .body(StreamBody::new(body.map_ok(Frame::data)).boxed_unsync())?;
         request.headers_mut().extend(self.options.headers.clone());
@@ -107,7 +109,7 @@ impl Upload<'_> {
         .into()
     }
 
-    /// Path and query.
+    /// The path and the query of a request.
     fn target(&self, fields: &Fields) -> String {
         let url = &self.options.url;
         let mut target = url
@@ -128,19 +130,18 @@ impl Upload<'_> {
             let value = value.replace("\r\n", "\n").replace('\n', "\r\n");
             text += &format!("{part}{}\r\n\r\n{value}\r\n", quoted(name));
         }
-        text += &match self.options.base64 {
-            true => format!("{part}\"file\"\r\n\r\ndata:application/octet-stream;base64,"),
-            false => {
-                let name = quoted(&self.name);
-                let head = "Content-Type: application/octet-stream";
-                format!("{part}\"file\"; filename={name}\r\n{head}\r\n\r\n")
-            }
+        text += &if self.options.base64 {
+            format!("{part}\"file\"\r\n\r\ndata:application/octet-stream;base64,")
+        } else {
+            let name = quoted(&self.name);
+            let head = "Content-Type: application/octet-stream";
+            format!("{part}\"file\"; filename={name}\r\n{head}\r\n\r\n")
         };
         text
     }
 }
 
-/// A chunk piece by piece.
+/// Reads a chunk piece by piece.
 fn pieces(file: File, length: u64, base64: bool) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold((file, length), move |(mut file, left)| async move {
         if left == 0 {
@@ -156,17 +157,20 @@ fn pieces(file: File, length: u64, base64: bool) -> impl Stream<Item = io::Resul
     })
 }
 
-/// As browsers write names into the head of a part.
+/// Quotes a name as browsers do in the head of a part.
 fn quoted(name: &str) -> String {
     let name = name.replace('\n', "%0A").replace('\r', "%0D");
     format!("\"{}\"", name.replace('"', "%22"))
 }
 
-/// JavaScript's encodeURIComponent.
+/// Encodes a text as `encodeURIComponent` of JavaScript does.
 fn encoded(text: &str) -> String {
-    let encode = |byte: u8| match byte.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&byte) {
-        true => char::from(byte).to_string(),
-        false => format!("%{byte:02X}"),
+    let encode = |byte: u8| {
+        if byte.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&byte) {
+            char::from(byte).to_string()
+        } else {
+            format!("%{byte:02X}")
+        }
     };
     text.bytes().map(encode).collect()
 }

@@ -1,4 +1,4 @@
-//! One file: its chunks, the workers that send them, and retries.
+//! The upload of one file: its chunks, the workers that send them, and retries.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,7 +19,7 @@ use crate::{
     options::Options,
 };
 
-/// The upload of one file. All workers are futures of one task, so cells suffice.
+/// The upload of one file. All workers run in one task, so cells are enough.
 pub struct Upload<'a> {
     pub options: &'a Options,
     pub path: &'a Path,
@@ -29,8 +29,8 @@ pub struct Upload<'a> {
     pub name: String,
     pub relative_path: String,
     pub count: Count,
-    /// The last one with success; one to a chunk goes before those to tests, and the one to the
-    /// file before the progress of a chunk that was stored a little earlier and answered later.
+    /// The answer to report. An answer to a chunk replaces an answer to a probe. The answer to the
+    /// finished file stays, even if the answer to an earlier chunk arrives later.
     pub last_answer: RefCell<Option<Answer>>,
 }
 
@@ -71,9 +71,10 @@ impl<'a> Upload<'a> {
             let path: String = relative_path.chars().filter(kept).collect();
             format!("{size}-{path}")
         });
-        let chunks = match options.force_chunk_size {
-            true => size.div_ceil(options.chunk_size),
-            false => size / options.chunk_size,
+        let chunks = if options.force_chunk_size {
+            size.div_ceil(options.chunk_size)
+        } else {
+            size / options.chunk_size
         };
         Ok(Self {
             options,
@@ -94,7 +95,7 @@ impl<'a> Upload<'a> {
             self.note(&format!("--seed {}", self.options.seed));
             shuffle(&mut numbers, self.options.seed);
         }
-        // The exact share, spread evenly.
+        // Spreads the duplicates evenly.
         let duplicates = |position: u64| position * self.options.duplicate / 100;
         let mut chunks: Vec<Chunk> = (0..)
             .zip(numbers)
@@ -111,9 +112,10 @@ impl<'a> Upload<'a> {
         Chunk {
             number,
             offset,
-            length: match number == self.chunks {
-                true => self.size - offset,
-                false => self.options.chunk_size,
+            length: if number == self.chunks {
+                self.size - offset
+            } else {
+                self.options.chunk_size
             },
             twice,
         }
@@ -123,19 +125,24 @@ impl<'a> Upload<'a> {
         let workers = self.options.parallel.min(chunks.len());
         let queue = RefCell::new(chunks.into_iter());
         let worker = |_| async {
-            let (mut link, mut twin) = (Link::default(), Link::default());
+            let (mut link, mut second) = (Link::default(), Link::default());
             loop {
                 let Some(chunk) = queue.borrow_mut().next() else {
                     return Ok(());
                 };
-                self.settle(chunk, &mut link, &mut twin).await?;
+                self.settle(chunk, &mut link, &mut second).await?;
             }
         };
         try_join_all((0..workers).map(worker)).await.map(drop)
     }
 
-    /// Asks for a chunk, and sends it if it is not there.
-    async fn settle(&self, chunk: Chunk, link: &mut Link, twin: &mut Link) -> Result<(), Failure> {
+    /// Sends a probe for a chunk, and then the chunk if it is not stored.
+    async fn settle(
+        &self,
+        chunk: Chunk,
+        link: &mut Link,
+        second: &mut Link,
+    ) -> Result<(), Failure> {
         if !self.options.no_test {
             let answer = self.request(Method::GET, chunk, link).await?;
             if answer.is_success() {
@@ -148,7 +155,7 @@ impl<'a> Upload<'a> {
             }
         }
         if chunk.twice {
-            try_join(self.send(chunk, link), self.send(chunk, twin)).await?;
+            try_join(self.send(chunk, link), self.send(chunk, second)).await?;
             add(&self.count.duplicates, 1);
         } else {
             self.send(chunk, link).await?;
@@ -162,7 +169,7 @@ impl<'a> Upload<'a> {
         let answer = self.request(Method::POST, chunk, link).await?;
         if let Some(mut acks) = self.options.acks.as_ref() {
             let line = format!("{} {} {}\n", self.identifier, chunk.offset, chunk.length);
-            // In one write and without a buffer: the line is there even if we are killed now.
+            // One unbuffered write: the line is complete even if this process is killed now.
             acks.write_all(line.as_bytes())
                 .map_err(|error| Failure::Local(format!("--acks: {error}")))?;
         }
@@ -173,32 +180,33 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    /// Until there is an answer that settles it: any to a test, success to a chunk.
+    /// Sends a request until its answer is final: any answer to a probe, success for a chunk.
     async fn request(
         &self,
         method: Method,
         chunk: Chunk,
         link: &mut Link,
     ) -> Result<Answer, Failure> {
-        let test = method == Method::GET;
+        let probe = method == Method::GET;
         let mut pauses = [200, 400, 800, 1600, 3200].into_iter();
         for tries in 0.. {
             let sent = Arc::new(OnceLock::new());
-            let request = match test {
-                true => self.test_request(chunk),
-                false => self.chunk_request(chunk, sent.clone()).await,
+            let request = if probe {
+                self.probe_request(chunk)
+            } else {
+                self.chunk_request(chunk, sent.clone()).await
             };
             let request = request.map_err(|error| Failure::Local(error.to_string()))?;
             let failure = match link.exchange(&self.options.url, request, &sent).await {
-                Ok(answer) if test || answer.is_success() => return Ok(answer),
+                Ok(answer) if probe || answer.is_success() => return Ok(answer),
                 Ok(answer) => Failure::Refused(answer),
                 Err(failure) => failure,
             };
-            if !failure.may_pass() || tries == self.options.retries {
+            if !failure.is_retryable() || tries == self.options.retries {
                 return Err(failure);
             }
             if tries == 0 {
-                self.note(&format!("chunk {}: {failure}; trying again", chunk.number));
+                self.note(&format!("chunk {}: {failure}, trying again", chunk.number));
             }
             add(&self.count.retries, 1);
             let pause = self.options.pause.or(pauses.next());
@@ -212,7 +220,7 @@ fn add(cell: &Cell<u64>, more: u64) {
     cell.set(cell.get() + more);
 }
 
-/// Fisher-Yates with SplitMix64: the same order for the same seed, everywhere.
+/// Shuffles with Fisher-Yates and SplitMix64: a seed gives the same order on every machine.
 fn shuffle(items: &mut [u64], mut seed: u64) {
     for end in (1..items.len()).rev() {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -1,4 +1,5 @@
-//! Servers behind a balancer, for clients such as a browser. A server that is killed starts again.
+//! Runs servers behind a balancer for other clients, such as a browser. Servers that are killed are
+//! started again.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use super::{
     world::{Setup, World},
 };
 
-/// Runs until its standard input ends. Says on standard error where the balancer is and which
-/// processes the servers are, and on standard output what the application got, a line each.
+/// Runs until its standard input ends. Prints the address of the balancer and the process ids of
+/// the servers to standard error, and a line for each event of the application to standard output.
 pub async fn run(case: &Case) -> Result<(), Error> {
     let setup = Setup {
         lease: Duration::from_secs(3),

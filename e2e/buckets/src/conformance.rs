@@ -1,4 +1,5 @@
-//! The suite for all stores on a real engine, and the self-test with and without conditions.
+//! The conformance suite on a real object store, and the self-test with and without conditional
+//! requests.
 
 use std::{
     fmt,
@@ -22,7 +23,7 @@ use super::{
     proxy::Proxy,
 };
 
-/// Each request goes to the next gateway; panics where something is not as it must be.
+/// Runs the suite. Each request goes to the next gateway. Panics if a check fails.
 pub async fn all(engine: &Engine) -> std::result::Result<(), Error> {
     let proxy = Proxy::start(engine.gateways.clone(), 0).await?;
     let s3 = client(proxy.address, &engine.bucket)?;
@@ -41,30 +42,31 @@ pub async fn all(engine: &Engine) -> std::result::Result<(), Error> {
     let start = Instant::now();
     let builder = BucketStore::builder(Arc::new(s3)).with_prefix("conformance");
     let store = builder.open().await?;
-    say("the self-test takes it", start);
+    say("the self-test has passed", start);
     let start = Instant::now();
     // Other programs use the disk too, so it can be slow.
     conformance::check_with_patience(&store, Duration::from_secs(30)).await;
-    say("the suite for all stores has passed", start);
-    let deaf = Deaf(client(engine.gateways[0], &engine.bucket)?);
-    match BucketStore::builder(Arc::new(deaf))
-        .with_prefix("deaf")
+    say("the conformance suite has passed", start);
+    let unconditional = Unconditional(client(engine.gateways[0], &engine.bucket)?);
+    match BucketStore::builder(Arc::new(unconditional))
+        .with_prefix("unconditional")
         .open()
         .await
     {
-        Ok(_) => Err("the self-test takes a store that drops conditions".into()),
+        Ok(_) => Err("the self-test accepts a store that ignores conditions".into()),
         Err(error) => {
-            let text = whole(&error);
-            println!("{}, conditions dropped: refused: {text}", engine.name);
-            match text.contains("If-None-Match") {
-                true => Ok(()),
-                false => Err("the refusal does not say why".into()),
+            let text = with_causes(&error);
+            println!("{}, conditions ignored: refused: {text}", engine.name);
+            if text.contains("If-None-Match") {
+                Ok(())
+            } else {
+                Err("the refusal does not name its cause".into())
             }
         }
     }
 }
 
-fn whole(error: &dyn std::error::Error) -> String {
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -74,18 +76,18 @@ fn whole(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// An engine that ignores `If-None-Match`, as some do.
+/// An object store that ignores `If-None-Match`, as some do.
 #[derive(Debug)]
-struct Deaf(AmazonS3);
+struct Unconditional(AmazonS3);
 
-impl fmt::Display for Deaf {
+impl fmt::Display for Unconditional {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} without conditions", self.0)
     }
 }
 
 #[async_trait]
-impl object_store::ObjectStore for Deaf {
+impl object_store::ObjectStore for Unconditional {
     async fn put_opts(
         &self,
         path: &Path,
@@ -132,7 +134,7 @@ impl object_store::ObjectStore for Deaf {
 }
 
 #[async_trait]
-impl MultipartStore for Deaf {
+impl MultipartStore for Unconditional {
     async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
         self.0.create_multipart(path).await
     }

@@ -1,21 +1,23 @@
-//! What it costs: requests to the store, and the time from the last chunk to its answer.
+//! Counts the requests to the object store, and measures the time from the last chunk to its
+//! answer.
 
 use std::time::Duration;
 
 use super::{
-    chance::Chance,
     engine::Error,
     proxy::{Count, Counts},
+    rng::Rng,
     rows::{Case, Layout},
     world::{Setup, World},
 };
 
 const MIB: u64 = 1 << 20;
 
-/// Prints both tables.
+/// Prints the table of requests and the table of times.
 pub async fn all(case: &Case) -> Result<(), Error> {
     println!(
-        "\nRequests to the store, {}: one server, nothing twice, no tests,\nand an application that does not read the file",
+        "\nRequests to the store, {}: one server, no duplicates, no probes,\n\
+         and an application that does not read the file",
         case.engine.name
     );
     for (layout, chunk, file) in [
@@ -58,9 +60,10 @@ pub async fn all(case: &Case) -> Result<(), Error> {
     Ok(())
 }
 
-/// Chunks, requests before the last one and from it on, and how long its answer took.
+/// Returns the number of chunks, the requests before the last chunk, the requests for it, and the
+/// milliseconds until its answer.
 async fn measure(case: &Case, chunk: u64, file: u64) -> Result<(u64, Counts, Counts, f64), Error> {
-    let mut chance = Chance::new(case.seed ^ chunk ^ file);
+    let mut rng = Rng::new(case.seed ^ chunk ^ file);
     let setup = Setup {
         servers: 1,
         pause: Duration::ZERO,
@@ -68,13 +71,13 @@ async fn measure(case: &Case, chunk: u64, file: u64) -> Result<(u64, Counts, Cou
         reads: false,
         ..Setup::default()
     };
-    let mut world = World::new(&case.engine, &case.tools, setup, chance.next()).await?;
-    // What its start asks for is not the upload's.
+    let mut world = World::new(&case.engine, &case.tools, setup, rng.next()).await?;
+    // The requests of the start are not counted.
     world.take_counts();
     let chunks = file / chunk;
-    let content = chance.bytes(file);
+    let content = rng.bytes(file);
     let words = ["--no-test", "--last-alone"];
-    world.upload(content, chunk, chance.next(), &words).await?;
+    world.upload(content, chunk, rng.next(), &words).await?;
     while world.acks() < chunks as usize - 1 && !world.clients_are_done() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -92,7 +95,7 @@ async fn measure(case: &Case, chunk: u64, file: u64) -> Result<(u64, Counts, Cou
 fn print(before: &Counts, after: &Counts, chunks: u64, file: u64) {
     println!(
         "  {:20}{:>16}{:>18}{:>12}{:>14}",
-        "", "before the last", "the last and then", "per chunk", "per GiB"
+        "", "before the last", "from the last on", "per chunk", "per GiB"
     );
     let kinds: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
     let of = |counts: &Counts, kind: &str| counts.get(kind).copied().unwrap_or_default();

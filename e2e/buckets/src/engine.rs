@@ -1,4 +1,4 @@
-//! The object store under test, as `run` has started it.
+//! The object store under test, which `run` has started.
 
 use std::{
     error::Error as StdError, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration,
@@ -27,14 +27,14 @@ pub struct Engine {
     pub name: String,
     pub gateways: Vec<SocketAddr>,
     pub bucket: String,
-    /// The folder of a Ceph, whose gateways can be killed.
+    /// The folder of Ceph. Its gateways can be killed.
     ceph: Option<PathBuf>,
-    /// The script that starts one again.
+    /// The script that starts a gateway again.
     script: Option<PathBuf>,
 }
 
 impl Engine {
-    /// With a new bucket. `endpoints` has the gateways' addresses, a line each.
+    /// Creates a bucket. `endpoints` has the addresses of the gateways, one per line.
     pub async fn new(
         name: &str,
         endpoints: &str,
@@ -59,17 +59,17 @@ impl Engine {
         }
     }
 
-    /// The gateway of the server with this number.
+    /// The gateway that the server with this number uses.
     pub fn gateway(&self, server: usize) -> SocketAddr {
         self.gateways[server % self.gateways.len()]
     }
 
-    /// Not through a server or a proxy.
+    /// A client that uses no proxy.
     pub fn direct(&self) -> Result<AmazonS3, Error> {
         client(self.gateways[0], &self.bucket)
     }
 
-    /// What a client is told by the usual variables.
+    /// The environment variables that configure an S3 client.
     pub fn environment(&self) -> [(&'static str, String); 6] {
         [
             ("AWS_ENDPOINT", format!("http://{}", self.gateways[0])),
@@ -95,7 +95,7 @@ impl Engine {
 
     /// The keys of the multipart uploads below a prefix that are neither completed nor aborted.
     pub async fn multipart_uploads(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        // The first thousand; ours is one of few.
+        // The first thousand. There are few in this bucket.
         let path = format!("/{}?uploads", self.bucket);
         let (status, body) = self.request(Method::GET, &path).await?;
         if status != StatusCode::OK {
@@ -106,7 +106,7 @@ impl Engine {
         Ok(keys.filter(|key| key.starts_with(prefix)).collect())
     }
 
-    /// `kill -9` for the last gateway, if it is one that can be killed.
+    /// Kills the second gateway. Returns false if the object store has only one.
     pub async fn kill_gateway(&self) -> Result<bool, Error> {
         let Some(ceph) = &self.ceph else {
             return Ok(false);
@@ -130,13 +130,14 @@ impl Engine {
             .stdin(Stdio::null())
             .status()
             .await?;
-        match status.success() {
-            true => Ok(()),
-            false => Err("the gateway does not start again".into()),
+        if status.success() {
+            Ok(())
+        } else {
+            Err("the gateway does not start again".into())
         }
     }
 
-    /// What the crate `object_store` has no call for.
+    /// Sends a request for which the crate `object_store` has no method.
     async fn request(&self, method: Method, path: &str) -> Result<(StatusCode, String), Error> {
         let host = self.gateways[0];
         let mut request = Request::builder()
@@ -164,7 +165,7 @@ impl Engine {
     }
 }
 
-/// The client that servers and checks use: as a user would make it, but it gives up earlier.
+/// The client of the servers and of the checks. It has the usual settings, but fewer retries.
 pub fn client(endpoint: SocketAddr, bucket: &str) -> Result<AmazonS3, Error> {
     let retry = RetryConfig {
         backoff: BackoffConfig {

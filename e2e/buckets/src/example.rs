@@ -1,4 +1,4 @@
-//! `examples/two-servers`, as its first lines say: two of it, and its configuration of nginx.
+//! Runs `examples/two-servers` as its documentation says: two servers and its nginx configuration.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -9,15 +9,15 @@ use tokio::{
 };
 
 use super::{
-    chance::Chance,
     engine::Error,
+    rng::Rng,
     rows::Case,
     world::{balance, free_address},
 };
 
 const SIZE: u64 = (17 << 20) + 3;
 
-/// Uploads a file to the two, and looks at what they say.
+/// Uploads a file to the two servers, and checks their answer and their output.
 pub async fn run(case: &Case, program: &Path) -> Result<(), Error> {
     let dir = tempfile::tempdir()?;
     let mut servers = Vec::new();
@@ -39,7 +39,7 @@ pub async fn run(case: &Case, program: &Path) -> Result<(), Error> {
     }
     let balancer = free_address(3)?;
     let _nginx = balance(&case.tools, dir.path(), balancer, &addresses).await?;
-    let content = Chance::new(case.seed).bytes(SIZE);
+    let content = Rng::new(case.seed).bytes(SIZE);
     let zeros = content.iter().filter(|byte| **byte == 0).count();
     let source = dir.path().join("file.bin");
     std::fs::write(&source, content)?;

@@ -1,13 +1,13 @@
-//! Several servers over a real object store: killed, with a store that is slow, busy or gone,
-//! behind a balancer without sticky sessions. `./run` builds and runs it.
+//! Tests several servers that share a real object store, behind a balancer without sticky sessions.
+//! Servers are killed, and the object store is slow, busy or unreachable. `./run` starts the tests.
 
 mod balanced;
-mod chance;
 mod conformance;
 mod counts;
 mod engine;
 mod example;
 mod proxy;
+mod rng;
 mod rows;
 mod server;
 mod world;
@@ -22,23 +22,23 @@ const USAGE: &str = "\
 usage: object-store-tests COMMAND OPTION...
 
 commands
-  conformance            the self-test and the suite for all stores
-  servers                the table of servers, faults and completions
-  counts                 requests, and the time to the last answer
-  example                the example with two servers
-  balanced               servers behind a balancer, until they are ended
+  conformance            run the self-test and the conformance suite
+  servers                run servers with faults, and print a table
+  counts                 count requests, and measure the time of the last answer
+  example                run the example with two servers
+  balanced               run servers behind a balancer until standard input ends
 
 options
-  --engine NAME          what it is called
-  --endpoints FILE       the addresses of its gateways, a line each
-  --ceph DIR             what `ceph up` got, if it is a Ceph
-  --script FILE          that `ceph`
-  --client FILE          the command-line client
-  --nginx FILE           the balancer's configuration
-  --example FILE         the example's program
-  --rounds N             how often the usual number of rounds
-  --seed N               the choices
-  --only TEXT            rows with that in their names";
+  --engine NAME          name of the object store
+  --endpoints FILE       file with the addresses of its gateways, one per line
+  --ceph DIR             directory of `ceph up`, for Ceph
+  --script FILE          the script `ceph`, for Ceph
+  --client FILE          command-line client
+  --nginx FILE           configuration of the balancer
+  --example FILE         program of the example
+  --rounds N             factor for the number of rounds
+  --seed N               seed of the random choices
+  --only TEXT            only rows whose names contain TEXT";
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! What stands between one server and its gateway: it counts, and it makes trouble.
+//! A proxy between one server and its gateways. It counts requests and injects faults.
 
 use std::{
     collections::BTreeMap,
@@ -20,36 +20,40 @@ use tokio::{
     sync::Notify,
 };
 
-use super::chance::Chance;
+use super::rng::Rng;
 
-/// What goes wrong, in percent of the requests where it is not for all.
+/// The faults that a proxy injects. Numbers are percentages of the requests.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// Each request waits up to that long.
+    /// Each request is delayed by a random time up to this.
     pub slow: Duration,
-    /// Answered with 503 and not carried out.
+    /// Requests that are answered with 503 and not sent to the store.
     pub busy: u64,
-    /// Carried out, and the answer is lost: 503 or a connection that ends.
+    /// Requests that the store executes and whose answer is lost: the server gets a 503, or the
+    /// connection ends.
     pub lost: u64,
-    /// Nobody is there.
+    /// Whether the gateway is unreachable.
     pub down: bool,
-    /// The server that asks is killed at its request with this number, from 1.
+    /// The request at which the server is killed.
     pub kill: Option<Kill>,
 }
 
+/// Kills the server at one of its requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Kill {
+    /// The number of the request, from 1.
     pub at: u64,
-    /// When the store has carried it out, else before.
+    /// Whether the store executes the request before the kill.
     pub after: bool,
 }
 
-/// How many requests there were of one kind, and their bytes.
+/// The number of requests of one kind, and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Count {
     pub requests: u64,
-    /// From the server to the store.
+    /// Bytes from the server to the store.
     pub up: u64,
+    /// Bytes from the store to the server.
     pub down: u64,
 }
 
@@ -62,11 +66,12 @@ pub struct Proxy {
 }
 
 struct Shared {
-    /// In turn, one request each.
+    /// They receive requests in turn.
     gateways: Vec<SocketAddr>,
     state: Mutex<State>,
-    /// Told when it is time to kill the server, and when it is dead.
+    /// Notified when the server has to be killed.
     kill: Notify,
+    /// Notified when the server is dead.
     killed: Notify,
 }
 
@@ -75,10 +80,10 @@ struct State {
     counts: Counts,
     /// Requests since the faults were set.
     requests: u64,
-    chance: Chance,
-    /// Requests that did not get what they asked for, in one way or another.
-    made: u64,
-    /// What it was that the server was killed at.
+    rng: Rng,
+    /// Requests that had a fault.
+    injected: u64,
+    /// The request at which the server was killed.
     last: Option<String>,
 }
 
@@ -91,8 +96,8 @@ impl Proxy {
                 faults: Faults::default(),
                 counts: Counts::new(),
                 requests: 0,
-                made: 0,
-                chance: Chance::new(seed),
+                injected: 0,
+                rng: Rng::new(seed),
                 last: None,
             }),
             kill: Notify::new(),
@@ -111,23 +116,23 @@ impl Proxy {
         state.requests = 0;
     }
 
-    /// What was counted since the last call.
+    /// Returns the counts since the last call.
     pub fn take_counts(&self) -> Counts {
         std::mem::take(&mut self.shared.state().counts)
     }
 
-    /// How many requests were refused or had their answers lost.
+    /// The number of requests that were refused or whose answers were lost.
     pub fn faults(&self) -> u64 {
-        self.shared.state().made
+        self.shared.state().injected
     }
 
-    /// Waits until [`Kill`] says that its server has to die.
-    pub async fn wants_a_kill(&self) {
+    /// Waits for the request at which [`Kill`] requires the server to be killed.
+    pub async fn kill_requested(&self) {
         self.shared.kill.notified().await;
     }
 
-    /// The server is dead; what its request was.
-    pub fn has_killed(&self) -> Option<String> {
+    /// Tells the proxy that the server is dead. Returns the request at which it was killed.
+    pub fn confirm_kill(&self) -> Option<String> {
         self.shared.killed.notify_waiters();
         self.shared.state().last.take()
     }
@@ -154,7 +159,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             let links = tokio::sync::Mutex::new(BTreeMap::new());
             let service = service_fn(|request| pass(&shared, &links, request));
-            // Broken off on either side: both know.
+            // An error of the connection is an injected fault, or the server has died.
             let _ = http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -163,7 +168,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
-/// Connections to gateways, of one connection from the server.
+/// The connections to the gateways that belong to one connection of the server.
 type Links = tokio::sync::Mutex<BTreeMap<SocketAddr, SendRequest<Incoming>>>;
 
 /// An error ends the connection without an answer.
@@ -192,7 +197,7 @@ async fn pass(shared: &Shared, links: &Links, request: Request<Incoming>) -> Res
         return Err(Cut);
     }
     if plan.busy {
-        // The whole request comes first: a store that closes at once would be another trouble.
+        // Reads the whole request first: a store that closes at once would be a different fault.
         let _ = request.into_body().collect().await;
         return Ok(unavailable());
     }
@@ -218,7 +223,7 @@ struct Plan {
     gateway: SocketAddr,
     wait: Duration,
     busy: bool,
-    /// Whether it becomes a 503.
+    /// Whether the answer is lost, and then whether the server gets a 503.
     lost: Option<bool>,
     down: bool,
 }
@@ -234,12 +239,12 @@ impl Shared {
         let slow = faults.slow.as_millis() as u64;
         let plan = Plan {
             gateway: self.gateways[number as usize % self.gateways.len()],
-            wait: Duration::from_millis(state.chance.below(slow + 1)),
-            busy: state.chance.below(100) < faults.busy,
-            lost: (state.chance.below(100) < faults.lost).then(|| state.chance.below(2) == 0),
+            wait: Duration::from_millis(state.rng.below(slow + 1)),
+            busy: state.rng.below(100) < faults.busy,
+            lost: (state.rng.below(100) < faults.lost).then(|| state.rng.below(2) == 0),
             down: faults.down,
         };
-        state.made += u64::from(plan.busy || plan.down || plan.lost.is_some());
+        state.injected += u64::from(plan.busy || plan.down || plan.lost.is_some());
         (plan, faults.kill.filter(|kill| kill.at == number))
     }
 
@@ -275,7 +280,7 @@ async fn connect(gateway: SocketAddr) -> Result<SendRequest<Incoming>, Cut> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|_| Cut)?;
-    // Its errors are those of the requests on it.
+    // The requests on the connection return its errors.
     tokio::spawn(connection);
     Ok(sender)
 }
@@ -293,7 +298,7 @@ fn length(headers: &http::HeaderMap) -> u64 {
     length.unwrap_or(0)
 }
 
-/// The request in the words of the store's layout: `PUT part`, `LIST slots`, `GET info` …
+/// The kind of a request, in the terms of the store's layout, such as `PUT part` or `GET info`.
 fn kind(method: &Method, path: &str, query: Option<&str>) -> String {
     let query = query.unwrap_or_default();
     let has = |name: &str| {

@@ -1,4 +1,4 @@
-//! The rows of the table: what is done to the servers and to the store.
+//! The rows of the table. Each names a fault and applies it to the servers or to the object store.
 
 use std::{
     collections::BTreeSet,
@@ -7,21 +7,21 @@ use std::{
 };
 
 use super::{
-    chance::Chance,
     engine::{Engine, Error},
     proxy::{Faults, Kill},
+    rng::Rng,
     world::{Seen, Setup, Tools, World},
 };
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Which way the chunks take, by their size.
+/// How the store keeps chunks, which depends on their size.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Layout {
-    /// Small chunks: an object each, assembled at the end.
+    /// Each small chunk is an object. The store assembles them at the end.
     Objects,
-    /// At least 5 MiB: each is a part of the finished object.
+    /// Each chunk of at least 5 MiB is a part of the finished object.
     Parts,
 }
 
@@ -33,17 +33,17 @@ impl Layout {
         }
     }
 
-    /// As large as is good for some seconds.
-    fn file(self, chance: &mut Chance) -> Vec<u8> {
+    /// Makes a file that takes some seconds to upload.
+    fn file(self, rng: &mut Rng) -> Vec<u8> {
         let len = match self {
-            Self::Objects => MIB / 2 + chance.below(MIB),
-            Self::Parts => 11 * MIB + chance.below(20 * MIB),
+            Self::Objects => MIB / 2 + rng.below(MIB),
+            Self::Parts => 11 * MIB + rng.below(20 * MIB),
         };
-        chance.bytes(len)
+        rng.bytes(len)
     }
 }
 
-/// What a round has.
+/// The parameters of a round.
 #[derive(Clone)]
 pub struct Case {
     pub engine: Engine,
@@ -54,13 +54,13 @@ pub struct Case {
 
 type Round = Pin<Box<dyn Future<Output = Result<Seen, Error>>>>;
 
-/// Its name, how many rounds a short run has, and what is done in one.
+/// The name of a row, its number of rounds in a short run, and the function that runs one round.
 type Row = (&'static str, u64, fn(Case) -> Round);
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    ("no fault", 1, |case| Box::pin(calm(case, 3, "0"))),
-    ("duplicates, 60 %", 1, |case| Box::pin(calm(case, 4, "60"))),
+    ("no fault", 1, |case| Box::pin(no_fault(case, 3, "0"))),
+    ("duplicates, 60 %", 1, |case| Box::pin(no_fault(case, 4, "60"))),
     ("kill -9 in mid-chunk", 1, |case| Box::pin(killed(case))),
     ("kill -9 before the delivery", 1, |case| Box::pin(killed_at(case, "called"))),
     ("kill -9 after the delivery", 1, |case| Box::pin(killed_at(case, "read"))),
@@ -68,18 +68,18 @@ const ROWS: &[Row] = &[
     ("a gateway killed", 1, |case| Box::pin(without_gateway(case))),
     ("the store slow", 1, |case| {
         let slow = Duration::from_millis(150);
-        Box::pin(troubled(case, Faults { slow, ..Faults::default() }))
+        Box::pin(with_faults(case, Faults { slow, ..Faults::default() }))
     }),
     ("the store busy (503)", 1, |case| {
-        Box::pin(troubled(case, Faults { busy: 20, ..Faults::default() }))
+        Box::pin(with_faults(case, Faults { busy: 20, ..Faults::default() }))
     }),
     ("answers lost", 2, |case| {
-        Box::pin(troubled(case, Faults { lost: 10, ..Faults::default() }))
+        Box::pin(with_faults(case, Faults { lost: 10, ..Faults::default() }))
     }),
     ("abandoned by the clients", 1, |case| Box::pin(abandoned(case))),
 ];
 
-/// Runs the rows and prints the table; whether each is as it must be.
+/// Runs the rows and prints the table. Returns whether every row is as expected.
 pub async fn all(case: &Case, rounds: u64, only: &[String]) -> bool {
     println!(
         "\n{:7}{:8}{:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}{:>7}",
@@ -91,7 +91,7 @@ pub async fn all(case: &Case, rounds: u64, only: &[String]) -> bool {
         "faults",
         "uploads",
         "repeats",
-        "completions",
+        "finished",
         "doubled",
         "by crash",
         "bad",
@@ -123,7 +123,7 @@ async fn run((name, times, round): &Row, layout: &str, case: &Case, rounds: u64)
     let (mut seen, start) = (Seen::default(), Instant::now());
     for number in 0..times * rounds {
         let case = Case {
-            seed: Chance::new(case.seed ^ number << 32 ^ hash(layout) ^ hash(name)).next(),
+            seed: Rng::new(case.seed ^ number << 32 ^ hash(layout) ^ hash(name)).next(),
             ..case.clone()
         };
         match round(case).await {
@@ -136,7 +136,8 @@ async fn run((name, times, round): &Row, layout: &str, case: &Case, rounds: u64)
     }
     let good = seen.is_clean();
     println!(
-        "{:7}{layout:8}{name:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}{:>7.1}  {}",
+        "{:7}{layout:8}{name:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}\
+         {:>7.1}  {}",
         case.engine.name,
         seen.servers,
         seen.rounds,
@@ -156,87 +157,87 @@ async fn run((name, times, round): &Row, layout: &str, case: &Case, rounds: u64)
     good
 }
 
-/// So that each row makes choices of its own, and has keys of its own.
+/// Gives each row different random choices and different keys.
 fn hash(name: &str) -> u64 {
     name.bytes().fold(0, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(byte.into())
     })
 }
 
-/// Clients at once, each with four connections and its chunks in random order.
+/// Starts clients, each with four connections and its chunks in random order.
 async fn upload_many(
     world: &mut World,
     case: &Case,
-    chance: &mut Chance,
+    rng: &mut Rng,
     clients: u64,
     duplicates: &str,
 ) -> Result<(), Error> {
     for number in 0..clients {
         let mut chunk = case.layout.chunk();
         let content = match number {
-            // More than what is assembled at a time, and chunks across that border.
+            // Larger than one step of the assembly, with chunks that belong to two steps.
             0 if case.layout == Layout::Objects => {
                 chunk = 300_000;
-                chance.bytes(9 * MIB - 1)
+                rng.bytes(9 * MIB - 1)
             }
             1 => Vec::new(),
-            2 => chance.bytes(chunk / 2),
-            _ => case.layout.file(chance),
+            2 => rng.bytes(chunk / 2),
+            _ => case.layout.file(rng),
         };
-        let seed = chance.next();
+        let seed = rng.next();
         let words = ["--duplicate", duplicates];
         world.upload(content, chunk, seed, &words).await?;
     }
     Ok(())
 }
 
-async fn calm(case: Case, servers: usize, duplicates: &str) -> Result<Seen, Error> {
-    let mut chance = Chance::new(case.seed);
+async fn no_fault(case: Case, servers: usize, duplicates: &str) -> Result<Seen, Error> {
+    let mut rng = Rng::new(case.seed);
     let setup = Setup {
         servers,
         ..Setup::default()
     };
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
-    upload_many(&mut world, &case, &mut chance, 5, duplicates).await?;
+    upload_many(&mut world, &case, &mut rng, 5, duplicates).await?;
     Ok(world.finish().await)
 }
 
-/// Short, since what a dead server had claimed has to wait for its end.
+/// Short, because an upload that a dead server had claimed is delivered after the lease has ended.
 const LEASE: Duration = Duration::from_secs(3);
 
 async fn killed(case: Case) -> Result<Seen, Error> {
-    let mut chance = Chance::new(case.seed);
+    let mut rng = Rng::new(case.seed);
     let setup = Setup {
         lease: LEASE,
         ..Setup::default()
     };
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
-    upload_many(&mut world, &case, &mut chance, 5, "40").await?;
+    upload_many(&mut world, &case, &mut rng, 5, "40").await?;
     let many = match case.layout {
         Layout::Objects => 40,
         Layout::Parts => 5,
     };
-    while world.some_acks(&mut chance, many).await {
-        let server = chance.below(3) as usize;
+    while world.some_acks(&mut rng, many).await {
+        let server = rng.below(3) as usize;
         world.kill(server).await;
         world.seen.faults += 1;
-        tokio::time::sleep(Duration::from_millis(chance.below(200))).await;
+        tokio::time::sleep(Duration::from_millis(rng.below(200))).await;
         world.start(server).await?;
     }
     Ok(world.finish().await)
 }
 
-/// Whenever the application says that it was called, or that it has read the file, its process
-/// dies.
+/// Kills the process whenever the application reports that it was called, or that it has read the
+/// file.
 async fn killed_at(case: Case, event: &str) -> Result<Seen, Error> {
-    let mut chance = Chance::new(case.seed);
+    let mut rng = Rng::new(case.seed);
     let setup = Setup {
         lease: LEASE,
         pause: Duration::from_millis(100),
         ..Setup::default()
     };
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
-    upload_many(&mut world, &case, &mut chance, 4, "40").await?;
+    upload_many(&mut world, &case, &mut rng, 4, "40").await?;
     let mut seen = 0;
     while world.seen.faults < 4 {
         let Some(server) = world.next(event, &mut seen).await else {
@@ -249,15 +250,15 @@ async fn killed_at(case: Case, event: &str) -> Result<Seen, Error> {
     Ok(world.finish().await)
 }
 
-/// A server dies before, or just after, the store has done what it asked for: the first time at its
-/// first request, then at the second one, and so on, until there is none with that number.
+/// Kills a server before or just after the store has executed a request: first at its first
+/// request, then at the second one, and so on, until there is no request with that number.
 async fn at_each_request(case: Case) -> Result<Seen, Error> {
     let (mut all, mut next, mut kinds) = (Seen::default(), 1, BTreeSet::new());
     loop {
-        // Some at once: they wait for leases most of the time.
+        // Some rounds run at the same time, because they wait for leases most of the time.
         const TOGETHER: u64 = 4;
         let rounds = (next..next + TOGETHER).map(|number| {
-            // The other half in another round, or with another seed.
+            // Another round, or another seed, covers the other half.
             let after = (case.seed ^ number) % 2 == 0;
             let case = Case {
                 seed: case.seed.wrapping_add(number),
@@ -278,20 +279,20 @@ async fn at_each_request(case: Case) -> Result<Seen, Error> {
             break;
         }
         if next > 400 {
-            all.wrong.push("it does not end".into());
+            all.wrong.push("there is no last request".into());
             break;
         }
     }
-    // Which ones it is depends on who is first; but it is not always the same one.
+    // The order of the requests varies, but they must not all be of a few kinds.
     if kinds.len() < 8 {
         all.wrong
-            .push(format!("it died at few steps only: {kinds:?}"));
+            .push(format!("killed at few kinds of requests: {kinds:?}"));
     }
     Ok(all)
 }
 
 async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<String>), Error> {
-    let mut chance = Chance::new(case.seed);
+    let mut rng = Rng::new(case.seed);
     let setup = Setup {
         servers: 2,
         lease: Duration::from_secs(2),
@@ -305,15 +306,15 @@ async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<St
         ..Faults::default()
     });
     let chunk = case.layout.chunk();
-    let content = chance.bytes(2 * chunk + 5);
+    let content = rng.bytes(2 * chunk + 5);
     let words = ["--duplicate", "50"];
-    world.upload(content, chunk, chance.next(), &words).await?;
+    world.upload(content, chunk, rng.next(), &words).await?;
     let mut kind = None;
     while !world.clients_are_done() && kind.is_none() {
         tokio::select! {
-            () = world.proxy(0).wants_a_kill() => {
+            () = world.proxy(0).kill_requested() => {
                 world.kill(0).await;
-                kind = world.proxy(0).has_killed();
+                kind = world.proxy(0).confirm_kill();
                 world.proxy(0).set(Faults::default());
                 world.seen.faults += 1;
                 world.start(0).await?;
@@ -323,24 +324,24 @@ async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<St
     }
     let mut seen = world.finish().await;
     for what in &mut seen.wrong {
-        *what = format!("{}: {what}", kind.as_deref().unwrap_or("nothing killed"));
+        *what = format!("{}: {what}", kind.as_deref().unwrap_or("no kill"));
     }
     Ok((seen, kind))
 }
 
-/// One of the two gateways dies, and comes back when clients have noticed.
+/// Kills one of the two gateways, and starts it again after clients have noticed.
 async fn without_gateway(case: Case) -> Result<Seen, Error> {
-    let mut chance = Chance::new(case.seed);
+    let mut rng = Rng::new(case.seed);
     let setup = Setup {
         servers: 4,
         ..Setup::default()
     };
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
-    upload_many(&mut world, &case, &mut chance, 5, "40").await?;
-    world.some_acks(&mut chance, 8).await;
+    upload_many(&mut world, &case, &mut rng, 5, "40").await?;
+    world.some_acks(&mut rng, 8).await;
     let killed = case.engine.kill_gateway().await?;
     if !killed {
-        // It has only one: half of the servers have none.
+        // There is only one gateway: make it unreachable for half of the servers.
         for server in [1, 3] {
             world.proxy(server).set(Faults {
                 down: true,
@@ -351,15 +352,16 @@ async fn without_gateway(case: Case) -> Result<Seen, Error> {
     world.seen.faults += 1;
     world.may_leave_parts = true;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    match killed {
-        true => case.engine.restart_gateway().await?,
-        false => world.set(&Faults::default()),
+    if killed {
+        case.engine.restart_gateway().await?;
+    } else {
+        world.set(&Faults::default());
     }
     Ok(world.finish().await)
 }
 
-async fn troubled(case: Case, faults: Faults) -> Result<Seen, Error> {
-    let mut chance = Chance::new(case.seed);
+async fn with_faults(case: Case, faults: Faults) -> Result<Seen, Error> {
+    let mut rng = Rng::new(case.seed);
     let setup = Setup {
         lease: Duration::from_secs(10),
         ..Setup::default()
@@ -367,17 +369,17 @@ async fn troubled(case: Case, faults: Faults) -> Result<Seen, Error> {
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
     world.may_leave_parts = faults.busy + faults.lost > 0;
     world.set(&faults);
-    upload_many(&mut world, &case, &mut chance, 4, "40").await?;
+    upload_many(&mut world, &case, &mut rng, 4, "40").await?;
     Ok(world.finish().await)
 }
 
-/// Clients that never come back leave nothing behind.
+/// Clients are killed for good. The sweep has to remove everything that they have left.
 async fn abandoned(case: Case) -> Result<Seen, Error> {
-    let mut chance = Chance::new(case.seed);
+    let mut rng = Rng::new(case.seed);
     let mut world = World::new(&case.engine, &case.tools, Setup::default(), case.seed).await?;
-    upload_many(&mut world, &case, &mut chance, 5, "40").await?;
-    world.some_acks(&mut chance, 8).await;
-    world.abandon().await;
+    upload_many(&mut world, &case, &mut rng, 5, "40").await?;
+    world.some_acks(&mut rng, 8).await;
+    world.abandon_uploads().await;
     world.seen.faults += 1;
     Ok(world.finish().await)
 }

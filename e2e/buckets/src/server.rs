@@ -1,4 +1,4 @@
-//! One of the servers: this program itself, started with `server` as its first argument.
+//! One of the servers: this program, started with `server` as its first argument.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,7 +14,7 @@ use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer};
 
 use super::engine::{self, Error};
 
-/// What a server is told.
+/// The options of a server.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub listen: SocketAddr,
@@ -22,9 +22,9 @@ pub struct Options {
     pub bucket: String,
     pub prefix: String,
     pub lease: Duration,
-    /// How long the application takes before it reads the file.
+    /// How long the application waits before it reads the file.
     pub pause: Duration,
-    /// How often it sweeps; never if that is zero.
+    /// The interval of the sweeps. Zero means no sweeps.
     pub sweep: Duration,
     /// Whether the application reads the file.
     pub reads: bool,
@@ -62,7 +62,7 @@ impl Options {
     }
 }
 
-/// A store as the servers have it.
+/// Opens the store with the settings of the servers.
 pub async fn store(
     endpoint: SocketAddr,
     bucket: &str,
@@ -73,17 +73,18 @@ pub async fn store(
     let store = BucketStore::builder(Arc::new(client))
         .with_prefix(prefix)
         .with_lease(lease)
-        // Once is enough for all of them: the conformance tests do it.
+        // The conformance tests run the self-test.
         .with_self_test(false)
         .open()
         .await?;
     Ok(store)
 }
 
-/// Runs until it is killed. Prints its address to standard error, and a line for each delivery to
-/// standard output: that is the application's own memory, outside of what is crashed.
+/// Runs until it is killed. Prints its address to standard error, and a line for each event of the
+/// application to standard output. These lines stand for the database of the application, which a
+/// kill does not affect.
 pub async fn run(options: Options) -> Result<(), Error> {
-    // The harness never writes to us: at the end of its pipe it has died.
+    // The harness never writes to the pipe. When the pipe ends, the harness has ended.
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
         std::process::abort();
@@ -101,7 +102,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     }
     let app = Router::new()
         .route("/upload", any(finished))
-        // For a browser: an empty page of our origin is enough.
+        // For a load balancer or a browser that needs an answer of this origin.
         .route("/health", any(|| async { StatusCode::OK }))
         .layer(Extension(Handler {
             pause: options.pause,
@@ -160,7 +161,7 @@ fn report(what: &str, upload: &CompletedUpload, sha256: Value) {
         "time": now(),
         "pid": std::process::id(),
     });
-    // In one piece: the next moment may be the last one.
+    // One write, so that a kill cannot cut the line.
     let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
 }
 
@@ -168,7 +169,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Nanoseconds, the same for all processes of this machine.
+/// Nanoseconds since 1970. All processes of this machine have the same clock.
 pub fn now() -> u64 {
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     time.map_or(0, |time| time.as_nanos() as u64)

@@ -1,4 +1,4 @@
-//! Servers, a balancer, clients, and what must be true of them.
+//! Servers, a balancer, clients, and the checks of what they have done.
 
 use std::{
     collections::BTreeMap,
@@ -22,44 +22,44 @@ use tokio::{
 use tower_resumable::store::{Expiry, Store as _};
 
 use super::{
-    chance::Chance,
     engine::{Engine, Error},
     proxy::{Counts, Faults, Proxy},
+    rng::Rng,
     server::{self, hex, now},
 };
 
-/// Nothing here takes that long.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a round waits for anything before it fails.
+const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The programs and files that are used, besides this one.
+/// The other programs and files that the tests use.
 #[derive(Clone, Debug)]
 pub struct Tools {
     /// The command-line client.
     pub client: PathBuf,
-    /// The balancer's configuration, for the ports of the example.
+    /// The configuration of the balancer, with the ports of the example.
     pub nginx: PathBuf,
 }
 
-/// What was seen, in one round or in all of a row.
+/// The results of one round, or of all rounds of a row.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub servers: usize,
     pub rounds: u64,
     pub faults: u64,
     pub uploads: u64,
-    /// Chunks that clients sent more than once, on purpose or because they had no answer.
+    /// Chunks that clients sent again, as deliberate duplicates or because they had no answer.
     pub repeats: u64,
     pub completions: u64,
-    /// Deliveries that were not the first, although no server had died.
+    /// Second deliveries that no crash explains.
     pub doubled: u64,
-    /// Those that were not the first because a server had died.
+    /// Second deliveries after the process of the first one had died.
     pub doubled_by_crash: u64,
-    /// Files with other bytes, for the application or in the bucket.
+    /// Files with wrong bytes, in the application or in the bucket.
     pub bad: u64,
-    /// Objects that are no delivered files.
+    /// Objects after the sweep that are not delivered files.
     pub leftovers: u64,
-    /// Multipart uploads that no server ends: of one that died, or lost its store, before
-    /// it could write down that it had begun one. They are for the bucket's lifecycle rule.
+    /// Multipart uploads that are never completed or aborted, because their server died or lost the
+    /// store before it had recorded their id. The lifecycle rule of a bucket removes them.
     pub multipart: u64,
     pub wrong: Vec<String>,
 }
@@ -87,15 +87,15 @@ impl Seen {
     }
 }
 
-/// How the servers of a round are.
+/// The settings of the servers of a round.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub servers: usize,
     pub lease: Duration,
-    /// How long the application takes.
+    /// How long the application waits before it reads the file.
     pub pause: Duration,
     pub sweep: Duration,
-    /// Whether it reads the file.
+    /// Whether the application reads the file.
     pub reads: bool,
 }
 
@@ -125,21 +125,21 @@ pub struct World {
     prefix: String,
     servers: Vec<Server>,
     nginx: Child,
-    /// Where clients go.
+    /// The address of the balancer.
     pub address: SocketAddr,
     events: Events,
     news: Arc<Notify>,
-    /// When which process was dead.
+    /// When each process was killed, by its number.
     deaths: BTreeMap<u64, u64>,
     uploads: Vec<Upload>,
-    /// What the files have, by the ids of their deliveries.
+    /// The SHA-256 of the delivered files, by the ids of their deliveries.
     files: BTreeMap<String, String>,
-    /// Whether there were faults after which no server can know of a multipart upload.
+    /// Whether there were faults after which a multipart upload can be unknown to all servers.
     pub may_leave_parts: bool,
     pub seen: Seen,
 }
 
-/// A place in the balancer's list, and the process there.
+/// An address in the list of the balancer, and the process that listens there.
 struct Server {
     address: SocketAddr,
     proxy: Proxy,
@@ -148,7 +148,7 @@ struct Server {
 
 struct Process {
     child: Child,
-    /// Which one of the round.
+    /// The number of the process in its round.
     number: u64,
     reader: JoinHandle<()>,
     said: Arc<Mutex<Vec<String>>>,
@@ -212,14 +212,14 @@ impl World {
         &self.servers[server].proxy
     }
 
-    /// The same trouble for all servers.
+    /// Sets the same faults for all servers.
     pub fn set(&self, faults: &Faults) {
         for server in &self.servers {
             server.proxy.set(faults.clone());
         }
     }
 
-    /// Starts the server with this number, which must not run.
+    /// Starts the server with this number. It must not be running.
     pub async fn start(&mut self, server: usize) -> Result<(), Error> {
         let number = self.deaths.len() as u64 + self.running() as u64;
         let options = server::Options {
@@ -250,13 +250,13 @@ impl World {
         self.servers[server].process.as_ref()?.child.id()
     }
 
-    /// Whether another task has killed it.
+    /// Whether the process has ended without a call of `kill`.
     pub fn has_died(&mut self, server: usize) -> bool {
         let process = self.servers[server].process.as_mut();
         process.is_some_and(|process| !matches!(process.child.try_wait(), Ok(None)))
     }
 
-    /// What applications have said behind the first `seen` events.
+    /// Returns the events of the applications after the first `seen` ones.
     pub fn events_from(&self, seen: &mut usize) -> Vec<Value> {
         let events = lock(&self.events);
         let new = events[*seen..].to_vec();
@@ -264,10 +264,10 @@ impl World {
         new
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL to a server.
     pub async fn kill(&mut self, server: usize) {
         if let Some(mut process) = self.servers[server].process.take() {
-            // Waits for its end.
+            // `kill` waits for the end of the process.
             let _ = process.child.kill().await;
             let _ = process.reader.await;
             self.deaths.insert(process.number, now());
@@ -275,7 +275,7 @@ impl World {
         }
     }
 
-    /// Starts a client; `words` are more options.
+    /// Starts a client. `words` are additional options.
     pub async fn upload(
         &mut self,
         content: Vec<u8>,
@@ -291,7 +291,7 @@ impl World {
             .args(["--quiet", "--pause", "50", "--parallel", "4", "--shuffle"])
             .args(["--seed", &seed.to_string(), "--identifier", &identifier])
             .args(["--chunk-size", &chunk.to_string()])
-            // Longer than patience lasts, but not without end.
+            // More tries than the time limit allows.
             .args(["--retries", "3000"])
             .args(words)
             .arg("--acks")
@@ -313,7 +313,7 @@ impl World {
         Ok(())
     }
 
-    /// How many chunks were acknowledged.
+    /// The number of acknowledged chunks.
     pub fn acks(&self) -> usize {
         let lines = |upload: &Upload| {
             let text = std::fs::read(&upload.acks).unwrap_or_default();
@@ -327,18 +327,18 @@ impl World {
         clients.all(|client| !matches!(client.try_wait(), Ok(None)))
     }
 
-    /// Waits until some more chunks were acknowledged; whether the clients are still at work.
-    pub async fn some_acks(&mut self, chance: &mut Chance, most: u64) -> bool {
-        let enough = self.acks() + 1 + chance.below(most) as usize;
+    /// Waits until some more chunks are acknowledged. Returns whether a client is still uploading.
+    pub async fn some_acks(&mut self, rng: &mut Rng, most: u64) -> bool {
+        let enough = self.acks() + 1 + rng.below(most) as usize;
         let start = std::time::Instant::now();
-        while self.acks() < enough && !self.clients_are_done() && start.elapsed() < PATIENCE {
+        while self.acks() < enough && !self.clients_are_done() && start.elapsed() < TIMEOUT {
             sleep(Duration::from_millis(2)).await;
         }
         !self.clients_are_done()
     }
 
-    /// Waits for the next event of this name behind the first `seen` ones; the server that it comes
-    /// from, if that still runs.
+    /// Waits for the next event of this name after the first `seen` ones. Returns the server that
+    /// has reported it. Skips events of processes that were killed.
     pub async fn next(&mut self, event: &str, seen: &mut usize) -> Option<usize> {
         loop {
             let news = Arc::clone(&self.news);
@@ -368,13 +368,13 @@ impl World {
         }
     }
 
-    /// Ends the clients in the middle, for good. Uploads that are complete by then are delivered
-    /// nevertheless. Nothing may stay of the others.
-    pub async fn abandon(&mut self) {
+    /// Kills the clients. Uploads that are complete are delivered nevertheless, and are counted.
+    /// The others have to leave nothing in the bucket.
+    pub async fn abandon_uploads(&mut self) {
         for mut upload in std::mem::take(&mut self.uploads) {
             let _ = upload.client.kill().await;
         }
-        // For those that were just being delivered; without them it is a second of nothing.
+        // Running deliveries have to end first.
         sleep(self.setup.pause + Duration::from_secs(1)).await;
         for event in lock(&self.events).iter() {
             if let (Some(id), Some(sha256)) = (event["id"].as_str(), event["sha256"].as_str()) {
@@ -385,10 +385,10 @@ impl World {
         self.seen.completions = self.seen.uploads;
     }
 
-    /// What the client says of its only upload, when it has ended well.
+    /// Waits for the only client. Returns its output, or an error if it has failed.
     pub async fn answer_of_client(&mut self) -> Result<Value, Error> {
         let upload = self.uploads.pop().ok_or("no upload")?;
-        let output = timeout(PATIENCE, upload.client.wait_with_output()).await??;
+        let output = timeout(TIMEOUT, upload.client.wait_with_output()).await??;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into());
         }
@@ -396,7 +396,7 @@ impl World {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// All requests since the last call, of all servers.
+    /// Returns the requests of all servers since the last call.
     pub fn take_counts(&self) -> Counts {
         let mut all = Counts::new();
         for server in &self.servers {
@@ -410,7 +410,7 @@ impl World {
         all
     }
 
-    /// Waits for all clients, then counts what they got, what was delivered, and what is left.
+    /// Waits for all clients, then checks their results, the deliveries, and the bucket.
     pub async fn finish(mut self) -> Seen {
         for upload in std::mem::take(&mut self.uploads) {
             self.check_client(upload).await;
@@ -437,7 +437,7 @@ impl World {
     async fn check_client(&mut self, mut upload: Upload) {
         let seen = &mut self.seen;
         let name = &upload.identifier;
-        let ended = timeout(PATIENCE, async {
+        let ended = timeout(TIMEOUT, async {
             let status = upload.client.wait().await;
             let mut texts = [String::new(), String::new()];
             use tokio::io::AsyncReadExt as _;
@@ -464,7 +464,7 @@ impl World {
                 });
                 let servers: Vec<_> = servers.collect();
                 seen.wrong.push(format!(
-                    "{name}: its client is not done; the servers have said {servers:?}"
+                    "{name}: the client has not ended; output of the servers {servers:?}"
                 ));
             }
         }
@@ -477,11 +477,11 @@ impl World {
         let events = lock(&self.events);
         let ours = events.iter().filter(|event| event["identifier"] == *name);
         let mut calls: Vec<&Value> = ours.clone().filter(|e| e["event"] == "called").collect();
-        // In the order in which they were made, not in that of the output.
+        // In the order in which the deliveries began. Lines may arrive in another order.
         calls.sort_by_key(|call| call["time"].as_u64());
         for pair in calls.windows(2) {
-            // Another one is right only if the application has failed, which may read from a
-            // gateway that has died, or if the process that made the one before was dead.
+            // A second delivery is correct only if the process of the first one was dead, or if the
+            // application has failed: its gateway may have died while it read the file.
             let (first, second) = (pair[0], pair[1]);
             let is_of_first = |event: &Value| {
                 ["id", "attempt"].map(|name| &event[name])
@@ -494,17 +494,16 @@ impl World {
                 continue;
             }
             let death = first["process"].as_u64().and_then(|n| self.deaths.get(&n));
-            match death.copied() < second["time"].as_u64() && death.is_some() {
-                true => seen.doubled_by_crash += 1,
-                false => {
-                    seen.doubled += 1;
-                    seen.wrong.push(format!("delivered twice: {calls:?}"));
-                }
+            if death.copied() < second["time"].as_u64() && death.is_some() {
+                seen.doubled_by_crash += 1;
+            } else {
+                seen.doubled += 1;
+                seen.wrong.push(format!("delivered twice: {calls:?}"));
             }
             if first["id"] != second["id"]
                 || first["attempt"].as_u64() >= second["attempt"].as_u64()
             {
-                let what = format!("not one upload, or not one more attempt: {calls:?}");
+                let what = format!("another id, or no higher attempt: {calls:?}");
                 seen.wrong.push(what);
             }
         }
@@ -513,15 +512,15 @@ impl World {
         let bad = reads.filter(|read| read["sha256"] != *digest).count();
         if bad > 0 {
             seen.bad += bad as u64;
-            seen.wrong.push(format!("{name}: other bytes: {calls:?}"));
+            seen.wrong.push(format!("{name}: wrong bytes: {calls:?}"));
         }
-        // And in the bucket, at the end.
+        // `check_bucket` compares the bytes in the bucket at the end.
         if let Some(id) = calls.first().and_then(|call| call["id"].as_str()) {
             self.files.insert(id.to_owned(), digest);
         }
     }
 
-    /// Sweeps everything; what remains are files that were delivered.
+    /// Sweeps everything. Only delivered files may remain.
     async fn check_bucket(&mut self) -> Result<(), Error> {
         let store = server::store(
             self.engine.gateways[0],
@@ -530,15 +529,15 @@ impl World {
             self.setup.lease,
         )
         .await?;
-        // The machine of the store may have another clock.
+        // The clock of the store may differ from the clock of this machine.
         let end = SystemTime::now() + Duration::from_secs(3600);
         let mut all = Expiry::default();
         all.abandoned_before = Some(end);
         all.undelivered_before = Some(end);
         all.records_before = end;
         let files = format!("{}/files/", self.prefix);
-        // The claim of a server that was killed lasts a while.
-        let patience = std::time::Instant::now() + self.setup.lease + Duration::from_secs(5);
+        // The claim of a killed server lasts until its lease ends.
+        let deadline = std::time::Instant::now() + self.setup.lease + Duration::from_secs(5);
         let left = loop {
             store.sweep(&all).await?;
             let found = self.engine.list(&self.prefix).await?;
@@ -549,20 +548,24 @@ impl World {
                     None => true,
                 });
             let left: Vec<_> = left.collect();
-            if left.is_empty() || std::time::Instant::now() > patience {
+            if left.is_empty() || std::time::Instant::now() > deadline {
                 break left;
             }
             sleep(Duration::from_millis(300)).await;
         };
         if !left.is_empty() {
             self.seen.leftovers += left.len() as u64;
-            self.seen.wrong.push(format!("left behind: {left:?}"));
+            self.seen
+                .wrong
+                .push(format!("left in the bucket: {left:?}"));
         }
         let multipart = self.engine.multipart_uploads(&self.prefix).await?;
         if !multipart.is_empty() {
             self.seen.multipart += multipart.len() as u64;
             if !self.may_leave_parts {
-                self.seen.wrong.push(format!("never ended: {multipart:?}"));
+                self.seen
+                    .wrong
+                    .push(format!("neither completed nor aborted: {multipart:?}"));
             }
         }
         let bucket = self.engine.direct()?;
@@ -582,9 +585,9 @@ impl World {
                 self.seen.bad += 1;
                 self.seen
                     .wrong
-                    .push(format!("other bytes in the bucket: {id}"));
+                    .push(format!("wrong bytes in the bucket: {id}"));
             }
-            // So that the next row has room.
+            // Frees space for the next row.
             bucket.delete(&path).await?;
         }
         Ok(())
@@ -601,7 +604,7 @@ impl Process {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("server")
             .arg(options.to_word())
-            // Never written to: when it ends this process has died, and the server ends too.
+            // Never written to. When this process ends the pipe ends, and then the server too.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -613,7 +616,7 @@ impl Process {
             match lines.next_line().await? {
                 Some(line) if line.starts_with("listening on ") => break,
                 Some(line) => lock(&said).push(line),
-                None => return Err(format!("the server says: {:?}", lock(&said)).into()),
+                None => return Err(format!("the server has ended: {:?}", lock(&said)).into()),
             }
         }
         let all = Arc::clone(&said);
@@ -642,7 +645,7 @@ impl Process {
     }
 }
 
-/// Starts the balancer with the configuration of the example.
+/// Starts nginx with the configuration of the example.
 pub async fn balance(
     tools: &Tools,
     dir: &std::path::Path,
@@ -653,7 +656,7 @@ pub async fn balance(
     let mut lines = Vec::new();
     for line in site.lines() {
         match line.trim_start() {
-            // The first of the two places of the example becomes all of ours.
+            // Replaces the first of the two servers of the example by all servers of the round.
             rest if rest.starts_with("server 127.0.0.1:3001") => {
                 let line =
                     |server: &SocketAddr| line.replace("127.0.0.1:3001", &server.to_string());
@@ -697,12 +700,12 @@ pub async fn balance(
     Ok(nginx)
 }
 
-/// An address that a server can have again after it was killed: outside of those that the system
-/// gives to programs that ask for any.
+/// An address that a server can use again after it was killed: its port is not in the range from
+/// which the system assigns ports.
 pub fn free_address(seed: u64) -> Result<SocketAddr, Error> {
-    let mut chance = Chance::new(seed ^ now());
+    let mut rng = Rng::new(seed ^ now());
     for _ in 0..100 {
-        let port = 20_000 + chance.below(12_000) as u16;
+        let port = 20_000 + rng.below(12_000) as u16;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() {
             return Ok(address);

@@ -1,15 +1,19 @@
-//! One of several servers that share their uploads in a bucket. Nothing else connects them: no
-//! sticky sessions, no lock service, no disk.
+//! Shows a server that shares its uploads with other servers through a bucket, without sticky
+//! sessions, a lock service or a disk. Set the environment variables of the bucket, then start as
+//! many servers as you like.
 //!
 //! ```sh
-//! export AWS_BUCKET_NAME=uploads AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…
-//! # and for another engine: AWS_ENDPOINT=http://127.0.0.1:7480 AWS_ALLOW_HTTP=true
+//! export AWS_BUCKET_NAME=uploads AWS_REGION=us-east-1
+//! export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…
+//! # If the bucket is not at AWS:
+//! export AWS_ENDPOINT=http://127.0.0.1:7480 AWS_ALLOW_HTTP=true
 //! cargo run -- 127.0.0.1:3001 &
 //! cargo run -- 127.0.0.1:3002 &
 //! ```
 //!
-//! `nginx.conf` beside this puts a balancer in front. A page's chunks should have 5 MiB or more
-//! (`chunkSize: 8 * 1024 * 1024`): such chunks become the parts of the finished object as they are.
+//! `nginx.conf` in this folder configures a balancer for two servers. Configure clients to send
+//! chunks of at least 5 MiB (`chunkSize: 8 * 1024 * 1024`): each of them becomes a part of the
+//! finished object without a copy.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -28,13 +32,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .nth(1)
         .ok_or("usage: two-servers ADDRESS")?;
     let s3 = AmazonS3Builder::from_env().build()?;
-    // Fails if the engine ignores conditions, on which the servers rely.
+    // `open` fails if the object store ignores conditional requests, because the servers need them.
     let store = BucketStore::open(Arc::new(s3)).await?;
     let layer = ResumableLayer::new(store);
     let app = Router::new().route("/upload", any(finished));
 
-    // Deliver the uploads that were complete when a server died. Several servers may try: one of
-    // them gets the upload.
+    // Deliver the uploads that were complete when a server died. Several servers may try: only one
+    // of them gets the claim.
     let (uploads, mut after) = (layer.uploads(), None);
     loop {
         let page = uploads.list(&Filter::complete(), after.as_ref()).await?;
@@ -49,7 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             break;
         }
     }
-    // Each server sweeps: there is no leader.
+    // Each server sweeps. There is no leader.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
 
     let listener = tokio::net::TcpListener::bind(address).await?;
@@ -60,12 +64,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// Called once for each file, by one of the servers. The file is one object in the bucket.
 async fn finished(upload: CompletedUpload) -> Result<String, StatusCode> {
-    // This reads a file of any store. `upload.stored_as::<StoredObject>()` has the key of the
+    // `content` works with any store. `upload.stored_as::<StoredObject>()` has the key of the
     // object, and `upload.copy_to(path)` makes a local file.
     let mut content = upload.content();
     let mut zeros = 0;
     while let Some(bytes) = content.next().await {
-        // The delivery is repeated after an error.
+        // After an error status the layer delivers the upload again.
         let bytes = bytes.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
         zeros += bytes.iter().filter(|byte| **byte == 0).count();
     }

@@ -6,8 +6,8 @@ use crate::error::{Error, Reason};
 /// The longest `data:…;base64,` that is recognised.
 const PREFIX: usize = 256;
 
-/// How much more white space than digits there may be. White space yields no bytes, so the limit on
-/// bytes does not end a body of nothing but white space.
+/// How many characters of white space may exceed the number of digits. White space yields no bytes,
+/// so the limit on bytes does not end a body of nothing but white space.
 const BLANKS: usize = 256;
 
 /// Bytes that are decoded together if all of them are digits.
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_takes_however_it_is_cut() {
+    fn valid_input_is_decoded_however_it_is_split() {
         for (input, expected) in [
             ("", ""),
             ("YQ==", "a"),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_take() {
+    fn invalid_input_is_rejected() {
         let long = format!("data:{};base64,YWJj", "x".repeat(300));
         for input in [
             "Y",
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn how_much_white_space_it_takes() {
+    fn white_space_is_limited() {
         let blanks = |count| " ".repeat(count);
         assert_eq!(decode([blanks(256).as_bytes()]), Ok(vec![]));
         assert_eq!(decode([blanks(257).as_bytes()]), Err(Reason::Base64.into()));

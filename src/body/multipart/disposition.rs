@@ -83,7 +83,7 @@ impl Disposition {
     }
 }
 
-/// The value at the begin of `text`, and the rest.
+/// The value at the start of `text`, and the rest.
 fn quoted_or_token(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([';', ' ', '\t', '"']).unwrap_or(text.len());
@@ -106,7 +106,7 @@ fn quoted_or_token(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// The three characters that browsers escape in names.
+/// Decodes the three characters that browsers escape in names.
 fn unescaped(name: &str) -> String {
     name.replace("%22", "\"")
         .replace("%0D", "\r")

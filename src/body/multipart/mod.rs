@@ -1,5 +1,5 @@
-//! Multipart forms (RFC 7578) while they arrive. The only module that names multer: its types do not
-//! leave it.
+//! Multipart forms (RFC 7578), decoded while they arrive. The only module that names multer: no
+//! type of multer leaves it.
 
 mod base64;
 mod disposition;
@@ -25,31 +25,23 @@ use crate::{
     model::BoxError,
 };
 
-/// How much is read of a form beside its file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FormLimits {
-    /// Parts, the file included.
-    pub(crate) parts: usize,
-    /// Bytes of the names and values of all text fields together.
-    pub(crate) text: usize,
-    /// Header lines of a part.
-    pub(crate) headers: usize,
+/// How much more is read of a form in addition to its file.
+struct Left {
+    parts: usize,
+    /// Bytes of the names and values of text fields.
+    text: usize,
     /// Bytes after the last boundary.
-    pub(crate) epilogue: usize,
+    epilogue: usize,
 }
 
-impl Default for FormLimits {
-    fn default() -> Self {
-        Self {
-            parts: limits::PARTS,
-            text: limits::TEXT_BYTES,
-            headers: limits::PART_HEADERS,
-            epilogue: limits::EPILOGUE_BYTES,
-        }
+impl Left {
+    fn take_text(&mut self, len: usize) -> Result<(), Error> {
+        self.text = self.text.checked_sub(len).ok_or_else(too_many)?;
+        Ok(())
     }
 }
 
-/// What comes next in a form.
+/// The next item of a form.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     Text {
@@ -61,7 +53,7 @@ pub(crate) enum Item {
     End,
 }
 
-/// What a form's parts are for.
+/// Decides what the parts of a form are for.
 pub(crate) trait Fields: Send + Sync {
     /// Whether a part carries the file. `is_text`: it has neither a file name nor a media type.
     fn is_file(&self, name: &str, is_text: bool) -> bool;
@@ -77,10 +69,10 @@ pub(crate) type PartHead = (Option<String>, Option<String>);
 pub(crate) struct Form<'a> {
     multipart: multer::Multipart<'a>,
     feed: Feed<'a>,
-    /// The begin of each boundary.
+    /// The text that starts each boundary.
     delimiter: String,
     stage: Stage<'a>,
-    limits: FormLimits,
+    left: Left,
     /// The part that carries the file, once it has begun.
     file: Option<PartHead>,
 }
@@ -98,18 +90,13 @@ enum Stage<'a> {
     },
     Epilogue,
     End,
-    /// Kept: otherwise the next poll would read on behind the error.
+    /// Kept, because the next poll would otherwise read past the error.
     Failed(Error),
 }
 
 impl<'a> Form<'a> {
     /// `digest` is of the whole body.
-    pub(crate) fn new<B>(
-        body: &'a mut B,
-        boundary: String,
-        digest: Option<Expected>,
-        limits: FormLimits,
-    ) -> Self
+    pub(crate) fn new<B>(body: &'a mut B, boundary: String, digest: Option<Expected>) -> Self
     where
         B: Body + Send + Unpin,
         B::Data: Send,
@@ -122,12 +109,16 @@ impl<'a> Form<'a> {
             feed,
             delimiter,
             stage: Stage::Between,
-            limits,
+            left: Left {
+                parts: limits::PARTS,
+                text: limits::TEXT_BYTES,
+                epilogue: limits::EPILOGUE_BYTES,
+            },
             file: None,
         }
     }
 
-    /// The next text field, or the begin of the file.
+    /// The next text field, or the start of the file.
     pub(crate) async fn next(&mut self, fields: &dyn Fields) -> Result<Item, Error> {
         let item = std::future::poll_fn(|cx| self.poll_item(cx, fields)).await;
         if let Err(error) = &item {
@@ -136,16 +127,16 @@ impl<'a> Form<'a> {
         item
     }
 
-    /// What the head of the file's part says, if it has begun.
+    /// The head of the file's part, once it has arrived.
     pub(crate) fn file_part(&self) -> Option<&PartHead> {
         self.file.as_ref()
     }
 
     /// The bytes of the file that [`next`](Self::next) has announced, decoded if they are base64.
     ///
-    /// After the file it reads the rest of the form, gives the text fields to `fields`, and ends well
-    /// only if they are accepted and the form is whole. So a store that keeps nothing before the end
-    /// keeps nothing of a broken request.
+    /// After the file it reads the rest of the form and gives the text fields to `fields`. It ends
+    /// without an error only if they are accepted and the form is whole. So a store that keeps
+    /// nothing before the end of the body keeps nothing of a broken request.
     pub(crate) fn content<'f>(&'f mut self, fields: &'f mut dyn Fields) -> Content<'f, 'a> {
         Content { form: self, fields }
     }
@@ -163,7 +154,7 @@ impl<'a> Form<'a> {
                         .poll_part(&mut self.multipart, &self.delimiter, cx);
                     match ready!(part)? {
                         Some((field, head)) => {
-                            self.begin(field, &head, fields)?;
+                            self.start_part(field, &head, fields)?;
                             if let Stage::File { .. } = self.stage {
                                 return Poll::Ready(Ok(Item::File));
                             }
@@ -174,11 +165,7 @@ impl<'a> Form<'a> {
                 Stage::Text { field, name, value } => {
                     match ready!(self.feed.poll_field(field, cx))? {
                         Some(piece) => {
-                            self.limits.text = self
-                                .limits
-                                .text
-                                .checked_sub(piece.len())
-                                .ok_or_else(too_many)?;
+                            self.left.take_text(piece.len())?;
                             value.extend_from_slice(&piece);
                         }
                         None => {
@@ -192,7 +179,7 @@ impl<'a> Form<'a> {
                 }
                 Stage::File { .. } => return Poll::Ready(Ok(Item::File)),
                 Stage::Epilogue => {
-                    ready!(self.feed.poll_epilogue(&mut self.limits.epilogue, cx))?;
+                    ready!(self.feed.poll_epilogue(&mut self.left.epilogue, cx))?;
                     self.stage = Stage::End;
                 }
                 Stage::End => return Poll::Ready(Ok(Item::End)),
@@ -201,18 +188,18 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// Looks at the headers of a part.
-    fn begin(
+    /// Decides by its headers what a part is for.
+    fn start_part(
         &mut self,
         field: multer::Field<'a>,
         head: &[u8],
         fields: &dyn Fields,
     ) -> Result<(), Error> {
-        let head = Head::parse(head, self.limits.headers).map_err(multipart)?;
+        let head = Head::parse(head, limits::PART_HEADERS).map_err(multipart)?;
         let content_type = head.content_type;
         let Disposition { name, file_name } = head.disposition;
 
-        self.limits.parts = self.limits.parts.checked_sub(1).ok_or_else(too_many)?;
+        self.left.parts = self.left.parts.checked_sub(1).ok_or_else(too_many)?;
         let is_text = file_name.is_none() && content_type.is_none();
         if fields.is_file(&name, is_text) {
             if self.file.is_some() {
@@ -227,11 +214,7 @@ impl<'a> Form<'a> {
         } else if file_name.is_some() {
             return Err(Reason::UnexpectedFile.into());
         } else {
-            self.limits.text = self
-                .limits
-                .text
-                .checked_sub(name.len())
-                .ok_or_else(too_many)?;
+            self.left.take_text(name.len())?;
             self.stage = Stage::Text {
                 field,
                 name,
@@ -300,10 +283,7 @@ fn too_many() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body::raw::{
-        failed,
-        tests::{Script, Step},
-    };
+    use crate::body::raw::tests::{Script, Step};
 
     type Read = (Vec<(String, String)>, Vec<u8>, Vec<(String, String)>);
 
@@ -343,7 +323,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut form = Form::new(body, "X".into(), None, FormLimits::default());
+            let mut form = Form::new(body, "X".into(), None);
             let (mut before, mut file, mut after) = (vec![], vec![], Noted::default());
             loop {
                 match form.next(&after).await {
@@ -362,13 +342,13 @@ mod tests {
                 frame.map(|frame| {
                     frame
                         .map(|frame| frame.into_data().unwrap())
-                        .map_err(failed)
+                        .map_err(Error::of_body)
                 })
             };
             while let Some(piece) = next().await {
                 match piece {
                     Ok(piece) => file.extend(piece),
-                    // It does not end well if it is asked again.
+                    // It fails again when it is polled again.
                     Err(error) => {
                         assert_eq!(next().await, Some(Err(error.clone())));
                         return Err(error);
@@ -401,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn how_it_is_cut_does_not_matter() {
+    fn a_form_can_be_split_anywhere() {
         let body = example().into_bytes();
         let expected = (
             vec![("a".to_owned(), "1".to_owned())],
@@ -424,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_that_is_cut_off_never_ends_well() {
+    fn a_truncated_form_fails() {
         let body = example().into_bytes();
         // What follows the closing `--` is not needed.
         for end in 0..body.len() - 2 {
@@ -439,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_form() {
+    fn invalid_forms_are_rejected() {
         let end = "--X--\r\n";
         for (body, code) in [
             (String::new(), "multipart"),
@@ -508,7 +488,7 @@ mod tests {
         assert_eq!(whole(typed.as_bytes()).unwrap().1, b"YWJj");
     }
 
-    /// All carriage returns: the worst case of the search for a boundary.
+    /// Carriage returns are the worst case of the search for a boundary.
     #[test]
     fn content_that_looks_like_boundaries() {
         for content in [
@@ -540,9 +520,9 @@ mod tests {
         }
     }
 
-    /// multer may take a long frame, and the end too, without a look at it.
+    /// multer may buffer a long frame, and the end of the body, without parsing it.
     #[test]
-    fn a_long_frame_that_comes_late() {
+    fn long_frames_are_decoded() {
         for len in [1000, 10_000, 65_536, 300_000] {
             let body = part(FILE, &"x".repeat(len)) + "--X--";
             for late in [false, true] {
@@ -553,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_breaks_off_is_no_broken_form() {
+    fn a_failed_body_is_not_a_multipart_error() {
         let body = example().into_bytes();
         // After the closing boundary too: the request is not whole.
         for end in 0..=body.len() {
@@ -567,12 +547,12 @@ mod tests {
     }
 
     #[test]
-    fn trailers_are_no_content() {
+    fn trailers_are_ignored() {
         let frame = Step::Data(example().into_bytes());
         assert!(read_body(&mut Script::new([frame, Step::Trailers])).is_ok());
     }
 
-    /// Many parts must not make multer take in what follows them.
+    /// Many parts must not make multer buffer what follows them.
     #[test]
     fn nothing_is_read_ahead() {
         let mut body = part("name=\"a\"", "1").repeat(63) + &part(FILE, "");
@@ -581,7 +561,7 @@ mod tests {
         body += &"x".repeat(1 << 20);
         let frame = 16 << 10;
         let mut body = script(body.as_bytes().chunks(frame).map(<[u8]>::to_vec), false);
-        let mut form = Form::new(&mut body, "X".into(), None, FormLimits::default());
+        let mut form = Form::new(&mut body, "X".into(), None);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         while form.poll_item(&mut cx, &Noted::default()) != Poll::Ready(Ok(Item::File)) {}
         drop(form);
@@ -589,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_is_not_read_for_long() {
+    fn endless_forms_are_rejected_early() {
         let endless = "x".repeat(64 << 10);
         let open = "--X\r\nContent-Disposition: form-data; name=\"a\"";
         for (start, filler) in [
@@ -617,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn how_long_a_head_may_be() {
+    fn heads_of_parts_are_limited() {
         let disposition = "Content-Disposition: form-data; name=\"a\"\r\n";
         let with = |preamble: &str, headers: &str| {
             let body = format!("{preamble}--X\r\n{headers}\r\n1\r\n--X--\r\n");
@@ -644,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn what_multer_would_take() {
+    fn forms_that_only_multer_accepts_are_rejected() {
         let disposition = "Content-Disposition: form-data; name=\"a\"";
         for headers in [
             format!("{disposition}\r\n{disposition}"),
@@ -658,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_stays_refused() {
+    fn a_failed_form_keeps_failing() {
         for body in [
             part(FILE, "a") + &part(FILE, "b"),
             part(FILE, "a") + &part("name=\"b\"; filename=\"c\"", "b"),

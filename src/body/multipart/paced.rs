@@ -19,15 +19,15 @@ use crate::{
 /// The largest piece that multer gets. A slice of `Bytes` is not a copy.
 const PIECE: usize = 16 << 10;
 
-/// The most bytes that multer may hold and still need more: a preamble, a boundary and the headers of a
-/// part, which multer does not limit.
+/// The most bytes that multer may hold before it has to make progress: a preamble, a boundary and
+/// the headers of a part, which multer does not limit.
 const HELD: usize = 8 << 10;
 
 /// The body of a form on its way through multer.
 ///
-/// multer reads until its stream is not ready. It would read a whole body that has arrived already, and
-/// would miss an end between two of its reads (rwf2/multer issues 62 and 70). So it gets a piece only
-/// when it cannot go on without one.
+/// multer reads until its stream is not ready. It would buffer a whole body that has arrived
+/// already, and would miss an end between two of its reads (rwf2/multer issues 62 and 70). So it
+/// gets a piece only when it cannot continue without one.
 pub(super) struct Feed<'a> {
     state: State<'a>,
 }
@@ -74,8 +74,8 @@ impl<'a> Feed<'a> {
 
     /// The next part.
     ///
-    /// Of equal headers multer keeps the last one only, and it accepts a bare line feed as the end of a
-    /// line. So the headers are read here as well.
+    /// Of repeated headers multer keeps only the last one, and it accepts a bare line feed as the
+    /// end of a line. So the headers are read here as well.
     pub(super) fn poll_part<'m>(
         &self,
         multipart: &mut multer::Multipart<'m>,
@@ -104,7 +104,7 @@ impl<'a> Feed<'a> {
         Poll::Ready(Ok(piece))
     }
 
-    /// Reads and drops what follows the last boundary. Only then the request is known to be whole.
+    /// Reads and drops what follows the last boundary. Only then is the request known to be whole.
     pub(super) fn poll_epilogue(
         &self,
         left: &mut usize,
@@ -174,7 +174,7 @@ const TOO_LONG: &str = "its preamble or the headers of a part are too long";
 
 fn broken(error: multer::Error) -> Error {
     match error {
-        multer::Error::StreamReadFailed(error) => crate::body::raw::failed(error),
+        multer::Error::StreamReadFailed(error) => Error::of_body(error),
         multer::Error::IncompleteStream
         | multer::Error::IncompleteFieldData { .. }
         | multer::Error::IncompleteHeaders => multipart("it is cut off, or has no boundaries"),
@@ -182,7 +182,7 @@ fn broken(error: multer::Error) -> Error {
     }
 }
 
-/// Where `needle` is, if it begins within the first `max` bytes or right after them.
+/// Where `needle` is, if it starts within the first `max` bytes or right after them.
 fn find(bytes: &[u8], needle: &[u8], max: usize) -> Option<usize> {
     let bytes = &bytes[..bytes.len().min(max + needle.len())];
     bytes.windows(needle.len()).position(|part| part == needle)
@@ -191,7 +191,7 @@ fn find(bytes: &[u8], needle: &[u8], max: usize) -> Option<usize> {
 /// Bytes of several pieces.
 #[derive(Default)]
 struct Unread {
-    /// Copies of all pieces but the last, and of the begin of that one. They are short.
+    /// Copies of all pieces but the last, and of the start of that one. They are short.
     front: BytesMut,
     last: Bytes,
 }

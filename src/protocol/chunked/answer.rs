@@ -1,4 +1,4 @@
-//! What chunk clients are told.
+//! Encodes the answers to chunk clients.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::{
     },
     protocol::{
         Encode, Outcome, Target,
-        problem::{NO_STORE, ORIGINAL_STATUS, describe_body, problem},
+        problem::{NO_STORE, ORIGINAL_STATUS, describe_body, empty, problem},
     },
 };
 
@@ -49,8 +49,8 @@ pub(super) enum Asked {
 }
 
 impl Answers {
-    /// The answers of a dialect to a request with these fields. Those that most clients understand
-    /// if there is no dialect.
+    /// The answers of a dialect to a request with these fields. Without a dialect: answers that
+    /// most clients understand.
     pub(super) fn new(dialect: Option<&Arc<Dialect>>, params: &Params) -> Self {
         let Some(dialect) = dialect else {
             return Self::default();
@@ -58,7 +58,7 @@ impl Answers {
         let number = match dialect.answers {
             AnswerFormat::JsonChunkNumber(_) => {
                 let number = Fields::first(params).number(&dialect.names.chunk_number, 0);
-                // A wrong number is reported by the fields that it stands in.
+                // An invalid number is reported when the chunk is decoded.
                 number.ok().flatten()
             }
             AnswerFormat::Plain | AnswerFormat::JsonSuccess => None,
@@ -151,7 +151,7 @@ impl Answers {
         }
     }
 
-    /// Clients stop at a few statuses only, each at others, and send everything else again at once
+    /// Each client stops at a few statuses, and sends the chunk again at once after all others
     /// (Resumable.js up to a hundred times). So a final error has the status of the dialect, even
     /// where HTTP has a better one, and a retryable error has 503.
     fn failed(&self, error: &Error) -> Response<Bytes> {
@@ -185,9 +185,9 @@ impl Answers {
                 self.progress(ranges.total(), chunk.upload.length)
             }
             Some(State::Settled(record)) if record.delivered => self.recorded(record),
-            // A client that finds all chunks stored never sends again. So the chunks of a complete
-            // upload that is not delivered, or was rejected, count as missing: the answer to the
-            // chunk that the client then sends is that of a new attempt, or the rejection.
+            // A client that finds all chunks stored sends nothing. So the chunks of a complete
+            // upload that is not delivered, or was rejected, count as missing. Then the client
+            // sends one of them, and gets the answer to a new attempt, or the rejection.
             _ => missing(),
         }
     }
@@ -199,7 +199,7 @@ impl Answers {
         match status.map(|status| &status.state) {
             Some(State::Receiving(ranges)) => stored.clone_from(ranges),
             Some(State::Settled(record)) if record.delivered => stored.insert(0, total),
-            // To be sent again, as in a test of one chunk.
+            // Missing, as in a test of one chunk.
             _ => {}
         }
         let mut answer = json!({ "received": stored.total(), "total": total });
@@ -210,8 +210,8 @@ impl Answers {
         ok(answer)
     }
 
-    /// What is stored of an upload, as byte ranges (end exclusive) and as chunk numbers of its
-    /// client.
+    /// What is stored of an upload, as byte ranges (the end is exclusive) and as chunk numbers of
+    /// its client.
     fn status(&self, chunk: &Target, status: Option<&Status>) -> Response<Bytes> {
         let total = chunk.upload.length.unwrap_or_default();
         let mut all = RangeSet::default();
@@ -237,10 +237,10 @@ impl Answers {
         ok(answer)
     }
 
-    /// The numbers of the chunks that are stored as a whole. The last one can reach beyond the size
-    /// of a chunk.
+    /// The numbers of the chunks of which all bytes are stored. The last chunk can be longer than
+    /// the chunk size.
     fn chunk_numbers(&self, size: u64, total: u64, ranges: &RangeSet) -> Vec<u64> {
-        // By ranges: a client can declare more chunks than can be iterated over.
+        // Computed from the ranges: a client can declare too many chunks to iterate over.
         let whole_chunks = ranges.iter().flat_map(|range| {
             let end = if range.end == total {
                 total.div_ceil(size)
@@ -288,7 +288,7 @@ impl Answers {
         Response::from_parts(parts, body)
     }
 
-    /// Makes an object of a body, with the member that the client looks for.
+    /// Turns a body into a JSON object with the member that the client looks for.
     fn with_member(&self, body: &[u8], delivered: bool) -> Value {
         let mut answer = match serde_json::from_slice(body) {
             Ok(Value::Object(object)) => Value::Object(object),
@@ -298,8 +298,8 @@ impl Answers {
         answer
     }
 
-    /// Gives an answer of the inner service to a file of this size the status that the client
-    /// needs.
+    /// Changes the status of an answer of the inner service to one that the client understands.
+    /// `size` is that of the file, in bytes.
     fn translate(
         &self,
         status: &mut StatusCode,
@@ -310,8 +310,8 @@ impl Answers {
         let original = *status;
         *status = match original {
             StatusCode::OK | StatusCode::CREATED if delivered => original,
-            // Resumable.js sends again after 202 and 204. A browser follows a redirect with the
-            // chunk.
+            // Resumable.js sends again after 202 and 204. A browser follows a redirect, and repeats
+            // the chunk.
             _ if delivered => StatusCode::OK,
             // Final in all dialects.
             StatusCode::UNSUPPORTED_MEDIA_TYPE => original,
@@ -327,7 +327,7 @@ impl Answers {
     }
 }
 
-/// The identifier that an upload got.
+/// The identifier of a new upload.
 fn created(identifier: &str) -> Response<Bytes> {
     let mut response = Response::new(identifier.to_owned().into());
     *response.status_mut() = StatusCode::CREATED;
@@ -335,8 +335,8 @@ fn created(identifier: &str) -> Response<Bytes> {
     response
 }
 
-/// Says how many bytes are stored without a gap, to a client that sends from the first byte to the
-/// last.
+/// Adds the header `Range` for a client that sends from the first byte to the last: how many bytes
+/// are stored without a gap.
 fn insert_range(headers: &mut HeaderMap, prefix: u64) {
     let Some(last) = prefix.checked_sub(1) else {
         return;
@@ -346,22 +346,19 @@ fn insert_range(headers: &mut HeaderMap, prefix: u64) {
     }
 }
 
-/// The same in the answer to a question.
+/// The same as `Upload-Offset`, in the answer to a question.
 fn upload_offset(status: Option<&Status>) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::new());
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, NO_STORE);
-    headers.insert("upload-offset", status.map_or(0, Status::prefix).into());
+    let mut response = empty(StatusCode::OK);
+    let offset = status.map_or(0, Status::prefix);
+    response
+        .headers_mut()
+        .insert("upload-offset", offset.into());
     response
 }
 
-/// Nothing is stored. All clients read 204 that way.
+/// Nothing is stored. All clients understand 204 like that.
 fn missing() -> Response<Bytes> {
-    let mut response = Response::new(Bytes::new());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, NO_STORE);
-    response
+    empty(StatusCode::NO_CONTENT)
 }
 
 /// The unfinished uploads of a scope, by name.
@@ -465,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_of_one_chunk() {
+    fn probes_of_one_chunk() {
         let stored = r#"{"received":15,"state":"receiving","total":25}"#;
         for (state, code, body) in [
             (None, 204, ""),
@@ -488,13 +485,13 @@ mod tests {
             let response = answers.encode(Outcome::State(state.as_ref()));
             assert_answer(&response, code, body);
         }
-        // A client that did not say which chunk.
+        // A client that names no chunk.
         let response = Answers::default().encode(Outcome::State(None));
         assert_answer(&response, 204, "");
     }
 
     #[test]
-    fn tests_of_all_chunks() {
+    fn probes_of_all_chunks() {
         let answers = asks(plain().with_list_tests("have"), Asked::List);
         for (state, body) in [
             (None, r#"{"have":[],"received":0,"total":25}"#),
@@ -720,12 +717,12 @@ mod tests {
         let error = Reason::OutOfBounds.into();
         let failed = |dialect| asks(dialect, Asked::Chunk).encode(Outcome::Failed(&error));
         let detail =
-            r#""code":"out_of_bounds","detail":"the chunk lies behind the end of the file""#;
+            r#""code":"out_of_bounds","detail":"the chunk lies beyond the end of the file""#;
         let title = r#""status":400,"#.to_owned();
         let expected = format!(r#"{{{detail},{title}"title":"Bad Request","type":"about:blank"}}"#);
         assert_answer(&failed(plain()), 400, &expected);
         assert_answer(&failed(echo()), 400, &expected);
-        let error_member = r#""error":"the chunk lies behind the end of the file""#;
+        let error_member = r#""error":"the chunk lies beyond the end of the file""#;
         let members = format!(r#"{error_member},"preventRetry":true,{title}"success":false"#);
         let expected =
             format!(r#"{{{detail},{members},"title":"Bad Request","type":"about:blank"}}"#);

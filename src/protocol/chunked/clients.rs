@@ -7,18 +7,19 @@ use super::{
     field::Field,
 };
 
-/// The status field of clients whose names have no common prefix.
+/// The field for status requests of clients whose names have no common prefix.
 const STATUS: &str = "uploadStatus";
 
 /// Known clients.
 impl Dialect {
     /// [Resumable.js], with the default options of the client.
     ///
-    /// On by default. The name of the dialect is `Resumable.js`. The field for a
-    /// [status request](crate::ResumableLayer) is `resumableStatus`.
+    /// On by default. The name of the dialect is `Resumable.js`. The field for a [status
+    /// request](Self::with_status) is `resumableStatus`.
     ///
-    /// If the client has other options, set the same here. A field that the client drops has an
-    /// empty name. Identifier, total size, chunk number and chunk size must be there.
+    /// If the client is set up with other names, set the same names here. A field that the client
+    /// does not send has an empty name. The identifier, the total size, the chunk number and the
+    /// chunk size are required.
     ///
     /// | option of the client | setter |
     /// |---|---|
@@ -77,7 +78,7 @@ impl Dialect {
 
     /// [flow.js] and its wrappers (ng-flow, ngx-flow, …). The client has no options for its names.
     ///
-    /// On by default. The field for a [status request](crate::ResumableLayer) is `flowStatus`.
+    /// On by default. The field for a [status request](Self::with_status) is `flowStatus`.
     ///
     /// [flow.js]: https://github.com/flowjs/flow.js
     pub fn flow_js() -> Self {
@@ -93,7 +94,7 @@ impl Dialect {
             .with_content_type(Field::part_media_type())
             .with_status("flowStatus")
             .with_form_tests(true)
-            // With `maxChunkRetries` the client sends again what is answered with 400.
+            // With `maxChunkRetries` the client sends the chunk again after 400.
             .with_refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE)
     }
 
@@ -126,7 +127,7 @@ impl Dialect {
             .with_content_type(Field::part_media_type())
             .with_status(STATUS)
             .with_form_tests(true)
-            // The client sends again what is answered with 400.
+            // The client sends the chunk again after 400.
             .with_refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE)
     }
 
@@ -134,7 +135,7 @@ impl Dialect {
     ///
     /// On by default. The client sends a file that is not larger than its `chunkSize` as an
     /// ordinary form, which needs [`Protocol::plain`](crate::Protocol::plain). The field for a
-    /// status request is `dzstatus`.
+    /// [status request](Self::with_status) is `dzstatus`.
     ///
     /// [Dropzone]: https://docs.dropzone.dev
     pub fn dropzone() -> Self {
@@ -154,9 +155,9 @@ impl Dialect {
     /// [Fine Uploader] with or without `chunking.enabled`, including `paramsInBody` and `resume`.
     ///
     /// On by default. `chunking.success.endpoint` can be the path of the uploads, or a route of the
-    /// application: the file is delivered by then. The client needs `"success": true` in every
-    /// answer, so the answer of the inner service is
-    /// [changed](AnswerFormat::JsonSuccess). The field for a status request is `qqstatus`.
+    /// application: the file has been delivered by then. The client needs `"success": true` in
+    /// every answer, so the answer of the inner service is [changed](AnswerFormat::JsonSuccess).
+    /// The field for a [status request](Self::with_status) is `qqstatus`.
     ///
     /// [Fine Uploader]: https://docs.fineuploader.com
     pub fn fine_uploader() -> Self {
@@ -226,7 +227,7 @@ impl Dialect {
     /// Add it with [`with_protocol`](crate::ResumableLayer::with_protocol). The file name is the
     /// only identifier. A parameter of the application (`formData`) can be set as
     /// [identifier](Self::with_identifier). The answer to each chunk says in `Range` how much is
-    /// stored, and a client that begins again continues after that.
+    /// stored, and a client that starts again continues after that.
     ///
     /// [blueimp's jQuery File Upload]: https://github.com/blueimp/jQuery-File-Upload
     pub fn blueimp() -> Self {

@@ -13,8 +13,8 @@ use super::field::{Field, Source};
 /// [`with_protocol`](crate::ResumableLayer::with_protocol). A dialect replaces the one that has the
 /// same [name](Self::name).
 ///
-/// Any client can be described that sends in each request which file it sends, how long the file
-/// is, and where the chunk begins:
+/// A dialect can describe each client that sends in every request which file it sends, how long the
+/// file is, and where the chunk starts:
 ///
 /// ```
 /// use http::{Request, StatusCode};
@@ -72,23 +72,41 @@ pub struct Dialect {
     pub(super) refusal: StatusCode,
 }
 
-/// The fields of a dialect.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names {
-    pub(super) identifier: Field,
-    pub(super) total_size: Field,
-    pub(super) offset: Field,
-    pub(super) chunk_number: Field,
-    pub(super) chunk_size: Field,
-    pub(super) chunk_length: Field,
-    pub(super) total_chunks: Field,
-    pub(super) file_name: Field,
-    pub(super) relative_path: Field,
-    pub(super) content_type: Field,
-    pub(super) resumed: Field,
-    pub(super) status: Field,
-    pub(super) ignored: Vec<Field>,
+macro_rules! names {
+    ($($name:ident),*) => {
+        /// The fields of a dialect.
+        #[derive(Clone, Debug, Default)]
+        pub(super) struct Names {
+            $(pub(super) $name: Field,)*
+            pub(super) ignored: Vec<Field>,
+        }
+
+        impl Names {
+            pub(super) fn all(&self) -> impl Iterator<Item = &Field> {
+                [$(&self.$name),*].into_iter().chain(&self.ignored)
+            }
+
+            fn all_mut(&mut self) -> impl Iterator<Item = &mut Field> {
+                [$(&mut self.$name),*].into_iter().chain(&mut self.ignored)
+            }
+        }
+    };
 }
+
+names!(
+    identifier,
+    total_size,
+    offset,
+    chunk_number,
+    chunk_size,
+    chunk_length,
+    total_chunks,
+    file_name,
+    relative_path,
+    content_type,
+    resumed,
+    status
+);
 
 /// How long the last chunk of a file is.
 ///
@@ -115,8 +133,9 @@ pub enum IdentifierKind {
     ByClient,
     /// The client makes it at random. It alone identifies an upload.
     Unique,
-    /// The layer makes it at random, in the answer to a `POST` with the total size and without an
-    /// identifier. It contains the total size, so that later requests need not declare it.
+    /// The layer makes it at random, and returns it in the answer to a `POST` request with the
+    /// total size and without an identifier. It contains the total size, so that later requests
+    /// need not declare it.
     ByServer,
 }
 
@@ -126,7 +145,7 @@ pub enum IdentifierKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnswerFormat {
-    /// The client looks at the status only. The inner service's answer is passed on.
+    /// The client looks at the status only. It gets the inner service's answer.
     #[default]
     Plain,
     /// Each answer is a JSON object with the member `success`. Errors have the members `error` and
@@ -146,7 +165,7 @@ pub enum AnswerFormat {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resume {
-    /// It tests chunks, or it does not resume.
+    /// It probes for chunks, or it does not resume.
     #[default]
     ByTests,
     /// The answer to each chunk has the header `Range: 0-9`: the bytes that are stored without a
@@ -197,10 +216,10 @@ impl Dialect {
     }
 }
 
-/// Fields. Default: none.
+/// The fields. By default a dialect has none of them.
 impl Dialect {
-    /// The prefix of all names in the query and in the form, including that of the file. Default:
-    /// empty.
+    /// Sets the prefix of all names in the query and in the form, including that of the file.
+    /// Default: empty.
     ///
     /// The setters of the names can be called before or after this one. They take names without the
     /// prefix.
@@ -217,104 +236,107 @@ impl Dialect {
         self
     }
 
-    /// The text that names the file, the same in all its chunks.
+    /// Sets the field of the text that identifies the file, the same in all its chunks.
     pub fn with_identifier(mut self, field: impl Into<Field>) -> Self {
         self.names.identifier = self.prefixed(field);
         self
     }
 
-    /// What the identifier means. Default: [`ByClient`](IdentifierKind::ByClient).
+    /// Sets what the identifier means. Default: [`ByClient`](IdentifierKind::ByClient).
     pub fn with_identifier_kind(mut self, kind: IdentifierKind) -> Self {
         self.identifier_kind = kind;
         self
     }
 
-    /// The length of the whole file, in bytes.
+    /// Sets the field of the length of the whole file, in bytes.
     pub fn with_total_size(mut self, field: impl Into<Field>) -> Self {
         self.names.total_size = self.prefixed(field);
         self
     }
 
-    /// The byte of the file at which the chunk begins, from 0.
+    /// Sets the field of the offset at which the chunk starts in the file, in bytes from 0.
     pub fn with_offset(mut self, field: impl Into<Field>) -> Self {
         self.names.offset = self.prefixed(field);
         self
     }
 
-    /// The number of the chunk, and the number of the first one. Without an offset, it says with
-    /// the chunk size where the chunk begins.
+    /// Sets the field of the number of the chunk, and the number of the first chunk. Without an
+    /// offset, the number and the chunk size determine where the chunk starts.
     pub fn with_chunk_number(mut self, field: impl Into<Field>, first: u64) -> Self {
         self.names.chunk_number = self.prefixed(field);
         self.first_number = first;
         self
     }
 
-    /// The length of each chunk but the last, in bytes.
+    /// Sets the field of the length of each chunk but the last, in bytes.
     pub fn with_chunk_size(mut self, field: impl Into<Field>) -> Self {
         self.names.chunk_size = self.prefixed(field);
         self
     }
 
-    /// The length of each chunk but the last, in bytes, of a client that does not send it. At least
-    /// 1.
+    /// Sets the length of each chunk but the last, in bytes, for a client that does not send it.
+    /// Values below 1 become 1.
     pub fn with_fixed_chunk_size(mut self, bytes: u64) -> Self {
         self.fixed_chunk_size = Some(bytes.max(1));
         self
     }
 
-    /// The length of this chunk, in bytes.
+    /// Sets the field of the length of this chunk, in bytes.
     pub fn with_chunk_length(mut self, field: impl Into<Field>) -> Self {
         self.names.chunk_length = self.prefixed(field);
         self
     }
 
-    /// The number of chunks of the file. It is not used: some clients send a wrong one.
+    /// Sets the field of the number of chunks of the file. The value is not used, because some
+    /// clients send a wrong one.
     pub fn with_total_chunks(mut self, field: impl Into<Field>) -> Self {
         self.names.total_chunks = self.prefixed(field);
         self
     }
 
-    /// The name of the file.
+    /// Sets the field of the name of the file.
     pub fn with_file_name(mut self, field: impl Into<Field>) -> Self {
         self.names.file_name = self.prefixed(field);
         self
     }
 
-    /// The path of the file inside the folder that the user has chosen.
+    /// Sets the field of the path of the file inside the folder that the user has chosen.
     pub fn with_relative_path(mut self, field: impl Into<Field>) -> Self {
         self.names.relative_path = self.prefixed(field);
         self
     }
 
-    /// The media type of the file.
+    /// Sets the field of the media type of the file.
     pub fn with_content_type(mut self, field: impl Into<Field>) -> Self {
         self.names.content_type = self.prefixed(field);
         self
     }
 
-    /// A field that says that the client continues an upload without having asked what is stored.
-    /// If the upload is gone, the client is told to begin again: `{"reset":true,"success":false}`.
+    /// Sets the field that says that the client continues an upload without having asked what is
+    /// stored. If the upload is gone, the client is told to start again:
+    /// `{"reset":true,"success":false}`.
     pub fn with_resumed(mut self, field: impl Into<Field>) -> Self {
         self.names.resumed = self.prefixed(field);
         self
     }
 
-    /// A field that turns a `GET` or `HEAD` request into a status request. It is not the client's
-    /// but the application's.
+    /// Sets the field that turns a `GET` or `HEAD` request into a status request. The client does
+    /// not send it; the application can. The answer is a JSON object that says which bytes are
+    /// stored.
     pub fn with_status(mut self, field: impl Into<Field>) -> Self {
         self.names.status = self.prefixed(field);
         self
     }
 
-    /// Adds a field of the client that is not used. It is not one of the application's fields in
-    /// the delivered upload.
+    /// Adds a field of the client that is not used. It does not count as one of the application's
+    /// fields.
     pub fn with_ignored(mut self, field: impl Into<Field>) -> Self {
         let field = self.prefixed(field);
         self.names.ignored.push(field);
         self
     }
 
-    /// The name of the part that carries the bytes in a form. Default: `file`.
+    /// Sets the name of the part that carries the bytes in a form. Default: `file`.
     pub fn with_file_field(mut self, name: impl Into<String>) -> Self {
         self.file_field = format!("{}{}", self.namespace, name.into());
         self
@@ -333,61 +355,62 @@ impl Dialect {
 
 /// What the client sends.
 impl Dialect {
-    /// How long the last chunk is. Default: [`RestOrMore`](LastChunk::RestOrMore).
+    /// Sets how long the last chunk is. Default: [`RestOrMore`](LastChunk::RestOrMore).
     pub fn with_last_chunk(mut self, layout: LastChunk) -> Self {
         self.last_chunk = layout;
         self
     }
 
-    /// Whether the client can send an empty chunk after a last one of full length. Default:
+    /// Sets whether the client can send an empty chunk after a last one of full length. Default:
     /// `false`.
     pub fn with_trailing_empty_chunk(mut self, accept: bool) -> Self {
         self.trailing_empty_chunk = accept;
         self
     }
 
-    /// Whether a request without a position carries a whole file. Its total size is optional.
-    /// Default: `false`.
+    /// Sets whether a request without an offset and a chunk number carries a whole file. Its total
+    /// size is optional. Default: `false`.
     pub fn with_whole_files(mut self, accept: bool) -> Self {
         self.whole_files = accept;
         self
     }
 
-    /// Whether a chunk must have the length that the client declares. Default: `true`.
+    /// Sets whether a chunk must have the length that the client declares. Default: `true`.
     ///
-    /// `false` is for clients that transform the bytes of a chunk before they send it.
+    /// `false` is for clients that change the bytes of a chunk before they send it.
     pub fn with_length_check(mut self, check: bool) -> Self {
         self.length_check = check;
         self
     }
 
-    /// Whether the file in a form can be a text field: base64, or a data URL. Default: `false`.
+    /// Sets whether the file in a form can be a text field: base64, or a data URL. Default:
+    /// `false`.
     pub fn with_base64(mut self, accept: bool) -> Self {
         self.base64 = accept;
         self
     }
 
-    /// Whether a form without a file is a test. Default: `false`, then it is an error.
+    /// Sets whether a form without a file is a probe. Default: `false`: it is an error.
     ///
-    /// A `GET` or `HEAD` request is a test in all dialects, and so is a `POST` request without a
+    /// A `GET` or `HEAD` request is a probe in all dialects, and so is a `POST` request without a
     /// body and without a content type.
     pub fn with_form_tests(mut self, accept: bool) -> Self {
         self.form_tests = accept;
         self
     }
 
-    /// Answers each test with 200 and the numbers of all stored chunks, in this member of a JSON
-    /// object. Default: a test asks for one chunk, and is answered with 200 or 204.
+    /// Answers each probe with 200 and the numbers of all stored chunks, in this member of a JSON
+    /// object. Default: a probe asks for one chunk, and is answered with 200 or 204.
     pub fn with_list_tests(mut self, member: impl Into<String>) -> Self {
         self.list_tests = Some(member.into());
         self
     }
 
-    /// Whether the client asks at the end, with a URL-encoded form, whether the upload is complete.
-    /// Default: `false`.
+    /// Sets whether the client asks at the end, with a URL-encoded form, whether the upload is
+    /// complete. Default: `false`.
     ///
     /// The answer is that of the inner service. If the upload is not complete, the client is told
-    /// to begin again, as with [`with_resumed`](Self::with_resumed).
+    /// to start again, as with [`with_resumed`](Self::with_resumed).
     pub fn with_final_question(mut self, accept: bool) -> Self {
         self.final_question = accept;
         self
@@ -396,64 +419,24 @@ impl Dialect {
 
 /// What the client needs to be answered.
 impl Dialect {
-    /// The format of all answers. Default: [`Plain`](AnswerFormat::Plain).
+    /// Sets the format of all answers. Default: [`Plain`](AnswerFormat::Plain).
     pub fn with_answers(mut self, format: AnswerFormat) -> Self {
         self.answers = format;
         self
     }
 
-    /// How the client learns how much is stored. Default: [`ByTests`](Resume::ByTests).
+    /// Sets how the client learns how much is stored. Default: [`ByTests`](Resume::ByTests).
     pub fn with_resume(mut self, resume: Resume) -> Self {
         self.resume = resume;
         self
     }
 
-    /// The status of a final refusal, at which the client stops. Default: 400.
+    /// Sets the status of a final refusal, at which the client stops. Default: 400.
     ///
     /// A retryable error is answered with 503.
     pub fn with_refusal(mut self, status: StatusCode) -> Self {
         self.refusal = status;
         self
-    }
-}
-
-impl Names {
-    pub(super) fn all(&self) -> impl Iterator<Item = &Field> {
-        [
-            &self.identifier,
-            &self.total_size,
-            &self.offset,
-            &self.chunk_number,
-            &self.chunk_size,
-            &self.chunk_length,
-            &self.total_chunks,
-            &self.file_name,
-            &self.relative_path,
-            &self.content_type,
-            &self.resumed,
-            &self.status,
-        ]
-        .into_iter()
-        .chain(&self.ignored)
-    }
-
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Field> {
-        [
-            &mut self.identifier,
-            &mut self.total_size,
-            &mut self.offset,
-            &mut self.chunk_number,
-            &mut self.chunk_size,
-            &mut self.chunk_length,
-            &mut self.total_chunks,
-            &mut self.file_name,
-            &mut self.relative_path,
-            &mut self.content_type,
-            &mut self.resumed,
-            &mut self.status,
-        ]
-        .into_iter()
-        .chain(&mut self.ignored)
     }
 }
 
@@ -464,7 +447,8 @@ impl Names {
 #[non_exhaustive]
 pub enum IdentityRule {
     /// Identifier, total size, and relative path (or file name, if there is no path). The
-    /// identifier and total size for clients whose identifiers are [unique](IdentifierKind::Unique).
+    /// identifier and total size for clients whose identifiers are
+    /// [unique](IdentifierKind::Unique).
     ///
     /// The identifier that Resumable.js makes consists of the size and the ASCII letters and digits
     /// of the name. Different files share it easily.

@@ -1,9 +1,9 @@
 use std::borrow::Cow;
 
-/// Where a client puts one value of a chunk.
+/// The place in a request where a client puts one value.
 ///
 /// A `&str` or a `String` is converted into [`query_or_form`](Self::query_or_form). An empty one
-/// stands for a value that the client does not send.
+/// means that the client does not send the value.
 ///
 /// ```
 /// use tower_resumable::{Dialect, Field};

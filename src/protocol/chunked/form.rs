@@ -14,22 +14,22 @@ use crate::{
     protocol::{FilePart, Form, Look, Reply, Target, plain},
 };
 
-/// A multipart form, which is that of a dialect, or a plain one. Only its fields can tell.
+/// A multipart form of a dialect, or a plain one. Only its fields can tell.
 pub(super) struct ChunkForm {
     chunked: Arc<Chunked>,
     params: Params,
-    /// Whether the head of the request allows that the form carries a whole file.
+    /// Whether the form can carry a whole file, by the head of the request.
     may_be_whole: bool,
     stage: Stage,
 }
 
 enum Stage {
-    /// The file has not begun.
+    /// The fields before the file.
     Fields,
-    /// The file is kept aside.
-    Aside,
-    /// The file is a chunk of this dialect. What [`Dialect::chunk`] read is kept, because no field
-    /// that follows can change it.
+    /// The file is spooled.
+    Spooled,
+    /// The file is a chunk of this dialect. Keeps what [`Dialect::chunk`] returned, because no
+    /// field that follows may change it.
     Chunk(Arc<Dialect>, Box<Target>),
     /// There is no file: the form is a test.
     Test(Box<Answers>),
@@ -70,7 +70,9 @@ impl ChunkForm {
 impl Form for ChunkForm {
     fn is_file(&self, name: &str, is_text: bool) -> bool {
         match self.dialect() {
-            Some(dialect) if !matches!(self.stage, Stage::Aside) => dialect.is_file(name, is_text),
+            Some(dialect) if !matches!(self.stage, Stage::Spooled) => {
+                dialect.is_file(name, is_text)
+            }
             _ => self.chunked.can_be_file(name, is_text),
         }
     }
@@ -84,7 +86,7 @@ impl Form for ChunkForm {
         match self.dialect().cloned() {
             Some(dialect) if dialect.knows_where(&self.params) => self.chunk(dialect).map(Some),
             _ => {
-                self.stage = Stage::Aside;
+                self.stage = Stage::Spooled;
                 Ok(None)
             }
         }
@@ -142,7 +144,7 @@ impl Form for ChunkForm {
             self.stage = Stage::Test(Box::new(answers));
             return command;
         }
-        // The fields that are missing come first: without them the file does not help either.
+        // Missing fields are reported first: without them the file does not help either.
         self.chunked.target(&dialect, &self.params)?;
         let name = dialect.file_field.clone();
         Err(Reason::MissingFile { name }.into())
@@ -159,8 +161,8 @@ impl Form for ChunkForm {
         match &self.stage {
             Stage::Test(answers) => answers.clone(),
             Stage::Plain => plain::reply(),
-            // As far as the fields say, it is a whole file.
-            Stage::Aside if self.may_be_whole && self.dialect().is_none() => plain::reply(),
+            // So far it looks like a whole file.
+            Stage::Spooled if self.may_be_whole && self.dialect().is_none() => plain::reply(),
             _ => Box::new(Answers::new(self.dialect(), &self.params)),
         }
     }

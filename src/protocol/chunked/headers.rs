@@ -35,7 +35,7 @@ pub(super) fn values(headers: &HeaderMap, field: &Field) -> Vec<Option<String>> 
                     (Some((first, _, _)), RangePart::First) => Some(first.to_string()),
                     (Some((_, length, _)), RangePart::Length) => Some(length.to_string()),
                     (Some((_, _, total)), RangePart::Total) => Some(total.to_string()),
-                    // A range that cannot be read is reported as a value that is no number.
+                    // An invalid range is reported as a value that is not a number.
                     (None, _) => Some("?".to_owned()),
                 })
                 .collect()
@@ -83,6 +83,7 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     let length = headers.get(header::CONTENT_LENGTH)?;
     length.to_str().ok()?.parse().ok()
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,7 +36,7 @@ use crate::{
     hooks::Purpose,
 };
 
-/// A request that has been read, and its answers.
+/// A decoded request, and its answers.
 type Read = (Result<Command, Error>, Answers);
 
 impl Decode for Arc<Chunked> {
@@ -59,7 +59,7 @@ impl Chunked {
         if self.asks_for_list(head) {
             return Some((Ok(Command::List), Answers::default()));
         }
-        // A preflight carries the query of the request that it asks for.
+        // A preflight request has the query of the request that it asks about.
         if head.method == Method::OPTIONS {
             return None;
         }
@@ -69,7 +69,8 @@ impl Chunked {
         let content_type = content_type.filter(|_| has_body && self.reads_forms());
         // Many clients have their fields only in the form, so every form is one of an upload.
         let form = content_type.and_then(boundary);
-        // Comes before the limits: a request of the application can have a query of any size.
+        // Checked before the limits, because a request of the application can have a query of any
+        // length.
         let is_ours = Params::query_has(query, |name| self.owns(name)) || self.has_headers(head);
         if form.is_none() && !is_ours {
             return self.read_bare(head);
@@ -124,8 +125,8 @@ impl Chunked {
             return None;
         }
         match head.method {
-            // flow.js with `testMethod: 'HEAD'` puts its fields into a body, which is then not
-            // sent.
+            // flow.js with `testMethod: 'HEAD'` puts its fields into a body, which browsers do not
+            // send.
             Method::HEAD => {
                 let look = Look {
                     purpose: Purpose::Test,

@@ -1,11 +1,11 @@
-//! The options of the clients in the page, made from the settings of the layer.
+//! Options of clients in a web page, made from the settings of the layer.
 
 use serde_json::{Map, Value, json};
 
 use super::{Dialect, Field};
 use crate::{limits::Limits, protocol::Protocols};
 
-/// Statuses at which the client stops. The layer refuses with 400 or 415. Other servers on the way
+/// Statuses at which the client stops. The layer refuses with 400 or 415. Proxies and other servers
 /// send the others.
 const PERMANENT: [u16; 7] = [400, 401, 403, 404, 413, 415, 501];
 
@@ -14,10 +14,11 @@ const RETRY_INTERVAL: u64 = 1000;
 
 const RETRIES: u32 = 100;
 
-/// Options for the clients that fit the settings of a layer: its path, its limits, the names of the
-/// fields, and what to do about errors.
+/// Options for clients that fit the settings of a layer: its path, its limits, the names of the
+/// fields, and how to react to errors. Returned by
+/// [`ResumableLayer::client_options`](crate::ResumableLayer::client_options).
 ///
-/// A page gets them in a `<script>`, or asks for them:
+/// Put them into a page, or let the page fetch them:
 ///
 /// ```js
 /// const r = new Resumable(await (await fetch('/upload-options')).json());
@@ -60,8 +61,8 @@ impl ClientOptions {
 
     /// The options for `new Resumable(…)`, as a JSON object.
     ///
-    /// `chunk_size` is in bytes. It is reduced if the last chunk, which can be nearly twice as
-    /// long, would exceed [the limit](Limits).
+    /// `chunk_size` is in bytes. It is limited to half of [the limit](Limits::with_chunk_size),
+    /// because the last chunk can be nearly twice as long.
     pub fn resumable_js(&self, chunk_size: u64) -> String {
         let mut options = self.common("target", chunk_size.min(self.chunk_limit / 2));
         options.extend(retries());
@@ -76,7 +77,7 @@ impl ClientOptions {
 
     /// The options for `new Flow(…)`, as a JSON object.
     ///
-    /// `chunk_size` is in bytes. It is reduced as for [`resumable_js`](Self::resumable_js).
+    /// `chunk_size` is in bytes. It is limited as for [`resumable_js`](Self::resumable_js).
     ///
     /// ```
     /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};
@@ -96,7 +97,7 @@ impl ClientOptions {
 
     /// The options for `new Dropzone(…)`, as a JSON object.
     ///
-    /// `chunk_size` is in bytes. It is reduced if it exceeds [the limit](Limits).
+    /// `chunk_size` is in bytes. It is limited to [the limit](Limits::with_chunk_size).
     ///
     /// ```
     /// use tower_resumable::{Limits, MemoryStore, ResumableLayer};

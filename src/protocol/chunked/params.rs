@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct Params {
     query: Vec<(String, String)>,
     form: Vec<(String, String)>,
-    /// Those that are neither in the query nor in the form. `None` for a value that is not UTF-8.
+    /// Fields that are neither in the query nor in the form. `None` for a value that is not UTF-8.
     others: Vec<(Field, Option<String>)>,
     /// Names of fields in the query that are not UTF-8.
     garbled: Vec<String>,
@@ -79,7 +79,7 @@ impl Params {
         }
     }
 
-    /// Sets what the form says of its file.
+    /// Sets what the head of the file's part says.
     pub(crate) fn set_part(&mut self, part: FilePart) {
         self.part = part;
     }
@@ -108,7 +108,7 @@ impl Params {
             || self.of_part(field).is_some()
     }
 
-    /// The value of a field. It can come several times, as it does in query and form, but not with
+    /// The value of a field. It can be sent several times, as in query and form, but not with
     /// different values.
     pub(crate) fn one<'a>(&'a self, field: &'a Field) -> Result<Option<Cow<'a, str>>, Error> {
         let value = self.first(field)?;
@@ -120,8 +120,8 @@ impl Params {
         }
     }
 
-    /// The first value of a field. Resumable.js sends a field that the application has set before
-    /// its own field in tests, and in the place of it in uploads.
+    /// The first value of a field. If the application sets a field of Resumable.js, the client
+    /// sends both values in tests, the application's first, and only that one in uploads.
     pub(super) fn first<'a>(&'a self, field: &'a Field) -> Result<Option<Cow<'a, str>>, Error> {
         let in_query = |name| self.garbled.iter().any(|garbled| garbled == name);
         let mut others = self.others.iter();
@@ -175,7 +175,7 @@ fn decode(raw: &str) -> Option<(String, String)> {
 }
 
 /// Whether nothing was lost in decoding, which replaces what is not UTF-8 with U+FFFD. A U+FFFD
-/// that was sent is no error: files that came out of a broken archive have it in their names.
+/// that was sent is valid: files from a broken archive have it in their names.
 fn was_utf8(raw: &str, name: &str, value: &str) -> bool {
     const LOST: char = char::REPLACEMENT_CHARACTER;
     let got = name.matches(LOST).count() + value.matches(LOST).count();
@@ -211,14 +211,14 @@ pub(crate) fn allows_whole(headers: &HeaderMap) -> bool {
 
 /// Whether fields without a position can be those of a whole file.
 ///
-/// An unknown field whose name contains `chunk`, or is `offset`, belongs to a chunk of a client
-/// that the layer was not told of. Such a chunk would be a wrong file.
+/// An unknown field whose name contains `chunk`, or is `offset`, belongs to a client that the layer
+/// does not know. To deliver its chunk as a whole file would be wrong.
 pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
     !params.has(|name| !known(name) && is_of_chunks(name))
 }
 
 fn is_of_chunks(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    // Not all names that contain `offset`: an application can send that of a time zone.
+    // Not all names that contain `offset`: an application may send that of a time zone.
     name.contains("chunk") || name == "offset"
 }

@@ -1,4 +1,4 @@
-//! From the fields of a request to the chunk that they describe.
+//! Finds the chunk that the fields of a request describe.
 
 use std::borrow::Cow;
 
@@ -52,7 +52,7 @@ impl Dialect {
         by_head || params.contains(&self.names.status)
     }
 
-    /// The upload of which the client wants the identifier, if it does.
+    /// Decodes a request for a new identifier. `None` if the request asks for something else.
     pub(super) fn creation(&self, params: &Params) -> Option<Result<Create, Error>> {
         let is_creation = self.identifier_kind == IdentifierKind::ByServer
             && params.contains(&self.names.total_size)
@@ -64,8 +64,8 @@ impl Dialect {
         })
     }
 
-    /// Whether a file that comes now can be stored at once, because no field that may still follow
-    /// can change the upload that it belongs to.
+    /// Whether a file that arrives now can be stored at once, because no field after it can change
+    /// its target.
     pub(super) fn knows_where(&self, params: &Params) -> bool {
         let names = &self.names;
         let position = if self.whole_files {
@@ -132,7 +132,7 @@ impl Dialect {
         })
     }
 
-    /// The length of the file. An identifier that was made here contains it.
+    /// The length of the file. An identifier that the layer has made contains it.
     fn length(&self, fields: Fields<'_>, identifier: &str) -> Result<u64, Error> {
         let field = &self.names.total_size;
         let declared = fields.number(field, 0)?;
@@ -214,7 +214,8 @@ impl Dialect {
         })
     }
 
-    /// Whether a chunk can have this length if `rest` bytes of the file begin with it.
+    /// Whether a chunk can have this length if `rest` bytes remain from its start to the end of the
+    /// file.
     fn can_be_chunk(&self, len: u64, chunk_size: Option<u64>, rest: u64) -> bool {
         let Some(size) = chunk_size else {
             return len <= rest && (len > 0 || rest == 0);
@@ -230,7 +231,7 @@ impl Dialect {
     }
 }
 
-/// An upload whose identifier is made here.
+/// Describes an upload whose identifier the layer makes.
 pub(super) fn created(random: &str, length: u64) -> Described {
     let identifier = format!("{random}-{length}");
     Described {
@@ -248,14 +249,14 @@ pub(super) fn created(random: &str, length: u64) -> Described {
     }
 }
 
-/// The length of the file in an identifier that was made here.
+/// The length of the file in an identifier that the layer has made.
 fn length_of_created(identifier: &str) -> Option<u64> {
     let (random, length) = identifier.split_once('-')?;
     let is_random = random.len() == 32 && random.bytes().all(|b| b.is_ascii_hexdigit());
     length.parse().ok().filter(|_| is_random)
 }
 
-/// Fields with the way in which one that comes several times is read.
+/// Reads fields, in one of two ways if a field was sent several times.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     params: &'a Params,

@@ -1,4 +1,4 @@
-//! What is set for chunk clients, and what several ways of reading a request need.
+//! The settings of chunk clients, and functions that several decoders need.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ impl Default for Chunked {
 
 /// Settings.
 impl Chunked {
-    /// Understands no client.
+    /// Removes all dialects and plain uploads.
     pub(crate) fn clear(&mut self) {
         self.dialects.clear();
         self.accept_plain = false;
@@ -73,7 +73,7 @@ impl Chunked {
     }
 }
 
-/// What requests are read by.
+/// Functions that decode requests.
 impl Chunked {
     /// A test, of one chunk or of all.
     pub(super) fn test(
@@ -116,7 +116,7 @@ impl Chunked {
         (Ok(look), answers)
     }
 
-    /// Where the bytes belong that come with these fields.
+    /// The target of the bytes that come with these fields.
     pub(super) fn target(&self, dialect: &Dialect, params: &Params) -> Result<Target, Error> {
         let mut target = dialect.chunk(Fields::strict(params), Subject::Chunk, self.identity)?;
         target.upload.fields = dialect.extra(params);

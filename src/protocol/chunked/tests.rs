@@ -20,7 +20,7 @@ use crate::{
 
 type Answer = Result<String, Error>;
 
-/// `(folder, uploads, requests)`: requests that Chromium sent, and what is read in them.
+/// `(folder, uploads, requests)`: requests that Chromium sent, and how they are decoded.
 const CAPTURES: &[(&str, &str, &str)] = &[
     (
         "blueimp-10.32.0-binary",
@@ -115,7 +115,8 @@ const CAPTURES: &[(&str, &str, &str)] = &[
     (
         "flow-2.14.1-parallel3",
         "95-pbin of 95, p.bin",
-        "probe 0+10, probe 10+10, probe 20+10, form 0+10, form 10+10, form 20+10, probe 30+10, probe 40+10, probe 50+10, form 30+10, form 40+10, form 50+10",
+        "probe 0+10, probe 10+10, probe 20+10, form 0+10, form 10+10, form 20+10, \
+         probe 30+10, probe 40+10, probe 50+10, form 30+10, form 40+10, form 50+10",
     ),
     ("flow-2.14.1-testHEAD", "", "blind probe"),
     (
@@ -261,7 +262,7 @@ const CAPTURES: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
-fn captures() {
+fn recorded_requests_are_decoded() {
     let mut captures: Vec<_> = CAPTURES.iter().map(|(capture, ..)| *capture).collect();
     captures.sort_unstable();
     assert_eq!(
@@ -296,7 +297,7 @@ fn captures() {
 }
 
 #[test]
-fn the_captured_names_are_read_alike_in_query_and_form() {
+fn recorded_names_are_equal_in_query_and_form() {
     let dialect = resumable_js();
     let requests = requests("resumable-1.1.0-unicode-name");
     let probe = asked(&dialect, &head(&requests[0]).0);
@@ -320,7 +321,7 @@ fn the_captured_names_are_read_alike_in_query_and_form() {
 
 /// What is wanted, by method, query and content type; `+` before the method: with a body.
 #[test]
-fn intents() {
+fn requests_are_decoded_into_commands() {
     const Q: &str = "resumableIdentifier=i&resumableTotalSize=25&resumableChunkSize=10\
                      &resumableChunkNumber=2";
     const LONG: usize = 20 << 10;
@@ -441,7 +442,7 @@ fn intents() {
 }
 
 #[test]
-fn the_dialects_of_a_layer() {
+fn dialects_are_added_replaced_and_removed() {
     let mut protocols = Protocols::default();
     assert_eq!(protocols.named("flow.js").unwrap().name(), "flow.js");
     assert!(protocols.named("flow").is_none());
@@ -506,7 +507,7 @@ fn the_dialects_of_a_layer() {
 
 /// Fine Uploader's last request is a form without a query.
 #[test]
-fn forms_that_ask_in_the_end() {
+fn final_questions_are_decoded() {
     let form = Some("application/x-www-form-urlencoded; charset=utf-8");
     let read_all = "read 16384";
     for (method, query, content_type, expected) in [
@@ -585,7 +586,7 @@ fn raw_chunks() {
 }
 
 #[test]
-fn what_the_fields_of_a_dialect_ask() {
+fn the_identifier_selects_the_dialect() {
     let params = |query: &str| Params::from_query(Some(query)).unwrap();
     // Of two dialects it is the one whose identifier is there.
     let chunked = Chunked::default();
@@ -608,9 +609,9 @@ fn what_the_fields_of_a_dialect_ask() {
     assert!(!huge.knows_where(&params("id=i&size=25")));
 }
 
-/// FilePond has a name for an upload made, and asks by it how far it is.
+/// FilePond asks for an identifier, and then how much of that upload is stored.
 #[test]
-fn names_of_uploads_that_are_made_here() {
+fn identifiers_made_by_the_layer() {
     const NAME: &str = "0123456789abcdef0123456789abcdef-25";
     let filepond = Dialect::filepond();
     let asked = |method, query: &str, length: Option<&'static str>| {
@@ -691,12 +692,12 @@ fn names_of_uploads_that_are_made_here() {
 }
 
 #[test]
-fn offsets_and_lengths_that_are_declared() {
+fn declared_offsets_and_lengths() {
     let read = |dialect: &Dialect, query: &str| {
         chunk_of(dialect, &params_of(query)).map(|chunk| show_range(&chunk))
     };
     let wrong = |name: &str| Err(bad(name, "is not the size of this chunk in any layout"));
-    // Any length up to the end, but none that brings nothing.
+    // Any length up to the end of the file except 0.
     let fine = Dialect::fine_uploader();
     for (query, expected) in [
         ("25&qqpartbyteoffset=20&qqchunksize=5", ok("20+5")),
@@ -709,7 +710,7 @@ fn offsets_and_lengths_that_are_declared() {
         let query = format!("qquuid=i&qqtotalfilesize={query}");
         assert_eq!(read(&fine, &query), expected, "{query}");
     }
-    // The last chunk is what is left, and never more than one.
+    // The last chunk is the rest of the file, and never longer than one chunk.
     let dropzone = Dialect::dropzone().with_chunk_length("len");
     for (query, expected) in [
         ("dzchunkbyteoffset=20&len=5", ok("20+5")),
@@ -734,7 +735,7 @@ fn offsets_and_lengths_that_are_declared() {
 }
 
 #[test]
-fn names_are_told_to_the_client() {
+fn client_options_contain_the_names() {
     let renamed = renamed_by(
         resumable_js(),
         &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"],
@@ -755,7 +756,7 @@ fn names_are_told_to_the_client() {
 }
 
 #[test]
-fn queries_up_to_their_limit() {
+fn queries_over_the_limit_are_rejected() {
     let query = |len: usize| format!("x={}", "y".repeat(len - 2));
     assert!(Params::from_query(Some(&query(16 << 10))).is_ok());
     let error = Params::from_query(Some(&query((16 << 10) + 1))).err();
@@ -764,7 +765,7 @@ fn queries_up_to_their_limit() {
 
 /// The name of the form's part counts only in dialects that say so.
 #[test]
-fn names_of_parts() {
+fn file_names_of_form_parts() {
     let name = |dialect: Dialect, query: &str| {
         let mut params = params_of(query);
         params.set_part(FilePart {
@@ -808,7 +809,7 @@ fn boundaries() {
         ),
         ("multipart/form-data; boundary=a=b", Some("a=b")),
         (r"multipart/form-data; x=\; boundary=abc", Some("abc")),
-        // Only inside quotes a backslash takes the next one's meaning.
+        // A backslash escapes the next character only inside quotes.
         (r#"multipart/form-data; x=\"; boundary=abc"#, None),
         (
             r#"multipart/form-data; x="; boundary=evil\"; boundary=evil"; boundary=abc"#,
@@ -852,7 +853,7 @@ fn boundaries() {
 /// One field of a good chunk set to something else, in the query of an upload and of a probe, and
 /// in the form of an upload.
 #[test]
-fn values() {
+fn values_of_each_field() {
     const BOUNDS: &str = "out_of_bounds";
     const BAD: &str = "invalid_field";
     let at = |len: usize| "x".repeat(len);
@@ -966,7 +967,7 @@ fn values() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_fields_are_named() {
     let dialect = resumable_js();
     for (name, needed) in [
         ("resumableChunkNumber", true),
@@ -1026,7 +1027,7 @@ fn text_that_is_not_utf8() {
 }
 
 #[test]
-fn fields_that_come_twice() {
+fn repeated_fields() {
     const N: &str = "resumableChunkNumber";
     let clash = || conflict(N);
     // Rest of the query, fields of the form, what an upload says, what a probe says.
@@ -1120,7 +1121,7 @@ fn fields_that_come_twice() {
 
 /// Total, chunk size, number; lengths that may be declared, and the most bytes if none is.
 #[test]
-fn layouts() {
+fn lengths_of_chunks_in_each_layout() {
     const MAX: u64 = u64::MAX;
     const HALF: u64 = 1 << 63;
     let rows: &[(u64, u64, u64, &[u64], u64)] = &[
@@ -1206,7 +1207,7 @@ fn layouts() {
 }
 
 #[test]
-fn renamed_dropped_and_with_a_namespace() {
+fn fields_can_be_renamed_dropped_and_prefixed() {
     let renamed = |dialect| {
         let names = [
             "n", "size", "now", "total", "type", "id", "name", "", "", "blob",
@@ -1261,7 +1262,7 @@ fn renamed_dropped_and_with_a_namespace() {
 }
 
 #[test]
-fn where_a_file_goes_is_known_early_or_late() {
+fn when_the_target_of_a_file_is_known() {
     let dialect = resumable_js();
     let required = [
         ("resumableIdentifier", "i"),
@@ -1285,7 +1286,7 @@ fn where_a_file_goes_is_known_early_or_late() {
         let (name, _) = fields.remove(left_out);
         assert!(!dialect.knows_where(&form(&fields)), "without {name}");
     }
-    // Half of it here, half of it there.
+    // The fields are in both the query and the form.
     let half = params_of(&encode(&all[..3]));
     assert!(!dialect.knows_where(&half));
     assert!(dialect.knows_where(&with_form(half, &all[3..])));
@@ -1321,9 +1322,9 @@ fn fields_of_the_application() {
     assert_eq!(dialect.extra(&with_form(params, &form)), owned(&both));
 }
 
-/// A file that comes before its fields is kept aside.
+/// A file that comes before its fields is spooled.
 #[test]
-fn forms() {
+fn forms_are_decoded() {
     let chunked = Arc::new(Chunked {
         digest_field: Some("crc".into()),
         ..Chunked::default()
@@ -1413,7 +1414,7 @@ fn forms_without_a_file() {
     }
 }
 
-/// A form is plain as far as the fields say that were read.
+/// A form counts as plain until a field shows that it is not.
 #[test]
 fn plain_forms() {
     let chunked = Arc::new(Chunked::default());
@@ -1445,7 +1446,7 @@ fn plain_forms() {
 }
 
 #[test]
-fn what_identifies_an_upload() {
+fn identity_of_an_upload() {
     let named = |dialect: &Dialect, query: &str, rule| {
         let params = params_of(query);
         match dialect
@@ -1477,9 +1478,9 @@ fn what_identifies_an_upload() {
     assert_eq!(unique, [&b"i"[..], &total]);
 }
 
-/// A client of a user's own, with one setter after the other.
+/// A dialect of an application, with one setter after the other.
 #[test]
-fn a_new_dialect() {
+fn each_setter_of_a_new_dialect() {
     let own = || {
         Dialect::new("own")
             .with_identifier(Field::header("X-Clip"))
@@ -1925,7 +1926,7 @@ fn head(request: &[u8]) -> (Parts, &[u8]) {
     (request.body(()).unwrap().into_parts().0, body)
 }
 
-/// The names and values of a form, the file included. Good enough for what browsers send.
+/// The names and values of a form, the file included. Handles only what browsers send.
 fn split_form(body: &[u8], boundary: &str) -> Vec<(String, String)> {
     let body = format!("\r\n{}", String::from_utf8_lossy(body));
     let delimiter = format!("\r\n--{boundary}");

@@ -50,8 +50,8 @@ impl Memory {
     /// # Errors
     ///
     /// [`ChunkTooLarge`](StoreError::ChunkTooLarge) if the body is larger than all the memory, and
-    /// [`Busy`](StoreError::Busy) if there is none left. It is not waited for: two requests that
-    /// have some and wait for more would never end.
+    /// [`Busy`](StoreError::Busy) if there is none left. It does not wait for memory: two requests
+    /// that hold some and wait for more would never end.
     pub(super) async fn read(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
         let (blocks, end) = self.source(body, Keep::Whole)?.take(u64::MAX).await;
         end.unwrap_or(Ok(())).map(|()| blocks)
@@ -64,7 +64,7 @@ impl Memory {
     ) -> Result<Source<'a, 'b>, StoreError> {
         let limit = self.limit();
         match body.exact_len() {
-            // It is held in memory as a whole, and there will never be enough.
+            // It is held in memory as a whole, which can never be free.
             Some(len) if len > limit && keep == Keep::Whole => {
                 Err(StoreError::ChunkTooLarge { limit })
             }
@@ -81,7 +81,7 @@ impl Memory {
         u64::from(self.units) * UNIT
     }
 
-    /// Waits until this much memory is free; until all is, if it is more than the limit.
+    /// Waits until this much memory is free, or all memory if that is less.
     ///
     /// The caller must not have any memory: see [`Memory::read`].
     pub(super) async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, StoreError> {

@@ -1,4 +1,4 @@
-//! Delivery: a complete upload is claimed, and its answer recorded.
+//! Claims a complete upload, and records the answer.
 
 use std::sync::Arc;
 
@@ -31,9 +31,7 @@ impl Claim for BucketClaim {
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let (store, info) = (&self.lease.store, Arc::clone(&self.lease.info));
         let settled = Arc::new(info.settled(record.clone()));
-        let now = store.info(info.id()).await?;
-        let now = now.filter(|now| now.unique_id == info.unique_id);
-        let now = now.ok_or(StoreError::Superseded)?;
+        let now = store.reload(&info).await?.ok_or(StoreError::Superseded)?;
         if !now.is_settled() {
             store.put_info(&settled).await?;
         } else if now.to_bytes()? != settled.to_bytes()? {
@@ -41,7 +39,7 @@ impl Claim for BucketClaim {
         }
         // Else an earlier call has written it, and the engine's answer was lost.
         self.lease.finish().await;
-        // If it fails, the rest is deleted with the record.
+        // If this fails, the rest is deleted with the record.
         let _ = self.lease.store.clean_up(&info, record).await;
         Ok(())
     }
@@ -72,8 +70,7 @@ impl Inner {
             return Ok(Claimed::Busy);
         };
         // The upload may have been settled or removed before the lease was taken.
-        let now = self.info(&upload.id).await?;
-        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+        let Some(now) = self.reload(&info).await? else {
             lease.discard().await;
             return Ok(Claimed::Incomplete);
         };
@@ -128,8 +125,8 @@ impl Inner {
         Ok(Sealed::new(info.unique_id.clone(), upload, attempt, object).with_crc32(crc32))
     }
 
-    /// Removes an upload whose multipart upload does not exist, so that it begins anew. Something
-    /// has aborted it, such as a lifecycle rule of the bucket.
+    /// Removes an upload whose multipart upload does not exist, so that it can start again.
+    /// Something has aborted it, such as a lifecycle rule of the bucket.
     async fn remove_lost(&self, lease: &mut Lease) -> Result<StoreError, StoreError> {
         let info = Arc::clone(&lease.info);
         if lease.is_valid().await? {

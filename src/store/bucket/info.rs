@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Info {
     pub(super) version: Version,
-    /// Random. Tells the upload from earlier and later ones with the same [`UploadId`].
+    /// Random. Distinguishes the upload from earlier and later ones with the same [`UploadId`].
     pub(super) unique_id: String,
     /// As its first request described it, or, once it is settled, as the request described it that
     /// completed it. The length is known.

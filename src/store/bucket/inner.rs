@@ -21,7 +21,7 @@ pub(super) struct Inner {
     pub(super) known: Known,
     /// Read by requests that write to an upload, written by a sweep that removes it.
     pub(super) gates: Locks<UploadId, tokio::sync::RwLock<()>>,
-    /// For requests that create an upload.
+    /// Held by a request that creates the upload.
     pub(super) beginnings: Locks<UploadId, tokio::sync::Mutex<()>>,
     pub(super) slots: Locks<(UploadId, usize), tokio::sync::Mutex<()>>,
     pub(super) leases: Mutex<Leases>,

@@ -42,8 +42,8 @@ impl Keys {
         self.root("open")
     }
 
-    /// The object below [`Keys::open_uploads`] of an upload. It exists from before the upload
-    /// begins until after it has ended.
+    /// The object of an upload below [`Keys::open_uploads`]. It is created before the upload and
+    /// deleted after the upload has ended.
     pub(super) fn open(&self, info: &Info) -> Path {
         let Usage { id, scope, bytes } = Usage::from(&info.upload);
         let unique_id = &info.unique_id;
@@ -298,16 +298,16 @@ mod tests {
         }
     }
 
-    /// A page of a list begins there.
+    /// A page of a list starts there.
     #[test]
     fn open_uploads_sort_by_their_ids() {
         let open = |byte| {
             let id = UploadId::from_bytes([byte; 32]);
             keys().open(&receiving("f", Upload::new(id, Scope::default(), Some(1))))
         };
-        let behind = keys().after_open(&ID);
-        assert!(open(7) < behind && behind < open(8));
-        assert_eq!(behind.as_ref(), format!("a/b/open/{ID}."));
+        let after = keys().after_open(&ID);
+        assert!(open(7) < after && after < open(8));
+        assert_eq!(after.as_ref(), format!("a/b/open/{ID}."));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use super::{info::Info, layout::FullSlots};
 use crate::{lock::lock, model::upload::UploadId};
 
-/// How many uploads are remembered. Each takes some kilobytes at the most.
+/// How many uploads are remembered. Each takes a few kilobytes at most.
 const CAPACITY: usize = 4096;
 
 /// Remembers uploads that are being received, so that fewer requests are needed.

@@ -1,9 +1,8 @@
 //! The exclusive right to deliver or to remove an upload, between servers.
 //!
-//! Leases of an upload have numbers. The one with the highest number is valid until an object
-//! beside it says that it has ended, or until it was not renewed for the lease time. Then the
-//! server that creates the object of the next number has the lease: the engine lets only one of
-//! them create it.
+//! Leases of an upload have numbers. The one with the highest number is valid until a second object
+//! says that it has ended, or until it was not renewed for the lease time. Then the server that
+//! creates the object of the next number has the lease: the engine lets only one of them create it.
 
 use std::{
     fmt,
@@ -26,7 +25,7 @@ use crate::{
 
 const RELEASE_TRIES: u32 = 5;
 
-/// The exclusive right to an upload. A task renews it while it lives. Dropping it gives it back.
+/// The exclusive right to an upload. A task renews it. Dropping it releases it.
 pub(super) struct Lease {
     pub(super) store: Arc<Inner>,
     pub(super) info: Arc<Info>,
@@ -187,7 +186,7 @@ impl Inner {
 }
 
 impl Lease {
-    /// Whether it is still valid. To be asked before anything that cannot be undone.
+    /// Whether it is still valid. Call it before anything that cannot be undone.
     pub(super) async fn is_valid(&self) -> Result<bool, StoreError> {
         if self.renewed.lost.load(SeqCst) {
             return Ok(false);
@@ -201,7 +200,7 @@ impl Lease {
         Ok(newest.is_some_and(|newest| newest.number == self.number))
     }
 
-    /// Gives it back, and waits until other servers can take it.
+    /// Releases it, and waits until other servers can take it.
     pub(super) async fn give_back(&mut self) {
         if let Some(release) = self.end(true) {
             release.await;
@@ -226,7 +225,7 @@ impl Lease {
         let _ = self.store.engine.delete_below(&leases).await;
     }
 
-    /// Returns what gives the lease back, unless it has ended before.
+    /// Returns the future that releases the lease, unless it has ended before.
     fn end(&mut self, give_back: bool) -> Option<impl Future<Output = ()> + Send + use<>> {
         if let Some(renewal) = &self.renewal {
             renewal.abort();

@@ -39,6 +39,12 @@ impl Inner {
         Ok(Some(info))
     }
 
+    /// The same upload as it is now. `None` if it is gone, even if a new one has its id.
+    pub(super) async fn reload(&self, info: &Info) -> Result<Option<Arc<Info>>, StoreError> {
+        let now = self.info(info.id()).await?;
+        Ok(now.filter(|now| now.unique_id == info.unique_id))
+    }
+
     pub(super) async fn put_info(&self, info: &Arc<Info>) -> Result<(), StoreError> {
         let path = self.keys.info(info.id());
         self.engine.put(&path, info.to_bytes()?).await?;
@@ -91,7 +97,7 @@ impl Inner {
             if seen.last() != Some(&slot) {
                 seen.push(slot);
             }
-            // Up to the end of a page: it is there already.
+            // Stop only at the end of a page, which has been received anyway.
             count += 1;
             let may_stop = matches!(extent, Extent::UpToGap) && self.engine.is_ordered();
             if may_stop && count % PAGE == 0 && !stored.covers(0, slots.range(slot).start) {

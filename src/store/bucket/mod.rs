@@ -1,4 +1,4 @@
-//! Uploads in an object store that many servers share.
+//! A store in an object store that many servers share.
 
 mod blocks;
 mod claim;
@@ -114,7 +114,7 @@ use crate::model::upload::{Upload, UploadId};
 /// | per chunk: PUT, part or LIST | 4 | 3 |
 /// | per chunk: GET | 1 | 1 |
 /// | per chunk that the client probes: LIST and GET | 1 + 1 | 1 + 1 |
-/// | per upload: PUT, part, LIST, begin, complete | 521 | 3,341 |
+/// | per upload: PUT, part, LIST, create, complete | 521 | 3,341 |
 /// | per upload: GET (DELETE is free) | 135 | 2,060 |
 /// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
 /// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
@@ -129,10 +129,10 @@ use crate::model::upload::{Upload, UploadId};
 /// # Memory
 ///
 /// A chunk is held in memory until it is stored. All chunks together take at most
-/// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). With [`Keep::Prefix`] a
-/// request holds at most one slot: an upload is cut into slots of its chunk size, or of 8 MiB if
-/// that is too small, and each slot is stored as soon as it is full. Such a request waits while
-/// there is no memory left. Others fail with [`StoreError::Busy`], or with
+/// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). An upload is divided into
+/// slots of its chunk size, or of 8 MiB if that is too small. With [`Keep::Prefix`] a request holds
+/// at most one slot, which is stored as soon as it is full. Such a request waits while there is no
+/// free memory. Other requests then fail with [`StoreError::Busy`], or with
 /// [`StoreError::ChunkTooLarge`] if the chunk is larger than the limit.
 ///
 /// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
@@ -154,21 +154,21 @@ use crate::model::upload::{Upload, UploadId};
 /// # Setting up the bucket
 ///
 /// * A lifecycle rule that aborts incomplete multipart uploads (`AbortIncompleteMultipartUpload`),
-///   some days after uploads expire. Those of servers that died at the wrong moment cannot be
-///   listed here. An upload that is older than the rule allows begins anew. Call
+///   some days after uploads expire. The multipart uploads of servers that died at the wrong moment
+///   cannot be listed here. An upload that is older than the rule allows starts again. Call
 ///   [`sweep`](Store::sweep) for everything else.
 /// * The rights to put, get, list and delete objects, and to abort multipart uploads
 ///   (`s3:PutObject`, `s3:GetObject`, `s3:ListBucket`, `s3:DeleteObject`,
 ///   `s3:AbortMultipartUpload`).
-/// * A part can have two ids, of which one counts: if the bucket encrypts with its own keys
+/// * A part can have two ids, and only one of them counts: if the bucket encrypts with its own keys
 ///   (SSE-KMS, SSE-C), or if a client sends different bytes for the same chunk to two servers at
-///   once. Up to 16 combinations are tried at the end. After that the chunks in question have to be
-///   sent again.
+///   once. Up to 16 combinations are tried at the end. After that the client has to send the chunks
+///   in question again.
 ///
 /// # Clocks
 ///
-/// Leases are judged by the engine's clock alone. Records, and the limits of a sweep, are times of
-/// the servers' clocks, which should not differ by minutes.
+/// The expiry of leases depends on the engine's clock alone. Records, and the limits of a sweep,
+/// use the clocks of the servers, which should not differ by minutes.
 #[derive(Clone)]
 pub struct BucketStore {
     inner: Arc<Inner>,
@@ -217,7 +217,7 @@ impl BucketStore {
         Self::builder(engine).open().await
     }
 
-    /// The default settings, to be changed.
+    /// Returns the default settings, to be changed.
     pub fn builder<T>(engine: Arc<T>) -> BucketStoreBuilder
     where
         T: object_store::ObjectStore + MultipartStore,
@@ -243,7 +243,7 @@ impl BucketStoreBuilder {
         self
     }
 
-    /// Sets how long a claim outlives its server. Default: 30 s.
+    /// Sets how long a claim outlives its server. Default: 30 seconds.
     ///
     /// A live server renews the claim at a third of this time, so a delivery may take longer. When
     /// a server dies during a delivery, another server can deliver the upload after this time.
@@ -265,9 +265,9 @@ impl BucketStoreBuilder {
     /// Sets the most bytes that all chunks together take in memory. Default: 512 MiB.
     ///
     /// If there is no memory for a chunk its client is told to try again. Set it to several times
-    /// the size of a chunk. For files of more than 80 GB in chunks of less than 5 MiB also to at
-    /// least a five-thousandth of the size of the file. A value that the system cannot count is
-    /// clamped.
+    /// the size of a chunk. For files of more than 80 GB in chunks of less than 5 MiB, also set it
+    /// to at least a five-thousandth of the size of the file. A value that the system cannot count
+    /// is clamped.
     pub fn with_max_buffered_bytes(mut self, bytes: u64) -> Self {
         self.max_buffered = bytes;
         self

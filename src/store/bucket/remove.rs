@@ -35,9 +35,8 @@ impl Inner {
         mut lease: Lease,
         unless_since: Option<SystemTime>,
     ) -> Result<bool, StoreError> {
-        let now = self.info(lease.info.id()).await?;
-        let now = now.filter(|now| now.unique_id == lease.info.unique_id && !now.is_settled());
-        let Some(info) = now else {
+        let now = self.reload(&lease.info).await?;
+        let Some(info) = now.filter(|now| !now.is_settled()) else {
             lease.discard().await;
             return Ok(false);
         };
@@ -57,8 +56,8 @@ impl Inner {
         self.known.forget(&info);
         if let Some(limit) = unless_since {
             // A request on another server may have stored bytes just before, and rely on the
-            // upload: create it again. A request that comes later begins a new one, unless this is
-            // faster.
+            // upload, so create it again. A request that comes later starts a new upload, unless
+            // this one is faster.
             let newest = self.newest_byte(&info).await?;
             if newest.is_some_and(|newest| newest >= limit) {
                 self.engine.create(&path, info.to_bytes()?.into()).await?;
@@ -78,7 +77,7 @@ impl Inner {
         Ok(true)
     }
 
-    /// Removes an expired record, so that the upload can begin anew. `false` if another request is
+    /// Removes an expired record, so that the upload can start again. `false` if another request is
     /// doing it, or has done it.
     pub(super) async fn remove_record(
         self: &Arc<Self>,
@@ -87,8 +86,7 @@ impl Inner {
         let Some(mut lease) = self.take_lease(info).await? else {
             return Ok(false);
         };
-        let now = self.info(info.id()).await?;
-        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+        let Some(now) = self.reload(info).await? else {
             lease.discard().await;
             return Ok(false);
         };

@@ -1,4 +1,4 @@
-//! Tests at the start whether an engine does what this store relies on.
+//! Tests, when the store is opened, whether the engine does what the store relies on.
 
 use std::{fmt, sync::Arc};
 
@@ -72,7 +72,7 @@ impl Inner {
     }
 
     async fn test_race(&self, path: &Path) -> Result<(), StoreError> {
-        // All requests begin at the same time.
+        // All requests start at the same time.
         let start = Arc::new(Barrier::new(RACERS));
         let racers: Vec<_> = (0..RACERS)
             .map(|racer| {

@@ -148,7 +148,7 @@ impl Inner {
         found: Found,
         times: &Times,
     ) -> Result<Option<Expired>, StoreError> {
-        // Pass over an upload that a request of this process is writing to.
+        // Skip an upload that a request of this process is writing to.
         let gate = self.gates.of(id);
         let Ok(_closed) = gate.try_write() else {
             return Ok(None);
@@ -212,7 +212,7 @@ impl Inner {
         for open in &found.open {
             let has_ended = match current(&open.unique_id) {
                 Some(info) => info.is_settled(),
-                // The upload may be about to begin.
+                // The upload may be about to be created.
                 None => times.is_abandoned(open.modified),
             };
             if has_ended {

@@ -1,4 +1,4 @@
-//! The contract with small slots and with two servers, and what only this store does.
+//! Checks the contract with small slots and with two servers, and what only this store does.
 
 use std::{
     pin::pin,
@@ -88,7 +88,7 @@ async fn small_slots_conform() {
     conformance::check(&store).await;
 }
 
-/// Two servers behind a load balancer: each request goes to the other one.
+/// Two servers behind a load balancer that alternates between them.
 #[derive(Clone, Debug)]
 struct Balanced {
     servers: [BucketStore; 2],
@@ -180,7 +180,7 @@ async fn an_upload_without_a_length_is_not_supported() {
     assert!(store.status(&upload.id).await.unwrap().is_none());
 }
 
-/// Full slots are parts, and what follows is a piece. The next request goes on behind it.
+/// Full slots are parts, and the rest is a piece. The next request continues after it.
 #[tokio::test]
 async fn a_prefix_is_stored_slot_by_slot() {
     let engine = Arc::new(InMemory::new());
@@ -254,7 +254,7 @@ async fn a_created_upload_is_known_to_other_servers() {
     assert_eq!(sealed.attempt, 1);
 }
 
-/// A page has not more than its limit, also if the engine's lists have no order.
+/// A page does not exceed its limit, even if the engine's lists have no order.
 #[tokio::test]
 async fn lists_have_pages() {
     let engine = Arc::new(InMemory::new());

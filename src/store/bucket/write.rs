@@ -19,7 +19,7 @@ use crate::{
     store::{ChunkBody, Keep, Progress, RangeSet, Status, StoreError, random_id},
 };
 
-/// How often something is tried again that another server has interfered with.
+/// How often to retry after another server has interfered.
 const TRIES: usize = 8;
 
 /// How long to wait for another server that removes an expired record.
@@ -45,7 +45,7 @@ impl Inner {
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
         for _ in 0..TRIES {
-            let (info, is_new) = self.begin(upload, 0).await?;
+            let (info, is_new) = self.find_or_create(upload, 0).await?;
             let status = if is_new {
                 info.status(RangeSet::default())
             } else {
@@ -130,12 +130,12 @@ impl Inner {
 
     /// The upload that has this id now, and whether it is new. If it is absent it is created, for a
     /// chunk that ends at `end`.
-    async fn begin(
+    async fn find_or_create(
         self: &Arc<Self>,
         upload: &Upload,
         end: u64,
     ) -> Result<(Arc<Info>, bool), StoreError> {
-        // One request of this process is enough.
+        // Only one request of this process at a time.
         let beginning = self.beginnings.of(upload.id);
         let _beginning = beginning.lock().await;
         for _ in 0..TRIES {
@@ -182,7 +182,7 @@ impl Inner {
             }
             self.engine.create_multipart(&file).await.map(Some)
         };
-        // Before the upload begins: all uploads are listed.
+        // Before the upload is created, so that all uploads are listed.
         let listing = self.engine.put(&open, Bytes::new());
         (info.multipart, ()) = futures_util::try_join!(multipart, listing)?;
         let info = Arc::new(info);
@@ -223,7 +223,7 @@ impl Inner {
         for _ in 0..TRIES {
             let now = match info.take().filter(|info| info.is_receiving()) {
                 Some(now) => now,
-                None => self.begin(upload, end).await?.0,
+                None => self.find_or_create(upload, end).await?.0,
             };
             if !now.is_receiving() {
                 return Ok(Some(now.complete()));
@@ -334,9 +334,10 @@ impl Inner {
         if stored.covers(whole.start, whole.end - whole.start) {
             return Ok(true);
         }
-        let now = self.info(info.id()).await?;
-        let is_receiving =
-            now.is_some_and(|now| now.unique_id == info.unique_id && now.is_receiving());
+        let is_receiving = self
+            .reload(info)
+            .await?
+            .is_some_and(|now| now.is_receiving());
         if is_receiving && !matches!(error, Error::NotFound { .. }) {
             return Err(store_error(error));
         }
@@ -370,8 +371,7 @@ impl Inner {
         // After the bytes were stored, so that of two concurrent last chunks at least one finds the
         // upload complete. Before the phase, because settling deletes the bytes.
         let stored = self.stored(info, Extent::UpToGap).await?;
-        let now = self.info(info.id()).await?;
-        let now = now.filter(|now| now.unique_id == info.unique_id);
+        let now = self.reload(info).await?;
         Ok(now.map(|now| now.progress(&stored)))
     }
 
@@ -380,15 +380,14 @@ impl Inner {
         self: &Arc<Self>,
         info: &Info,
     ) -> Result<Option<Progress>, StoreError> {
-        let now = self.info(info.id()).await?;
-        let Some(now) = now.filter(|now| now.unique_id == info.unique_id) else {
+        let Some(now) = self.reload(info).await? else {
             return Ok(None);
         };
         if !now.is_receiving() {
             return Ok(Some(now.complete()));
         }
         // Something has aborted it, such as a lifecycle rule of the bucket. The stored bytes are
-        // lost, and the upload begins anew.
+        // lost, and the upload starts again.
         match self.take_lease(&now).await? {
             Some(lease) => self.remove_leased(lease, None).await.map(|_| None),
             None => Err(StoreError::Superseded),

@@ -1,4 +1,4 @@
-//! Bodies of chunks that end, fail or wait when a check wants it.
+//! Bodies of chunks that end, fail or wait when a check tells them to.
 
 use std::{
     collections::VecDeque,
@@ -58,7 +58,7 @@ impl Hold {
         let _ = (&mut self.drained).await;
     }
 
-    /// Ends the body well.
+    /// Ends the body without an error.
     pub(super) fn end(self) {
         // The request may have ended before its body: the caller sees the result.
         let _ = self.end.send(());

@@ -18,7 +18,7 @@ use crate::{
 impl<S: Store + Clone> Suite<S> {
     /// After each chunk `write` and `status` say what is stored. A chunk may arrive twice.
     pub(super) async fn chunks_in_any_order(&self) {
-        // Larger than the buffers of most stores, and a multiple of nothing.
+        // Larger than the buffers of most stores, and not a multiple of anything.
         let (length, size) = (1_000_003, 123_457);
         let content = content(0, length);
         let upload = Upload {
@@ -110,7 +110,7 @@ impl<S: Store + Clone> Suite<S> {
                 }
             }
             if first {
-                // A length that is only limited.
+                // The length is not declared, but limited.
                 let source = pin!(Source::new(&content(1, LEN as usize + 1)));
                 let mut body = ChunkBody::new(source, None, LEN);
                 let result = self.store.write(&upload, 0, &mut body, Keep::Whole).await;
@@ -139,7 +139,7 @@ impl<S: Store + Clone> Suite<S> {
             } else {
                 len
             };
-            // The prefix is at the begin of the file, or meets stored bytes, or is the whole file.
+            // The prefix is at the start of the file, or meets stored bytes, or is the whole file.
             let places = [(0, 2 * LEN), (100, 2 * LEN), (0, LEN)];
             for (offset, length) in places {
                 let upload = upload(length);
@@ -185,7 +185,7 @@ impl<S: Store + Clone> Suite<S> {
             }
         }
 
-        // A body that ends well is a chunk like any other, also when it is a duplicate.
+        // A body that does not fail is a chunk like any other, even if it is a duplicate.
         let upload = upload(LEN);
         for _ in 0..2 {
             let source = Source::new(&bytes[..LEN as usize]);
@@ -255,7 +255,7 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
-    /// The chunk begins beyond the end, or crosses it, or its end is larger than a `u64`.
+    /// The chunk starts beyond the end, or crosses it, or its end is larger than a `u64`.
     ///
     /// With [`Keep::Prefix`] bytes that lie before the end may have been stored already.
     pub(super) async fn chunks_out_of_bounds(&self) {
@@ -280,8 +280,8 @@ impl<S: Store + Clone> Suite<S> {
                 for (offset, len) in chunks {
                     for exact in [Some(len), None] {
                         let case = format!("after a chunk of {len} bytes at {offset} of {LEN}");
-                        let begin = offset.min(LEN) as usize;
-                        let source = pin!(Source::new(&bytes[begin..begin + len as usize]));
+                        let start = offset.min(LEN) as usize;
+                        let source = pin!(Source::new(&bytes[start..start + len as usize]));
                         let mut body = ChunkBody::new(source, exact, LEN);
                         let result = self.store.write(&upload, offset, &mut body, keep).await;
                         assert!(

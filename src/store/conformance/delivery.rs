@@ -56,7 +56,7 @@ impl<S: Store + Clone> Suite<S> {
         );
     }
 
-    /// A claim is given back when it is dropped: also with its task, and in a panic.
+    /// A claim ends when it is dropped, also by a task that is aborted or panics.
     pub(super) async fn lost_claims(&self) {
         let upload = upload(3);
         self.write(&upload, 0, b"abc").await;
@@ -284,7 +284,7 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
-    /// Late chunks of a settled upload are `Ok` if their bodies end well, and store nothing.
+    /// Late chunks of a settled upload are `Ok` if their bodies do not fail, and store nothing.
     async fn assert_late_chunks_are_dropped(&self, upload: &Upload) {
         for (offset, bytes) in [(0, b"xyz".as_slice()), (2, b"z")] {
             let progress = self.write(upload, offset, bytes).await;

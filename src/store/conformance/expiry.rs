@@ -12,8 +12,8 @@ use super::{
 use crate::store::{ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Sealed, Store};
 
 impl<S: Store + Clone> Suite<S> {
-    /// Also before it is swept. The next chunk begins a new upload with a new id, and the delivered
-    /// file stays.
+    /// This holds before it is swept too. The next chunk starts a new upload with a new id, and the
+    /// delivered file stays.
     pub(super) async fn records_expire(&self) {
         let upload = upload(3);
         let mut before: Option<(Sealed, &[u8])> = None;
@@ -168,7 +168,7 @@ impl<S: Store + Clone> Suite<S> {
         self.assert_file_is_gone(&file, when).await;
         drop(ended_claim);
 
-        // A swept upload can begin anew.
+        // A swept upload can start again.
         self.write(&sealed, 0, b"xyz").await;
         let (found, id) = self.take(&sealed).await;
         assert_eq!(found, b"xyz", "a new upload has the bytes of a swept one");

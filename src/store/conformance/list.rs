@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl<S: Store + Clone> Suite<S> {
-    /// All pages from the first one behind `after`, which have to be in order.
+    /// All pages from the first one after `after`, which have to be in order.
     pub(super) async fn list(&self, filter: &Filter, after: Option<UploadId>) -> Vec<Listed> {
         let (mut after, mut all) = (after, Vec::new());
         loop {
@@ -140,7 +140,7 @@ fn has(uploads: &[&Upload], id: UploadId) -> bool {
 
 /// Uploads of a scope of their own, in all states.
 struct Several<C> {
-    /// Those that are not settled, as they are to be listed.
+    /// The unsettled uploads, as they have to be listed.
     expected: Vec<(Upload, Progress)>,
     /// Those that are settled, also with a record that has expired.
     settled: Vec<Upload>,

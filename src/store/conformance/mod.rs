@@ -76,10 +76,10 @@ pub async fn check<S: Store + Clone>(store: &S) {
     check_with_patience(store, PATIENCE).await;
 }
 
-/// [`check`] for a store that is far away.
+/// Does the same as [`check`] for a remote store, with more patience.
 ///
-/// `patience` is how long a few calls may take, one after the other, that have nothing to wait for.
-/// [`check`] allows four seconds.
+/// `patience` is how long a few sequential calls may take that have nothing to wait for. [`check`]
+/// allows four seconds.
 ///
 /// # Panics
 ///
@@ -92,8 +92,8 @@ pub async fn check_with_patience<S: Store + Clone>(store: &S, patience: Duration
     }
 }
 
-/// Less than the time after which a store takes a range from a request that has stalled: otherwise
-/// a range that is never given back would not be noticed.
+/// Less than the time after which a store takes a range from a stalled request: otherwise the suite
+/// would not notice a range that is never released.
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Something that a store has to do, and how it is checked.
@@ -125,16 +125,16 @@ promises! {
     prefixes_stay: "with `Keep::Prefix` the bytes stay that arrived before the body failed",
     chunks_count_at_their_end: "a chunk counts when its body has ended, not before",
     chunks_out_of_bounds: "a chunk beyond the length is `OutOfBounds`, and not stored",
-    created_uploads: "`create` makes an upload without bytes, and changes none that exists",
+    created_uploads: "`create` makes an upload without bytes, and does not change an existing one",
     uploads_without_a_length: "an upload without a length never completes",
-    empty_files: "an empty file is an upload",
+    empty_files: "an empty file is an upload too",
     huge_uploads: "an upload that is too large is an error of the store",
-    spooled_bytes: "`spool` keeps the bytes of a body that ends well",
+    spooled_bytes: "`spool` keeps the bytes of a body that does not fail",
 
     claims_are_exclusive: "at most one claim of an upload is live",
-    lost_claims: "a claim that is released or dropped is given back",
+    lost_claims: "a claim ends when it is released or dropped",
     seals_are_kept: "the first claim seals the upload, and each claim counts an attempt",
-    lengths_are_kept: "the first request says the length, and no later one changes it",
+    lengths_are_kept: "the first request declares the length, and no later one changes it",
     status_describes_the_upload: "`status` returns the upload as it was described or sealed",
     records_are_kept: "a record is returned as it was recorded",
     delivered_uploads_stay: "a delivered upload stays as it is",
@@ -148,7 +148,7 @@ promises! {
     usage: "`usage` counts each upload that is not settled once",
 
     records_expire: "an upload whose record has expired is absent",
-    removed_uploads: "a removed upload is absent, and can begin anew",
+    removed_uploads: "a removed upload is absent, and can start again",
     expiry_of_each_kind: "each limit of a sweep removes its own kind, and only what is older",
     busy_uploads_stay: "a sweep removes no upload that is claimed or written to",
     delivered_files_stay: "a sweep removes no file that was delivered",
@@ -156,7 +156,7 @@ promises! {
     identical_chunks_at_once: "identical chunks can arrive at the same time",
     overlapping_chunks_at_once: "overlapping chunks that arrive at the same time do not mix",
     removal_during_a_chunk: "a removal does not wait for chunks, and they do not come back",
-    chunks_of_removed_uploads: "a chunk of a removed upload fails or begins a new upload",
+    chunks_of_removed_uploads: "a chunk of a removed upload fails or starts a new upload",
     creations_race: "of several calls of `create` one makes the upload",
     first_chunks_race: "first chunks that arrive at the same time make one upload",
     last_chunks_race: "of the last chunks at least one gets `complete`, and one gets the claim",
@@ -211,7 +211,7 @@ impl<S: Store + Clone> Suite<S> {
         tokio::spawn(async move { write(&store, &upload, offset, source, len as u64).await })
     }
 
-    /// Runs something that has nothing to wait for.
+    /// Runs a call that should not wait for anything.
     async fn soon<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
         match timeout(self.patience, future).await {
             Ok(output) => output,
@@ -219,7 +219,7 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
-    /// Waits for a task that has nothing to wait for.
+    /// Waits for a task that should not wait for anything.
     async fn joined<T>(&self, what: &str, task: JoinHandle<T>) -> T {
         match self.soon(what, task).await {
             Ok(output) => output,
@@ -423,7 +423,7 @@ fn complete(received: u64) -> Progress {
     Progress { received, complete }
 }
 
-/// Varied bytes, others for each `seed`.
+/// Varied bytes, different for each `seed`.
 fn content(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     let mut word = seed + 1;
@@ -477,7 +477,7 @@ fn record(delivered: bool, expires: SystemTime) -> Record {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A time to come, in whole seconds.
+/// A future time, in whole seconds.
 fn later() -> SystemTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let seconds = since.unwrap_or_default().as_secs();

@@ -74,8 +74,8 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
-    /// The bytes of the chunk are not stored in the upload that begins after the removal, unless it
-    /// is stored as a chunk of that upload.
+    /// The bytes of the chunk are not stored in the upload that starts after the removal, unless
+    /// they are stored as a chunk of that upload.
     pub(super) async fn removal_during_a_chunk(&self) {
         const LEN: usize = 600_000;
         let (old, new) = (content(1, 2 * LEN), content(2, 2 * LEN));
@@ -239,14 +239,14 @@ impl<S: Store + Clone> Suite<S> {
         let bytes = content(0, 3 * LEN);
         for round in 0..100 {
             // They are the first ones too, or they are not.
-            let begin = usize::from(round % 2 == 0);
-            let bytes = &bytes[..(begin + 2) * LEN];
+            let start = usize::from(round % 2 == 0);
+            let bytes = &bytes[..(start + 2) * LEN];
             let upload = upload(bytes.len() as u64);
-            if begin == 1 {
+            if start == 1 {
                 self.write(&upload, 0, &bytes[..LEN]).await;
             }
             let requests = [0, 1, 0, 1].map(|n| {
-                let n = begin + n;
+                let n = start + n;
                 let (store, upload) = (self.store.clone(), upload.clone());
                 let source = Source::new(&bytes[n * LEN..(n + 1) * LEN]);
                 tokio::spawn(async move {
@@ -422,7 +422,7 @@ impl<S: Store + Clone> Suite<S> {
                         let stored = &[LEN as u64..2 * LEN as u64];
                         assert_ranges(&ranges, stored, "after a sweep");
                     }
-                    state => panic!("{state:?} of an upload whose begin was swept"),
+                    state => panic!("{state:?} of an upload whose first chunk was swept"),
                 }
             }
             self.write(&upload, 0, &bytes).await;

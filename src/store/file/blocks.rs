@@ -22,7 +22,7 @@ const MUCH: usize = 1 << 20;
 /// The least number of permits, if there are few processors.
 const LARGE: usize = 4;
 
-/// Blocks of memory that are used again: to touch fresh memory costs more than all else that is
+/// Blocks of memory that are reused: to touch fresh memory costs more than everything else that is
 /// done to a byte.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
@@ -48,7 +48,7 @@ impl Blocks {
         lock(&self.spare)
     }
 
-    /// The blocks of one chunk, whose bytes begin at `at` in the file.
+    /// The blocks of one chunk, which starts at offset `at` of the file.
     pub(super) fn gather(&self, at: u64) -> Gathered {
         Gathered {
             blocks: self.clone(),
@@ -60,7 +60,7 @@ impl Blocks {
     }
 }
 
-/// Bytes of a chunk that are to be written. Dropping it gives the memory back.
+/// Bytes of a chunk that are to be written. Dropping it returns the memory.
 #[derive(Debug)]
 pub(super) struct Gathered {
     blocks: Blocks,
@@ -88,12 +88,12 @@ impl Gathered {
         }
     }
 
-    /// Where in the file its bytes end.
+    /// The offset in the file at which its bytes end.
     pub(super) fn end(&self) -> u64 {
         self.end
     }
 
-    /// Where in the file its bytes belong.
+    /// The range of the file that its bytes belong to.
     pub(super) fn range(&self) -> Range<u64> {
         self.at..self.end
     }
@@ -128,9 +128,9 @@ impl Gathered {
     /// The bytes, in pieces, with the offset of each in the file.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.filled.iter().scan(self.at, |at, block| {
-            let begin = *at;
+            let start = *at;
             *at += block.len() as u64;
-            Some((begin, &block[..]))
+            Some((start, &block[..]))
         })
     }
 

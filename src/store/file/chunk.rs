@@ -1,4 +1,4 @@
-//! One chunk on its way to its place in the file.
+//! Receives one chunk and writes it to its place in the file.
 
 use std::{io, ops::Range, sync::Arc, time::Duration};
 
@@ -66,7 +66,8 @@ impl FileStore {
             offset.saturating_add(body.max_len())
         };
         let range = offset..end.min(MAX_LENGTH);
-        // A chunk that has arrived as a whole needs a trip to a blocking thread anyway.
+        // A chunk that has arrived as a whole is written on a blocking thread anyway, which can
+        // lock the range too.
         let known = if arrived.ended {
             None
         } else {
@@ -101,7 +102,7 @@ impl FileStore {
     ) -> Result<(Writer, Arrived, Option<Progress>), StoreError> {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall * 2;
-        // The newest request to append wins: the client has given the older ones up.
+        // The newest request to append wins: the client has abandoned the older ones.
         let mut wins = arrived.keep == Keep::Prefix;
         loop {
             let (upload, range) = (upload.clone(), range.clone());
@@ -114,13 +115,13 @@ impl FileStore {
                 Start::Started(writer, arrived, progress) => {
                     return Ok((*writer, arrived, progress));
                 }
-                // The upload was removed meanwhile, and is created again.
+                // The upload was removed in the meantime, and is created again.
                 Start::Removed(arrived) => arrived,
                 Start::HeldBy(entry, holder, arrived) => {
                     if let Some(holder) = holder.as_ref().filter(|_| wins) {
                         holder.supersede();
                     }
-                    // From then on, a newer request may have the range.
+                    // Only once: after that, a newer request may take the range.
                     wins = false;
                     entry.wait_for(holder, stall, deadline).await?;
                     arrived
@@ -157,7 +158,7 @@ struct Arrived {
     /// Where in the file the chunk will end, if its length is known.
     announced: Option<u64>,
     keep: Keep,
-    /// What has found no room in `gathered`.
+    /// Bytes for which `gathered` has no room.
     rest: Bytes,
     /// Nothing follows.
     ended: bool,
@@ -170,9 +171,9 @@ struct Arrived {
 impl Arrived {
     /// Takes what arrives until it is time to write.
     ///
-    /// A trip to a blocking thread costs as much as to write tens of kilobytes, so one trip with
-    /// many bytes is better. But memory is bounded: a slow chunk must not hold it, nor one that
-    /// waits for others before it can write, which is one without a lock.
+    /// A call on a blocking thread costs as much as to write tens of kilobytes, so one call with
+    /// many bytes is better. But memory is bounded. A slow chunk must not hold much of it. Nor must
+    /// a chunk without a lock, which waits for other chunks before it can write.
     ///
     /// # Errors
     ///
@@ -303,8 +304,8 @@ impl Writer {
         }
     }
 
-    /// Finds out what is stored. Only with the lock, so that bytes that another process has stored
-    /// are not written again.
+    /// Reads what is stored. This needs the lock: otherwise bytes that another process stores now
+    /// would be written again.
     fn look(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
         let entry = self.lock.entry();
         entry.touch();
@@ -323,8 +324,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether there is room for these bytes, in the upload and on the disk. All bytes of a late
-    /// chunk are accepted, and dropped.
+    /// Checks that there is room for these bytes, in the upload and on the disk. A late chunk has
+    /// no limits, because its bytes are dropped.
     fn check(&self, folder: &Folder, range: Range<u64>) -> Result<(), StoreError> {
         let entry = self.lock.entry();
         if !entry.is_receiving() {
@@ -378,7 +379,7 @@ impl Writer {
             return Ok(None);
         }
         self.commit(folder)?;
-        // With the lock: all bytes of a removed upload seem to be there.
+        // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
     }
 
@@ -400,18 +401,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes what was written durable, and says so in the journal.
+    /// Makes the written bytes durable, and records them in the journal.
     fn commit(&mut self, folder: &Folder) -> Result<(), StoreError> {
         let entry = self.lock.entry();
         if self.written.is_empty() {
-            // The bytes of other requests were durable before they were known here.
+            // Bytes of other requests were durable before this process knew them.
             return entry.confirm();
         }
         let joined = joined(&self.written);
         let events = joined.iter().map(|(piece, crc)| entry.stored(piece, *crc));
         entry.commit(events.collect(), self.failed_syncs)?;
         if let (Durability::Process, Some(data)) = (folder.durability, &entry.data) {
-            // Otherwise all of it is left to do when the file is sealed.
+            // Otherwise everything is written when the file is sealed.
             joined
                 .iter()
                 .for_each(|(piece, _)| disk::begin_to_write(data, piece));

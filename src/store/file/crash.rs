@@ -1,4 +1,4 @@
-//! The promises of the store, against a disk that fails and a power that is cut at every call.
+//! Checks the promises of the store with a disk that fails, and with a power cut after every call.
 
 use std::{
     collections::BTreeMap, panic::Location as Place, path::Path, pin::pin, sync::Arc,
@@ -30,7 +30,7 @@ use crate::{
 /// Bytes of a chunk: some sectors, and not all of the last one.
 const CHUNK: u64 = 1300;
 
-/// How often a client tries. No mishap lasts that long.
+/// How often a client tries. No failure lasts that long.
 const TRIES: usize = 12;
 
 /// The uploads, which have one-letter names.
@@ -97,11 +97,11 @@ enum Answer {
 /// What has to be true from now on.
 #[derive(Clone, Debug)]
 enum Promise {
-    /// A step has begun: what it changes may be one way or the other.
+    /// A step has started. What it changes is in either state.
     Begun(Step),
     Created(char),
     Stored(char, u64),
-    /// So many bytes from the first one.
+    /// This many bytes from the first one.
     Prefix(char, u64),
     /// The inner service was called.
     Called(char, Box<Sealed>),
@@ -193,7 +193,7 @@ impl World {
         self.disk.promise();
     }
 
-    /// Goes through the script as a client does that tries again what has failed.
+    /// Runs the script like a client that repeats failed steps.
     async fn play(&mut self) -> Result<(), StoreError> {
         let mut store = None;
         for step in SCRIPT {
@@ -317,7 +317,7 @@ async fn write(store: &FileStore, name: char, number: u64) -> Result<(), StoreEr
     written.await.map(drop)
 }
 
-/// Appends `len` bytes, behind which the body fails. Returns where they end.
+/// Appends `len` bytes, after which the body fails. Returns where they end.
 async fn append(store: &FileStore, name: char, len: u64) -> Result<u64, StoreError> {
     let status = store.status(&id(name)).await?;
     let start = status.map_or(0, |status| status.prefix());
@@ -472,7 +472,7 @@ async fn check_upload(
     }
 }
 
-/// Whether the file is there that the inner service has got.
+/// Whether the file exists that the inner service got.
 fn check_file(sealed: &Sealed, name: char, old: &Path, new: &Path) -> Result<(), String> {
     let path = sealed.stored.path().ok_or("no file")?;
     let path = new.join(path.strip_prefix(old).map_err(|error| error.to_string())?);
@@ -483,7 +483,7 @@ fn check_file(sealed: &Sealed, name: char, old: &Path, new: &Path) -> Result<(),
     }
 }
 
-/// What a client does, and a service.
+/// The steps of a client and of a service.
 async fn finish(store: &FileStore, name: char, called: Option<&Sealed>) -> Result<(), String> {
     let failed = |error| format!("it cannot be finished: {error:?}");
     for number in 0..chunks(name) {
@@ -526,14 +526,14 @@ const LUCKS: &[Luck] = &[
 ];
 
 #[tokio::test]
-async fn the_power_is_cut_behind_each_call() {
+async fn the_power_is_cut_after_each_call() {
     let mut world = World::new(Durability::Power, &[]);
     world.play().await.unwrap();
     world.cut_at_each(LUCKS).await.unwrap();
 }
 
 #[tokio::test]
-async fn the_power_is_cut_behind_each_call_without_syncs() {
+async fn the_power_is_cut_after_each_call_without_syncs() {
     let mut world = World::new(Durability::Process, &[]);
     world.play().await.unwrap();
     world.cut_at_each(LUCKS).await.unwrap();
@@ -610,7 +610,7 @@ async fn dies_at_each_call(mishaps: &[Mishap]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether it is found out that the store does something else.
+/// Whether the checks detect that the store does something else.
 async fn is_found(mishap: Mishap) -> bool {
     let mishaps = &[mishap];
     let mut world = World::new(Durability::Power, mishaps);
@@ -631,7 +631,7 @@ async fn each_sync_is_needed() {
     assert!(vain.is_empty(), "not needed: {vain:#?}");
 }
 
-/// Nor may the sync of a file come after the one that follows it.
+/// The sync of a file must not come after the one that follows it.
 #[tokio::test]
 async fn the_order_of_syncs_is_needed() {
     let mut vain = Vec::new();
@@ -651,7 +651,7 @@ async fn sync_places() -> BTreeMap<&'static Place<'static>, bool> {
     world.disk.sync_places()
 }
 
-/// There may be many more records than uploads on their way.
+/// There can be many more records than unfinished uploads.
 #[tokio::test]
 async fn settled_uploads_are_passed_over_without_syncs() {
     let mut world = World::new(Durability::Power, &[]);
@@ -681,8 +681,8 @@ fn everything(before: std::time::SystemTime) -> Expiry {
     }
 }
 
-/// Two stores on one folder, which are to each other as two processes, and what they do in an order
-/// that the seed gives.
+/// Two stores on one folder, like two processes, and what they do in an order that depends on the
+/// seed.
 fn scheduled(seed: u64) -> (tempfile::TempDir, [FileStore; 2]) {
     let dir = tempdir();
     let mut disk = Simulated::new(dir.path(), 1, Vec::new());
@@ -730,7 +730,7 @@ async fn scheduled_chunks_are_delivered_once() {
 
 /// Chunks, removal and sweeping at once: no file is left over, and no byte is a mixture.
 #[tokio::test(start_paused = true)]
-async fn scheduled_chunks_meet_removal() {
+async fn scheduled_chunks_race_with_removal() {
     for seed in seeds() {
         let (dir, stores) = scheduled(seed);
         let later = std::time::SystemTime::now() + Duration::from_secs(10_000);

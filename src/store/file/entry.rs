@@ -40,7 +40,7 @@ use crate::{
     },
 };
 
-/// Bytes behind the end of any journal. To lock one of them is to have a right.
+/// Positions beyond the end of any journal. To lock one of them is to hold a right.
 const APPEND: Range<u64> = 1 << 62..(1 << 62) + 1;
 const CLAIM: Range<u64> = (1 << 62) + 1..(1 << 62) + 2;
 
@@ -54,7 +54,8 @@ const TOUCH: u64 = 1000;
 pub(super) struct Entry {
     pub(super) journal_path: PathBuf,
     pub(super) data_path: PathBuf,
-    /// Tells the upload from earlier and later ones with the same [`UploadId`](crate::UploadId).
+    /// Distinguishes the upload from earlier and later ones with the same
+    /// [`UploadId`](crate::UploadId).
     pub(super) id: String,
     /// The upload as its first request described it.
     pub(super) created: Upload,
@@ -93,7 +94,7 @@ struct State {
     touched: u64,
     claimed: bool,
     confirmed: bool,
-    /// Some of the bytes were not synced before they were said to be stored.
+    /// Some of the bytes were not synced before they were recorded.
     unsynced: bool,
     /// A sync of the journal has failed.
     distrusted: bool,
@@ -115,7 +116,7 @@ pub(super) enum Phase {
     Removed,
 }
 
-/// A look at an upload.
+/// The state of an upload at one time.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) phase: Phase,
@@ -135,11 +136,7 @@ impl Entry {
         let Some(created) = journal::first(&journal)? else {
             return Ok(None);
         };
-        let data = match disk::open(&data_path(&journal_path, &created.id)) {
-            Ok(data) => Some(data),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let data = disk::if_there(disk::open(&data_path(&journal_path, &created.id)))?;
         // The whole journal is still to be read.
         let state = State::default();
         let files = (journal, data);
@@ -242,7 +239,7 @@ impl Entry {
         self.created.length
     }
 
-    /// What is there now, with the records of other processes.
+    /// The current state, including what other processes have recorded.
     pub(super) fn view(&self) -> io::Result<View> {
         self.look_for_news()?;
         self.look_for_name()?;
@@ -297,8 +294,8 @@ impl Entry {
         Ok(view.touched.max(to_unix_millis(modified)))
     }
 
-    /// What of a range is not stored, and how many ranges there will be when it is. An upload that
-    /// is sealed has no gaps.
+    /// The gaps of a range, and the number of ranges of the upload when they are filled. A sealed
+    /// upload has no gaps.
     pub(super) fn gaps(&self, range: &Range<u64>) -> (Vec<Range<u64>>, usize) {
         let state = self.state();
         match state.phase {
@@ -341,7 +338,7 @@ impl Entry {
         }
     }
 
-    /// Whether the bytes are where this process writes them. For an upload that is receiving.
+    /// Whether the data file still has its name. For an upload that is receiving.
     pub(super) fn has_data(&self) -> io::Result<bool> {
         match &self.data {
             Some(data) => disk::has_name(data, &self.data_path),
@@ -371,15 +368,8 @@ impl Entry {
         if !self.state().unsynced {
             return Ok(crc);
         }
-        if self.failed_syncs() > 0 {
-            let mut hasher = crc32fast::Hasher::new();
-            read_blocks(data, 0..length, |block, _| {
-                hasher.update(block);
-                Ok(())
-            })?;
-            if hasher.finalize() != crc {
-                return Err(damaged("are not what was sent"));
-            }
+        if self.failed_syncs() > 0 && crc_of(data, 0..length)? != (length, crc) {
+            return Err(damaged("are not what was sent"));
         }
         if let Err(error) = self.disk.sync("sync-data", data) {
             self.failed_syncs.fetch_add(1, SeqCst);
@@ -410,8 +400,8 @@ impl Entry {
         self.append_if(events, durable, |_| true).map(drop)
     }
 
-    /// Does the same if the upload is `wanted`, and returns whether it is. No process changes it in
-    /// between.
+    /// Like [`append`](Self::append), but only if the upload is `wanted`. Returns whether it is. No
+    /// process changes the upload in between.
     pub(super) fn append_if(
         &self,
         events: &[Event],
@@ -455,8 +445,9 @@ impl Entry {
             }
         });
         if let Err(error) = written {
-            // The records are visible, but need not be durable: they must not be read. If that
-            // cannot be written either, the reader makes them durable before it trusts them.
+            // The records are visible, but may not be durable, so they must not be read. If the
+            // void records cannot be written either, the reader syncs the records before it trusts
+            // them.
             let _ = write(&journal::void(&records, chain, time));
             return Err(error.into());
         }
@@ -471,13 +462,13 @@ impl Entry {
         Ok(true)
     }
 
-    /// Takes the right to deliver or to remove the upload. `None` if another request has it.
+    /// Takes the right to deliver or to remove the upload. `None` if another request holds it.
     pub(super) fn try_claim(self: &Arc<Self>) -> io::Result<Option<Claim>> {
         fault::step("claim")?;
         if std::mem::replace(&mut self.state().claimed, true) {
             return Ok(None);
         }
-        // From here on, dropping it gives the right back.
+        // From here on, dropping the claim releases it.
         let mut claim = Claim {
             entry: Arc::clone(self),
             locked: false,
@@ -496,7 +487,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Reads on if another process has written.
+    /// Reads new records of other processes.
     fn look_for_news(&self) -> io::Result<()> {
         if !self.has_news()? {
             return Ok(());
@@ -505,8 +496,8 @@ impl Entry {
         self.catch_up()
     }
 
-    /// A journal that has lost its name was removed, perhaps with its folder, by something other
-    /// than a store. What is written to it is never found again.
+    /// A journal that has lost its name was removed by something other than a store, perhaps with
+    /// its folder. What is written to it is never found again.
     fn look_for_name(&self) -> io::Result<()> {
         if !disk::has_name(&self.journal, &self.journal_path)? {
             self.state().phase = Phase::Removed;
@@ -531,8 +522,8 @@ impl Entry {
         Ok((appending, lock))
     }
 
-    /// With the right to append: reads what other processes have appended. What is visible need not
-    /// be durable, so it is synced before it is trusted.
+    /// Reads what other processes have appended. The caller has the right to append. What is
+    /// visible may not be durable, so it is synced before it is trusted.
     fn catch_up(&self) -> io::Result<()> {
         if !self.has_news()? {
             return Ok(());
@@ -577,13 +568,8 @@ impl Entry {
         if self.boot == Some(*boot) {
             return Ok(true);
         }
-        let mut hasher = crc32fast::Hasher::new();
         let range = *offset..offset.saturating_add(*len);
-        let read = read_blocks(data, range, |block, _| {
-            hasher.update(block);
-            Ok(())
-        })?;
-        Ok(read == *len && hasher.finalize() == *crc)
+        Ok(crc_of(data, range)? == (*len, *crc))
     }
 
     /// Makes the records before `end` durable.
@@ -597,8 +583,8 @@ impl Entry {
         result
     }
 
-    /// Writes again what is there. After a sync that failed, the next one succeeds without an
-    /// effect, unless there is something new to write.
+    /// Writes the same bytes again. After a failed sync the next sync succeeds without an effect,
+    /// unless there is something new to write.
     fn make_dirty(&self, file: &File, range: Range<u64>) -> io::Result<()> {
         read_blocks(file, range, |block, at| {
             self.disk.write_all_at("write-again", file, block, at)
@@ -622,8 +608,8 @@ impl Entry {
     }
 }
 
-/// Where the bytes of an upload are. The name contains the random id of the upload, so that it
-/// never becomes the name of a later upload.
+/// The path of the data file. It contains the random id of the upload, so it never becomes that of
+/// a later upload.
 fn data_path(journal_path: &Path, id: &str) -> PathBuf {
     journal_path.with_extension(format!("{id}.data"))
 }
@@ -648,8 +634,8 @@ impl State {
                 ..
             } => {
                 self.unsynced |= !synced;
-                // Stored bytes are never written again. If a journal says so, the first record
-                // counts.
+                // Stored bytes are never written again. If a journal contradicts that, the first
+                // record counts.
                 let range = offset..offset.saturating_add(len);
                 if self.ranges.gaps(offset, len).first() == Some(&range) {
                     self.ranges.insert(range, Crc(crc));
@@ -712,7 +698,7 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// The right to deliver or to remove an upload, given back when dropped.
+/// The right to deliver or to remove an upload, released when dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) entry: Arc<Entry>,
@@ -728,7 +714,18 @@ impl Drop for Claim {
     }
 }
 
-/// Reads a range, and gives each block with its offset to `see`. Returns how many bytes there are.
+/// How many bytes of a range there are, and their CRC-32.
+fn crc_of(file: &File, range: Range<u64>) -> io::Result<(u64, u32)> {
+    let mut hasher = crc32fast::Hasher::new();
+    let read = read_blocks(file, range, |block, _| {
+        hasher.update(block);
+        Ok(())
+    })?;
+    Ok((read, hasher.finalize()))
+}
+
+/// Reads a range, and passes each block with its offset to `see`. Returns the number of bytes,
+/// which is smaller if the file ends.
 fn read_blocks(
     file: &File,
     range: Range<u64>,

@@ -1,4 +1,4 @@
-//! A complete file gets its final name: a rename that overwrites nothing, and is durable.
+//! Gives a complete file its final name: by a rename that overwrites nothing, and is durable.
 
 use std::{
     fs::File,
@@ -125,20 +125,19 @@ impl Folder {
             Ok(false) => return Ok(None),
             result => result?,
         };
-        // To open a pipe would wait for a writer.
+        // Opening a pipe would wait for a writer.
         if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
             return Ok(None);
         }
-        let file = match disk::open_to_read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
+        let Some(file) = disk::if_there(disk::open_to_read(&path))? else {
+            return Ok(None);
         };
         Ok((self.disk.file_id(&file)? == seal.file).then_some(file))
     }
 
-    /// Takes the final name of a file back, unless the application has moved the file. Do this
+    /// Takes the final name from a file, unless the application has moved the file. This comes
     /// before the journal says that the upload is rejected or removed: after a crash, the file
-    /// could not be told from a file of another upload that has got the same name.
+    /// could not be distinguished from a file of another upload with the same name.
     pub(super) fn withdraw(&self, entry: &Entry, seal: &Seal) -> Result<(), StoreError> {
         if self.open_finished(seal)?.is_none() {
             return Ok(());
@@ -152,10 +151,7 @@ impl Folder {
             result => result?,
         }
         let dir = path.parent().unwrap_or(&self.finished);
-        match self.disk.sync_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
-        }
+        disk::if_there(self.disk.sync_dir(dir))?;
         if dir != self.finished {
             // Not if the application has put something there.
             let _ = self.disk.remove_dir(dir);
@@ -164,8 +160,7 @@ impl Folder {
     }
 }
 
-/// A path below `dir` at which there is nothing: `wanted`, with numbers added to names that are
-/// taken.
+/// A free path below `dir`: `wanted`, with numbers added to names that are taken.
 fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
     let no_name = || StoreError::new(format!("no name for a finished file: {wanted:?}"));
     let mut chosen = String::new();

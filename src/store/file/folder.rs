@@ -1,4 +1,4 @@
-//! Where uploads are on disk: found, created and removed.
+//! Finds, creates and removes uploads on disk.
 
 use std::{
     collections::HashMap,
@@ -46,7 +46,7 @@ pub(super) struct Folder {
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,
-    /// From this number on, idle uploads are closed.
+    /// If this many uploads are open, idle ones are closed.
     pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
 }
@@ -113,7 +113,7 @@ impl Folder {
         Ok(found)
     }
 
-    /// The upload, if it exists. What is seen of it is durable.
+    /// The upload, if it exists. Its state is durable.
     pub(super) fn look(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
             let entry = match self.open_entry(id) {
@@ -146,8 +146,8 @@ impl Folder {
         }
     }
 
-    /// Looks at an upload without a promise that what is seen is durable, which saves syncs. `None`
-    /// if the journal is gone, or has no valid first record.
+    /// Reads the state of an upload, which may not be durable. That saves syncs. `None` if the
+    /// journal is gone, or has no valid first record.
     pub(super) fn peek<T>(
         &self,
         id: &UploadId,
@@ -161,9 +161,8 @@ impl Folder {
             }
         }
         let path = self.journal_path(id);
-        let journal = match disk::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            journal => journal?,
+        let Some(journal) = disk::if_there(disk::open(&path))? else {
+            return Ok(None);
         };
         let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? else {
             return Ok(None);
@@ -177,9 +176,8 @@ impl Folder {
         if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
             return Ok(None);
         }
-        let journal = match disk::open(&journal_path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            journal => journal?,
+        let Some(journal) = disk::if_there(disk::open(&journal_path))? else {
+            return Ok(None);
         };
         let journal_id = self.disk.file_id(&journal)?;
         let durable = self.durability == Durability::Power;
@@ -242,7 +240,7 @@ impl Folder {
     /// The entry that this process uses from now on.
     fn trust(&self, entry: Entry) -> io::Result<Arc<Entry>> {
         if self.durability == Durability::Power {
-            // What is visible need not be durable, but what is trusted is acknowledged.
+            // What is visible may not be durable, but from now on it counts as durable.
             entry.make_names_durable()?;
         }
         let mut open = self.open_entries();
@@ -257,7 +255,8 @@ impl Folder {
     /// Removes an upload that a failed request has created, unless another request uses it.
     pub(super) fn undo_create(&self, entry: &Arc<Entry>) {
         if entry.is_unused() {
-            // What cannot be removed now is swept later. The request fails with its own error.
+            // An upload that cannot be removed now is swept later. The request fails with its own
+            // error.
             let _ = self.try_discard(entry, Entry::is_unused);
         }
     }
@@ -317,7 +316,7 @@ impl Folder {
     }
 }
 
-/// A file without a name.
+/// A temporary file without a name.
 pub(super) fn tempfile_in(disk: &Disk, dir: &Path) -> Result<std::fs::File, StoreError> {
     let path = dir.join(format!("{}.tmp", random_id()?));
     let file = disk.create(&path)?;

@@ -2,8 +2,8 @@
 //!
 //! # Format, version 1
 //!
-//! A record is a head of 64 bytes. Some kinds have a payload of JSON behind it, padded with zeros
-//! to the next multiple of 64 bytes. Integers are little-endian.
+//! A record is a head of 64 bytes. Some kinds have a payload of JSON after it, padded with zeros to
+//! the next multiple of 64 bytes. Integers are little-endian.
 //!
 //! | offset | bytes | content                                                            |
 //! |--------|-------|--------------------------------------------------------------------|
@@ -18,9 +18,9 @@
 //! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
 //!
 //! All other bytes are zero. A head is never split between two sectors of a disk. Each check is
-//! seeded with the check of the record before it, so that remains of another file, or of a record
-//! that was torn and replaced, are not read as records. Reading stops at the first record that is
-//! not valid: a record that a crash has torn was never written.
+//! seeded with the check of the previous record, so that remains of another file, or of a torn
+//! record that was replaced, are not read as records. Reading stops at the first invalid record: a
+//! record that a crash has torn counts as not written.
 
 use std::{fs::File, io};
 
@@ -31,7 +31,7 @@ use crate::{
     store::disk,
 };
 
-/// Bytes of a head. Each record begins at a multiple of it.
+/// Bytes of a head. Each record starts at a multiple of it.
 pub(super) const SLOT: u64 = 64;
 
 const MAGIC: [u8; 4] = *b"TRJ1";
@@ -64,7 +64,7 @@ pub(super) enum Event {
     /// Replaces an event that could not be made durable.
     Void,
     /// The upload exists although it has no bytes. Without this event, an upload without bytes is
-    /// one whose first chunk has not been stored, and is removed when that chunk fails.
+    /// one whose first chunk is not stored yet, and is removed if that chunk fails.
     Confirmed,
 }
 
@@ -72,7 +72,8 @@ pub(super) enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Created {
     version: u32,
-    /// Tells the upload from earlier and later ones with the same [`UploadId`](crate::UploadId).
+    /// Distinguishes the upload from earlier and later ones with the same
+    /// [`UploadId`](crate::UploadId).
     pub(super) id: String,
     pub(super) upload: Upload,
 }
@@ -92,7 +93,7 @@ impl Created {
 pub(super) struct Seal {
     /// The final name, below the folder of finished files.
     pub(super) path: String,
-    /// Tells the file from others of that name. `None` if the system has no such number.
+    /// Distinguishes the file from others of that name. `None` if the system has no such number.
     pub(super) file: Option<u64>,
     pub(super) crc32: u32,
     /// The upload as the request described it that completed it.
@@ -186,7 +187,7 @@ impl Event {
             5 => serde_json::from_slice(payload).map(Self::Settled),
             _ => return Ok(None),
         };
-        // A record that is not valid ends the journal, for any reason.
+        // An invalid record ends the journal, whatever the reason.
         Ok(event.ok())
     }
 }
@@ -260,7 +261,7 @@ pub(super) fn read(
             return Ok(at + used as u64);
         }
         at += used as u64;
-        // A short first block makes a look for new records cheap.
+        // With a short first block, looking for new records is cheap.
         buffer.resize(256 << 10, 0);
     }
 }
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn events_are_read_as_they_were_written() {
         let content = encoded(&events());
         assert_eq!(content.len() % 64, 0);
         assert_eq!(read_all(&content), (events(), content.len() as u64));
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_valid_only_behind_its_predecessor() {
+    fn a_record_is_valid_only_after_its_predecessor() {
         let lost = encoded(&[Event::Attempt(1), Event::Removed]);
         let content = [&encoded(&[Event::Attempt(2)]), &lost[64..]].concat();
         assert_eq!(read_all(&content), (vec![Event::Attempt(2)], 64));
@@ -481,7 +482,7 @@ mod tests {
 
     /// What version 1 writes is read by all later versions.
     #[test]
-    fn version_1_is_written_like_this() {
+    fn the_format_of_version_1_does_not_change() {
         let record = encoded(&[Event::Created(created())]);
         let payload = format!(
             "{{\"version\":1,\"id\":\"id\",\"upload\":{}}}",
@@ -516,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_too_long() {
+    fn a_payload_that_is_too_long_ends_the_journal() {
         let mut record = encoded(&events()[..1]);
         record[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         let right = check(&record[..60], 0);

@@ -1,4 +1,5 @@
-//! Uploads in the file system: one sparse file and one journal each, finished by a rename.
+//! A store in the file system. Each upload is one sparse file and one journal, and is finished by a
+//! rename.
 
 mod blocks;
 mod chunk;
@@ -21,7 +22,7 @@ mod tests;
 
 use std::{
     fmt,
-    io::{self, Seek as _, Write as _},
+    io::{Seek as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -45,13 +46,13 @@ use crate::model::upload::{Upload, UploadId};
 
 /// Keeps uploads in a folder: the default store.
 ///
-/// Each upload is one file, to which each chunk is written at its place, and a journal of what is
-/// stored. Nothing has to be put together when the last chunk has arrived: the file is finished by
-/// a rename, whatever its size.
+/// Each upload is one file, into which each chunk is written at its place, and a journal of what is
+/// stored. Nothing has to be assembled when the last chunk has arrived: a rename finishes the file,
+/// whatever its size.
 ///
-/// The folder contains `partial/`, for uploads on their way, and `files/<id>/<name>`, for finished
-/// files under a [safe](crate::safe_file_name) version of their name. Several processes can share
-/// the folder (on Linux). It has to be on a local file system.
+/// The folder contains `partial/`, for uploads that are not finished, and `files/<id>/<name>`, for
+/// finished files under a [safe](crate::safe_file_name) version of their name. On Linux, several
+/// processes can share the folder. It has to be on a local file system.
 ///
 /// What the store creates is private to the user of the process, unless
 /// [`with_file_mode`](FileStoreBuilder::with_file_mode) and
@@ -64,11 +65,11 @@ use crate::model::upload::{Upload, UploadId};
 ///
 /// # Shared file systems
 ///
-/// For several hosts use `BucketStore` (feature `object-store`). This store needs three things that
-/// a shared file system may not have: locks of byte ranges that hold for all hosts (`F_OFD_SETLK`),
-/// a rename that overwrites nothing (`RENAME_NOREPLACE`, or else a hard link), and an `fsync` that
-/// reaches the server, for folders too. It has not been tried on any shared file system. What
-/// follows is derived from their documentation:
+/// For several hosts use `BucketStore` (feature `object-store`). `FileStore` needs three things
+/// that a shared file system may not have: locks of byte ranges that hold for all hosts
+/// (`F_OFD_SETLK`), a rename that overwrites nothing (`RENAME_NOREPLACE`, or else a hard link), and
+/// an `fsync` that reaches the server, for folders too. It has not been tested on any shared file
+/// system. The following is derived from their documentation:
 ///
 /// * CephFS: the locks hold for all clients, and are freed some time after a client has died. It
 ///   should be safe, and slow: in a test, positional writes of several hosts to one file took three
@@ -115,10 +116,10 @@ impl FileStore {
         Self::builder(dir).open()
     }
 
-    /// A store in `dir` with other settings.
+    /// Returns the settings of a store in `dir`, to be changed.
     pub fn builder(dir: impl AsRef<Path>) -> FileStoreBuilder {
         FileStoreBuilder {
-            // "" is the working folder, as it is for the other two.
+            // An empty path is the working folder, as for the other two.
             root: Path::new(".").join(&dir),
             partial: dir.as_ref().join("partial"),
             finished: dir.as_ref().join("files"),
@@ -300,14 +301,14 @@ impl super::Claim for FileClaim {
         let settle = self.store.blocking(move |folder| {
             let rejected = !record.delivered;
             match entry.view()?.phase {
-                // A call before this one has failed after it had settled the upload.
+                // An earlier call has failed after it had settled the upload.
                 Phase::Settled { .. } => return Ok(()),
                 Phase::Sealed { seal, .. } if rejected => folder.withdraw(&entry, &seal)?,
                 _ => {}
             }
             entry.append(&[Event::Settled(record)], true)?;
             if rejected {
-                // If that fails, the file is removed with the record.
+                // If this fails, the file is removed with the record.
                 let _ = folder.disk.remove_if_there(&entry.data_path);
             }
             Ok(())
@@ -356,10 +357,10 @@ impl FileStoreBuilder {
     /// Sets how finished files are named: a path below the folder of finished files, or `None` for
     /// the default name.
     ///
-    /// An existing file is never overwritten: the new one gets a number, as in `name (1).txt`. So
-    /// does a folder whose name is the name of a file.
+    /// An existing file is never overwritten: the new one gets a number, as in `name (1).txt`. A
+    /// folder gets a number too if a file has its name.
     ///
-    /// Do not use the texts of the client as they are. [`safe_file_name`](crate::safe_file_name)
+    /// Do not use the texts of the client unchanged. [`safe_file_name`](crate::safe_file_name)
     /// makes a safe name of them, and [`safe_relative_path`](crate::safe_relative_path) a safe
     /// path, for clients that send whole folders. With a path that leads out of the folder, or
     /// through a symbolic link, the delivery fails.
@@ -430,20 +431,20 @@ impl FileStoreBuilder {
     /// Sets how many bytes of the file system stay free. Default: 1 GiB, or 5 % of a file system
     /// that is smaller than 20 GiB.
     ///
-    /// A chunk for which there is no room above that is rejected with [`StoreError::Full`] before
-    /// it is written. So is the first chunk of a file that declares to be larger than the room, or
-    /// for which there are not enough inodes. Clients try again later, as with a full disk. No room
-    /// is reserved: uploads on their way can together be larger than the room, and other processes
-    /// can take it.
+    /// A chunk that would use the reserve is rejected with [`StoreError::Full`] before it is
+    /// written. So is the first chunk of a file that declares to be larger than the free space, or
+    /// for which there are not enough inodes. Clients try again later, as with a full disk. No
+    /// space is reserved for uploads: together they can declare more than there is, and other
+    /// processes can use it.
     ///
-    /// 0 turns the check off: then the store is full when the system says so. On other systems than
-    /// Linux, where the store cannot see what is free, the check is always off.
+    /// 0 turns the check off: then the store is full when the system says so. The check works on
+    /// Linux only.
     pub fn with_free_space_reserve(mut self, bytes: u64) -> Self {
         self.reserve = Some(bytes);
         self
     }
 
-    /// Sets how long the body of a chunk may bring nothing before another request for the same
+    /// Sets how long the body of a chunk may yield nothing before another request for the same
     /// bytes takes over. Default: 5 seconds. At most one year.
     ///
     /// With [`Keep::Prefix`] another request takes over at once.
@@ -463,8 +464,8 @@ impl FileStoreBuilder {
     /// * A mode is not valid.
     pub fn open(mut self) -> Result<FileStore, StoreError> {
         for dir in [&mut self.root, &mut self.partial, &mut self.finished] {
-            // The process may change its working folder. The components are without a slash at the
-            // end, behind which a link would be followed.
+            // The process may change its working folder. The components have no slash at the end,
+            // after which a link would be followed.
             *dir = std::path::absolute(&*dir)?.components().collect();
         }
         self.check_modes()?;
@@ -515,15 +516,14 @@ impl FileStoreBuilder {
         Ok(())
     }
 
-    /// Whether other users cannot put something into the folders, or replace them. Checks those
-    /// that exist.
+    /// Checks that other users cannot put something into the folders, or replace them. Skips
+    /// folders that do not exist.
     fn check_folders(&self) -> Result<(), StoreError> {
         let parts = [&self.partial, &self.finished];
         let root = parts.iter().any(|part| part.starts_with(&self.root));
         for dir in root.then_some(&self.root).into_iter().chain(parts) {
-            let there = match dir.symlink_metadata() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                there => there?,
+            let Some(there) = disk::if_there(dir.symlink_metadata())? else {
+                continue;
             };
             let shown = dir.display();
             if there.is_symlink() {

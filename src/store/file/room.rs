@@ -1,4 +1,4 @@
-//! How much may be stored: the free space of the file system, less a reserve.
+//! Limits what is stored to the free space of the file system, less a reserve.
 
 use std::{
     path::Path,
@@ -20,13 +20,13 @@ const RESERVE: u64 = 1 << 30;
 /// How many inodes an upload takes: two files, a folder for them, and one for the finished file.
 const FILES: u64 = 4;
 
-/// How long a look at the file system is used, less what was granted since. A look costs tens of
-/// microseconds, and a small chunk a hundred.
+/// How long a reading of the free space is used, less what was granted since. A reading takes tens
+/// of microseconds, and a small chunk a hundred.
 const FRESH: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Room {
-    /// How many bytes stay free. `None` for the default, 0 to never look.
+    /// How many bytes stay free. `None` is the default reserve. 0 turns the check off.
     reserve: Option<u64>,
     /// What was free at this time, less what was granted since.
     seen: Mutex<Option<(Instant, Free)>>,
@@ -45,8 +45,8 @@ impl Room {
         self.grant(dir, 0, bytes, bytes)
     }
 
-    /// Whether an upload of `bytes` may begin in `dir`. Nothing is granted, because the bytes need
-    /// not arrive.
+    /// Whether there is room for a new upload of `bytes` in `dir`. The bytes are not granted,
+    /// because they may not arrive.
     pub(super) fn for_upload(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
         self.grant(dir, FILES, bytes, 0)
     }
@@ -180,7 +180,7 @@ mod tests {
         room.for_upload(dir.path(), free / 2).unwrap();
         assert_eq!(left().bytes, free - free / 4);
         assert_eq!(left().files, Some(FILES - 1));
-        // Before it is refused there is another look: nothing of that was stored.
+        // The free space is read again before a chunk is refused: nothing of that was stored.
         room.for_bytes(dir.path(), free / 8 * 7).unwrap();
         assert!(left().bytes < free / 4, "{:?}", left());
         assert!(!is_granted(room.for_bytes(dir.path(), free * 2)));

@@ -1,5 +1,5 @@
-//! Lists and sweeps: all uploads, one folder after the other, so that the memory that it takes does
-//! not grow with the number of uploads.
+//! Lists and sweeps all uploads, one folder after the other, so that the memory for it does not
+//! grow with the number of uploads.
 
 use std::{
     io,
@@ -44,8 +44,7 @@ impl Folder {
         Ok(Page::new(uploads, None))
     }
 
-    /// A look that promises durability costs syncs. Most journals belong to settled uploads, and do
-    /// not need one.
+    /// A durable look costs syncs. Most journals belong to settled uploads, and do not need one.
     fn listed(&self, id: &UploadId, filter: &Filter) -> Result<Option<Listed>, StoreError> {
         let accepted = |entry: &Entry, view: &View| {
             let is_unsettled = match view.phase {
@@ -88,7 +87,8 @@ impl Folder {
         for id in self.ids_in(shard)? {
             keep(self.sweep_upload(&id, expiry, swept));
         }
-        // What died processes have left is as old as an abandoned upload before it is removed.
+        // Files of processes that have died are removed when they are as old as an abandoned
+        // upload.
         if let Some(before) = expiry.abandoned_before {
             for path in self.files_in(shard)? {
                 keep(self.sweep_orphan(&path, before));
@@ -104,12 +104,12 @@ impl Folder {
         swept: &mut Swept,
     ) -> Result<(), StoreError> {
         let seems = self.peek(id, |entry, view| match view.phase {
-            // A close look removes what is left of it.
+            // `look` removes the rest of it.
             Phase::Removed => Ok(true),
             Phase::Receiving if !entry.has_data()? => Ok(true),
             _ => expired(entry, view, expiry).map(|counter| counter.is_some()),
         })?;
-        // A close look renames a journal without a valid first record.
+        // `look` renames a journal without a valid first record.
         if !seems.transpose()?.unwrap_or(true) {
             return Ok(());
         }
@@ -151,7 +151,7 @@ impl Folder {
         Ok(self.files_in(shard)?.into_iter().filter_map(id).collect())
     }
 
-    /// The files in one of the folders. No links, and nothing behind them.
+    /// The files in one of the folders. Links are skipped and not followed.
     fn files_in(&self, shard: u8) -> io::Result<Vec<PathBuf>> {
         let dir = self.partial.join(Hex(&[shard]).to_string());
         let mut files = Vec::new();

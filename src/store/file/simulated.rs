@@ -1,8 +1,8 @@
 //! A disk that fails, and that loses or tears what was not synced; for tests.
 //!
 //! All calls but syncs go to a real folder, and all calls are logged. The log determines what may
-//! be there after a power cut behind any of them: each change of a file that was not synced is
-//! there, or is not, or is in some sectors. Each change of a folder that was not synced is there
+//! be there after a power cut that follows any of them: each change of a file that was not synced
+//! is there, or is not, or is in some sectors. Each change of a folder that was not synced is there
 //! only if those before it are. More is lost here than on the file systems that we know.
 
 use std::{

@@ -2,7 +2,7 @@ use std::{io, path::Path};
 
 use crate::store::{
     BoxFuture, Content, Stored,
-    disk::Disk,
+    disk::{self, Disk},
     export::{self, blocking, dir_of},
 };
 
@@ -38,25 +38,18 @@ impl Stored for FileStored {
     }
 }
 
-/// Renames the file, and makes both names durable.
+/// Renames the file, and makes both names durable. Another request may have removed the empty
+/// folder.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let disk = Disk::default();
     disk.rename_new(from, to)?;
-    // The new name first: a crash leaves the file one name at least.
+    // The new name first, so that the file has at least one name after a crash.
     disk.sync_dir(dir_of(to))?;
-    sync_if_there(&disk, dir_of(from))
+    disk::if_there(disk.sync_dir(dir_of(from))).map(drop)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
     let disk = Disk::default();
     disk.remove_if_there(path)?;
-    sync_if_there(&disk, dir_of(path))
-}
-
-/// Another request may have removed a folder that is empty.
-fn sync_if_there(disk: &Disk, dir: &Path) -> io::Result<()> {
-    match disk.sync_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        synced => synced,
-    }
+    disk::if_there(disk.sync_dir(dir_of(path))).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Requests that two readers would read differently.
+//! Requests that two parsers could read differently.
 
 use bytes::Bytes;
 
@@ -11,7 +11,11 @@ use crate::{
 };
 
 pub const CASES: &[Case] = &[
-    case!("34", "a field twice in the query: equal, different", twice),
+    case!(
+        "34",
+        "a field twice in the query: equal values, different values",
+        twice
+    ),
     case!(
         "35",
         "a field in query and form, before and after the file",
@@ -19,39 +23,39 @@ pub const CASES: &[Case] = &[
     ),
     case!(
         "36",
-        "fields in another case are the application's",
+        "field names in another case belong to the application",
         other_case
     ),
     case!(
         "37",
-        "fields whose names are nearly ours; `;` is no separator",
+        "field names similar to those of a dialect; `;` is no separator",
         nearly
     ),
     case!("38", "two files in one form", two_files),
-    case!("39", "the file under another name", other_part),
-    case!("40", "heads of parts that can be read in two ways", heads),
-    case!(
-        "41",
-        "a form without its end, cut at each byte of that",
-        cut
-    ),
+    case!("39", "the file in a part with another name", other_part),
+    case!("40", "part headers that can be read in two ways", heads),
+    case!("41", "a form whose end is cut off at each byte", cut),
     case!(
         "42",
         "boundaries: none, empty, two, 70 and 71 characters, quoted",
         boundaries
     ),
     case!("43", "line feeds without carriage returns", line_feeds),
-    case!("44", "a byte a frame; all in one frame", frames),
+    case!(
+        "44",
+        "one byte in each frame; all bytes in one frame",
+        frames
+    ),
     case!("44", "a request split in two, at each byte", split).memory(),
     case!("45", "a content transfer encoding is not decoded", encoded),
     case!(
         "45",
-        "two lengths of one body, and none that can be",
+        "two lengths of one body, and invalid lengths",
         lengths
     ),
 ];
 
-/// The fields that decide where bytes go.
+/// The fields that decide where bytes are stored.
 const DECIDING: [Role; 7] = [
     Role::Identifier,
     Role::Total,
@@ -62,7 +66,7 @@ const DECIDING: [Role; 7] = [
     Role::Path,
 ];
 
-/// A value that would be right somewhere else.
+/// A value that is valid in another place.
 fn other(role: Role) -> &'static str {
     match role {
         Role::Identifier => "25-other",
@@ -79,7 +83,7 @@ fn value(chunk: &Chunk, field: &str) -> String {
     found.unwrap().1.clone()
 }
 
-/// The clients' deciding fields, by name.
+/// The fields that decide where bytes are stored, by name, for each client.
 fn deciding(client: Client) -> impl Iterator<Item = (Role, &'static str)> {
     let fields = DECIDING
         .into_iter()
@@ -112,7 +116,7 @@ async fn twice(world: &World) {
             let attacks = vec![
                 attack(format!("&{field}={other}")),
                 attack(format!("&{field}=")),
-                // One that a parser of other habits does not see.
+                // A variant that a parser with other rules does not recognize.
                 attack(format!("&{}{}={other}", escaped(field), &field[1..])),
             ];
             world.refused(&file, "conflicting_field", attacks).await;
@@ -185,7 +189,7 @@ async fn other_case(world: &World) {
             .await;
         let upload = &world.deliveries().pop().unwrap().upload;
         assert!(fields.iter().all(|field| upload.field(field) == Some("7")));
-        // They do not stand in for those that are missing.
+        // They do not replace the missing fields.
         let file = world.file(client, way);
         let attacks = [Role::Identifier, Role::Total, Role::Position].map(|role| {
             let value = value(&file.chunk(2), client.field(role));
@@ -325,7 +329,7 @@ async fn cut(world: &World) {
         let file = world.file(client, way);
         let whole = file.chunk(2);
         let all = [whole.file.clone(), whole.end.clone()].concat();
-        // The line end behind the last boundary is not needed, all else is.
+        // The line end after the last boundary is optional. Everything else is required.
         let step = if way == Way::Both { 1 } else { 7 };
         let attacks = (0..all.len() - 2).rev().step_by(step);
         let attacks = attacks.map(|len| {
@@ -345,7 +349,7 @@ async fn cut(world: &World) {
     }
 }
 
-/// This request with another boundary in its body.
+/// The same request with another boundary in its body.
 fn rebound(chunk: &Chunk, boundary: &str, content_type: &str) -> Vec<u8> {
     let mut chunk = chunk.clone();
     chunk.content_type = content_type.into();
@@ -421,7 +425,7 @@ async fn line_feeds(world: &World) {
         let chunk = file.chunk(2);
         let body = chunk.body();
         let feeds = body.iter().filter(|byte| **byte == b'\n').count();
-        // All of them, and each alone.
+        // All line ends, and each one alone.
         for nth in std::iter::once(None).chain((0..feeds).map(Some)) {
             let mut seen = 0;
             let mut bare = Vec::new();
@@ -434,8 +438,8 @@ async fn line_feeds(world: &World) {
                     bare.push(*byte);
                 }
             }
-            // Behind the last boundary it is of no matter; and at the end of a text the boundary is
-            // none then, but text.
+            // After the last boundary a line end does not matter. At the end of a text, the
+            // boundary is then part of the text.
             let texts = 4 * chunk.form.len();
             if nth.is_some_and(|nth| nth == feeds - 1 || (nth < texts && nth % 4 == 3)) {
                 continue;
@@ -449,7 +453,7 @@ async fn line_feeds(world: &World) {
     }
 }
 
-/// A body in frames of these.
+/// The body, divided into frames of these sizes.
 fn framed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
     let frame = |piece: &[u8]| {
         let size = format!("{:x}\r\n", piece.len());
@@ -565,7 +569,7 @@ async fn lengths(world: &World) {
             assert_eq!(answer.status, 400, "{length}: {answer:?}");
             world.unchanged(&file, &before, &length).await;
         }
-        // Frames whose sizes cannot be read.
+        // Frames whose sizes cannot be parsed.
         for frame in ["-1\r\n", "ffffffffffffffffff\r\n", "1\n", "x\r\n"] {
             let head = chunk.request_head("transfer-encoding: chunked");
             let request = [head.as_bytes(), frame.as_bytes(), &body].concat();

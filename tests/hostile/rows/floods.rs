@@ -1,4 +1,4 @@
-//! Too much of anything, too slowly, or for nothing.
+//! Requests that are too large, too slow, or too many.
 
 use std::time::Duration;
 
@@ -28,16 +28,20 @@ pub const CASES: &[Case] = &[
     case!("46", "16 KiB of text, one byte more", text),
     case!("48", "a query of 16 KiB, one byte more", query),
     case!("48", "64 pairs in a query, 65, 10,000", pairs),
-    case!("50", "bodies that are cut off, anywhere", broken_off),
+    case!(
+        "50",
+        "bodies that are cut off at different places",
+        broken_off
+    ),
     case!(
         "51",
-        "the answer to a refused body of 1 and 5 MiB is seen",
+        "the client receives the refusal of a body of 1 and of 5 MiB",
         refused_bodies
     ),
-    case!("55", "64 KiB behind the end, and more", epilogue),
+    case!("55", "64 KiB after the end of the form, and more", epilogue),
     case!(
         "47",
-        "endless preambles, heads, names, texts, ends, bodies",
+        "endless preambles, part headers, names, texts, epilogues, files",
         endless
     )
     .alone(),
@@ -58,7 +62,7 @@ pub const CASES: &[Case] = &[
     case!("56", "HTTP/2: 1,000 streams reset in mid-body", resets).alone(),
 ];
 
-/// A request at a bound, and one above it, for each client that sends forms.
+/// Sends a request at a bound, and one above it, for each client that sends forms.
 async fn bound(world: &World, code: &str, clients: &[Client], at: impl Fn(Chunk, bool) -> Chunk) {
     let forms = world.clients().filter(|(_, way)| *way != Way::Octets);
     for (client, way) in forms.filter(|(client, _)| clients.contains(client)) {
@@ -87,7 +91,7 @@ async fn parts(world: &World) {
 
 const FILE: &str = "Content-Disposition: form-data; name=\"file\"; filename=\"blob\"";
 
-/// The file of this chunk under another head.
+/// The file part of this chunk with other headers.
 fn headed(mut chunk: Chunk, head: &str) -> Chunk {
     let end = chunk
         .file
@@ -118,7 +122,7 @@ async fn part_head(world: &World) {
 }
 
 async fn preamble(world: &World) {
-    // Nobody knows yet whose form it is, so the refusal is that of most.
+    // The client is not known yet, so the refusal has the status that most clients expect.
     bound(
         world,
         "multipart",
@@ -143,7 +147,7 @@ async fn text(world: &World) {
         chunk
     })
     .await;
-    // A name alone can be as long as the head of a part.
+    // A name can be as long as all headers of a part.
     bound(world, "too_many_fields", EVERY, |mut chunk, above| {
         let name = |len: usize| {
             format!(
@@ -220,7 +224,7 @@ async fn pairs(world: &World) {
 
 async fn epilogue(world: &World) {
     bound(world, "multipart", EVERY, |mut chunk, above| {
-        // A part of it may have come with the boundary, which is not counted.
+        // A part of the epilogue may arrive together with the boundary, and is then not counted.
         let len = if above {
             (64 << 10) + (16 << 10) + 1
         } else {
@@ -253,7 +257,8 @@ async fn broken_off(world: &World) {
             let mut socket = TcpStream::connect(world.addr).await.unwrap();
             socket.write_all(head.as_bytes()).await.unwrap();
             socket.write_all(&body[..sent]).await.unwrap();
-            // Half closed, the server still answers: so this knows when it is done.
+            // The socket is only half closed, so the server still answers. The test then knows when
+            // the server has finished.
             socket.shutdown().await.unwrap();
             let answer = read_answer(&mut socket).await;
             world.note(&answer);
@@ -280,7 +285,7 @@ async fn refused_bodies(world: &World) {
     }
 }
 
-/// The most that is read of a body that is refused, and what sockets hold.
+/// The most bytes that are read of a refused body, and that the sockets buffer.
 const DRAINED: u64 = (64 << 20) + (16 << 20);
 
 async fn endless(world: &World) {
@@ -296,7 +301,7 @@ async fn endless(world: &World) {
     let opened = &whole[..whole.len() - chunk.end.len() - 1000];
     for (what, start, repeated) in [
         ("preamble", Vec::new(), "a"),
-        ("preamble of nearly boundaries", Vec::new(), "\r\n--"),
+        ("preamble of incomplete boundaries", Vec::new(), "\r\n--"),
         ("name", field("").into_bytes(), "a"),
         ("header", (field("x\"\r\nX-A: ")).into_bytes(), "a"),
         ("headers", (field("x\"")).into_bytes(), "\r\nX-A: b"),
@@ -341,7 +346,7 @@ async fn endless(world: &World) {
     world.finish(&file).await;
 }
 
-/// A body that has come in part, and stays open.
+/// A body that has arrived in part, on a connection that stays open.
 struct Slow {
     socket: TcpStream,
     rest: Vec<u8>,
@@ -364,7 +369,7 @@ impl Slow {
         self.socket.write_all(&[byte]).await.unwrap();
     }
 
-    /// Whether the server still waits.
+    /// Whether the server is still reading.
     fn is_open(&self) -> bool {
         let read = self.socket.try_read(&mut [0; 1]);
         read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
@@ -378,7 +383,7 @@ impl Slow {
 
 const MANY: usize = 1000;
 
-/// As many of one scope as all may have: others are not to be kept out by a limit.
+/// Allows one scope all concurrent bodies: this row must not fail because of a limit.
 fn many(layer: ResumableLayer) -> ResumableLayer {
     let many = 2 * MANY as u64;
     layer.with_limits(
@@ -399,7 +404,7 @@ async fn slow(world: &World) {
             slow.drip().await;
         }
     }
-    // As real uploads are: several connections, and larger chunks.
+    // Like real uploads: several connections, and larger chunks.
     let normal = world
         .file(Client::Resumable, Way::Both)
         .sized(4 << 20, 256 << 10);
@@ -417,7 +422,7 @@ async fn slow(world: &World) {
         open, MANY,
         "slow bodies that are open when the other upload is finished"
     );
-    // Half of them go on, half go away.
+    // Half of the bodies are finished, half of the clients disconnect.
     for (nth, (slow, file)) in all.into_iter().enumerate() {
         match nth % 2 {
             0 => drop(slow),
@@ -463,7 +468,7 @@ async fn empty_frames(world: &World) {
             other => panic!("{other:?}"),
         }
     }
-    // The server did not put up with it, which is as well.
+    // The server may also have closed the connection.
     world.note_status(0);
     world.finish(&file).await;
 }
@@ -480,7 +485,7 @@ async fn resets(world: &World) {
     while sent < MANY {
         let mut connection = h2::Connection::open(world.addr).await;
         let mut stream = 1;
-        // Until the server has had enough of this connection.
+        // Sends until the server closes the connection.
         loop {
             let streams = (stream..stream + 100).step_by(2);
             let mut frames = Vec::new();
@@ -502,7 +507,7 @@ async fn resets(world: &World) {
         }
     }
     world.note_status(0);
-    // Closed connections are seen in their own time.
+    // The server needs some time to notice closed connections.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while process::open_files() > fds && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,4 +1,4 @@
-//! Each limit of [`Limits`], at it and one above it.
+//! Each limit of [`Limits`], at the limit and one above it.
 
 use std::time::Duration;
 
@@ -21,37 +21,62 @@ use crate::{
 pub const CASES: &[Case] = &[
     case!(
         "49",
-        "a length above the limit, of which little comes",
+        "a declared length above the limit, with few bytes sent",
         declared
     ),
-    case!("53", "a byte now and then: below the least pace", trickles).with(paced),
-    case!("53", "at a good pace, without an end", long).with(paced),
-    case!("54", "bodies that stall, anywhere", stalls).with(paced),
-    case!("54", "4 bodies of one owner at once, a fifth", bodies)
-        .with(|layer| layer.with_limits(Limits::default().with_bodies_per_scope(4))),
-    case!("54", "6 bodies of all at once, a seventh", bodies_in_all)
-        .with(|layer| layer.with_limits(Limits::default().with_bodies_per_scope(3).with_bodies(6))),
+    case!(
+        "53",
+        "single bytes with pauses: below the minimum pace",
+        trickles
+    )
+    .with(paced),
+    case!("53", "an endless body at a sufficient pace", long).with(paced),
+    case!("54", "bodies that stall at different places", stalls).with(paced),
+    case!(
+        "54",
+        "4 concurrent bodies of one owner, and a fifth",
+        bodies
+    )
+    .with(|layer| layer.with_limits(Limits::default().with_bodies_per_scope(4))),
+    case!(
+        "54",
+        "6 concurrent bodies of all owners, and a seventh",
+        bodies_in_all
+    )
+    .with(|layer| layer.with_limits(Limits::default().with_bodies_per_scope(3).with_bodies(6))),
     case!(
         "77",
-        "100 declared bytes of one owner, one more; a size that lies",
+        "100 declared bytes of one owner, one more; a false size",
         quota
     )
     .with(|layer| layer.with_limits(Limits::default().with_unfinished_bytes_per_scope(100))),
     case!(
         "77",
-        "a file of 100 bytes and a quota of that, one more",
+        "a file of exactly the quota of 100 bytes, and one byte more",
         above_quota
     )
     .with(|layer| layer.with_limits(Limits::default().with_unfinished_bytes_per_scope(100))),
-    case!("78", "3 unfinished uploads of one owner, a fourth", uploads)
-        .with(|layer| layer.with_limits(Limits::default().with_uploads_per_scope(3))),
-    case!("78", "4 unfinished uploads of all, a fifth", uploads_in_all)
-        .with(|layer| layer.with_limits(Limits::default().with_uploads(4))),
-    case!("78", "first chunks that break off take no place", no_place)
-        .with(|layer| layer.with_limits(Limits::default().with_uploads_per_scope(3))),
+    case!(
+        "78",
+        "3 unfinished uploads of one owner, and a fourth",
+        uploads
+    )
+    .with(|layer| layer.with_limits(Limits::default().with_uploads_per_scope(3))),
+    case!(
+        "78",
+        "4 unfinished uploads of all owners, and a fifth",
+        uploads_in_all
+    )
+    .with(|layer| layer.with_limits(Limits::default().with_uploads(4))),
+    case!(
+        "78",
+        "interrupted first chunks do not count as uploads",
+        no_place
+    )
+    .with(|layer| layer.with_limits(Limits::default().with_uploads_per_scope(3))),
     case!(
         "T14",
-        "a permission that ends before the last chunk",
+        "a permission that is revoked before the last chunk",
         revoked
     )
     .with(members),
@@ -68,7 +93,7 @@ async fn declared(world: &World) {
         let file = world.file(client, way);
         world.begin(&file).await;
         let before = world.state(&file).await;
-        // More than the chunk has by its own words, and more than any may have.
+        // More than the rest of the file, and more than any chunk may have.
         let attacks = [1_u64 << 20, 1 << 40].map(|len| {
             let (file, before) = (&file, &before);
             async move {
@@ -83,7 +108,7 @@ async fn declared(world: &World) {
                 let answer = read_answer(&mut socket).await;
                 world.note(&answer);
                 assert!([400, 415].contains(&answer.status), "{len}: {answer:?}");
-                // Nothing more is read of it.
+                // The rest of the body is not read.
                 assert_eq!(socket.read(&mut [0; 1]).await.unwrap_or(0), 0);
                 world.unchanged(file, before, "a length").await;
             }
@@ -109,7 +134,7 @@ fn paced(layer: ResumableLayer) -> ResumableLayer {
     layer.with_limits(limits)
 }
 
-/// Sends the first bytes of a chunk, and then pieces until there is an answer.
+/// Sends the first bytes of a chunk, and then pieces until an answer arrives.
 async fn drip(world: &World, chunk: &Chunk, first: usize, piece: usize) -> Answer {
     let mut bytes = chunk.bytes();
     let rest = bytes.split_off(bytes.len() - chunk.body().len() + first);
@@ -175,14 +200,15 @@ async fn stalls(world: &World) {
     let all = world.clients().map(|(client, way)| async move {
         let file = world.file(client, way);
         let len = file.chunk(2).body().len();
-        // With no byte, in the first boundary, in a field, in the file, before the last byte.
+        // Before the first byte, in the first boundary, in a field, in the file, and before the
+        // last byte.
         let at = [0, 5, len / 3, len - 10, len - 1].map(|first| (first.min(len - 1), 0));
         too_slow(world, &file, at.into()).await;
     });
     join_all(all).await;
 }
 
-/// All of a chunk that is being read by now, but for its last bytes.
+/// Sends all but the last bytes of a chunk, and waits until the server reads its body.
 async fn half(world: &World, mut chunk: Chunk) -> (TcpStream, Vec<u8>) {
     chunk.headers.push_str("expect: 100-continue\r\n");
     let mut body = chunk.body();
@@ -194,12 +220,12 @@ async fn half(world: &World, mut chunk: Chunk) -> (TcpStream, Vec<u8>) {
     (socket, rest)
 }
 
-/// Sends a chunk again and again until there is room. No answer says when a server has noticed that
-/// other clients have gone.
-async fn until_let_in(world: &World, chunk: &Chunk) {
+/// Sends a chunk repeatedly until the server accepts it: a server notices closed connections with a
+/// delay.
+async fn until_accepted(world: &World, chunk: &Chunk) {
     let trying = async { while is_busy(&world.attack(chunk).await) {} };
-    let tried = tokio::time::timeout(crate::wire::PATIENCE, trying).await;
-    tried.unwrap_or_else(|_| panic!("never let in: {chunk:?}"));
+    let tried = tokio::time::timeout(crate::wire::TIMEOUT, trying).await;
+    tried.unwrap_or_else(|_| panic!("never accepted: {chunk:?}"));
 }
 
 fn is_busy(answer: &Answer) -> bool {
@@ -220,12 +246,12 @@ async fn bodies(world: &World) {
     let answer = world.attack(&file.chunk(1)).await;
     assert!(is_busy(&answer), "{answer:?}");
     assert!(answer.header("retry-after").is_some());
-    // Questions are no bodies, and others are not kept out.
+    // Probes have no bodies, and other owners are not limited.
     assert_eq!(world.attack_bytes(file.probe()).await.status, 200);
     world.accepted(&of("eve", 0), |chunk| chunk).await;
-    // A client that leaves makes room, and so does a request that ends.
+    // A disconnected client makes room, and so does a finished request.
     drop(open.pop());
-    until_let_in(world, &file.chunk(1)).await;
+    until_accepted(world, &file.chunk(1)).await;
     for (mut socket, rest) in open {
         socket.write_all(&rest).await.unwrap();
         assert_eq!(read_answer(&mut socket).await.status, 200);
@@ -246,12 +272,12 @@ async fn bodies_in_all(world: &World) {
         assert!(is_busy(&answer), "{answer:?}");
     }
     drop(open);
-    until_let_in(world, &adam.chunk(1)).await;
+    until_accepted(world, &adam.chunk(1)).await;
     world.finish(&adam).await;
 }
 
-/// One more upload of this owner is not let in for now, and leaves nothing.
-async fn kept_out(world: &World, file: &File, code: &str) {
+/// Asserts that one more upload of this owner is refused with a retryable error and stores nothing.
+async fn is_refused_for_now(world: &World, file: &File, code: &str) {
     let before = world.all_of(&file.user).await;
     for number in [1, 2] {
         let answer = world.attack(&file.chunk(number)).await;
@@ -274,7 +300,7 @@ async fn quota(world: &World) {
             (answer.status, answer.code()),
             (503, "quota_exceeded".into())
         );
-        // A size that is another one in the middle is another upload.
+        // A size that changes between chunks means another upload.
         let lie = two[0].chunk(2).set(Role::Total, "41");
         let answer = world.attack(&lie).await;
         assert!([400, 415, 503].contains(&answer.status), "{answer:?}");
@@ -289,7 +315,7 @@ async fn quota(world: &World) {
             .await;
         for file in &two {
             world.finish(file).await;
-            // What is delivered is counted no more.
+            // Delivered uploads are not counted.
             let more = world.file(client, way).sized(40, 20);
             world.accepted(&more, |chunk| chunk).await;
         }
@@ -312,7 +338,7 @@ async fn uploads(world: &World) {
         for file in [&first, &second, &third] {
             world.begin(file).await;
         }
-        kept_out(world, &fourth, "too_many_uploads").await;
+        is_refused_for_now(world, &fourth, "too_many_uploads").await;
         world
             .accepted(
                 &File {
@@ -326,8 +352,8 @@ async fn uploads(world: &World) {
         world.begin(&fourth).await;
         assert_eq!(world.attack_bytes(second.cancel()).await.status, 204);
         world.begin(&second).await;
-        kept_out(world, &file(), "too_many_uploads").await;
-        // One that the service refuses is over; one that it fails to take is not.
+        is_refused_for_now(world, &file(), "too_many_uploads").await;
+        // An upload that the service rejects is over. An upload whose delivery fails is not.
         world.script([Reply::Status(422), Reply::Status(500)]);
         for file in [&second, &third] {
             for number in 2..=file.chunks() {
@@ -336,7 +362,7 @@ async fn uploads(world: &World) {
         }
         let fifth = file();
         world.begin(&fifth).await;
-        kept_out(world, &file(), "too_many_uploads").await;
+        is_refused_for_now(world, &file(), "too_many_uploads").await;
         let answer = world.attack(&third.chunk(1)).await;
         assert_eq!((answer.status, answer.text().as_str()), (200, DELIVERED));
         for file in [&fourth, &fifth] {
@@ -346,13 +372,13 @@ async fn uploads(world: &World) {
 }
 
 async fn uploads_in_all(world: &World) {
-    // The neighbour's is one of them.
+    // The neighbour's upload is one of them.
     let all = [of(ATTACKER, 0), of(ATTACKER, 1), of("eve", 0)];
     for file in &all {
         world.begin(file).await;
     }
     for user in [ATTACKER, "eve", "adam"] {
-        kept_out(world, &of(user, 2), "too_many_uploads").await;
+        is_refused_for_now(world, &of(user, 2), "too_many_uploads").await;
     }
     for file in &all {
         world.finish(file).await;
@@ -374,7 +400,7 @@ async fn no_place(world: &World) {
             let answer = read_answer(&mut socket).await;
             world.note(&answer);
             assert_eq!(answer.status, 503, "{answer:?}");
-            // And one whose bytes are too few.
+            // A chunk with too few bytes does not count either.
             let answer = world.attack(&chunk.content(b"12345")).await;
             assert_eq!(answer.status, client.refusal(), "{answer:?}");
         }
@@ -389,16 +415,17 @@ async fn no_place(world: &World) {
     }
 }
 
-/// Whoever says so is no member (any more).
+/// A request with this header has lost its permission.
 fn members(layer: ResumableLayer) -> ResumableLayer {
     layer.with_admission(|admission| {
         let headers = &admission.parts().headers;
         let left = headers.contains_key("x-left");
         let late = admission.purpose() == Purpose::Deliver && headers.contains_key("x-left-late");
         async move {
-            match left || late {
-                true => Err(Refusal::new(StatusCode::FORBIDDEN, "members only")),
-                false => Ok(()),
+            if left || late {
+                Err(Refusal::new(StatusCode::FORBIDDEN, "members only"))
+            } else {
+                Ok(())
             }
         }
     })
@@ -413,7 +440,7 @@ async fn revoked(world: &World) {
             (format!("chunk {number}"), chunk)
         });
         world.refused(&file, "refused", attacks.collect()).await;
-        // The bytes come while there is permission, and it ends before the hand-over.
+        // The bytes arrive while the client has permission, which ends before the delivery.
         let file = world.file(client, way);
         let before = world.deliveries().len();
         for number in 1..file.chunks() {
@@ -428,12 +455,15 @@ async fn revoked(world: &World) {
 }
 
 fn no_programs(layer: ResumableLayer) -> ResumableLayer {
-    layer.with_sniff(|head, _| match head.starts_with(b"\x7fELF") {
-        true => Err(Refusal::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "no programs",
-        )),
-        false => Ok(()),
+    layer.with_sniff(|head, _| {
+        if head.starts_with(b"\x7fELF") {
+            Err(Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "no programs",
+            ))
+        } else {
+            Ok(())
+        }
     })
 }
 
@@ -457,7 +487,7 @@ async fn sniffed(world: &World) {
                 "chunks of {chunk_size}, backwards: {backwards}"
             );
             assert_eq!(world.deliveries().len(), before);
-            // A good one under the same name is another matter, once the bad one is forgotten.
+            // A valid file under the same name is accepted once the refusal has expired.
             let good = world.file(client, way).sized(8, chunk_size);
             world.accepted(&good, |chunk| chunk).await;
             world.attack_bytes(file.cancel()).await;

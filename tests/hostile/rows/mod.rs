@@ -1,4 +1,4 @@
-//! The attacks, class by class.
+//! The attacks, by class.
 
 mod differentials;
 mod floods;
@@ -24,7 +24,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
     .flatten()
 }
 
-/// A case of an async function.
+/// A case that runs an async function.
 macro_rules! case {
     ($id:literal, $name:literal, $run:ident) => {
         $crate::world::Case::new($id, $name, |world| Box::pin($run(world)))

@@ -1,4 +1,4 @@
-//! Names that would be paths, commands or markup if anybody took them for that.
+//! Names that would be harmful if they were used as paths, commands or markup.
 
 use super::case;
 use crate::{
@@ -7,20 +7,12 @@ use crate::{
 };
 
 pub const CASES: &[Case] = &[
-    case!("1", "identifiers that climb out", climbing),
-    case!("2", "identifiers that are paths of other systems", foreign),
+    case!("1", "identifiers with path traversal", climbing),
+    case!("2", "identifiers that are paths on other systems", foreign),
     case!("3", "an identifier with NUL", nul),
-    case!(
-        "4",
-        "an identifier that is empty, or missing",
-        no_identifier
-    ),
-    case!("5", "identifiers that mean something to a shell", shell),
-    case!(
-        "6",
-        "an identifier of 1,024 bytes, of 1,025",
-        long_identifier
-    ),
+    case!("4", "an empty and a missing identifier", no_identifier),
+    case!("5", "identifiers with shell syntax", shell),
+    case!("6", "identifiers of 1,024 and 1,025 bytes", long_identifier),
     case!("7", "file names that are paths", paths),
     case!(
         "8",
@@ -29,19 +21,23 @@ pub const CASES: &[Case] = &[
     ),
     case!(
         "9",
-        "file names with line ends, NUL, DEL, directions",
+        "file names with line ends, NUL, DEL, direction marks",
         controls
     ),
-    case!("10", "file names that are empty, dots, spaces", nothing),
+    case!(
+        "10",
+        "file names that are empty, or only dots or spaces",
+        nothing
+    ),
     case!(
         "11",
         "file names of 255, 256, 1,024 and 1,025 bytes",
         long_names
     ),
-    case!("12", "file names that are markup, in answers too", markup),
+    case!("12", "file names that are markup, also in answers", markup),
     case!(
         "13",
-        "relative paths that climb; of 4,096 bytes, of 4,097",
+        "relative paths with path traversal; of 4,096 and 4,097 bytes",
         relative_paths
     ),
     case!("14", "scopes that are paths and devices", scopes),
@@ -151,7 +147,7 @@ async fn long_identifier(world: &World) {
     }
 }
 
-/// Uploads files of these names; what they are called on disk is checked by `accepted`.
+/// Uploads files with these names. `accepted` checks their names on disk.
 async fn named(world: &World, names: &[&str]) {
     for (client, way) in world.clients() {
         for name in names {
@@ -161,7 +157,7 @@ async fn named(world: &World, names: &[&str]) {
             };
             world.accepted(&file, |chunk| chunk).await;
             let upload = &world.deliveries().pop().unwrap().upload;
-            // A name in the head of a part has its line ends and quotes escaped.
+            // In the header of a part, line ends and quotes of a name are escaped.
             assert_eq!(upload.file_name(), Some(*name), "{client:?} {way:?}");
             assert!(is_harmless(&upload.safe_file_name()));
         }
@@ -233,7 +229,8 @@ async fn controls(world: &World) {
             "a\u{7f}b",
             "a\tb",
         ] {
-            // Browsers escape the line ends in the head of a part; the rest is no header.
+            // Browsers escape the line ends in the headers of a part. Without that, the header is
+            // malformed.
             if client == Client::Dropzone && name.contains(['\u{1b}', '\u{7f}']) {
                 let file = world.file(client, way);
                 let attack = file.chunk(2).set(Role::Name, name);
@@ -268,7 +265,7 @@ async fn nothing(world: &World) {
         let file = world.file(client, way);
         let empty = file.chunk(2).set(Role::Name, "");
         match client {
-            // In the head of a part that is as good as none.
+            // In the headers of a part, an empty name means no name.
             Client::Dropzone => {
                 world
                     .accepted(&file, |chunk| chunk.set(Role::Name, ""))
@@ -393,7 +390,7 @@ async fn not_utf8(world: &World) {
             });
             world.refused(&file, "invalid_field", attacks.into()).await;
         }
-        // In a form it is no text at all.
+        // In a form, such a field is not text at all.
         let file = world.file(client, Way::Form);
         let mut chunk = file.chunk(2);
         let field = format!(

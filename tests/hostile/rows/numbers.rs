@@ -1,4 +1,4 @@
-//! Numbers that are none, are too large, or lie.
+//! Values that are not numbers, numbers that are too large, and numbers that are wrong.
 
 use sha2::{Digest as _, Sha256};
 
@@ -10,24 +10,24 @@ use crate::{
     world::{Case, DELIVERED, World},
 };
 
-/// Bytes of the largest file in these rows.
+/// The size of the largest file in these rows, in bytes.
 const LARGEST: u64 = 1 << 20;
 
 pub const CASES: &[Case] = &[
     case!("17", "chunk number 0", zero),
-    case!("18", "numbers that are none, in every field", none).with(small),
+    case!("18", "values that are not numbers, in every field", none).with(small),
     case!(
         "19",
         "numbers of 63, 64 and 65 bits, and of 30 digits",
         huge
     )
     .with(small),
-    case!("20", "a chunk behind the last one", behind),
-    case!("21", "chunks of no bytes", no_size),
+    case!("20", "a chunk after the last one", behind),
+    case!("21", "empty chunks", no_size),
     case!("22", "an offset that overflows", overflow),
     case!(
         "23",
-        "a total size beyond the limit stores nothing, reserves nothing",
+        "a total size above the limit stores and reserves nothing",
         reserves
     )
     .with(small),
@@ -43,13 +43,17 @@ pub const CASES: &[Case] = &[
     ),
     case!(
         "27",
-        "a declared chunk length that is not that of the bytes",
+        "a declared chunk length that differs from the actual one",
         lengths
     ),
     case!("28", "no declared chunk length", undeclared),
-    case!("29", "a chunk in the middle that is short, or long", middle),
+    case!(
+        "29",
+        "a middle chunk that is too short, or too long",
+        middle
+    ),
     case!("30", "both ways to cut the last chunk", layouts),
-    case!("31", "two sizes of chunks for one file", two_sizes),
+    case!("31", "two chunk sizes for one file", two_sizes),
     case!(
         "31",
         "bytes of two files under one name, with a digest",
@@ -88,7 +92,7 @@ fn with(file: &File, role: Role, values: &[&str]) -> Vec<(String, Chunk)> {
 
 async fn zero(world: &World) {
     for (client, way) in world.clients() {
-        // Dropzone's offset of a first chunk is 0.
+        // The offset of a first chunk of Dropzone is 0.
         if client != Client::Dropzone {
             let file = world.file(client, way);
             let attacks = with(&file, Role::Position, &["0", "00"]);
@@ -143,8 +147,7 @@ async fn huge(world: &World) {
     for (client, way) in world.clients() {
         let file = world.file(client, way);
         let roles = NUMBERS.into_iter().filter(|role| client.has(*role));
-        // A chunk size that is larger than the file is no lie of a first chunk, so this is a
-        // second.
+        // In a first chunk, a chunk size larger than the file is valid. So these are second chunks.
         let attacks = roles.flat_map(|role| with(&file, role, &values));
         world.refused(&file, "", attacks.collect()).await;
     }
@@ -207,7 +210,7 @@ async fn reserves(world: &World) {
         let attacks = values.map(attack).into();
         world.refused(&file, "file_too_large", attacks).await;
     }
-    // One that is allowed takes what its bytes take, not what it says.
+    // An allowed file uses the disk space of its bytes, not of its declared size.
     let before = world.disk_use();
     let file = world
         .file(Client::Resumable, Way::Both)
@@ -240,7 +243,7 @@ async fn chunk_limit(world: &World) {
         let file = world.file(client, way);
         let long = file.clone().sized(130, 65);
         let mut attacks = vec![("65 bytes".to_owned(), long.chunk(1))];
-        // A length that is not declared is counted.
+        // A body without a declared length is counted as it arrives.
         attacks.push((
             "65 bytes, not declared".into(),
             long.chunk(1).without(Role::Len),
@@ -257,7 +260,7 @@ async fn empty(world: &World) {
     for (client, way) in world.clients() {
         let file = world.file(client, way).sized(0, 10);
         world.accepted(&file, |chunk| chunk).await;
-        // An empty chunk of a file that is not.
+        // An empty chunk of a file that is not empty.
         let file = world.file(client, way);
         let attacks = vec![("no bytes".to_owned(), file.chunk(2).content(b""))];
         world.refused(&file, "chunk_length", attacks).await;
@@ -390,7 +393,7 @@ async fn mixed(world: &World) {
             refused += usize::from(answer.code() == "file_digest_mismatch");
         }
         assert_eq!((refused, world.deliveries().len()), (1, before));
-        // All of it is gone, and the right file can be sent.
+        // The whole file is removed, and the correct file can be sent.
         world
             .accepted(&file, |chunk| chunk.with("sha256", &digest))
             .await;
@@ -418,7 +421,7 @@ async fn other_name(world: &World) {
         };
         other.content.reverse();
         both(world, file, other).await;
-        // One name in two folders.
+        // The same name in two folders.
         let file = world.file(client, way);
         let mut other = File {
             path: Some(format!("folder/{}", file.name)),
@@ -429,7 +432,7 @@ async fn other_name(world: &World) {
     }
 }
 
-/// Two files in turns, of which each gets its own bytes.
+/// Uploads two files alternately. Each one gets its own bytes.
 async fn both(world: &World, file: File, other: File) {
     let before = world.deliveries().len();
     for number in 1..=other.chunks() {

@@ -1,4 +1,4 @@
-//! What the store itself meets: links that others have planted, clocks that jump, folders that go.
+//! Changes of the store's environment: planted links, clock jumps, and removed folders.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,14 +14,19 @@ use crate::{
 pub const CASES: &[Case] = &[
     case!(
         "T8",
-        "the files that 200 finished and 200 begun uploads keep open",
+        "files kept open by 200 finished and 200 unfinished uploads",
         open_files
     )
     .files()
     .alone(),
-    case!("15", "a link in the place of a journal, of a folder", links).files(),
+    case!(
+        "15",
+        "a link in place of a journal, and in place of a folder",
+        links
+    )
+    .files(),
     case!("79", "the clock jumps by a day, back and forth", clock).files(),
-    case!("80", "the store's folder goes away", no_folder)
+    case!("80", "the store's folder is removed", no_folder)
         .files()
         .hits_all(),
 ];
@@ -39,8 +44,8 @@ async fn links(world: &World) {
     let journal = journal.pop_first().unwrap();
     assert_eq!(world.attack_bytes(file.cancel()).await.status, 204);
     assert!(!journal.exists());
-    // To something that is there, and to nothing: it must not be created. The link may go out of
-    // the way, or stay there; what it leads to stays as it is.
+    // A link to an existing file, and a link to a missing one, which must not be created. The store
+    // may replace the link or leave it. The target of the link is not changed.
     let canary = world.canary();
     for target in [canary.clone(), canary.with_extension("new")] {
         symlink(&target, &journal).unwrap();
@@ -56,7 +61,10 @@ async fn links(world: &World) {
     std::fs::rename(folder, &elsewhere).unwrap();
     symlink(canary.parent().unwrap(), folder).unwrap();
     let answer = world.attack(&file.chunk(1)).await;
-    assert_eq!(answer.status, 503, "a link for a folder: {answer:?}");
+    assert_eq!(
+        answer.status, 503,
+        "a link in place of a folder: {answer:?}"
+    );
     std::fs::remove_file(folder).unwrap();
     std::fs::rename(&elsewhere, folder).unwrap();
     world.accepted(&file, |chunk| chunk).await;
@@ -78,7 +86,7 @@ async fn open_files(world: &World) {
         );
         world.begin(&begun).await;
     }
-    // A process may have 1,024 open files on most systems, and each connection is one of them.
+    // On most systems a process may have 1,024 open files, and each connection counts as one.
     let open = process::open_files().saturating_sub(before);
     assert!(open <= 520, "{open} files are open");
     for nth in 0..200 {
@@ -103,7 +111,7 @@ async fn clock(world: &World) {
             let file = std::fs::File::options().append(true).open(path).unwrap();
             file.set_modified(time).unwrap();
         }
-        // What was asked for a moment ago by the process's own clock is no hour old.
+        // By the monotonic clock of the process, the upload is younger than an hour.
         let retention = Retention::default().with_abandoned(day / 24);
         let layer = world.layer.clone().with_retention(retention);
         layer.uploads().sweep().await.unwrap();
@@ -121,7 +129,7 @@ async fn no_folder(world: &World) {
         assert_eq!(answer.status, 503, "{answer:?}");
     }
     assert_eq!(world.deliveries().len(), 0);
-    // With the folder it goes on.
+    // When the folder is back, uploads are accepted again.
     std::fs::create_dir_all(world.root.join("partial")).unwrap();
     std::fs::create_dir_all(world.root.join("files")).unwrap();
     let third = world.file(Client::Resumable, Way::Both);

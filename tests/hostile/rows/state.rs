@@ -1,4 +1,4 @@
-//! Right requests at the wrong time, twice, at once, or by another user.
+//! Valid requests at the wrong time, repeated, concurrent, or from another owner.
 
 use std::time::Duration;
 
@@ -21,33 +21,33 @@ use crate::{
 pub const CASES: &[Case] = &[
     case!(
         "T12",
-        "tests and preflights change nothing",
+        "probes and preflights change nothing",
         changes_nothing
     ),
     case!(
         "57",
-        "a chunk again, with the same bytes, with others",
+        "a repeated chunk, with the same bytes, with other bytes",
         again
     ),
     case!(
         "58",
-        "one chunk by two requests, of which one stalls",
+        "one chunk in two requests, one of which stalls",
         stalled
     ),
     case!(
         "59",
-        "all chunks three times, at once, in any order",
+        "all chunks three times, concurrently, in any order",
         thrice
     ),
-    case!("60", "two last chunks at once", two_last),
+    case!("60", "two concurrent last chunks", two_last),
     case!(
         "61",
-        "chunks after the delivery, with the same bytes, with others",
+        "chunks after the delivery, with the same bytes, with other bytes",
         after
     ),
     case!(
         "62",
-        "the client goes away while it sends the last chunk, and then",
+        "the client disconnects during the last chunk, and after it",
         gone
     ),
     case!(
@@ -56,32 +56,32 @@ pub const CASES: &[Case] = &[
         failing
     )
     .with(|layer| layer.with_delivery(Delivery::default().with_timeout(Duration::from_secs(2)))),
-    case!("64", "a service that refuses", refusing),
-    case!("65", "a test after the delivery", test_after),
+    case!("64", "a service that rejects the upload", refusing),
+    case!("65", "a probe after the delivery", probe_after),
     case!(
         "66",
-        "a test of another's chunk is like that of none",
-        foreign_tests
+        "a probe of another owner's chunk is answered as if it were absent",
+        foreign_probes
     ),
     case!(
         "66",
-        "another's upload cannot be finished, cancelled or listed",
+        "another owner's upload cannot be finished, cancelled or listed",
         foreign
     ),
-    case!("67", "one request by two owners", two_owners),
+    case!("67", "the same request from two owners", two_owners),
     case!(
         "68",
         "fields without a file, and a file without bytes",
         no_file
     ),
-    case!("69", "what is not ours passes as it is", passes),
-    case!("70", "requests of other sites, with a guard", cross_site).with(guarded),
-    case!("71", "an old chunk of an upload that has expired", expired),
+    case!("69", "requests that are not uploads pass unchanged", passes),
+    case!("70", "requests from other sites, with a guard", cross_site).with(guarded),
+    case!("71", "an old chunk of an expired upload", expired),
 ];
 
 async fn changes_nothing(world: &World) {
     for (client, way) in world.clients() {
-        // Of an upload that has begun, and of one that has not.
+        // One upload that has begun, and one that has not.
         let file = world.file(client, way);
         world.begin(&file).await;
         let none = world.file(client, way);
@@ -103,7 +103,7 @@ async fn changes_nothing(world: &World) {
         assert_eq!(world.deliveries().len(), 0, "{passed} passed");
         let now = world.state(&file).await;
         assert!(now.is_stored_as(&before), "{now:?}");
-        // What was tested is no upload, nor in the way of one.
+        // The probes did not create an upload, and do not prevent one.
         assert_eq!(world.attack_bytes(none.probe()).await.status, 204);
         assert_eq!(world.attack_bytes(file.cancel()).await.status, 204);
     }
@@ -123,7 +123,7 @@ async fn again(world: &World) {
     }
 }
 
-/// A request of which a part is sent.
+/// A request of which only a part is sent.
 struct Half {
     socket: TcpStream,
     rest: Vec<u8>,
@@ -151,7 +151,7 @@ async fn stalled(world: &World) {
     world.begin(&file).await;
     let half = Half::open(world, &file.chunk(2).content(&vec![7; 1 << 20])).await;
     let before = world.deliveries().len();
-    // It waits for a while, and then goes past.
+    // The second request waits for a while, and then proceeds.
     let answer = world.attack(&file.chunk(2)).await;
     assert_eq!((answer.status, answer.text().as_str()), (200, DELIVERED));
     world.delivered(before, &file);
@@ -257,7 +257,7 @@ async fn gone(world: &World) {
             .write_all(&bytes[..sent.min(bytes.len())])
             .await
             .unwrap();
-        // Gone at once, whatever the server is about to do.
+        // The client closes the connection at once, whatever the server is doing.
         drop(socket);
         files.push(file);
     }
@@ -294,8 +294,9 @@ async fn failing(world: &World) {
         assert!(answer.header("retry-after").is_some() || !answer.text().contains("code"));
         world.delivered(before, &file);
         if let Reply::Held = reply {
-            // It is not delivered twice meanwhile, and the next try gets the answer.
-            world.let_go();
+            // The upload is not delivered twice in the meantime, and the next attempt gets the
+            // answer.
+            world.release_call();
             let mut answer = answer;
             while answer.status == 503 {
                 answer = world.attack(&file.chunk(1)).await;
@@ -304,7 +305,7 @@ async fn failing(world: &World) {
             world.delivered(before, &file);
             continue;
         }
-        // A client that was told "have it" would never come again.
+        // A client that was told that the chunk is stored would never send it again.
         let probe = world.attack_bytes(file.probe()).await;
         assert_eq!(probe.status, 204, "{reply:?}: {probe:?}");
         let answer = world.attack(&file.chunk(1)).await;
@@ -338,13 +339,14 @@ async fn refusing(world: &World) {
             let delivery = &world.deliveries()[before..];
             assert_eq!(delivery.len(), 1);
             assert!(delivery[0].upload.path().is_none_or(|path| !path.exists()));
-            // Whoever tests it is told to send it, and then that it is refused.
+            // A probe is answered with "not stored", so the client sends the chunk and then gets
+            // the refusal.
             assert_eq!(world.attack_bytes(file.probe()).await.status, 204);
         }
     }
 }
 
-async fn test_after(world: &World) {
+async fn probe_after(world: &World) {
     for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.accepted(&file, |chunk| chunk).await;
@@ -355,7 +357,7 @@ async fn test_after(world: &World) {
     }
 }
 
-/// All of an answer but its date.
+/// All of an answer except its date.
 fn dateless(answer: &Answer) -> (u16, String, Vec<u8>) {
     let lines = answer
         .head
@@ -364,8 +366,8 @@ fn dateless(answer: &Answer) -> (u16, String, Vec<u8>) {
     (answer.status, lines.collect(), answer.body.clone())
 }
 
-async fn foreign_tests(world: &World) {
-    // The neighbour's chunk is stored under just these fields.
+async fn foreign_probes(world: &World) {
+    // The neighbour's chunk is stored under the same fields.
     let file = world.file(Client::Resumable, Way::Both);
     let absent = world.file(Client::Resumable, Way::Both);
     for asking in [File::probe, File::status, File::cancel] {
@@ -382,18 +384,19 @@ async fn foreign(world: &World) {
     let neighbour = File::new(Client::Resumable, Way::Both, NEIGHBOUR, 0);
     let before = world.state(&neighbour).await;
     let file = world.file(Client::Resumable, Way::Both);
-    // The last chunk of the neighbour's file, and of a file that has no other chunk.
+    // The last chunk of the neighbour's file, and the same chunk in an upload of the attacker that
+    // has no other chunk.
     let answer = world.attack(&file.chunk(2)).await;
     assert_eq!(answer.status, 200);
     assert_ne!(answer.text(), DELIVERED);
     world
-        .unchanged(&neighbour, &before, "another's last chunk")
+        .unchanged(&neighbour, &before, "another owner's last chunk")
         .await;
     let list = world.unfinished(&file.user).await;
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(world.attack_bytes(file.cancel()).await.status, 204);
     world
-        .unchanged(&neighbour, &before, "another's cancelling")
+        .unchanged(&neighbour, &before, "another owner's cancellation")
         .await;
     assert_eq!(world.attack_bytes(file.probe()).await.status, 204);
 }
@@ -432,21 +435,21 @@ async fn no_file(world: &World) {
             let mut chunk = file.chunk(2);
             chunk.file = Vec::new();
             attacks.push(("no file".into(), chunk));
-            // Nor under any other name.
+            // A file under an unexpected part name is not accepted either.
             let mut chunk = file.chunk(2);
             chunk.file = part("other", "x", b"0123456789");
             attacks.push(("another file".into(), chunk));
         }
         world.refused(&file, "", attacks).await;
     }
-    // flow.js can be told to test in this way.
+    // flow.js can be configured to probe in this way.
     let file = world.file(Client::Flow, Way::Form);
     let mut chunk = file.chunk(1);
     chunk.file = Vec::new();
     world.begin(&file).await;
     let before = world.state(&file).await;
     assert_eq!(world.attack(&chunk).await.status, 200);
-    world.unchanged(&file, &before, "a test").await;
+    world.unchanged(&file, &before, "a probe").await;
     world.finish(&file).await;
 }
 
@@ -513,15 +516,16 @@ async fn passes(world: &World) {
     assert!(world.deliveries().is_empty());
 }
 
-/// What a layer outside, or this hook, does about other sites: a form needs no preflight.
+/// Refuses requests of other sites, as an outer layer or this hook does: a form needs no preflight.
 fn guarded(layer: ResumableLayer) -> ResumableLayer {
     layer.with_admission(|admission| {
         let site = admission.parts().headers.get("sec-fetch-site");
         let foreign = site.is_some_and(|site| site != "same-origin" && site != "none");
         async move {
-            match foreign {
-                true => Err(Refusal::new(StatusCode::FORBIDDEN, "not from here")),
-                false => Ok(()),
+            if foreign {
+                Err(Refusal::new(StatusCode::FORBIDDEN, "not from here"))
+            } else {
+                Ok(())
             }
         }
     })
@@ -543,7 +547,7 @@ async fn expired(world: &World) {
     for (client, way) in world.clients() {
         let file = world.file(client, way);
         world.begin(&file).await;
-        // Also the neighbour's: it begins again.
+        // The neighbour's upload has expired too, and begins again.
         let all = Retention::default().with_abandoned(Duration::ZERO);
         let uploads = world.layer.clone().with_retention(all).uploads();
         while world.attack_bytes(file.probe()).await.status != 204 {
@@ -553,7 +557,7 @@ async fn expired(world: &World) {
         let last = file.chunks();
         let answer = world.attack(&file.chunk(last)).await;
         assert_eq!(answer.status, 200);
-        assert_ne!(answer.text(), DELIVERED, "the old bytes are gone");
+        assert_ne!(answer.text(), DELIVERED, "the old bytes are removed");
         let before = world.deliveries().len();
         for number in 1..last {
             world.attack(&file.chunk(number)).await;

@@ -1,4 +1,5 @@
-//! An engine in memory that counts its requests, and fails, lies or waits when a test wants it.
+//! An in-memory engine that counts its requests, and fails, answers wrongly or waits when a test
+//! demands it.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use object_store::{
 };
 use tokio::sync::{Barrier, Notify};
 
-/// Keys in one answer to a list, and in one request to delete.
+/// The number of keys in one answer to a list request, and in one delete request.
 const PAGE: usize = 1000;
 
 #[derive(Debug, Default)]
@@ -29,32 +30,34 @@ pub struct Engine {
     inner: InMemory,
     state: Mutex<State>,
     requests: AtomicU64,
-    /// The number of the request that fails, from 1; 0 for none. And whether it has its effect.
+    /// The number of the request that fails, counted from 1; 0 for none. `fail_late` says whether
+    /// it takes effect first.
     fail_at: AtomicU64,
     fail_late: AtomicBool,
     down: AtomicBool,
     pub conditions: Mutex<Conditions>,
     uploads: Mutex<BTreeMap<MultipartId, Parts>>,
-    /// Where requests that put a part meet before they do.
+    /// Requests that put a part wait for each other here.
     meeting: Mutex<Option<Arc<Barrier>>>,
     held: Mutex<Option<(u64, Arc<Held>)>>,
 }
 
-/// The sizes and ids of the parts of a multipart upload, as they were put last.
+/// The sizes and ids of the parts of a multipart upload. A part that is put again replaces the
+/// first one.
 type Parts = BTreeMap<usize, (usize, String)>;
 
-/// Fewest bytes of a part but the last.
+/// The minimum size of all parts but the last one.
 const LEAST: usize = 5 << 20;
 
-/// What the engine makes of `If-None-Match: *`.
+/// How the engine implements `If-None-Match: *`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Conditions {
     #[default]
     Kept,
     Ignored,
-    /// It looks first and writes then.
+    /// It checks first, and writes later.
     Racy,
-    /// Said to be not supported.
+    /// The engine answers that it does not support it.
     Refused,
 }
 
@@ -65,7 +68,7 @@ struct State {
     bytes_out: u64,
 }
 
-/// What was asked of the engine.
+/// The requests to the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub requests: BTreeMap<&'static str, u64>,
@@ -87,7 +90,7 @@ impl Engine {
         }
     }
 
-    /// What was asked since the last time this was asked for.
+    /// The requests since the last call of this method.
     pub fn take_counts(&self) -> Counts {
         let state = std::mem::take(&mut *self.state.lock().unwrap());
         Counts {
@@ -97,14 +100,15 @@ impl Engine {
         }
     }
 
-    /// Lets the `number`-th request from now on fail: before it has an effect, or late, after it.
+    /// Makes the `number`-th request from now on fail: before it takes effect, or after it
+    /// (`late`).
     pub fn fail(&self, number: u64, late: bool) {
         self.requests.store(0, SeqCst);
         self.fail_late.store(late, SeqCst);
         self.fail_at.store(number, SeqCst);
     }
 
-    /// Whether the request that is to fail has come.
+    /// Whether the request that has to fail was sent.
     pub fn has_failed(&self) -> bool {
         self.requests.load(SeqCst) >= self.fail_at.load(SeqCst)
     }
@@ -113,12 +117,12 @@ impl Engine {
         self.down.store(down, SeqCst);
     }
 
-    /// Lets two requests that put a part wait for each other.
+    /// Makes two requests that put a part wait for each other.
     pub fn meet(&self) {
         *self.meeting.lock().unwrap() = Some(Arc::new(Barrier::new(2)));
     }
 
-    /// Forgets the parts of all uploads, as a rule of the bucket does after some days.
+    /// Removes the parts of all uploads, as a lifecycle rule of the bucket does after some days.
     pub fn abort_all(&self) {
         self.uploads.lock().unwrap().clear();
     }
@@ -149,8 +153,8 @@ impl Engine {
         self.uploads.lock().unwrap().len()
     }
 
-    /// Lets the `number`-th request from now on have its effect and wait for its answer, if it
-    /// changes anything.
+    /// Makes the `number`-th request from now on wait before it is answered. If it changes
+    /// anything, the change has been made.
     pub fn hold(&self, number: u64) -> Arc<Held> {
         let held = Arc::new(Held::default());
         *self.held.lock().unwrap() = Some((number, Arc::clone(&held)));
@@ -158,52 +162,50 @@ impl Engine {
         held
     }
 
-    /// Requests since one was to fail or to wait.
+    /// The number of requests since [`Self::fail`] or [`Self::hold`].
     pub fn requests(&self) -> u64 {
         self.requests.load(SeqCst)
     }
 
-    /// A request has had its effect.
+    /// Called when a request has taken effect.
     async fn after<T>(&self, at: At, result: Result<T>) -> Result<T> {
         let held = self.held.lock().unwrap().clone();
         if let Some((_, held)) = held.filter(|(number, _)| *number == at.number) {
-            held.comes.notify_one();
-            held.goes.notified().await;
+            held.arrived.notify_one();
+            held.released.notified().await;
         }
-        match at.fails {
-            true => Err(failure()),
-            false => result,
-        }
+        if at.fails { Err(failure()) } else { result }
     }
 
-    /// A request comes in.
+    /// Called when a request arrives.
     async fn request(&self, name: &'static str, bytes: usize) -> Result<At> {
-        // As over a network, others come in between.
+        // Other requests can run in between, as over a network.
         tokio::task::yield_now().await;
         self.count(name, bytes);
         let number = self.requests.fetch_add(1, SeqCst) + 1;
         let fails = number == self.fail_at.load(SeqCst);
         let late = self.fail_late.load(SeqCst);
-        match (fails && !late) || self.down.load(SeqCst) {
-            true => Err(failure()),
-            false => Ok(At { number, fails }),
+        if (fails && !late) || self.down.load(SeqCst) {
+            Err(failure())
+        } else {
+            Ok(At { number, fails })
         }
     }
 }
 
-/// A request that has come in.
+/// A request that has arrived.
 #[derive(Clone, Copy)]
 struct At {
     number: u64,
-    /// After its effect.
+    /// Whether the request fails after it has taken effect.
     fails: bool,
 }
 
 /// A request that waits for its answer.
 #[derive(Debug, Default)]
 pub struct Held {
-    pub comes: Notify,
-    pub goes: Notify,
+    pub arrived: Notify,
+    pub released: Notify,
 }
 
 fn failure() -> Error {
@@ -286,21 +288,21 @@ impl ObjectStore for Engine {
         &self,
         paths: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        // Counted when it is asked for, whatever comes of it.
+        // Counted when it is called, even if the stream is not read.
         self.count("delete", 0);
         let number = self.requests.fetch_add(1, SeqCst) + 1;
         let fails = number == self.fail_at.load(SeqCst);
-        match (fails && !self.fail_late.load(SeqCst)) || self.down.load(SeqCst) {
-            true => futures_util::stream::iter([Err(failure())]).boxed(),
-            false if fails => {
-                let deleted = self.inner.delete_stream(paths);
-                let result = async move {
-                    deleted.for_each(async |_| {}).await;
-                    Err(failure())
-                };
-                futures_util::stream::once(result).boxed()
-            }
-            false => self.inner.delete_stream(paths),
+        if (fails && !self.fail_late.load(SeqCst)) || self.down.load(SeqCst) {
+            futures_util::stream::iter([Err(failure())]).boxed()
+        } else if fails {
+            let deleted = self.inner.delete_stream(paths);
+            let result = async move {
+                deleted.for_each(async |_| {}).await;
+                Err(failure())
+            };
+            futures_util::stream::once(result).boxed()
+        } else {
+            self.inner.delete_stream(paths)
         }
     }
 
@@ -328,7 +330,7 @@ impl ObjectStore for Engine {
 }
 
 impl Engine {
-    /// A list in pages. In memory it is known at once how many.
+    /// Counts the pages of a list. In memory, their number is known at once.
     fn listed(
         &self,
         found: BoxStream<'static, Result<ObjectMeta>>,
@@ -337,9 +339,10 @@ impl Engine {
         (0..pages).for_each(|_| self.count("list", 0));
         let number = self.requests.fetch_add(1, SeqCst) + 1;
         let fails = number == self.fail_at.load(SeqCst);
-        match fails || self.down.load(SeqCst) {
-            true => futures_util::stream::iter([Err(failure())]).boxed(),
-            false => found,
+        if fails || self.down.load(SeqCst) {
+            futures_util::stream::iter([Err(failure())]).boxed()
+        } else {
+            found
         }
     }
 }
@@ -369,7 +372,7 @@ impl MultipartStore for Engine {
         if let Some(meeting) = meeting {
             meeting.wait().await;
         }
-        // Encrypted ones have another id each time.
+        // Encrypted parts have a different id each time.
         let number = self.requests.fetch_add(0, SeqCst);
         let content_id = format!("\"{part}-{number}\"");
         {
@@ -377,7 +380,7 @@ impl MultipartStore for Engine {
             let parts = uploads.get_mut(id).ok_or_else(|| no_upload(path))?;
             parts.insert(part, (bytes, content_id.clone()));
             let put = self.inner.put_part(path, id, part, payload).now_or_never();
-            put.expect("memory does not wait")?;
+            put.expect("a future in memory is ready at once")?;
         }
         self.after(at, Ok(PartId { content_id })).await
     }

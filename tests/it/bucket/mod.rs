@@ -1,4 +1,4 @@
-//! `BucketStore` on an engine in memory.
+//! `BucketStore` on an in-memory engine.
 
 mod engine;
 
@@ -51,7 +51,7 @@ fn upload(length: u64, chunk_size: Option<u64>) -> Upload {
 }
 
 fn content(len: u64) -> Bytes {
-    // By words: a byte at a time takes long without optimisation.
+    // In words: single bytes are slow without optimization.
     let mut bytes = Vec::with_capacity(len as usize + 8);
     for n in 0..len.div_ceil(8) {
         bytes.extend_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
@@ -77,7 +77,7 @@ fn record() -> Record {
     Record::new(true, StatusCode::OK, 3, expires)
 }
 
-/// Removes what is older than `age`, and no delivered file.
+/// Removes everything that is older than `age`, except delivered files.
 fn everything(age: Duration) -> Expiry {
     let before = SystemTime::now() - age;
     let mut expiry = Expiry::default();
@@ -88,11 +88,11 @@ fn everything(age: Duration) -> Expiry {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_conforms() {
+async fn a_bucket_conforms() {
     let engine = Arc::new(Engine::default());
     let store = BucketStore::open(Arc::clone(&engine)).await.unwrap();
     conformance::check(&store).await;
-    // What is left are the files that were delivered, and what is to be known of them.
+    // Only the delivered files and their records are left.
     let left = engine.keys("up").await;
     assert!(left.iter().all(|key| key.ends_with("/info")), "{left:?}");
     assert_eq!(engine.keys("open").await, Vec::<String>::new());
@@ -100,7 +100,7 @@ async fn it_conforms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_keeps_no_conditions_is_refused() {
+async fn an_engine_without_conditional_writes_is_refused() {
     for (conditions, expected) in [
         (Conditions::Kept, None),
         (Conditions::Ignored, Some("ignores `If-None-Match: *`")),
@@ -140,10 +140,10 @@ async fn an_engine_that_keeps_no_conditions_is_refused() {
     );
 }
 
-/// A finished upload, and its content when it was handed over.
+/// A complete upload, and its content at the delivery.
 type Delivery = (CompletedUpload, Vec<u8>);
 
-/// Several servers over one engine, and a service that notes what it gets.
+/// Several servers on one engine, and an inner service that records its deliveries.
 struct Servers {
     addrs: Vec<SocketAddr>,
     deliveries: Arc<Mutex<Vec<Delivery>>>,
@@ -190,7 +190,7 @@ impl Servers {
         }
     }
 
-    /// Sends each of the chunks to the next server, all at once.
+    /// Sends each of the chunks to the next server, all concurrently.
     async fn send(&self, file: &File, numbers: impl Iterator<Item = usize>) -> Vec<Answer> {
         let mut tasks = tokio::task::JoinSet::new();
         for (n, number) in numbers.enumerate() {
@@ -225,7 +225,7 @@ async fn chunks_to_several_servers_are_delivered_once() {
         assert_eq!(upload.attempt(), 1);
         assert_eq!(upload.crc32(), Some(crc32fast::hash(&file.content)));
         assert_eq!(upload.path(), None);
-        // A late duplicate and a probe get the same answer, whichever server they come to.
+        // A late duplicate and a probe get the same answer from every server.
         for addr in &servers.addrs {
             let mut client = Client::connect(*addr).await;
             let expected = format!("delivery {}", round + 1);
@@ -233,8 +233,8 @@ async fn chunks_to_several_servers_are_delivered_once() {
             assert_eq!(client.send(file.probe(1)).await.body, expected);
         }
     }
-    // Each file is there under a name of ours. A duplicate that raced with its delivery can have
-    // left a piece, which goes with the record.
+    // Each file is stored under a generated name. A duplicate that raced with the delivery can
+    // leave a piece, which is removed with the record.
     assert_eq!(engine.keys("files").await.len(), 20);
     let expiry = everything(Duration::ZERO);
     let swept = servers.stores[0].sweep(&expiry).await.unwrap();
@@ -244,7 +244,7 @@ async fn chunks_to_several_servers_are_delivered_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_service_says_decides_what_becomes_of_the_object() {
+async fn the_answer_of_the_service_decides_whether_the_object_is_kept() {
     let engine = Arc::new(Engine::default());
     let answers = |n| [StatusCode::BAD_GATEWAY, StatusCode::UNPROCESSABLE_ENTITY][n - 1];
     let servers = Servers::start(&engine, 2, answers).await;
@@ -260,8 +260,8 @@ async fn what_a_service_says_decides_what_becomes_of_the_object() {
         .await
         .send(file.probe(1))
         .await;
-    assert_eq!(probe.status, 204, "it is not delivered yet");
-    // Tried again by the other server, and refused for good.
+    assert_eq!(probe.status, 204, "the upload is not delivered yet");
+    // The other server tries again, and the inner service rejects the upload.
     let answer = Client::connect(servers.addrs[0])
         .await
         .send(file.multipart(2))
@@ -277,7 +277,7 @@ async fn what_a_service_says_decides_what_becomes_of_the_object() {
 }
 
 #[tokio::test]
-async fn what_can_never_fit_is_refused_at_the_first_chunk() {
+async fn a_file_above_the_maximum_size_is_refused_at_its_first_chunk() {
     let engine = Arc::new(Engine::default());
     let store = BucketStore::builder(Arc::clone(&engine)).with_max_object_size(100);
     let store = store.open().await.unwrap();
@@ -287,13 +287,13 @@ async fn what_can_never_fit_is_refused_at_the_first_chunk() {
         matches!(result, Err(StoreError::TooLarge { limit: 100 })),
         "{result:?}"
     );
-    // One look whether the upload is there: then its own length would count.
+    // One request checks whether the upload exists: if it does, its stored length applies.
     assert_eq!(engine.take_counts().requests, [("get", 1)].into());
     assert!(write(&store, &upload(100, None), 0, b"a").await.is_ok());
 }
 
 #[tokio::test]
-async fn more_than_fits_into_memory_is_put_off() {
+async fn chunks_that_exceed_the_memory_are_refused_for_now() {
     let engine = Arc::new(Engine::default());
     let store = BucketStore::builder(Arc::clone(&engine)).with_max_buffered_bytes(MIB);
     let store = store.with_self_test(false).open().await.unwrap();
@@ -305,7 +305,7 @@ async fn more_than_fits_into_memory_is_put_off() {
         matches!(result, Err(StoreError::ChunkTooLarge { limit: MIB })),
         "{result:?}"
     );
-    // It does not fit beside another chunk of which all but the end has arrived.
+    // The chunk does not fit next to another one that has arrived except for its end.
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
     let end = futures_util::stream::once(receiver).filter_map(async |_| None);
     let frame = Ok(http_body::Frame::data(bytes.slice(..700_000)));
@@ -322,7 +322,7 @@ async fn more_than_fits_into_memory_is_put_off() {
     assert!(status.is_none(), "{status:?}");
     sender.send(()).unwrap();
     assert_eq!(first.await.unwrap().received, 700_000);
-    // What was taken is free again; and more than there is room for is put together all the same.
+    // The memory is free again, and a file that is larger than the memory can still be composed.
     for offset in [MIB, 0] {
         let chunk = &bytes[offset as usize..][..MIB as usize];
         write(&store, &upload, offset, chunk).await.unwrap();
@@ -330,7 +330,7 @@ async fn more_than_fits_into_memory_is_put_off() {
     assert!(finish(&store, &upload).await.unwrap() == bytes);
 }
 
-/// A chunk, and what storing it and the whole upload costs in requests.
+/// The requests for a chunk in the middle, for the delivery, and for the whole upload.
 async fn costs(chunk_size: u64, total: u64) -> (Counts, Counts, Counts) {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
@@ -371,8 +371,8 @@ fn add(all: &mut Counts, more: &Counts) {
 }
 
 #[tokio::test]
-async fn requests_are_bounded() {
-    // Parts: nothing is read again, and what is left to do does not grow with the file.
+async fn the_number_of_requests_is_bounded() {
+    // Parts: nothing is read again, and the work at the end does not grow with the file.
     for parts in [3, 9] {
         let total = parts * 5 * MIB;
         let (chunk, end, all) = costs(5 * MIB, total).await;
@@ -385,13 +385,13 @@ async fn requests_are_bounded() {
             "{all:?}"
         );
     }
-    // Pieces: each is read once, and written once more.
+    // Pieces: each one is read once, and written once more.
     for chunks in [8, 32] {
         let total = chunks * MIB;
         let (chunk, end, all) = costs(MIB, total).await;
         println!("pieces of 1 MiB, {chunks} chunks: each {chunk:?}\n  end {end:?}\n  all {all:?}");
         assert_eq!(chunk.all(), 4, "{chunk:?}");
-        // Eight make a slot.
+        // A slot consists of eight pieces.
         assert!(end.all() <= chunks + chunks / 8 * 2 + 15, "{end:?}");
         assert!(all.all() <= 5 * chunks + chunks / 8 * 2 + 18, "{all:?}");
         assert!(all.bytes_in < 2 * total + 10_000, "{all:?}");
@@ -403,7 +403,7 @@ async fn requests_are_bounded() {
     assert!(all.all() <= 24, "{all:?}");
 }
 
-/// An upload that has one byte of `length`.
+/// Begins an upload of `length` bytes with one byte.
 async fn begin(store: &BucketStore, n: u8, scope: &str, length: u64) -> Upload {
     let mut upload = upload(length, None);
     upload.id = UploadId::from_bytes([n; 32]);
@@ -424,7 +424,7 @@ async fn list(store: &BucketStore, filter: &Filter) -> Vec<Upload> {
 
 /// There may be many more records than unfinished uploads, and many uploads of other scopes.
 #[tokio::test]
-async fn lists_cost_what_they_return() {
+async fn the_cost_of_a_list_depends_on_its_length() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
     for n in 0..20 {
@@ -437,7 +437,7 @@ async fn lists_cost_what_they_return() {
     }
     let waiting = begin(&store, 34, "b", 1).await;
     open_uploads.push(waiting.clone());
-    // By another server, which knows none of them.
+    // From another server, which knows none of them.
     let store = open(&engine).await;
     engine.take_counts();
     let mut usage = store.usage().await.unwrap();
@@ -472,7 +472,7 @@ async fn scratch_objects_are_swept() {
     let hour = Duration::from_secs(3600);
     store.sweep(&everything(hour / 2)).await.unwrap();
     assert_eq!(engine.keys("scratch").await, ["scratch/x"]);
-    // Nothing is left of it, nor of the objects of other servers.
+    // The object is removed, and so are those of other servers.
     let later = SystemTime::now() + hour;
     let mut all = everything(Duration::ZERO);
     all.abandoned_before = Some(later);
@@ -481,9 +481,9 @@ async fn scratch_objects_are_swept() {
     assert_eq!(engine.keys("scratch").await, Vec::<String>::new());
 }
 
-/// An upload that cannot be read hides no other.
+/// An upload that cannot be read does not hide others.
 #[tokio::test]
-async fn a_damaged_upload_is_passed_over() {
+async fn a_damaged_upload_does_not_hide_others() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
     begin(&store, 1, "a", 1).await;
@@ -498,7 +498,7 @@ async fn a_damaged_upload_is_passed_over() {
         assert_eq!(list(&store, &Filter::complete()).await.len(), 1);
         assert_eq!(list(&store, &Filter::default()).await.len(), 1);
         assert!(store.status(&key).await.is_err());
-        // It is counted all the same, and a sweep reports an error.
+        // It is counted nevertheless, and a sweep reports an error.
         assert_eq!(store.usage().await.unwrap().len(), 2);
         assert!(
             store
@@ -531,7 +531,7 @@ async fn a_probe_and_a_duplicate_cost_little() {
     assert_eq!(duplicate.bytes_in, 0);
 }
 
-/// Sends all chunks until the upload is delivered, as a client does: what fails is sent again.
+/// Sends all chunks until the upload is delivered. Failed requests are repeated, as a client does.
 async fn deliver(store: &BucketStore, upload: &Upload, bytes: &Bytes, size: u64) -> Vec<Vec<u8>> {
     let mut seen = Vec::new();
     'again: for _ in 0..20 {
@@ -564,11 +564,11 @@ async fn deliver(store: &BucketStore, upload: &Upload, bytes: &Bytes, size: u64)
             return seen;
         }
     }
-    panic!("the upload does not come to an end");
+    panic!("the upload is never delivered");
 }
 
-/// Any request fails, before or after its effect: when there are no more faults everything is
-/// finished, exactly once, and nothing is left.
+/// Any request fails, before or after it takes effect. Without further faults, the upload is
+/// delivered exactly once, and nothing else is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_may_fail() {
     for (size, total) in [(5 * MIB, 5 * MIB + 100), (100_000, 250_000), (10, 0)] {
@@ -594,7 +594,7 @@ async fn each_request_may_fail() {
                     _ => deliver(&store, &upload, &bytes, size).await,
                 };
                 let case = format!("request {number} fails (late: {late}), {total} bytes");
-                // The content could not be read only if that was the request.
+                // The content is unreadable only if the request that reads it failed.
                 let good = seen.iter().filter(|content| **content == bytes).count();
                 assert_eq!(seen.len(), 1, "{case}");
                 assert!(good == 1 || engine.has_failed(), "{case}");
@@ -606,7 +606,7 @@ async fn each_request_may_fail() {
                     matches!(state, Some(State::Settled(_))),
                     "{case}: {state:?}"
                 );
-                // What could not be removed is removed when its claim has expired.
+                // An object that could not be removed is removed when its claim has expired.
                 let deadline = Instant::now() + Duration::from_secs(10);
                 loop {
                     let left = [engine.keys("up").await, engine.keys("open").await].concat();
@@ -634,7 +634,7 @@ async fn each_request_may_fail() {
     }
 }
 
-/// A server dies at any request to the engine: other servers finish the upload, and a sweep finds
+/// A server dies at any request to the engine. Other servers finish the upload, and a sweep removes
 /// what is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_may_be_the_last_of_a_server() {
@@ -663,18 +663,18 @@ async fn each_request_may_be_the_last_of_a_server() {
                         let offset = n as u64 * size;
                         write(&dying, &upload, offset, chunk).await.unwrap();
                     }
-                    // The claim of a server that dies is not given back.
+                    // A server that dies does not release its claim.
                     std::mem::forget(dying.claim(&upload).await.unwrap());
                 })
             };
             tokio::select! {
                 ended = work => ended.unwrap(),
-                () = held.comes.notified() => {}
+                () = held.arrived.notified() => {}
             }
             let is_over = engine.requests() < number;
             runtime.shutdown_background();
-            // The server may have ended before this request. Then it is one of another server.
-            held.goes.notify_one();
+            // The server may have finished before this request. Then another server sent it.
+            held.released.notify_one();
             let seen = deliver(&store, &upload, &bytes, size).await;
             let case = format!("request {number}, {total} bytes");
             assert!(seen.len() == 1 && seen[0] == bytes, "{case}");
@@ -696,7 +696,7 @@ async fn each_request_may_be_the_last_of_a_server() {
     }
 }
 
-/// As a layer does it: until it is recorded.
+/// Settles a claim like the layer: until the record is stored.
 async fn settle(claim: &mut impl Claim) {
     let record = record();
     for _ in 0..5 {
@@ -706,7 +706,7 @@ async fn settle(claim: &mut impl Claim) {
             Err(_) => {}
         }
     }
-    panic!("it cannot be settled");
+    panic!("the claim cannot be settled");
 }
 
 async fn deliver_empty(store: &BucketStore, upload: &Upload) -> Vec<Vec<u8>> {
@@ -725,8 +725,8 @@ async fn deliver_empty(store: &BucketStore, upload: &Upload) -> Vec<Vec<u8>> {
     }
 }
 
-/// A server that died in a delivery is no obstacle for longer than its lease, and a live one keeps
-/// its claim however long the delivery takes.
+/// The claim of a server that died during a delivery expires with its lease. A running server keeps
+/// its claim for as long as the delivery takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_servers_claim_is_taken_over() {
     const LEASE: Duration = Duration::from_secs(1);
@@ -737,7 +737,8 @@ async fn a_dead_servers_claim_is_taken_over() {
     };
     let other = server().await;
     let upload = upload(3, None);
-    // Its tasks die with its runtime, as with its process, and nothing is given back.
+    // The tasks of the server die with its runtime, as with its process, and the claim is not
+    // released.
     let (sender, receiver) = std::sync::mpsc::channel();
     let (dying, described) = (server().await, upload.clone());
     let died = std::thread::spawn(move || {
@@ -750,7 +751,7 @@ async fn a_dead_servers_claim_is_taken_over() {
             claim
         });
         sender.send(()).unwrap();
-        // For three leases it lives, and renews its claim.
+        // The server runs for three leases, and renews its claim.
         std::thread::sleep(3 * LEASE);
         sender.send(()).unwrap();
         runtime.shutdown_background();
@@ -768,7 +769,7 @@ async fn a_dead_servers_claim_is_taken_over() {
         }
         assert!(
             matches!(asked, Claimed::Busy),
-            "a live claim was taken: {asked:?}"
+            "the claim of a running server was taken over: {asked:?}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -777,7 +778,7 @@ async fn a_dead_servers_claim_is_taken_over() {
     let claim = loop {
         match other.claim(&upload).await.unwrap() {
             Claimed::Won(claim) => break claim,
-            Claimed::Busy => assert!(Instant::now() < deadline, "never taken over"),
+            Claimed::Busy => assert!(Instant::now() < deadline, "the claim was never taken over"),
             answer => panic!("{answer:?}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -787,10 +788,10 @@ async fn a_dead_servers_claim_is_taken_over() {
     assert_eq!(read(sealed).await.unwrap(), b"abc");
 }
 
-/// Claims and settles a complete upload: its content.
+/// Claims and settles a complete upload. Returns its content.
 async fn finish(store: &BucketStore, upload: &Upload) -> Result<Vec<u8>, StoreError> {
     let Claimed::Won(mut claim) = store.claim(upload).await? else {
-        panic!("not to be had");
+        panic!("the upload cannot be claimed");
     };
     let sealed = claim.sealed();
     let content = read(sealed).await.unwrap();
@@ -799,12 +800,13 @@ async fn finish(store: &BucketStore, upload: &Upload) -> Result<Vec<u8>, StoreEr
     Ok(content)
 }
 
-/// Two servers that get the same chunk at the same time both put it. Which part counts is not
-/// known: each set of ids is tried.
+/// Two servers that receive the same chunk at the same time both put it. It is not known which part
+/// was put last, so each set of ids is tried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_that_was_put_twice_is_found() {
     let (a, b) = (content(5 * MIB), Bytes::from(vec![9; 5 * MIB as usize]));
-    // The same bytes under another id, as where the engine encrypts; or a client that lies.
+    // The same bytes under another id, as with an engine that encrypts, or other bytes from the
+    // client.
     for second in [&a, &b] {
         let engine = Arc::new(Engine::default());
         let servers = [open(&engine).await, open(&engine).await];
@@ -822,12 +824,12 @@ async fn a_part_that_was_put_twice_is_found() {
     }
 }
 
-/// What a rule of the bucket has taken away is asked for again.
+/// Parts that a lifecycle rule of the bucket has removed are requested again.
 #[tokio::test]
-async fn an_upload_whose_parts_are_gone_begins_anew() {
+async fn an_upload_whose_parts_were_removed_begins_again() {
     let bytes = content(10 * MIB);
     let (first, second) = bytes.split_at(5 * MIB as usize);
-    // It is noticed by a chunk, or at the end.
+    // The loss is noticed by a chunk, or at the end.
     for stored in [1, 2] {
         let engine = Arc::new(Engine::default());
         let store = open(&engine).await;
@@ -853,16 +855,17 @@ async fn an_upload_whose_parts_are_gone_begins_anew() {
     }
 }
 
-/// Parts are equal but the last, whatever the client's last chunk is, and nothing is left open.
+/// All parts but the last are equal in size, whatever the client's chunks are, and no multipart
+/// upload stays open.
 #[tokio::test]
 async fn chunks_of_any_size_become_equal_parts() {
     for (size, lens) in [
-        // As Resumable.js cuts it.
+        // As Resumable.js divides a file.
         (5 * MIB, vec![5 * MIB, 5 * MIB, 8 * MIB + 7]),
         (6 * MIB, vec![6 * MIB, 1]),
         // A whole file in one request.
         (32 * MIB, vec![9 * MIB]),
-        // Small and odd ones.
+        // Small chunks of odd sizes.
         (3_000_001, vec![3_000_001, 3_000_001, 3_000_001, 5]),
     ] {
         let engine = Arc::new(Engine::default());
@@ -886,7 +889,7 @@ async fn chunks_of_any_size_become_equal_parts() {
             "chunks of {size}"
         );
         assert_eq!(engine.open_uploads(), 0);
-        // What is removed is aborted.
+        // The multipart upload of a removed upload is aborted.
         let mut other = upload.clone();
         other.id = UploadId::from_bytes([8; 32]);
         write(&store, &other, 0, b"a").await.unwrap();
@@ -896,7 +899,7 @@ async fn chunks_of_any_size_become_equal_parts() {
     }
 }
 
-/// Read, copied and moved by a handler, wherever the file is.
+/// A handler reads, copies and moves a file, wherever it is stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_finished_object_is_read_copied_and_moved() {
     let engine = Arc::new(Engine::default());
@@ -920,7 +923,7 @@ async fn a_finished_object_is_read_copied_and_moved() {
 
     first.copy_to(at("copy")).await.unwrap();
     assert_eq!(std::fs::read(at("copy")).unwrap(), file.content);
-    // The same again is no error in a later attempt, and never over another file.
+    // A later attempt may copy to the same target again. No other file is overwritten.
     let error = first.copy_to(at("copy")).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
     second.copy_to(at("copy")).await.unwrap();
@@ -941,7 +944,7 @@ async fn a_finished_object_is_read_copied_and_moved() {
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
     let error = second.content().next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
-    // No half-written file stays.
+    // No incomplete file remains.
     let mut names: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -950,7 +953,7 @@ async fn a_finished_object_is_read_copied_and_moved() {
     assert_eq!(names, ["copy", "moved", "other"]);
 }
 
-/// The digest of a file is checked before the delivery. If it is wrong the object is removed.
+/// The digest of a file is checked before the delivery. If it is wrong, the object is removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn digests_of_objects_are_checked() {
     let engine = Arc::new(Engine::default());

@@ -50,8 +50,8 @@ where
     addr
 }
 
-/// Sends the head of a request that says `expect: 100-continue`, and waits until its body is being
-/// read: the only sign of that which a client can see.
+/// Sends the head of a request with `expect: 100-continue`, and waits until the server reads its
+/// body: a client has no other sign of that.
 pub async fn begin(socket: &mut TcpStream, head: &str) {
     const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
     socket.write_all(head.as_bytes()).await.unwrap();
@@ -60,19 +60,19 @@ pub async fn begin(socket: &mut TcpStream, head: &str) {
     assert_eq!(answer, CONTINUE, "{}", String::from_utf8_lossy(&answer));
 }
 
-/// What a finished upload was when the inner service got it.
+/// A complete upload as the inner service received it.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     pub upload: CompletedUpload,
     pub content: Vec<u8>,
     pub method: Method,
     pub headers: HeaderMap,
-    /// Bytes of body that were left of the completing request.
+    /// The number of body bytes that were left of the completing request.
     pub rest: usize,
 }
 
-/// A server of the layer over a `FileStore` in a fresh folder. Its inner service records what it
-/// gets, and answers by a script.
+/// A server with the layer over a `FileStore` in a new folder. Its inner service records its
+/// deliveries, and its answers come from a script.
 pub struct Server {
     pub addr: SocketAddr,
     pub dir: tempfile::TempDir,
@@ -88,7 +88,7 @@ impl Server {
         Self::answering(set_up, |n| (StatusCode::OK, format!("delivery {n}"))).await
     }
 
-    /// `answer` gets the number of the delivery, from 1.
+    /// `answer` gets the number of the delivery, counted from 1.
     pub async fn answering(
         set_up: impl FnOnce(ResumableLayer) -> ResumableLayer,
         answer: impl Fn(usize) -> (StatusCode, String) + Send + Sync + 'static,
@@ -164,7 +164,7 @@ impl Server {
     }
 }
 
-/// All bytes of a finished upload, from any store.
+/// All bytes of a complete upload, from any store.
 pub async fn content(upload: &CompletedUpload) -> Vec<u8> {
     let content = upload.content().collect().await.unwrap();
     content.to_bytes().to_vec()
@@ -235,7 +235,7 @@ pub struct File {
 }
 
 impl File {
-    /// A file of `len` bytes that are not alike, in chunks of ten.
+    /// A file of `len` different bytes, in chunks of ten.
     pub fn new(name: &str, len: usize) -> Self {
         let mut x = len as u32 ^ 0x9e37_79b9;
         let content = std::iter::repeat_with(|| {
@@ -258,9 +258,10 @@ impl File {
 
     pub fn chunks(&self) -> usize {
         let (size, chunk) = (self.content.len(), self.chunk_size);
-        match self.force_chunk_size {
-            true => size.div_ceil(chunk).max(1),
-            false => (size / chunk).max(1),
+        if self.force_chunk_size {
+            size.div_ceil(chunk).max(1)
+        } else {
+            (size / chunk).max(1)
         }
     }
 
@@ -302,7 +303,7 @@ impl File {
         Request::get(self.uri(number)).body(Vec::new()).unwrap()
     }
 
-    /// As releases since 1.1.0 do: the fields in the query and in the form.
+    /// As releases since 1.1.0 send it: the fields in the query and in the form.
     pub fn multipart(&self, number: usize) -> Request<Vec<u8>> {
         let form = form(
             &self.fields(number),
@@ -312,7 +313,7 @@ impl File {
         multipart(&self.uri(number), form)
     }
 
-    /// As release 1.0.2 does: the fields in the form only.
+    /// As release 1.0.2 sends it: the fields in the form only.
     pub fn multipart_body_only(&self, number: usize) -> Request<Vec<u8>> {
         let form = form(
             &self.fields(number),
@@ -334,7 +335,7 @@ pub fn uri(fields: &[(String, String)]) -> String {
     let query: String = form_urlencoded::Serializer::new(String::new())
         .extend_pairs(fields)
         .finish();
-    // As `encodeURIComponent` does it.
+    // Encodes like `encodeURIComponent`.
     format!("/upload?{}", query.replace('+', "%20"))
 }
 
@@ -355,7 +356,7 @@ impl<'a> FilePart<'a> {
 
 pub const BOUNDARY: &str = "----WebKitFormBoundaryX0Y1Z2";
 
-/// A form as browsers make it, the file last.
+/// A form as browsers send it, with the file last.
 pub fn form(fields: &[(String, String)], file: FilePart<'_>, content: &[u8]) -> Vec<u8> {
     let mut text = String::new();
     for (name, value) in fields {

@@ -1,8 +1,8 @@
-//! What has to hold for any input, with inputs that proptest makes: see `checks/`. The same checks
-//! are the fuzz targets of `fuzz/`.
+//! Properties that hold for any input, checked with inputs that proptest generates: see `checks/`.
+//! The fuzz targets in `fuzz/` run the same checks.
 //!
-//! The cases are always the same ones. `PROPTEST_RNG_SEED=7 PROPTEST_CASES=10000` tries others, and
-//! more of them.
+//! The cases are the same in each run. `PROPTEST_RNG_SEED=7 PROPTEST_CASES=10000` runs other cases,
+//! and more of them.
 
 mod checks;
 mod regressions;
@@ -63,7 +63,7 @@ proptest! {
     }
 
     #[test]
-    fn forms_that_are_right(data in bytes(4000)) {
+    fn valid_forms(data in bytes(4000)) {
         checks::form_parts(&data);
     }
 }
@@ -90,7 +90,7 @@ fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..most)
 }
 
-/// Any of these, one behind the other, and some random bytes.
+/// A concatenation of these texts and of random bytes.
 fn fragments(all: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<u8>> {
     let fragment = prop_oneof![
         9 => select(all).prop_map(|text| text.as_bytes().to_vec()),
@@ -99,7 +99,7 @@ fn fragments(all: &'static [&'static str], most: usize) -> impl Strategy<Value =
     vec(fragment, 0..most).prop_map(|fragments| fragments.concat())
 }
 
-/// Fields of clients, with values that are right, nearly right, or a client's joke.
+/// Fields of clients, with values that are valid, nearly valid, or absurd.
 fn query() -> impl Strategy<Value = Vec<u8>> {
     let family = select(&["resumable", "flow", "dz", "qq", ""][..]);
     let field = (select(FIELDS), select(VALUES), any::<u8>());

@@ -1,8 +1,9 @@
-//! What fuzzing has found, kept as it was found.
+//! Failures that fuzzing has found, with the original inputs.
 
 use super::checks;
 
-/// One journal of another version stopped `undelivered`, `unfinished` and `sweep` for all uploads.
+/// One journal of another version made `undelivered`, `unfinished` and `sweep` fail for all
+/// uploads.
 #[test]
 fn a_journal_of_another_version() {
     checks::journal(&[
@@ -11,10 +12,10 @@ fn a_journal_of_another_version() {
     ]);
 }
 
-/// An upload that another process had removed and begun again was not listed by one that knew the
-/// first.
+/// An upload that another process had removed and begun again was not listed by a process that knew
+/// the first one.
 #[test]
-fn an_upload_that_began_again_elsewhere() {
+fn an_upload_that_another_process_began_again() {
     checks::machine(&[
         0, // Files.
         1, 0, 0, 0, 128, 0, 0, 0, 3, // Server 1: a chunk.

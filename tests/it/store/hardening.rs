@@ -1,5 +1,5 @@
-//! A store whose folders are changed by others: links, modes, full disks, and folders that are
-//! gone.
+//! A `FileStore` whose folders are changed by others: links, modes, full disks, and missing
+//! folders.
 
 use std::{
     error::Error as _,
@@ -18,7 +18,7 @@ use tower_resumable::{
 
 use super::{BoxError, deliver, files, upload, upload_named, write, write_pieces};
 
-/// Where the journal of [`upload`] is.
+/// The path of the journal of [`upload`].
 fn journal(root: &Path) -> PathBuf {
     let name = UploadId::from_bytes([7; 32]).to_string();
     root.join("partial/07").join(format!("{name}.journal"))
@@ -33,7 +33,7 @@ fn data(root: &Path) -> PathBuf {
         .unwrap()
 }
 
-/// An error at which clients try again.
+/// Asserts that the error is retryable.
 fn assert_fails<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
 }
@@ -111,7 +111,7 @@ mod links {
     }
 
     #[tokio::test]
-    async fn at_the_journals_name() {
+    async fn a_link_in_place_of_a_journal_is_not_followed() {
         for target in ["file", "nothing", ""] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
@@ -122,9 +122,9 @@ mod links {
         }
     }
 
-    /// Not even to a journal that is as it should be.
+    /// Not even a link to a valid journal is followed.
     #[tokio::test]
-    async fn to_another_journal() {
+    async fn a_link_to_a_valid_journal_is_not_followed() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let store = FileStore::open(root.path()).unwrap();
         write(&store, &upload(20), 0, b"0123456789").await.unwrap();
@@ -132,14 +132,14 @@ mod links {
         std::fs::rename(&link, &moved).unwrap();
         symlink(&moved, &link).unwrap();
         let before = std::fs::read(&moved).unwrap();
-        // One that has it open, and one that has not.
+        // A store that has the journal open, and a store that has not.
         assert_fails(write(&store, &upload(20), 10, b"0123456789").await);
         assert_not_followed(FileStore::open(root.path()).unwrap(), &link, &outside).await;
         assert_eq!(std::fs::read(&moved).unwrap(), before);
     }
 
     #[tokio::test]
-    async fn at_the_datas_name() {
+    async fn a_link_in_place_of_the_data_is_not_followed() {
         for target in ["file", ""] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
@@ -152,9 +152,9 @@ mod links {
         }
     }
 
-    /// It is known then that the bytes are gone: they are asked for again.
+    /// The store notices that the bytes are gone, and asks for them again.
     #[tokio::test]
-    async fn at_the_datas_name_while_it_is_open() {
+    async fn a_link_in_place_of_open_data_is_not_followed() {
         for target in ["file", "nothing"] {
             let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
             let store = FileStore::open(root.path()).unwrap();
@@ -170,7 +170,7 @@ mod links {
     }
 
     #[tokio::test]
-    async fn at_the_name_of_a_folder_of_uploads() {
+    async fn a_link_in_place_of_a_folder_of_uploads_is_not_followed() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let store = FileStore::open(root.path()).unwrap();
         let link = journal(root.path()).parent().unwrap().to_owned();
@@ -180,7 +180,7 @@ mod links {
 
     /// A sweep removes nothing behind a link.
     #[tokio::test]
-    async fn that_a_sweep_finds() {
+    async fn a_sweep_does_not_follow_links() {
         let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         write(&FileStore::open(other.path()).unwrap(), &upload(2), 0, b"x")
             .await
@@ -192,7 +192,7 @@ mod links {
         symlink(&shard, root.path().join("partial/07")).unwrap();
         let before = files(&shard);
         assert_eq!(before.len(), 3);
-        // One upload that is all right is swept nevertheless.
+        // One valid upload is swept nevertheless.
         let good = upload_named(8, 2);
         write(&store, &good, 0, b"x").await.unwrap();
         let journal = |dir: &Path, key: u8| {
@@ -209,7 +209,7 @@ mod links {
     }
 
     #[tokio::test]
-    async fn at_the_name_of_a_finished_file() {
+    async fn a_link_at_the_name_of_a_finished_file_is_not_followed() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let named = |name: &'static str| {
             let builder = FileStore::builder(root.path());
@@ -219,7 +219,7 @@ mod links {
                 .unwrap()
         };
         drop(named(""));
-        // A file's name: it gets another one.
+        // At the name of a file: the file gets another name.
         symlink(outside.file(), root.path().join("files/file")).unwrap();
         symlink(outside.dir().join("new"), root.path().join("files/new")).unwrap();
         for (name, found) in [("file", "files/file (1)"), ("new", "files/new (1)")] {
@@ -228,7 +228,7 @@ mod links {
             assert!(named(name).remove(&upload(20).id).await.unwrap());
             outside.assert_untouched();
         }
-        // A folder's, at any depth.
+        // At the name of a folder, at any depth.
         for (link, name) in [("dir", "dir/a/b"), ("real/dir", "real/dir/b")] {
             let link = root.path().join("files").join(link);
             std::fs::create_dir_all(link.parent().unwrap()).unwrap();
@@ -249,13 +249,13 @@ mod links {
     }
 
     #[tokio::test]
-    async fn in_the_place_of_a_finished_file() {
+    async fn a_link_in_place_of_a_finished_file_is_not_followed() {
         let (root, outside) = (tempfile::tempdir().unwrap(), Outside::new());
         let store = FileStore::open(root.path()).unwrap();
         let path = finish(&store).await;
         std::fs::remove_file(&path).unwrap();
         symlink(outside.file(), &path).unwrap();
-        // The next attempt does not get it, and it is not removed.
+        // The next attempt does not get the link's target, and the link is not removed.
         assert_ne!(deliver(&store, &upload(20)).await, path);
         assert!(store.remove(&upload(20).id).await.unwrap());
         assert!(path.symlink_metadata().unwrap().is_symlink());
@@ -263,7 +263,7 @@ mod links {
     }
 
     #[tokio::test]
-    async fn at_the_roots() {
+    async fn a_root_that_is_a_link_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         std::fs::create_dir(&real).unwrap();
@@ -282,7 +282,7 @@ mod links {
             assert_eq!(std::fs::read_dir(&real).unwrap().count(), 0, "{why}");
         }
         FileStore::open(link.canonicalize().unwrap()).unwrap();
-        // What is above is the system's business, as `/tmp` and `/var` are on macOS.
+        // Links above the root are allowed: on macOS, `/tmp` and `/var` are links.
         FileStore::open(link.join("below")).unwrap();
 
         for name in ["partial", "files"] {
@@ -291,17 +291,17 @@ mod links {
             let why = refusal(FileStore::builder(root.path()));
             assert!(why.contains(&format!("{name} is a symbolic link")), "{why}");
         }
-        // It leads nowhere.
+        // A link whose target does not exist.
         symlink(dir.path().join("nothing"), dir.path().join("dangling")).unwrap();
         let why = refusal(FileStore::builder(dir.path().join("dangling")));
         assert!(why.contains("is a symbolic link"), "{why}");
         assert!(!dir.path().join("nothing").exists());
     }
 
-    /// A pipe without a writer makes no request wait.
+    /// A pipe without a writer blocks no request.
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn and_pipes() {
+    async fn pipes_block_no_request() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
         let pipe = journal(root.path());
@@ -310,7 +310,7 @@ mod links {
         assert!(made.unwrap().success());
         let write = async { write(&store, &upload(20), 0, b"0123456789").await };
         let write = tokio::time::timeout(Duration::from_secs(20), write).await;
-        assert_fails(write.expect("it waits"));
+        assert_fails(write.expect("it should not block"));
 
         std::fs::remove_file(&pipe).unwrap();
         let path = finish(&store).await;
@@ -320,12 +320,12 @@ mod links {
         let upload = upload(20);
         let deliver = deliver(&store, &upload);
         let deliver = tokio::time::timeout(Duration::from_secs(20), deliver).await;
-        assert_ne!(deliver.expect("it waits"), path);
+        assert_ne!(deliver.expect("it should not block"), path);
     }
 }
 
 #[cfg(unix)]
-mod rights {
+mod permissions {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use super::*;
@@ -338,14 +338,14 @@ mod rights {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    /// All files and folders of a store with one upload on its way and one that is finished.
+    /// The modes of all files and folders of a store with one unfinished and one finished upload.
     async fn modes(root: &Path, builder: FileStoreBuilder) -> (Vec<u32>, Vec<u32>) {
         let store = builder.open().unwrap();
         let path = finish(&store).await;
         let other = upload_named(8, 2);
         write(&store, &other, 0, b"x").await.unwrap();
         let files = files(root);
-        // Two journals, the bytes of one, and a finished file.
+        // Two journals, the data of one upload, and a finished file.
         assert_eq!(files.len(), 4, "{files:?}");
         let mut dirs: Vec<_> = files
             .iter()
@@ -365,17 +365,17 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn are_private() {
+    async fn files_and_folders_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let (files, dirs) = modes(&root, FileStore::builder(&root)).await;
         assert_eq!((&files[..], &dirs[..]), (&[0o600][..], &[0o700][..]));
     }
 
-    /// Also run by the next test, in a process with another umask.
+    /// The next test also runs this one, in a process with another umask.
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn are_those_asked_for_without_the_umask() {
+    async fn modes_respect_the_umask() {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
         let umask = u32::from_str_radix(umask.unwrap().trim(), 8).unwrap();
@@ -392,13 +392,13 @@ mod rights {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn are_those_asked_for_with_another_umask() {
+    fn modes_respect_another_umask() {
         for umask in ["0000", "0027"] {
             let output = std::process::Command::new("sh")
                 .arg("-c")
                 .arg(format!("umask {umask}; exec \"$0\" --exact \"$1\""))
                 .arg(std::env::current_exe().unwrap())
-                .arg("store::hardening::rights::are_those_asked_for_without_the_umask")
+                .arg("store::hardening::permissions::modes_respect_the_umask")
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&output.stdout);
@@ -407,7 +407,7 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn go_with_the_file_to_another_file_system() {
+    async fn modes_are_kept_on_another_file_system() {
         use std::sync::{Arc, Mutex};
         use tower::{Layer as _, ServiceExt as _};
         use tower_resumable::{CompletedUpload, ResumableLayer};
@@ -446,7 +446,7 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn that_are_refused() {
+    async fn unsuitable_modes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let builder = || FileStore::builder(dir.path());
         for (builder, what) in [
@@ -462,7 +462,7 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn of_all_users() {
+    async fn folders_writable_by_all_users_are_refused() {
         for name in ["", "partial", "files"] {
             let root = tempfile::tempdir().unwrap();
             let dir = root.path().join(name);
@@ -487,27 +487,27 @@ mod rights {
 }
 
 #[cfg(target_os = "linux")]
-mod room {
+mod free_space {
     use super::*;
 
-    /// More than any disk has.
+    /// More free space than any disk has.
     const ALL: u64 = u64::MAX;
 
     #[tokio::test]
-    async fn that_is_kept_free() {
+    async fn the_reserve_is_kept_free() {
         let root = tempfile::tempdir().unwrap();
         let open = |reserve| {
             let builder = FileStore::builder(root.path());
             builder.with_free_space_reserve(reserve).open().unwrap()
         };
         let partial = root.path().join("partial");
-        // Nothing of a new upload is left, not even of one without bytes.
+        // Nothing of a new upload is stored, not even of one without bytes.
         for length in [20, 0] {
             let bytes = &b"0123456789"[..length.min(10)];
             assert_full(write(&open(ALL), &upload(length as u64), 0, bytes).await);
             assert_eq!(std::fs::read_dir(&partial).unwrap().count(), 0);
         }
-        // One on its way stays as it is.
+        // An existing upload does not change.
         write(&open(0), &upload(20), 0, b"0123456789")
             .await
             .unwrap();
@@ -521,21 +521,21 @@ mod room {
             state => panic!("{state:?}"),
         }
         assert_eq!(files(&partial), before);
-        // What takes no room is taken.
+        // A chunk that needs no space is accepted.
         assert!(!write(&store, &upload(20), 0, b"0123456789").await.unwrap());
         assert!(
             write(&open(1), &upload(20), 10, b"abcdefghij")
                 .await
                 .unwrap()
         );
-        // A whole file can be delivered, which makes room.
+        // A complete file can be delivered, which frees space.
         let path = deliver(&store, &upload(20)).await;
         assert_eq!(std::fs::read(path).unwrap(), b"0123456789abcdefghij");
     }
 
-    /// Before most of it has come.
+    /// The chunk is refused before most of it has arrived.
     #[tokio::test]
-    async fn for_a_chunk_that_says_how_long_it_is() {
+    async fn a_chunk_of_declared_length_is_refused_early() {
         use futures_util::StreamExt as _;
         let root = tempfile::tempdir().unwrap();
         let free = free(root.path());
@@ -546,7 +546,7 @@ mod room {
         write(&open(0), &upload(free), 0, b"x").await.unwrap();
         let store = open(free - free / 4);
         for (len, fits) in [(free / 16, true), (free / 2, false)] {
-            // More than is held in memory.
+            // More than the store buffers in memory.
             let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 4 << 20]))]);
             let cut = futures_util::stream::iter([Err(BoxError::from("cut"))]);
             let pieces = first.chain(cut);
@@ -560,7 +560,7 @@ mod room {
 
     /// A file that cannot fit is refused before it fills the disk.
     #[tokio::test]
-    async fn that_a_file_says_it_needs() {
+    async fn a_file_that_cannot_fit_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
         for length in [1 << 62, u64::MAX] {
@@ -573,9 +573,9 @@ mod room {
         write(&store, &upload(20), 0, b"x").await.unwrap();
     }
 
-    /// Nothing is set aside for what a client only says.
+    /// No space is allocated for bytes that a client only declares.
     #[tokio::test]
-    async fn that_a_file_says_it_needs_is_not_taken() {
+    async fn declared_sizes_are_not_allocated() {
         use std::os::unix::fs::MetadataExt as _;
         let root = tempfile::tempdir().unwrap();
         let builder = FileStore::builder(root.path());
@@ -605,13 +605,13 @@ mod room {
     }
 }
 
-mod gone {
+mod missing {
     use super::*;
 
     /// Nothing is reported as stored, nothing panics, and the store works when the root is back.
     #[cfg(unix)]
     #[tokio::test]
-    async fn root() {
+    async fn a_missing_root_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let store = FileStore::open(&root).unwrap();
@@ -643,7 +643,8 @@ mod gone {
         assert_fails(store.list(&Filter::default(), None).await);
         assert_fails(store.usage().await);
         assert_fails(store.sweep(&everything()).await);
-        // It may be a disk that is not mounted: nothing is written in its place.
+        // The folder may be the mount point of a disk that is not mounted: the store does not
+        // create it.
         assert!(!root.exists());
 
         FileStore::open(&root).unwrap();
@@ -653,7 +654,7 @@ mod gone {
     }
 
     #[tokio::test]
-    async fn folder_of_finished_files() {
+    async fn a_missing_folder_of_finished_files_is_reported() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
         write(&store, &upload(1), 0, b"x").await.unwrap();
@@ -669,7 +670,7 @@ mod gone {
     /// A file of an upload was deleted by hand.
     #[cfg(unix)]
     #[tokio::test]
-    async fn file() {
+    async fn an_upload_with_a_missing_file_begins_again() {
         for which in [journal, data] {
             for complete in [false, true] {
                 let root = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Chunks become durable together: all that wait at the same time share two syncs, one of the data
-//! and one of the journal.
+//! Makes chunks durable together: all chunks that wait at the same time share two syncs, one of the
+//! data and one of the journal.
 
 use std::sync::{Arc, Mutex, OnceLock, atomic::Ordering::SeqCst};
 
@@ -23,14 +23,14 @@ struct Waiting {
 }
 
 impl Entry {
-    /// How many syncs of the data have failed. Ask before you write bytes that
-    /// [`commit`](Self::commit) is to make durable.
+    /// How many syncs of the data have failed. Call it before writing the bytes for
+    /// [`commit`](Self::commit).
     pub(in crate::store::file) fn failed_syncs(&self) -> u64 {
         self.failed_syncs.load(SeqCst)
     }
 
-    /// Makes written bytes durable, if the store is set to, and then appends the events that say
-    /// that they are stored.
+    /// Makes written bytes durable, if the store is set to, and then appends the events that record
+    /// them.
     ///
     /// `failed_before` is what [`failed_syncs`](Self::failed_syncs) returned before the bytes were
     /// written. The system reports a failed sync to one of the writers only, but the bytes of all

@@ -1,4 +1,4 @@
-//! Which request writes to which range: one at a time, in this process and in others.
+//! Locks of byte ranges: one request at a time writes to a range, in this process and in others.
 
 use std::{
     io,
@@ -24,10 +24,10 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Most bytes of a file. The system counts them in signed integers.
 pub(in crate::store::file) const MAX_LENGTH: u64 = 1 << 62;
 
-/// All bytes of a file, and one position more, which stands for chunks without bytes.
+/// All bytes of a file, and one more position, which chunks without bytes lock.
 const WHOLE: Range<u64> = 0..MAX_LENGTH + 1;
 
-/// The right to write to a range, given back when dropped.
+/// The right to write to a range, released when dropped.
 #[derive(Debug)]
 pub(in crate::store::file) struct RangeLock {
     entry: Arc<Entry>,
@@ -115,8 +115,8 @@ impl Entry {
         }
     }
 
-    /// Waits until it makes sense to try again to lock a range. Supersedes the holder if its body
-    /// brings nothing for as long as `stall`.
+    /// Waits until locking the range may succeed. Supersedes the holder if its body yields nothing
+    /// for as long as `stall`.
     pub(in crate::store::file) async fn wait_for(
         &self,
         holder: Option<Arc<Holder>>,

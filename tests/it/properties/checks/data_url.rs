@@ -10,7 +10,8 @@ use super::{
     server::{Inner, Script, Server, block_on},
 };
 
-/// What the layer takes is what the `base64` crate takes of the whole, however it is cut.
+/// The layer decodes the same bytes as the `base64` crate does from the whole text, however the
+/// body is divided.
 pub fn data_url(data: &[u8]) {
     let mut input = Input::new(data);
     let cuts: Vec<usize> = (0..input.below(8)).map(|_| input.u16().into()).collect();
@@ -58,7 +59,7 @@ pub fn data_url(data: &[u8]) {
     }
 }
 
-/// What it stands for, read as a whole.
+/// The decoded bytes of the whole text.
 fn decoded(text: &[u8]) -> Option<Vec<u8>> {
     let digits = match text.get(..5) {
         Some(word) if word.eq_ignore_ascii_case(b"data:") => {
@@ -74,7 +75,7 @@ fn decoded(text: &[u8]) -> Option<Vec<u8>> {
         _ => text,
     };
     let is_blank = |byte: &u8| b" \t\r\n".contains(byte);
-    // White space may be 256 bytes ahead of the digits, no more.
+    // The white space may be 256 bytes longer than the digits so far, no more.
     let mut ahead = 0usize;
     for byte in digits {
         match byte {
@@ -85,8 +86,9 @@ fn decoded(text: &[u8]) -> Option<Vec<u8>> {
         }
     }
     let digits: Vec<u8> = digits.iter().copied().filter(|b| !is_blank(b)).collect();
-    match digits.contains(&b'=') {
-        true => BASE64_STANDARD.decode(digits).ok(),
-        false => BASE64_STANDARD_NO_PAD.decode(digits).ok(),
+    if digits.contains(&b'=') {
+        BASE64_STANDARD.decode(digits).ok()
+    } else {
+        BASE64_STANDARD_NO_PAD.decode(digits).ok()
     }
 }

@@ -9,7 +9,7 @@ use super::{
     server::{Delivery, Inner, PASSED, Script, Server, Step, block_on, encoded},
 };
 
-/// What may be in the query beside the form.
+/// The query beside the form.
 const QUERIES: [&str; 5] = [
     "",
     // One chunk of two.
@@ -22,7 +22,7 @@ const QUERIES: [&str; 5] = [
     "flowIdentifier=a&flowTotalSize=4&flowChunkNumber=1&flowChunkSize=4",
 ];
 
-/// What a request has led to.
+/// The result of a request.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     status: u16,
@@ -31,8 +31,8 @@ struct Outcome {
     unfinished: Value,
 }
 
-/// However a form is cut into frames, and whenever they come, the outcome is the same; and nothing
-/// is stored unless that is 200. The form's boundary is `X`.
+/// The outcome does not depend on the frames of a form or on their timing, and nothing is stored
+/// unless the status is 200. The form's boundary is `X`.
 pub fn form_cuts(data: &[u8]) {
     let mut input = Input::new(data);
     let query = *input.pick(&QUERIES);
@@ -57,7 +57,7 @@ pub fn form_cuts(data: &[u8]) {
         assert_eq!(outcome(Script::cut(form, 0..form.len(), false)), whole);
     }
 
-    // A connection that breaks: what has come before cannot be all.
+    // The connection breaks: the layer must not take the received bytes for the whole body.
     let broken = outcome(Script::whole(form).then(Step::Fail));
     assert!(broken.status != 200 && broken.deliveries.is_empty());
     assert_eq!(
@@ -83,7 +83,7 @@ fn outcome(query: &str, content_type: &str, body: Script) -> Outcome {
         let unfinished = server.send_bounded(list.unwrap()).await.json();
         let mut deliveries = server.inner.take();
         for delivery in &mut deliveries {
-            // They are random.
+            // These values are random.
             delivery.id.clear();
             if delivery.identifier.len() == 32 {
                 delivery.identifier.clear();
@@ -92,7 +92,8 @@ fn outcome(query: &str, content_type: &str, body: Script) -> Outcome {
         Outcome {
             status: answer.status,
             code: match answer.code() {
-                // If the text is too long and no base64 either, it depends on what is seen first.
+                // If the text is too long and also invalid base64, the error depends on which one
+                // is found first.
                 Some("chunk_length") => Some("base64"),
                 code => code,
             },
@@ -102,16 +103,17 @@ fn outcome(query: &str, content_type: &str, body: Script) -> Outcome {
     })
 }
 
-/// A form that is as it should be is always accepted, with exactly its bytes.
+/// A valid form is always accepted, with exactly its bytes.
 pub fn form_parts(data: &[u8]) {
     let mut input = Input::new(data);
     let form = Form::choose(&mut input);
     let cuts: Vec<_> = (0..input.below(8)).map(|_| input.u16().into()).collect();
     let late = input.bool();
     let body = form.body();
-    let query = match form.fields_in_query {
-        true => encoded(form.own_fields().iter().map(|(n, v)| (*n, v.as_str()))),
-        false => String::new(),
+    let query = if form.fields_in_query {
+        encoded(form.own_fields().iter().map(|(n, v)| (*n, v.as_str())))
+    } else {
+        String::new()
     };
     let content_type = format!("multipart/form-data; boundary=\"{}\"", form.boundary);
     let outcome = outcome(&query, &content_type, Script::cut(&body, cuts, late));
@@ -140,7 +142,7 @@ struct Form {
     padding: &'static str,
     /// Whether Resumable.js' own fields are in the query.
     fields_in_query: bool,
-    /// Those of the application, in their order.
+    /// The application's fields, in order.
     extra: Vec<(String, String)>,
     content: Vec<u8>,
     /// How many fields come after the file.
@@ -162,9 +164,10 @@ impl Form {
         let style = input.u8();
         let fields_in_query = input.bool();
         let preamble = input.bytes_as_text(64);
-        let preamble = match preamble.contains("--") || preamble.is_empty() {
-            true => String::new(),
-            false => preamble + "\r\n",
+        let preamble = if preamble.contains("--") || preamble.is_empty() {
+            String::new()
+        } else {
+            preamble + "\r\n"
         };
         let epilogue = input.bytes_as_text(64);
         let padding = *input.pick(&["", " ", "\t ", "  \t"]);
@@ -172,7 +175,8 @@ impl Form {
         for n in 0..input.below(5) {
             let len = input.below(40);
             let name = input.bytes_as_text(len);
-            // No controls: they cannot be in a header. No percent: browsers do not escape it.
+            // No control characters: they are not allowed in a header. No percent signs: browsers
+            // do not escape them.
             let name = name.replace(|c: char| c.is_control() || c == '%', "");
             let len = input.below(400);
             let value = input.bytes_as_text(len);
@@ -180,7 +184,7 @@ impl Form {
         }
         let len = input.below(3000);
         let mut content = input.bytes(len).to_vec();
-        // As the sender of a form has to choose its boundary.
+        // The sender of a form has to choose a boundary that the content does not contain.
         let delimiter = format!("--{boundary}");
         if content.starts_with(delimiter.as_bytes())
             || contains(&content, format!("\r\n{delimiter}").as_bytes())
@@ -200,7 +204,7 @@ impl Form {
         }
     }
 
-    /// Resumable.js' fields of the one chunk.
+    /// Resumable.js' fields of the only chunk.
     fn own_fields(&self) -> [(&'static str, String); 6] {
         let len = self.content.len();
         [
@@ -242,7 +246,7 @@ impl Form {
     fn part(&self, body: &mut Vec<u8>, name: &str, file_name: Option<&str>, content: &[u8]) {
         let quoted = |text: &str| match self.style & 4 {
             0 => text.replace('\\', r"\\").replace('"', r#"\""#),
-            // As browsers do it. Theirs is not escaped any further.
+            // As browsers escape a name. No further escaping is undone.
             _ => text.replace('\\', r"\\").replace('"', "%22"),
         };
         let header =
@@ -273,9 +277,10 @@ impl Input<'_> {
 
 fn without_delimiter(text: String, boundary: &str) -> String {
     let delimiter = format!("--{boundary}");
-    match text.starts_with(&delimiter) || text.contains(&format!("\r\n{delimiter}")) {
-        true => text.replace('-', ""),
-        false => text,
+    if text.starts_with(&delimiter) || text.contains(&format!("\r\n{delimiter}")) {
+        text.replace('-', "")
+    } else {
+        text
     }
 }
 
@@ -283,7 +288,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// A form with one chunk of which the query says everything, as text without a file name.
+/// A form with one chunk that the query describes, as text without a file name.
 pub(super) fn text_form(content: &[u8]) -> Vec<u8> {
     let head = b"--X\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n";
     [head, content, b"\r\n--X--\r\n"].concat()

@@ -1,4 +1,4 @@
-//! A journal that was cut, or that a disk has changed.
+//! A journal that was cut, or whose bytes have changed.
 
 use std::{
     ops::Range,
@@ -16,18 +16,18 @@ use super::{
 
 const TOTAL: u64 = 30;
 
-/// What the upload has when its journal is damaged.
+/// The state of the upload when its journal is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Parts,
-    /// All; its inner service has failed once.
+    /// All bytes are stored, and one delivery has failed.
     Failed,
     Delivered,
     Refused,
 }
 
-/// Whatever is in a journal: it is opened without a panic, nothing is said to be there that is not,
-/// no other bytes are handed over than those that were sent, and the neighbour is as it was.
+/// Any content of a journal is opened without a panic. The store reports no missing bytes as
+/// stored, delivers only the bytes that were sent, and the neighbour is not affected.
 pub fn journal(data: &[u8]) {
     let mut input = Input::new(data);
     let stages = [
@@ -63,10 +63,13 @@ pub fn journal(data: &[u8]) {
             let probe = server.send(get("a", &format!("&from={at}&len=10"))).await;
             probe.check();
             let has = stored.iter().any(|s| s.start <= at && at + 10 <= s.end);
-            assert!(probe.status != 200 || has || is_forged, "{at} is not there");
+            assert!(
+                probe.status != 200 || has || is_forged,
+                "the chunk at {at} is not stored"
+            );
         }
 
-        // One that cannot be read is no reason not to see the others.
+        // An unreadable upload does not hide the others.
         let uploads = server.layer.uploads();
         let complete = uploads.list(&Filter::complete(), None).await.unwrap();
         let mut complete = complete.uploads.iter();
@@ -78,7 +81,7 @@ pub fn journal(data: &[u8]) {
         let neighbour = list.iter().find(|upload| upload["identifier"] == "b");
         assert_eq!(neighbour.unwrap()["received"], 10);
 
-        // It can be sent again.
+        // The damaged upload can be sent again.
         let mut last = 0;
         for at in [20, 0, 10] {
             let answer = server.send(chunk("a", at)).await;
@@ -87,7 +90,7 @@ pub fn journal(data: &[u8]) {
         }
         let deliveries = server.inner.take();
         if !is_forged {
-            // That its file was removed is forgotten, if only its refusal is.
+            // If only the record of the rejection is lost, the removal of the file is not known.
             let is_gone =
                 |delivery: &Delivery| stage == Stage::Refused && delivery.content.is_none();
             for delivery in &deliveries {
@@ -112,7 +115,7 @@ pub fn journal(data: &[u8]) {
     });
 }
 
-/// Two uploads, the neighbour `b` with its first chunk; what there is of `a`.
+/// Two uploads: the neighbour `b` with its first chunk, and `a`. Returns the stored ranges of `a`.
 async fn prepare(root: &Path, stage: Stage) -> Vec<Range<u64>> {
     let server = server(root);
     assert_ok(&server.send(chunk("b", 0)).await);
@@ -140,8 +143,8 @@ fn server(root: &Path) -> Server {
     Server::new(layer, Inner::default())
 }
 
-/// Whether it may still be what the store has written, or lies on purpose: then its checks are
-/// right and what they are of is not.
+/// Damages the journal. Returns whether it is forged: its checksums are valid, but its content is
+/// not what the store has written.
 fn damage(journal: &mut Vec<u8>, input: &mut Input<'_>) -> bool {
     let used = journal.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let kind = input.below(6);
@@ -149,10 +152,11 @@ fn damage(journal: &mut Vec<u8>, input: &mut Input<'_>) -> bool {
         0 => journal.truncate(input.below(used + 1)),
         1 | 5 => {
             for _ in 0..input.below(8) + 1 {
-                // The last records are short, and say most.
-                let from = match input.bool() {
-                    true => used.saturating_sub(4 * 64),
-                    false => 0,
+                // The last records are short, and the most important ones.
+                let from = if input.bool() {
+                    used.saturating_sub(4 * 64)
+                } else {
+                    0
                 };
                 let at = from + input.below(used - from);
                 journal[at] ^= 1 << (input.u8() % 8);
@@ -164,7 +168,7 @@ fn damage(journal: &mut Vec<u8>, input: &mut Input<'_>) -> bool {
                 *place = *byte;
             }
         }
-        // A slot in another one's place.
+        // A slot is copied over another one.
         3 => {
             let (from, to) = (input.below(used / 64) * 64, input.below(used / 64 + 4) * 64);
             journal.copy_within(from..from + 64, to);
@@ -177,7 +181,7 @@ fn damage(journal: &mut Vec<u8>, input: &mut Input<'_>) -> bool {
     kind == 5
 }
 
-/// Makes the checks of the records right again.
+/// Corrects the checksums of the records.
 fn seal(journal: &mut [u8]) {
     let (mut at, mut chain) = (0, 0);
     while at + 64 <= journal.len() && journal[at..].starts_with(b"TRJ1") {
@@ -203,7 +207,7 @@ fn seal(journal: &mut [u8]) {
     }
 }
 
-/// The journal of `a`.
+/// The path of the journal of `a`.
 fn journal_path(root: &Path) -> PathBuf {
     let mut found = None;
     for dir in std::fs::read_dir(root.join("partial")).unwrap() {

@@ -1,4 +1,4 @@
-//! Random requests, faults and restarts against a simple model of what has to be there.
+//! Random requests, faults and restarts, compared with a simple model of the stored bytes.
 
 use std::{ops::Range, path::PathBuf, time::Duration};
 
@@ -16,8 +16,8 @@ use super::{
     server::{Answer, Delivery, Inner, Script, Server, Step, block_on, encoded, folder},
 };
 
-/// The files that are on their way, and their sizes. Two have the same identifier, and one is so
-/// large that its chunks are on disk before they are whole.
+/// The files to upload, and their sizes. Two of them have the same identifier, and one is so large
+/// that its chunks are on disk before they are whole.
 const FILES: [(&str, u64); 6] = [
     ("a", 23),
     ("b", 8),
@@ -27,14 +27,14 @@ const FILES: [(&str, u64); 6] = [
     ("e", 18_000),
 ];
 
-/// Steps of one run, at the most.
+/// The maximum number of steps in one run.
 const STEPS: usize = 40;
 
-/// What the inner service can answer with; 0 is an error.
+/// The possible statuses of the inner service; 0 is an error.
 const ANSWERS: [u16; 6] = [200, 200, 201, 500, 0, 422];
 
-/// Does what the bytes say, compares each answer with the model, and lets all uploads finish in the
-/// end.
+/// Runs the steps that the bytes describe, compares each answer with the model, and finishes all
+/// uploads at the end.
 pub fn machine(data: &[u8]) {
     let mut input = Input::new(data);
     block_on(async {
@@ -49,7 +49,7 @@ pub fn machine(data: &[u8]) {
     });
 }
 
-/// A client that says where its chunks begin, how long they are if it likes, and no more.
+/// A client that sends the offset of each chunk, optionally its length, and no more.
 pub(super) fn dialect() -> Dialect {
     Dialect::new("any ranges")
         .with_identifier("id")
@@ -63,20 +63,20 @@ pub(super) fn dialect() -> Dialect {
 /// One upload of the model.
 #[derive(Default)]
 struct Model {
-    /// The bytes that came first, those of a file each at its place.
+    /// The first bytes that were stored at each place of the file.
     stored: Vec<Option<u8>>,
-    /// Whether there is anything of it, if only the knowledge that it has no bytes.
+    /// Whether the upload exists, possibly without bytes.
     begun: bool,
-    /// How often it was handed over without success.
+    /// The number of failed deliveries.
     attempts: u32,
-    /// Its id, once it was handed over.
+    /// The id of the upload, once it was delivered.
     id: Option<String>,
-    /// What the inner service has answered, once that was final.
+    /// The answer of the inner service, once it is final.
     answer: Option<u16>,
 }
 
 impl Model {
-    /// One of which nothing is there.
+    /// An upload that does not exist.
     fn new(file: usize) -> Self {
         Self {
             stored: vec![None; FILES[file].1 as usize],
@@ -113,10 +113,10 @@ struct World {
     /// Two processes on one store.
     servers: Vec<Server>,
     inner: Inner,
-    /// Whether the answers of the inner service are forgotten at once.
+    /// Whether the records expire at once.
     forgets: bool,
     models: Vec<Model>,
-    /// The files that the application has, and what has to be in them.
+    /// The files that the application has kept, and their expected content.
     finished: Vec<(PathBuf, Vec<u8>)>,
     /// All ids so far.
     ids: Vec<String>,
@@ -147,9 +147,10 @@ impl World {
             Some(root) => ResumableLayer::new(FileStore::open(root.path()).unwrap()),
             None => ResumableLayer::new(self.memory.clone()),
         };
-        let lifetime = match self.forgets {
-            true => Duration::ZERO,
-            false => Duration::from_secs(3600),
+        let lifetime = if self.forgets {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(3600)
         };
         let layer = layer
             .with_protocol(dialect())
@@ -182,7 +183,7 @@ impl World {
         }
     }
 
-    /// One chunk, well or badly sent.
+    /// Sends one chunk, valid or with a fault.
     async fn put(&mut self, server: usize, chunk: &Chunk) {
         let before = self.models[chunk.file].answer;
         if let Fault::Stalls(polls) = chunk.fault {
@@ -192,11 +193,12 @@ impl World {
                     let answered = std::future::poll_fn(|cx| {
                         std::task::Poll::Ready(sent.as_mut().poll(cx).is_ready())
                     });
-                    assert!(!answered.await, "it was not all there");
+                    assert!(!answered.await, "an incomplete request was answered");
                     tokio::task::yield_now().await;
                 }
             }
-            // The client is gone, and the layer goes on without it. Nothing of the chunk stays.
+            // The client has disconnected, and the layer continues without it. Nothing of the chunk
+            // is stored.
             self.servers[server].layer.uploads().drain().await;
             return;
         }
@@ -223,7 +225,8 @@ impl World {
         }
     }
 
-    /// Another process may have removed what this one knows: it is allowed to say so, once.
+    /// Another process may have removed an upload that this one knows: one "superseded" answer is
+    /// allowed.
     async fn send(&self, server: usize, chunk: &Chunk) -> Answer {
         let answer = self.servers[server].send(chunk.request()).await;
         match answer.code() {
@@ -232,7 +235,7 @@ impl World {
         }
     }
 
-    /// What the model knows after a good chunk.
+    /// Updates the model after a valid chunk.
     fn store(&mut self, chunk: &Chunk) {
         let model = &mut self.models[chunk.file];
         model.begun = true;
@@ -241,7 +244,7 @@ impl World {
         }
     }
 
-    /// The answer to a good chunk, and whether the inner service has got what it should have.
+    /// Checks the answer to a valid chunk, and what was delivered.
     fn check_stored(&mut self, file: usize, answer: &Answer) {
         if !self.is_complete(file) {
             assert_eq!(answer.status, 200);
@@ -256,7 +259,7 @@ impl World {
         self.settle(file, &deliveries[0]);
     }
 
-    /// What the inner service got is what the model has.
+    /// Checks that the delivery matches the model.
     fn check_delivery(&mut self, file: usize, delivery: &Delivery) {
         assert!(self.is_complete(file), "{delivery:?}");
         let (identifier, total) = FILES[file];
@@ -277,7 +280,7 @@ impl World {
         }
     }
 
-    /// What becomes of an upload that was handed over.
+    /// Updates the model after a delivery.
     fn settle(&mut self, file: usize, delivery: &Delivery) {
         let model = &mut self.models[file];
         match delivery.answer {
@@ -289,16 +292,20 @@ impl World {
             }
             _ => {
                 let path = delivery.path.as_ref();
-                assert!(path.is_none_or(|path| !path.exists()), "a refused file");
+                assert!(
+                    path.is_none_or(|path| !path.exists()),
+                    "a rejected file was kept"
+                );
             }
         }
-        match self.forgets {
-            true => *model = Model::new(file),
-            false => model.answer = Some(delivery.answer),
+        if self.forgets {
+            *model = Model::new(file);
+        } else {
+            model.answer = Some(delivery.answer);
         }
     }
 
-    /// What a client is told of what the inner service has answered.
+    /// Checks the answer to a client after a final answer of the inner service.
     fn check_final(&self, file: usize, answered: u16, answer: &Answer) {
         let expected = match answered {
             200 | 201 => answered,
@@ -342,7 +349,7 @@ impl World {
             None if model.received() == 0 => "absent",
             None => "receiving",
         };
-        // An upload without any bytes is as good as none.
+        // An upload without any bytes may be reported as absent.
         let is_empty = expected == "absent" && state == "receiving";
         assert!(state == expected || is_empty, "{state}, not {expected}");
         let mut stored = vec![false; model.stored.len()];
@@ -365,13 +372,15 @@ impl World {
         }
     }
 
-    /// Removes what is older than now, or nothing. What was touched in this millisecond stays.
+    /// Removes all uploads that are older than now, or none. Uploads of the current millisecond
+    /// stay.
     async fn sweep(&mut self, server: usize, all: bool) {
-        let retention = match all {
-            true => Retention::default()
+        let retention = if all {
+            Retention::default()
                 .with_abandoned(Duration::ZERO)
-                .with_undelivered(Duration::ZERO),
-            false => Retention::default(),
+                .with_undelivered(Duration::ZERO)
+        } else {
+            Retention::default()
         };
         let layer = self.servers[server].layer.clone().with_retention(retention);
         let swept = layer.uploads().sweep().await.unwrap();
@@ -383,14 +392,15 @@ impl World {
             }
             let (state, _) = self.servers[server].ranges(file).await;
             if state == "absent" {
-                match self.is_complete(file) {
-                    true => undelivered -= 1,
-                    false => abandoned -= 1,
+                if self.is_complete(file) {
+                    undelivered -= 1;
+                } else {
+                    abandoned -= 1;
                 }
                 self.models[file] = Model::new(file);
             }
         }
-        // Those of which only the beginning was there are not in the model.
+        // The model does not contain uploads without any bytes.
         assert_eq!(undelivered, 0);
         assert!(abandoned <= FILES.len() as u64);
     }
@@ -419,7 +429,8 @@ impl World {
             .collect();
         expected.sort_by_key(ToString::to_string);
         for upload in got.iter_mut().chain(&mut expected) {
-            // That of the first chunk, or of the one that completed it; a form's has none.
+            // The content type is that of the first chunk, or of the chunk that completed the
+            // upload. A form has none.
             upload["content_type"].take();
         }
         assert_eq!(got, expected);
@@ -456,7 +467,7 @@ impl World {
         }
     }
 
-    /// Several good chunks of one file at once, at both servers. All have the same bytes, so the
+    /// Several valid chunks of one file at once, at both servers. All have the same bytes, so the
     /// order does not matter.
     async fn burst(&mut self, input: &mut Input<'_>, file: usize) {
         let recorded = self.models[file].answer;
@@ -484,10 +495,12 @@ impl World {
             return;
         }
         let is_final = matches!(self.inner.answers_with(), 200..500);
-        // If it fails others try again; if its record is gone at once they begin anew.
-        let most = match is_final && !self.forgets {
-            true => 1,
-            false => chunks.len(),
+        // If a delivery fails, other requests try again. If the record expires at once, they begin
+        // a new upload.
+        let most = if is_final && !self.forgets {
+            1
+        } else {
+            chunks.len()
         };
         assert!((1..=most).contains(&deliveries.len()), "{deliveries:?}");
         if is_final && self.forgets {
@@ -501,15 +514,15 @@ impl World {
         self.settle(file, &deliveries[0]);
         for answer in &answers {
             answer.check();
-            // The chunks before the last one are told how far it is.
+            // Earlier chunks are answered with the progress.
             if answer.status != 200 || !answer.body.starts_with(b"{") {
                 self.check_final(file, deliveries[0].answer, answer);
             }
         }
     }
 
-    /// What came behind a delivery that is forgotten is a new upload: whatever of it is there, the
-    /// bytes are right.
+    /// After a delivery whose record has expired, further chunks are a new upload. Whatever is
+    /// stored of it, the bytes are right.
     async fn begin_again(&mut self, file: usize, deliveries: &[Delivery]) {
         for delivery in deliveries {
             let content: Vec<u8> = (0..FILES[file].1).map(|at| byte(file, 0, at)).collect();
@@ -530,14 +543,14 @@ impl World {
         self.models[file].is_complete()
     }
 
-    /// With no more faults every upload is finished, and what is finished is still what it was.
+    /// Without further faults, every upload is delivered, and the delivered files have not changed.
     async fn finish(mut self) {
         self.inner.answer_with(200);
         self.servers = vec![self.server(), self.server()];
         for (file, (_, total)) in FILES.into_iter().enumerate() {
             let half = total / 2;
             for (n, range) in [half..total, 0..half].into_iter().enumerate() {
-                // The first one has done it, and that is forgotten.
+                // The first chunk has completed the upload, and its record has expired.
                 if n > 0 && !self.models[file].begun {
                     break;
                 }
@@ -571,7 +584,7 @@ impl World {
 }
 
 impl Server {
-    /// The state of an upload, and what is stored of it.
+    /// The state of an upload, and its stored ranges.
     async fn ranges(&self, file: usize) -> (String, Vec<Range<u64>>) {
         let mut fields = fields(file, &(0..0));
         fields.push(("status", "1".into()));
@@ -588,7 +601,7 @@ impl Server {
 
 const NAME: &str = "a.bin";
 
-/// Which byte is at a place of a file, in one of its versions.
+/// The byte at an offset of a file, in one of its versions.
 fn byte(file: usize, version: u8, at: u64) -> u8 {
     let mixed = (at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 56) as u8 ^ (file as u8 * 17) ^ (version * 101)
@@ -597,7 +610,7 @@ fn byte(file: usize, version: u8, at: u64) -> u8 {
 fn range(input: &mut Input<'_>, total: u64) -> Range<u64> {
     let at = input.below(total as usize) as u64;
     let len = match input.u8() {
-        // All that is left is worth more tries.
+        // The complete rest of the file is chosen more often.
         n if n < 64 => total - at,
         n => u64::from(n) * (total - at) / 256 + 1,
     };
@@ -623,23 +636,24 @@ fn files_below(dir: &std::path::Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => files.extend(files_below(&path)),
-            false => files.push(path),
+        if path.is_dir() {
+            files.extend(files_below(&path))
+        } else {
+            files.push(path)
         }
     }
     files
 }
 
-/// How the bytes of a chunk travel.
+/// How the bytes of a chunk are transported.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Octets,
-    /// In a form, all fields in the query.
+    /// In a form, with all fields in the query.
     Form,
-    /// In a form, the fields in it too.
+    /// In a form, with the fields in it too.
     FieldsBefore,
-    /// In a form, the fields after the file.
+    /// In a form, with the fields after the file.
     FieldsAfter,
 }
 
@@ -650,7 +664,7 @@ enum Fault {
     Breaks,
     /// There are more bytes than declared.
     WrongLength,
-    /// Nothing comes any more; the client goes away after so many polls.
+    /// No more bytes arrive, and the client disconnects after this number of polls.
     Stalls(u8),
 }
 
@@ -658,10 +672,10 @@ enum Fault {
 struct Chunk {
     file: usize,
     range: Range<u64>,
-    /// Which bytes: clients can send others the second time.
+    /// The version of the bytes: a client can send other bytes the second time.
     version: u8,
     way: Way,
-    /// Whether its length is declared.
+    /// Whether the length of the chunk is declared.
     with_len: bool,
     fault: Fault,
 }
@@ -700,7 +714,7 @@ impl Chunk {
         let mut fields = fields(self.file, &self.range);
         let mut content: Vec<u8> = self.range.clone().map(|at| self.byte(at)).collect();
         if let Fault::WrongLength = self.fault {
-            // More than there can be, or than was declared.
+            // More than the rest of the file, or more than was declared.
             let rest = FILES[self.file].1 - self.range.end;
             let extra = if self.with_len { 1 } else { rest as usize + 1 };
             content.extend(std::iter::repeat_n(7, extra));

@@ -1,8 +1,8 @@
-//! What has to hold whatever comes: plain functions of bytes.
+//! Properties that hold for any input: plain functions of bytes.
 //!
-//! `cargo test` calls them with what proptest makes (`tests/it/properties/mod.rs`), the targets
-//! below `fuzz/` with what libFuzzer makes. All of them go through the public API. They panic if
-//! something does not hold.
+//! `cargo test` calls them with inputs of proptest (`tests/it/properties/mod.rs`), the targets
+//! below `fuzz/` with inputs of libFuzzer. All of them use the public API. They panic if a property
+//! does not hold.
 #![allow(
     dead_code,
     unused_imports,
@@ -26,7 +26,7 @@ pub use self::{
     query::query,
 };
 
-/// Reads choices off bytes. What is not there any more is 0.
+/// Derives choices from bytes. Missing bytes are 0.
 pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -67,7 +67,7 @@ impl<'a> Input<'a> {
         &all[self.below(all.len())]
     }
 
-    /// The next bytes, as many as there are.
+    /// The next `len` bytes, or fewer at the end.
     pub fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (bytes, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;

@@ -1,10 +1,11 @@
-//! Safe names of files.
+//! Safe file names.
 
 use std::path::{Component, Path};
 
 use tower_resumable::{safe_file_name, safe_relative_path};
 
-/// A safe name stays as it is, is one name on any system, and a safe path never leads out.
+/// A safe name is not changed again and is a single name on every system. A safe path never leads
+/// out of its folder.
 pub fn names(data: &[u8]) {
     let raw = String::from_utf8_lossy(data);
     let safe = safe_file_name(&raw);

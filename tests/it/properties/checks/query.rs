@@ -8,7 +8,7 @@ use super::{
     server::{Inner, PASSED, Script, Server, block_on},
 };
 
-/// Never part of an answer, because it comes from the client.
+/// A text that only a client sends, so it is never part of an answer.
 pub const CANARY: &str = "zQ7<";
 
 const METHODS: [Method; 7] = [
@@ -41,8 +41,8 @@ const HEADERS: [(&str, &str); 8] = [
     ("content-length", "4"),
 ];
 
-/// The first bytes choose method, dialects, content type, headers and body; the rest is the query,
-/// in which what cannot be in a URI is escaped.
+/// The first bytes choose the method, dialects, content type, headers and body. The rest is the
+/// query; characters that are invalid in a URI are escaped.
 pub fn query(data: &[u8]) {
     let mut input = Input::new(data);
     let method = input.pick(&METHODS).clone();
@@ -89,10 +89,10 @@ pub fn query(data: &[u8]) {
         assert!(stored == 0 || can_store && answer.status == 200);
         assert!(
             answer.status != PASSED || deliveries.is_empty() && stored == 0,
-            "it has passed"
+            "a passed request was stored or delivered"
         );
 
-        // Sent again, as clients do, it gets the same answer.
+        // A repeated request, which clients send, gets the same answer.
         let again = server.send_bounded(request()).await;
         assert_eq!(again.status, answer.status);
         assert_eq!(again.message(), answer.message());
@@ -128,10 +128,13 @@ fn layer(dialects: u8) -> ResumableLayer {
 
 #[track_caller]
 fn assert_is_ours(text: &str) {
-    assert!(!text.contains(['<', '>']), "a client's text: {text}");
+    assert!(
+        !text.contains(['<', '>']),
+        "the answer repeats a client's text: {text}"
+    );
     assert!(
         !text.contains(CANARY.trim_end_matches('<')),
-        "a client's text: {text}"
+        "the answer repeats a client's text: {text}"
     );
 }
 

@@ -1,5 +1,4 @@
-//! The layer over a store, an inner service that notes what it gets, and bodies that do as they
-//! are told.
+//! The layer over a store, an inner service that records its deliveries, and scripted bodies.
 
 use std::{
     collections::VecDeque,
@@ -24,13 +23,13 @@ use serde_json::Value;
 use tower::{Layer as _, Service, ServiceExt as _};
 use tower_resumable::{CompletedUpload, Error, Resumable, ResumableLayer};
 
-/// What the inner service answers with to what is not an upload.
+/// The status of the inner service for requests that are not uploads.
 pub const PASSED: u16 = 418;
 
-/// How long anything may take. Nothing comes near it, unless it hangs.
+/// The time limit of a check. It is only reached if the check hangs.
 const TOO_LONG: Duration = Duration::from_secs(30);
 
-/// Runs it to its end on this thread.
+/// Runs the future to its end on this thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     thread_local! {
         static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
@@ -41,17 +40,18 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let ended = tokio::time::timeout(TOO_LONG, future).await;
-            ended.expect("it hangs")
+            ended.expect("the check should end in time")
         })
     })
 }
 
-/// A fresh folder, in memory where that is to be had: a sync costs nothing there.
+/// A new folder, in memory if possible: a sync costs nothing there.
 pub fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
-    match memory.is_dir() {
-        true => tempfile::tempdir_in(memory).unwrap(),
-        false => tempfile::tempdir().unwrap(),
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
     }
 }
 
@@ -62,11 +62,11 @@ pub enum Step {
     Pending,
     /// The connection breaks.
     Fail,
-    /// Nothing comes any more.
+    /// No more bytes arrive.
     Stall,
 }
 
-/// A body that does these things and then ends.
+/// A body that performs these steps and then ends.
 #[derive(Debug, Default)]
 pub struct Script(VecDeque<Step>);
 
@@ -75,13 +75,13 @@ impl Script {
         Self(steps.into_iter().collect())
     }
 
-    /// All in one piece, and no piece if it is empty.
+    /// The data in one piece, or no piece if it is empty.
     pub fn whole(data: &[u8]) -> Self {
         let data = Some(data).filter(|data| !data.is_empty());
         Self::new(data.map(|data| Step::Data(Bytes::copy_from_slice(data))))
     }
 
-    /// Cut at these places, each piece after a pause if it is `late`.
+    /// The data, divided at these offsets. If `late` is set, each piece comes after a pause.
     pub fn cut(data: &[u8], cuts: impl IntoIterator<Item = usize>, late: bool) -> Self {
         let mut cuts: Vec<_> = cuts.into_iter().filter(|at| *at < data.len()).collect();
         cuts.push(data.len());
@@ -89,7 +89,7 @@ impl Script {
         let (mut steps, mut from) = (Vec::new(), 0);
         for to in cuts {
             steps.extend(late.then_some(Step::Pending));
-            // An empty frame is legal too.
+            // An empty frame is valid too.
             steps.push(Step::Data(Bytes::copy_from_slice(&data[from..to])));
             from = to;
         }
@@ -137,7 +137,7 @@ impl http_body::Body for Script {
     }
 }
 
-/// A finished upload as the inner service got it.
+/// A complete upload as the inner service received it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     pub id: String,
@@ -147,23 +147,23 @@ pub struct Delivery {
     pub content_type: Option<String>,
     pub fields: Vec<(String, String)>,
     pub size: u64,
-    /// `None` if the file is gone.
+    /// `None` if the file does not exist.
     pub content: Option<Vec<u8>>,
     pub crc32: Option<u32>,
     pub path: Option<PathBuf>,
-    /// What the inner service answered: 0 if it failed without.
+    /// The status of the inner service; 0 if it returned an error.
     pub answer: u16,
 }
 
 impl Delivery {
-    /// Whether it has these bytes, and says so.
+    /// Whether the upload has these bytes and the right checksum.
     pub fn is(&self, content: &[u8]) -> bool {
         let crc = crc32fast::hash(content);
         self.content.as_deref() == Some(content) && self.crc32.is_none_or(|known| known == crc)
     }
 }
 
-/// Notes what it gets, and answers with one status until it is told another one.
+/// Records its deliveries, and answers with one status until it is set to another one.
 #[derive(Clone)]
 pub struct Inner {
     noted: Arc<Mutex<Vec<Delivery>>>,
@@ -180,7 +180,7 @@ impl Default for Inner {
 }
 
 impl Inner {
-    /// From now on; 0 stands for an error instead of an answer.
+    /// Sets the status of all further answers; 0 stands for an error.
     pub fn answer_with(&self, status: u16) {
         self.answer.store(status, SeqCst);
     }
@@ -189,22 +189,22 @@ impl Inner {
         self.answer.load(SeqCst)
     }
 
-    /// What it got since it was asked last.
+    /// The deliveries since the last call of this method.
     pub fn take(&self) -> Vec<Delivery> {
         std::mem::take(&mut self.noted.lock().unwrap())
     }
 
-    /// The answer to an upload.
+    /// Records an upload, and returns the status of the answer.
     fn note(&self, upload: &CompletedUpload) -> u16 {
         let content = match upload.path() {
             Some(path) => std::fs::read(path).ok(),
-            // Memory does not wait.
+            // Content in memory is ready at once.
             None => upload.content().collect().now_or_never().map(|content| {
                 let content = content.expect("the content of a file in memory");
                 content.to_bytes().to_vec()
             }),
         };
-        // As an application does that cannot find the file.
+        // An application that does not find the file fails.
         let answer = match content {
             Some(_) => self.answers_with(),
             None => 500,
@@ -251,7 +251,7 @@ impl Service<Request<Script>> for Inner {
     }
 }
 
-/// An answer as the client sees it, and the error that is in its extensions.
+/// An answer as the client receives it, and the error in its extensions.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -275,13 +275,13 @@ impl Answer {
         self.error.as_ref().map(ToString::to_string)
     }
 
-    /// What holds for all answers that are the layer's own.
+    /// Checks what holds for all answers of the layer itself.
     pub fn check(&self) {
         let content_type = self.headers.get("content-type");
         let content_type = content_type.map(|value| value.to_str().unwrap());
         match self.status {
             PASSED => return,
-            // The inner service's refusal.
+            // A refusal of the inner service.
             400 if self.headers.contains_key("x-resumable-status") => return,
             200 | 201 => {}
             204 => assert!(self.body.is_empty(), "{self:?}"),
@@ -298,7 +298,7 @@ impl Answer {
                     "{self:?}"
                 );
             }
-            _ => panic!("a status that clients do not know: {self:?}"),
+            _ => panic!("an unexpected status: {self:?}"),
         }
         assert_eq!(self.error.is_some(), self.status >= 400, "{self:?}");
     }
@@ -337,15 +337,15 @@ impl Server {
         }
     }
 
-    /// The same, in a number of polls that depends on the number of frames only: what waits for
-    /// nothing but the body cannot take more.
+    /// Like `send`, but the number of polls is limited by the number of frames: a request that
+    /// waits only for its body needs no more.
     pub async fn send_bounded(&self, request: Request<Script>) -> Answer {
         let most = 200 + 8 * request.body().steps();
         let mut polls = 0;
         let mut sent = std::pin::pin!(self.send(request));
         std::future::poll_fn(|cx| {
             polls += 1;
-            assert!(polls <= most, "it is polled on and on");
+            assert!(polls <= most, "the request needs too many polls");
             sent.as_mut().poll(cx)
         })
         .await

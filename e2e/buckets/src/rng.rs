@@ -1,7 +1,7 @@
-/// SplitMix64.
-pub struct Chance(u64);
+/// A SplitMix64 generator: a seed gives the same numbers on every machine.
+pub struct Rng(u64);
 
-impl Chance {
+impl Rng {
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
