@@ -3,14 +3,13 @@
 use std::io;
 
 use http::request::Parts;
-use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
     body::{digest::Expected, sniff::head_len},
     config::Config,
     error::{Error, Reason},
     hooks::Purpose,
-    store::Sealed,
+    store::{Sealed, export::blocking},
 };
 
 /// Whether the application is asked before a file is delivered.
@@ -63,11 +62,7 @@ async fn content(config: &Config, sealed: &Sealed) -> io::Result<Result<(), Erro
         Ok(expected) => expected,
         Err(error) => return Ok(Err(error)),
     };
-    let sealed = sealed.clone();
-    // Digests are computed on a thread for blocking work, which waits for what it reads.
-    let runtime = Handle::current();
-    let check = spawn_blocking(move || runtime.block_on(digest(expected, &sealed)));
-    let matches = check.await.map_err(io::Error::other)??;
+    let matches = digest(expected, sealed).await?;
     let mismatch = || Reason::FileDigestMismatch { name: name.clone() };
     Ok(if matches {
         Ok(())
@@ -83,7 +78,13 @@ async fn digest(mut expected: Expected, sealed: &Sealed) -> io::Result<bool> {
     }
     let mut content = sealed.content();
     while let Some(piece) = content.next().await {
-        expected.update(&piece?);
+        let piece = piece?;
+        // A thread for blocking work must not wait for the content: that may need another one.
+        expected = blocking(move || {
+            expected.update(&piece);
+            Ok(expected)
+        })
+        .await?;
     }
     Ok(expected.finish().is_ok())
 }

@@ -270,8 +270,8 @@ pub trait Claim: Send + Sync + 'static {
     /// it.
     fn settle(&mut self, record: &Record) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Ends the claim, and waits until other requests can claim the upload. The upload stays
-    /// complete.
+    /// Ends the claim. The upload stays complete, and other requests can claim it: on other servers
+    /// maybe a moment later.
     ///
     /// The default drops the claim.
     fn release(self) -> impl Future<Output = ()> + Send

@@ -2,7 +2,8 @@
 
 use http::Request;
 use sha2::Digest as _;
-use tower_resumable::{DigestAlgorithm, Digests};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_resumable::{DigestAlgorithm, Digests, FileStore, ResumableLayer};
 
 use crate::common::{self, File, FilePart, Server, form, multipart};
 
@@ -146,4 +147,33 @@ async fn the_digest_of_a_file_is_checked_before_the_delivery() {
         let other = File::new("b.bin", 9);
         assert_eq!(client.send(other.octets(1)).await.body, "delivery 2");
     }
+}
+
+/// A digest that is computed on a blocking thread must not wait for another blocking thread.
+#[test]
+fn one_blocking_thread_is_enough() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let digests = Digests::default().with_file_field("sha", DigestAlgorithm::Sha256);
+    let layer = ResumableLayer::new(FileStore::open(dir.path()).unwrap()).with_digests(digests);
+    let inner = service_fn(async |_: Request<String>| {
+        Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
+    });
+    let chunk = Request::post(
+        "/upload?resumableIdentifier=9-a&resumableTotalSize=9&resumableChunkNumber=1\
+         &resumableChunkSize=9\
+         &sha=15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225",
+    );
+    let chunk = chunk.body("123456789".to_owned()).unwrap();
+    let response = runtime.block_on(async {
+        let response = layer.layer(inner).oneshot(chunk);
+        tokio::time::timeout(std::time::Duration::from_secs(30), response).await
+    });
+    // Threads that wait for each other would keep the runtime from ending.
+    runtime.shutdown_background();
+    assert_eq!(response.expect("it hangs").unwrap().status(), 200);
 }
