@@ -16,9 +16,8 @@ use crate::{
     model::upload::{Upload, UploadId},
 };
 
-/// Keeps uploads in the memory of this process, for tests and trials.
-///
-/// Clones share their uploads. The memory that they take is not limited.
+/// Keeps uploads in the memory of this process, for tests and trials. The memory is not limited.
+/// Clones share their uploads.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     uploads: Arc<Mutex<Uploads>>,
