@@ -7,6 +7,7 @@ use crate::{
     body::digest::DigestAlgorithm,
     delivery::Delivery,
     error::{Error, Reason},
+    events::Events,
     hooks::Hooks,
     limits::Limits,
     protocol::Protocols,
@@ -27,6 +28,7 @@ pub(crate) struct Config {
     pub(crate) delivery: Delivery,
     pub(crate) retention: Retention,
     pub(crate) error_response: Option<ErrorResponse>,
+    pub(crate) events: Events,
     /// How long a retryable error is held back, because clients try again without a pause.
     pub(crate) hold_back: Duration,
 }
@@ -42,6 +44,7 @@ impl Default for Config {
             delivery: Delivery::default(),
             retention: Retention::default(),
             error_response: None,
+            events: Events::default(),
             hold_back: Duration::from_millis(250),
         }
     }

@@ -95,6 +95,9 @@ kinds! {
     UnexpectedFile => "unexpected_file",
     /// The file is a text field that should be base64, and is not.
     Base64 => "base64",
+    /// The request contradicts what is stored of the upload: another length, or other bytes,
+    /// because the file has changed.
+    Conflict => "conflict",
     /// The stored bytes would be in more ranges than the store accepts.
     TooManyRanges => "too_many_ranges",
     /// Uploads do not use this method.
@@ -152,6 +155,7 @@ pub(crate) enum Reason {
     MissingFile { name: String },
     UnexpectedFile,
     Base64,
+    Conflict,
     TooManyRanges,
     MethodNotAllowed,
     DigestMismatch { name: String },
@@ -192,6 +196,7 @@ impl fmt::Display for Reason {
             Self::Base64 => {
                 f.write_str("the file part has no file name, so it should be base64, but it is not")
             }
+            Self::Conflict => f.write_str("the file has changed since its upload began"),
             Self::TooManyRanges => f.write_str("the upload is in too many pieces"),
             Self::MethodNotAllowed => f.write_str("this method is not used by uploads"),
             Self::DigestMismatch { name } => {
@@ -318,6 +323,7 @@ impl From<StoreError> for Error {
         let reason = match error {
             StoreError::Body(error) => return error.into(),
             StoreError::Superseded => Reason::Superseded,
+            StoreError::Conflict => Reason::Conflict,
             StoreError::TooManyRanges => Reason::TooManyRanges,
             StoreError::Full(_) => Reason::StorageFull,
             StoreError::TooLarge { limit } => Reason::FileTooLarge { limit },

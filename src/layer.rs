@@ -9,6 +9,7 @@ use crate::{
     delivery::Delivery,
     engine::Engine,
     error::Error,
+    events::{Event, Events},
     hooks::{Admission, Refusal},
     limits::Limits,
     model::upload::{Scope, Upload},
@@ -19,7 +20,7 @@ use crate::{
     retention::Retention,
     route::Route,
     service::Resumable,
-    store::Store,
+    store::{Store, StoreEvent},
     uploads::Uploads,
 };
 
@@ -313,6 +314,27 @@ impl ResumableLayer {
         change: impl Fn(&Error, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
     ) -> Self {
         self.with(|config| config.error_response = Some(Arc::new(change)))
+    }
+
+    /// Sets the hook that receives [events](Event): what the operator has to know, and what no
+    /// client is told. Default: none.
+    ///
+    /// The hook is called on the thread where the event happens, so it must not block. If it
+    /// panics, that harms no upload. The events of the store go to the last layer that sets a hook.
+    ///
+    /// ```
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    ///
+    /// let layer = ResumableLayer::new(MemoryStore::default())
+    ///     .with_events(|event| eprintln!("{event:?}"));
+    /// # let _ = layer;
+    /// ```
+    pub fn with_events(self, hook: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        let events = Events::new(hook);
+        let of_store = events.clone();
+        let observer = move |event: &StoreEvent<'_>| of_store.emit(&Event::Store(event));
+        self.engine.store.observe(Arc::new(observer));
+        self.with(|config| config.events = events)
     }
 
     /// Returns the operator's handle to the uploads of this layer.

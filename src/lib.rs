@@ -44,6 +44,7 @@ mod config;
 mod delivery;
 mod engine;
 mod error;
+mod events;
 mod fault;
 mod future;
 mod hooks;
@@ -70,6 +71,7 @@ pub use self::{
     config::Digests,
     delivery::{Delivery, Verdict},
     error::{Error, ErrorKind},
+    events::Event,
     future::ResponseFuture,
     hooks::{Admission, Purpose, Refusal},
     layer::ResumableLayer,

@@ -1,7 +1,7 @@
 //! [`Store`] without its type, so that no store type reaches the type of the layer.
 
 use super::{
-    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Page, Sealed, Store,
+    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Observer, Page, Sealed, Store,
     StoreError, Swept, Usage,
 };
 use crate::model::{
@@ -27,6 +27,7 @@ pub(crate) trait DynStore: Send + Sync {
     fn usage(&self) -> Result<'_, Vec<Usage>>;
     fn sweep<'a>(&'a self, expiry: &'a Expiry) -> Result<'a, Swept>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>) -> Result<'a, Content>;
+    fn observe(&self, observer: Observer);
 }
 
 impl<T: Store> DynStore for T {
@@ -71,6 +72,10 @@ impl<T: Store> DynStore for T {
 
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>) -> Result<'a, Content> {
         Box::pin(Store::spool(self, body))
+    }
+
+    fn observe(&self, observer: Observer) {
+        Store::observe(self, observer);
     }
 }
 

@@ -29,6 +29,9 @@ pub enum StoreError {
     /// Another request has taken over the range, or has removed the upload. The client may send the
     /// chunk again.
     Superseded,
+    /// The chunk contradicts what is stored: its upload was created with another length, or bytes
+    /// that were stored before are different now, because the file has changed. Final.
+    Conflict,
     /// The stored bytes would be in more ranges than the store accepts. Final.
     TooManyRanges,
     /// The store has no room left. The client may try again later.
@@ -91,6 +94,7 @@ impl fmt::Display for StoreError {
         f.write_str(match self {
             Self::Body(_) => "the body of the chunk failed",
             Self::Superseded => "another request has taken over the range",
+            Self::Conflict => "the chunk contradicts what is stored",
             Self::TooManyRanges => "the upload is stored in too many ranges",
             Self::Full(_) => "the store is full",
             Self::TooLarge { .. } => "the upload is larger than the store can keep",

@@ -93,6 +93,7 @@ pub(crate) mod content;
 mod disk;
 mod erased;
 mod error;
+mod event;
 pub(crate) mod export;
 pub(crate) mod file;
 pub(crate) mod memory;
@@ -106,10 +107,14 @@ use sha2::{Digest as _, Sha256};
 #[cfg(feature = "object-store")]
 pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
-pub(crate) use self::erased::{DynClaim, DynStore};
+pub(crate) use self::{
+    erased::{DynClaim, DynStore},
+    event::Observed,
+};
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,
+    event::{Observer, StoreEvent},
     file::{Durability, FileStoreBuilder},
     stored::{BoxFuture, Sealed, Stored},
 };
@@ -231,6 +236,14 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
                 }
             }
         }
+    }
+
+    /// Sets what receives the [events](StoreEvent) of this store. A store that several layers use
+    /// may report to the last one only.
+    ///
+    /// The default has no events.
+    fn observe(&self, observer: Observer) {
+        drop(observer);
     }
 
     /// Keeps the bytes of a file part that arrives before the fields that say where it belongs. The
