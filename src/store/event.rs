@@ -1,0 +1,73 @@
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex},
+};
+
+use super::StoreError;
+use crate::{lock::lock, model::upload::UploadId};
+
+/// Something that a store did or met that no caller gets as a result or an error.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StoreEvent<'a> {
+    /// Something that cannot be read was set aside, under a name that says so. If it was an upload,
+    /// that upload begins anew.
+    SetAside {
+        /// The upload, if that is known.
+        upload: Option<UploadId>,
+        /// The path or the key at which it is now.
+        place: &'a str,
+        /// Why it cannot be read.
+        error: &'a StoreError,
+    },
+    /// Something was passed over, because it cannot be read or removed. The call goes on with the
+    /// others.
+    Skipped {
+        /// Its path or its key.
+        place: &'a str,
+        /// Why it was passed over.
+        error: &'a StoreError,
+    },
+    /// A claim could not be renewed. It is tried again until the claim ends.
+    RenewalFailed {
+        /// The upload that is being delivered.
+        upload: UploadId,
+        /// Why it failed.
+        error: &'a StoreError,
+    },
+    /// A claim was lost while its upload was being delivered: another server may deliver it again.
+    ClaimLost {
+        /// The upload that is being delivered.
+        upload: UploadId,
+    },
+}
+
+/// Receives the [events](StoreEvent) of a store.
+///
+/// It is called on the thread where the event happens, so it must not block.
+pub type Observer = Arc<dyn Fn(&StoreEvent<'_>) + Send + Sync>;
+
+/// The observer of a store, which is set after the store was opened.
+#[derive(Default)]
+pub(crate) struct Observed(Mutex<Option<Observer>>);
+
+impl Observed {
+    pub(crate) fn set(&self, observer: Observer) {
+        *lock(&self.0) = Some(observer);
+    }
+
+    /// Tells the observer. If it panics, that is all that happens.
+    pub(crate) fn tell(&self, event: &StoreEvent<'_>) {
+        let observer = lock(&self.0).clone();
+        if let Some(observer) = observer {
+            let _ = catch_unwind(AssertUnwindSafe(|| observer(event)));
+        }
+    }
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observed")
+    }
+}
