@@ -176,8 +176,7 @@ impl CompletedUpload {
     /// Parent directories are not created.
     ///
     /// In a later [`attempt`](Self::attempt) it is no error if an earlier one has already copied
-    /// the file to `to`. That needs a store that knows the [CRC-32](Self::crc32) of the file. After
-    /// an error, or if the future is dropped, there is nothing new at `to`.
+    /// the file to `to`: a file with the same bytes. After an error, or if the future is dropped, there is nothing new at `to`.
     ///
     /// # Errors
     ///
@@ -193,8 +192,10 @@ impl CompletedUpload {
     ///
     /// Within one file system this is a rename. The file of another store is copied, and deleted
     /// from the store when the copy is durable. In a later [`attempt`](Self::attempt) it is no
-    /// error if an earlier one has already moved the file to `to`. That needs a store that knows
-    /// the [CRC-32](Self::crc32) of the file.
+    /// error if an earlier one has already moved the file to `to`: a file with the same bytes. If
+    /// the store has its file no more, the [CRC-32](Self::crc32) is compared instead.
+    ///
+    /// The folders of a `FileStore` that become empty are removed.
     ///
     /// # Errors
     ///

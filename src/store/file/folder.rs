@@ -179,11 +179,10 @@ impl Folder {
         let Some(journal) = disk::if_there(disk::open(&journal_path))? else {
             return Ok(None);
         };
-        let journal_id = self.disk.file_id(&journal)?;
         let durable = self.durability == Durability::Power;
         let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
         let Some(entry) = entry else {
-            self.set_aside(&journal_path, journal_id)?;
+            self.set_aside(&journal_path)?;
             return Ok(None);
         };
         Ok(Some(self.trust(entry)?))
@@ -191,24 +190,21 @@ impl Folder {
 
     /// Renames a journal without a valid first record. Without syncs, a crash of the system can
     /// leave only the name of a journal.
-    fn set_aside(&self, journal_path: &Path, id: Option<u64>) -> Result<(), StoreError> {
+    fn set_aside(&self, journal_path: &Path) -> Result<(), StoreError> {
         let Ok(journal) = disk::open(journal_path) else {
             // Another request has done it.
             return Ok(());
         };
         // Another request may be about to do the same, and then a new upload has the name.
         ofd::lock(&journal, 0..1)?;
-        let Ok(named) = disk::open(journal_path) else {
-            return Ok(());
-        };
-        if self.disk.file_id(&named)? == id && journal::first(&named)?.is_none() {
+        if disk::has_name(&journal, journal_path)? && journal::first(&journal)?.is_none() {
             let aside = journal_path.with_extension(format!("{}.broken", random_id()?));
             self.disk.rename_new(journal_path, &aside)?;
         }
         Ok(())
     }
 
-    fn close(&self, entry: &Arc<Entry>) {
+    pub(super) fn close(&self, entry: &Arc<Entry>) {
         let mut open = self.open_entries();
         if open
             .get(&entry.created.id)
@@ -290,8 +286,11 @@ impl Folder {
         if matches!(phase, Phase::Removed) || !wanted(entry) {
             return Ok(false);
         }
-        if let Phase::Sealed { seal, .. } = phase {
-            self.withdraw(entry, &seal)?;
+        match phase {
+            Phase::Sealed { seal, .. } => self.withdraw(entry, &seal)?,
+            // The application may have moved the file since.
+            Phase::Settled { seal, .. } => self.trim(&seal),
+            Phase::Receiving | Phase::Removed => {}
         }
         // Other processes that have it open read this before its name can belong to a later upload.
         if !entry.append_if(&[Event::Removed], false, wanted)? {

@@ -300,17 +300,22 @@ impl super::Claim for FileClaim {
         let (entry, record) = (Arc::clone(&claim.entry), record.clone());
         let settle = self.store.blocking(move |folder| {
             let rejected = !record.delivered;
-            match entry.view()?.phase {
+            let seal = match entry.view()?.phase {
+                Phase::Sealed { seal, .. } => seal,
                 // An earlier call has failed after it had settled the upload.
                 Phase::Settled { .. } => return Ok(()),
-                Phase::Sealed { seal, .. } if rejected => folder.withdraw(&entry, &seal)?,
-                _ => {}
+                Phase::Receiving | Phase::Removed => return Err(StoreError::Superseded),
+            };
+            if rejected {
+                folder.withdraw(&entry, &seal)?;
             }
             entry.append(&[Event::Settled(record)], true)?;
-            if rejected {
-                // If this fails, the file is removed with the record.
-                let _ = folder.disk.remove_if_there(&entry.data_path);
-            }
+            // If this fails, the data file is removed with the record.
+            let _ = folder.disk.remove_if_there(&entry.data_path);
+            // The application may have moved the file.
+            folder.trim(&seal);
+            // The space of a file that the application removes is free only if it is not open.
+            folder.close(&entry);
             Ok(())
         });
         settle.await?;
