@@ -18,6 +18,8 @@ mod format;
 mod gone;
 mod hyper;
 mod limits;
+#[cfg(target_os = "linux")]
+mod locks;
 mod properties;
 mod recovery;
 mod sqlite;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Durability, FileStore,
     blocks::Gathered,
-    entry::{Entry, Holder, MAX_LENGTH, RangeLock, TryLock},
+    entry::{Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
 };
 use crate::{
@@ -101,13 +101,17 @@ impl FileStore {
         mut arrived: Arrived,
     ) -> Result<(Writer, Arrived, Option<Progress>), StoreError> {
         let stall = self.folder.stall;
-        let deadline = Instant::now() + stall * 2;
+        let deadline = Instant::now() + stall;
+        let mut retries = Retries::default();
         // The newest request to append wins: the client has abandoned the older ones.
         let mut wins = arrived.keep == Keep::Prefix;
         loop {
             let (upload, range) = (upload.clone(), range.clone());
             let start = self.blocking(move |folder| {
-                let entry = folder.entry_for(&upload)?;
+                let entry = match folder.entry_for(&upload) {
+                    Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
+                    entry => entry?,
+                };
                 Writer::start(folder, &entry, range, arrived)
                     .inspect_err(|_| folder.undo_create(&entry))
             });
@@ -117,6 +121,10 @@ impl FileStore {
                 }
                 // The upload was removed in the meantime, and is created again.
                 Start::Removed(arrived) => arrived,
+                Start::Busy(arrived) => {
+                    retries.pause().await?;
+                    arrived
+                }
                 Start::HeldBy(entry, holder, arrived) => {
                     if let Some(holder) = holder.as_ref().filter(|_| wins) {
                         holder.supersede();
@@ -137,16 +145,23 @@ impl FileStore {
         mut arrived: Arrived,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
+        let mut retries = None;
         loop {
             arrived.gather(body, Some(&writer.lock)).await?;
-            let progress;
+            let result;
             let write = self.blocking(move |folder| {
-                let progress = writer.write(folder, &mut arrived)?;
-                Ok((writer, arrived, progress))
+                let result = writer.write(folder, &mut arrived);
+                Ok((writer, arrived, result))
             });
-            (writer, arrived, progress) = write.await?;
-            if let Some(progress) = progress {
-                return arrived.outcome(progress);
+            (writer, arrived, result) = write.await?;
+            match result {
+                Ok(Some(progress)) => return arrived.outcome(progress),
+                Ok(None) => retries = None,
+                Err(StoreError::Busy) => {
+                    let retries = retries.get_or_insert_with(Retries::default);
+                    retries.pause().await?;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -266,6 +281,8 @@ enum Start {
     /// Another request has locked the range. `None` if that is in another process.
     HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),
     Removed(Arrived),
+    /// Another process has locked the journal.
+    Busy(Arrived),
 }
 
 impl Writer {
@@ -284,10 +301,15 @@ impl Writer {
         let mut writer = Self::new(lock, range);
         match writer.look(folder, &arrived) {
             Err(_) if entry.is_removed() => return Ok(Start::Removed(arrived)),
+            Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
             looked => looked?,
         }
         let progress = if arrived.ended {
-            writer.write(folder, &mut arrived)?
+            match writer.write(folder, &mut arrived) {
+                // It is tried again.
+                Err(StoreError::Busy) => None,
+                written => written?,
+            }
         } else {
             None
         };
@@ -352,6 +374,8 @@ impl Writer {
 
     /// Writes what has arrived. Returns the progress of the upload if that was the end of the
     /// chunk.
+    ///
+    /// After [`Busy`](StoreError::Busy) it can be called again.
     fn write(
         &mut self,
         folder: &Folder,

@@ -20,7 +20,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-pub(super) use self::range_lock::{Holder, MAX_LENGTH, RangeLock, TryLock};
+pub(super) use self::range_lock::{Holder, MAX_LENGTH, RangeLock, Retries, TryLock};
 use super::{
     blocks::BLOCK,
     journal::{self, Created, Event, SLOT, Seal},
@@ -240,8 +240,24 @@ impl Entry {
     }
 
     /// The current state, including what other processes have recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there are new records and another process is
+    /// appending.
     pub(super) fn view(&self) -> io::Result<View> {
         self.look_for_news()?;
+        self.seen()
+    }
+
+    /// What the journal says, even while another process is appending: an event that it seems to
+    /// have may be taken back. For an entry that only this thread uses, and that is not durable.
+    pub(super) fn glance(&self) -> io::Result<View> {
+        self.catch_up()?;
+        self.seen()
+    }
+
+    fn seen(&self) -> io::Result<View> {
         self.look_for_name()?;
         let state = self.state();
         Ok(View {
@@ -395,7 +411,7 @@ impl Entry {
     /// # Errors
     ///
     /// [`Superseded`](StoreError::Superseded) if the upload is removed or, for stored bytes,
-    /// sealed.
+    /// sealed. [`Busy`](StoreError::Busy) if another process is appending.
     pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
         self.append_if(events, durable, |_| true).map(drop)
     }
@@ -513,17 +529,30 @@ impl Entry {
     }
 
     /// Takes the right to append.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if another process has it.
     fn lock_journal(&self) -> io::Result<(MutexGuard<'_, ()>, Locked<'_>)> {
         self.disk.before_lock(|| self.appending.try_lock().is_ok());
         let appending = lock(&self.appending);
-        self.disk
-            .before_lock(|| Locked::is_free(&self.journal, APPEND));
-        let lock = Locked::wait(&self.journal, APPEND)?;
-        Ok((appending, lock))
+        let lock = Locked::try_new(&self.journal, APPEND)?;
+        Ok((appending, lock.ok_or(io::ErrorKind::WouldBlock)?))
     }
 
-    /// Reads what other processes have appended. The caller has the right to append. What is
-    /// visible may not be durable, so it is synced before it is trusted.
+    /// Whether no other process has the right to append. It may change at once.
+    fn is_journal_free(&self) -> io::Result<bool> {
+        self.lock_journal().map(drop).map_or_else(
+            |error| match error.kind() {
+                io::ErrorKind::WouldBlock => Ok(false),
+                _ => Err(error),
+            },
+            |()| Ok(true),
+        )
+    }
+
+    /// Reads what other processes have appended. The caller has the right to append, or does not
+    /// rely on it. What is visible may not be durable, so it is synced before it is trusted.
     fn catch_up(&self) -> io::Result<()> {
         if !self.has_news()? {
             return Ok(());
@@ -673,22 +702,10 @@ struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    fn wait(file: &'a File, range: Range<u64>) -> io::Result<Self> {
-        ofd::lock(file, range.clone())?;
-        Ok(Self { file, range })
-    }
-}
-
-impl Locked<'_> {
-    /// Whether [`wait`](Self::wait) would return at once.
-    fn is_free(file: &File, range: Range<u64>) -> bool {
-        match ofd::try_lock(file, range.clone()) {
-            Ok(true) => drop(Locked { file, range }),
-            Ok(false) => return false,
-            // `wait` fails too.
-            Err(_) => {}
-        }
-        true
+    /// `None` if another process has locked a part of the range.
+    fn try_new(file: &'a File, range: Range<u64>) -> io::Result<Option<Self>> {
+        let is_locked = ofd::try_lock(file, range.clone())?;
+        Ok(is_locked.then_some(Self { file, range }))
     }
 }
 

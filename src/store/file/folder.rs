@@ -84,12 +84,18 @@ impl Folder {
     }
 
     /// The upload, created if it is new or its record has expired.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if another process holds a lock of it.
     pub(super) fn entry_for(&self, upload: &Upload) -> Result<Arc<Entry>, StoreError> {
         loop {
             if let Some((entry, view)) = self.look(&upload.id)? {
                 match view.phase {
                     Phase::Settled { record, .. } if record.is_expired() => {
-                        self.try_discard(&entry, |_| true)?;
+                        if !self.try_discard(&entry, |_| true)? {
+                            return Err(StoreError::Busy);
+                        }
                     }
                     _ => {
                         entry.touch();
@@ -114,6 +120,10 @@ impl Folder {
     }
 
     /// The upload, if it exists. Its state is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if another process holds a lock of it.
     pub(super) fn look(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
             let entry = match self.open_entry(id) {
@@ -130,7 +140,7 @@ impl Folder {
                     match entry.try_claim()? {
                         // The process that removed it died before its files were gone.
                         Some(claim) => self.unlink(&claim)?,
-                        None => self.disk.pause(),
+                        None => return Err(StoreError::Busy),
                     }
                 }
                 // A crash of the system has lost bytes that were not synced, or something other
@@ -138,7 +148,7 @@ impl Folder {
                 Phase::Receiving if !entry.has_data()? => {
                     // Unless another process has just sealed it.
                     if !self.try_discard(&entry, Entry::is_receiving)? {
-                        self.disk.pause();
+                        return Err(StoreError::Busy);
                     }
                 }
                 _ => return Ok(Some((entry, view))),
@@ -146,18 +156,21 @@ impl Folder {
         }
     }
 
-    /// Reads the state of an upload, which may not be durable. That saves syncs. `None` if the
-    /// journal is gone, or has no valid first record.
+    /// Reads the state of an upload, which may not be durable. That saves syncs, and needs no lock.
+    /// `None` if the journal is gone, or has no valid first record.
     pub(super) fn peek<T>(
         &self,
         id: &UploadId,
         see: impl FnOnce(&Entry, &View) -> T,
     ) -> Result<Option<T>, StoreError> {
         if let Some(entry) = self.open_entry(id) {
-            let view = entry.view()?;
-            // Another process may have removed it, and the journal may be that of a later upload.
-            if !matches!(view.phase, Phase::Removed) {
-                return Ok(Some(see(&entry, &view)));
+            match entry.view() {
+                // Another process may have removed it, and the journal may be that of a later
+                // upload.
+                Ok(view) if matches!(view.phase, Phase::Removed) => {}
+                // Another process is appending.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                view => return Ok(Some(see(&entry, &view?))),
             }
         }
         let path = self.journal_path(id);
@@ -167,7 +180,7 @@ impl Folder {
         let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? else {
             return Ok(None);
         };
-        let view = entry.view()?;
+        let view = entry.glance()?;
         Ok(Some(see(&entry, &view)))
     }
 
@@ -197,7 +210,9 @@ impl Folder {
             return Ok(());
         };
         // Another request may be about to do the same, and then a new upload has the name.
-        ofd::lock(&journal, 0..1)?;
+        if !ofd::try_lock(&journal, 0..1)? {
+            return Err(StoreError::Busy);
+        }
         let Ok(named) = disk::open(journal_path) else {
             return Ok(());
         };

@@ -31,7 +31,7 @@ use std::{
 pub use self::settings::Durability;
 use self::{
     blocks::{BLOCK, Blocks},
-    entry::{Claim, Entry, Phase},
+    entry::{Claim, Entry, Phase, Retries},
     folder::{Folder, tempfile_in},
     journal::Event,
     room::Room,
@@ -142,6 +142,27 @@ impl FileStore {
             .await
             .map_err(StoreError::new)?
     }
+
+    /// Like [`blocking`](Self::blocking), but repeats `work` for a while if another process holds a
+    /// lock. The pauses take no thread.
+    async fn retried<T: Send + 'static>(
+        &self,
+        mut work: impl FnMut(&Folder) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut retries = Retries::default();
+        loop {
+            let result;
+            let once = self.blocking(move |folder| {
+                let result = work(folder);
+                Ok((work, result))
+            });
+            (work, result) = once.await?;
+            match result {
+                Err(StoreError::Busy) => retries.pause().await?,
+                result => return result,
+            }
+        }
+    }
 }
 
 impl Store for FileStore {
@@ -149,7 +170,7 @@ impl Store for FileStore {
 
     async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
         let upload = upload.clone();
-        self.blocking(move |folder| {
+        self.retried(move |folder| {
             loop {
                 let entry = folder.entry_for(&upload)?;
                 match entry.confirm() {
@@ -178,13 +199,13 @@ impl Store for FileStore {
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
         let id = *id;
-        self.blocking(move |folder| Ok(folder.find(&id)?.map(|(entry, _)| entry.status())))
+        self.retried(move |folder| Ok(folder.find(&id)?.map(|(entry, _)| entry.status())))
             .await
     }
 
     async fn claim(&self, upload: &Upload) -> Result<Claimed<FileClaim>, StoreError> {
         let (store, upload) = (self.clone(), upload.clone());
-        self.blocking(move |folder| {
+        self.retried(move |folder| {
             let Some((entry, view)) = folder.find(&upload.id)? else {
                 return Ok(Claimed::Incomplete);
             };
@@ -203,9 +224,9 @@ impl Store for FileStore {
                 Phase::Removed => return Ok(Claimed::Incomplete),
                 Phase::Receiving | Phase::Sealed { .. } => {}
             }
-            let sealed = folder.seal(&entry, upload)?;
+            let sealed = folder.seal(&entry, upload.clone())?;
             Ok(Claimed::Won(FileClaim {
-                store,
+                store: store.clone(),
                 claim: Some(claim),
                 sealed,
             }))
@@ -215,7 +236,7 @@ impl Store for FileStore {
 
     async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
         let id = *id;
-        let found = self.blocking(move |folder| {
+        let found = self.retried(move |folder| {
             let Some((entry, view)) = folder.find(&id)? else {
                 return Ok(None);
             };
@@ -228,7 +249,7 @@ impl Store for FileStore {
             return Ok(false);
         };
         let lock = claim.entry.lock_whole(self.folder.stall).await?;
-        self.blocking(move |folder| {
+        self.retried(move |folder| {
             let unsettled = |entry: &Entry| !entry.is_settled();
             folder.discard(&claim, &lock, unsettled)
         })
@@ -298,7 +319,7 @@ impl super::Claim for FileClaim {
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let claim = self.claim.as_ref().ok_or(StoreError::Superseded)?;
         let (entry, record) = (Arc::clone(&claim.entry), record.clone());
-        let settle = self.store.blocking(move |folder| {
+        let settle = self.store.retried(move |folder| {
             let rejected = !record.delivered;
             match entry.view()?.phase {
                 // An earlier call has failed after it had settled the upload.
@@ -306,7 +327,7 @@ impl super::Claim for FileClaim {
                 Phase::Sealed { seal, .. } if rejected => folder.withdraw(&entry, &seal)?,
                 _ => {}
             }
-            entry.append(&[Event::Settled(record)], true)?;
+            entry.append(&[Event::Settled(record.clone())], true)?;
             if rejected {
                 // If this fails, the file is removed with the record.
                 let _ = folder.disk.remove_if_there(&entry.data_path);

@@ -83,7 +83,7 @@ impl Folder {
         swept: &mut Swept,
         failed: &mut Option<StoreError>,
     ) -> Result<(), StoreError> {
-        let mut keep = |result| *failed = of_this_version(result).err().or(failed.take());
+        let mut keep = |result| *failed = passed_over(result).err().or(failed.take());
         for id in self.ids_in(shard)? {
             keep(self.sweep_upload(&id, expiry, swept));
         }
@@ -191,9 +191,11 @@ fn expired(entry: &Entry, view: &View, expiry: &Expiry) -> io::Result<Option<Cou
     Ok(is_expired.then_some(counter))
 }
 
-/// Passes over an upload that another version of this crate has written. That version sweeps it.
-fn of_this_version(swept: Result<(), StoreError>) -> Result<(), StoreError> {
+/// Passes over an upload that another version of this crate has written, which sweeps it, and one
+/// that another process is using.
+fn passed_over(swept: Result<(), StoreError>) -> Result<(), StoreError> {
     match swept {
+        Err(StoreError::Busy) => Ok(()),
         Err(StoreError::Failed(error))
             if error
                 .downcast_ref::<io::Error>()
