@@ -42,7 +42,7 @@ impl Clock {
         let time = match seen {
             // An earlier clock of the system is wrong, or was wrong before. The earlier of the two
             // counts, until that of the system has caught up.
-            Some(seen) => seen.max(system.min(seen + PAUSE)),
+            Some(seen) => seen.max(system.min(later(seen, PAUSE))),
             None => system,
         };
         let at = Instant::now();
@@ -52,11 +52,10 @@ impl Clock {
     /// The time, if that of the system is `system`.
     pub(super) fn now(&self, system: SystemTime) -> SystemTime {
         let run = lock(&self.0);
-        let steady = run.time + run.at.elapsed();
-        if system <= steady + TOLERANCE {
-            system
-        } else {
-            steady
+        let steady = later(run.time, run.at.elapsed());
+        match system.duration_since(steady) {
+            Ok(ahead) if ahead > TOLERANCE => steady,
+            _ => system,
         }
     }
 
@@ -79,6 +78,11 @@ impl Clock {
             records_before: earlier(expiry.records_before),
         }
     }
+}
+
+/// The same time if the system cannot represent the later one.
+fn later(time: SystemTime, by: Duration) -> SystemTime {
+    time.checked_add(by).unwrap_or(time)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::OnceLock,
+    time::SystemTime,
 };
 
 use crate::fault::{self, Do};
@@ -238,6 +239,15 @@ impl Disk {
             return Ok(id.map(|id| simulated.file_id(id)));
         }
         Ok(id)
+    }
+
+    /// The clock of the system.
+    pub(in crate::store) fn now(&self) -> SystemTime {
+        #[cfg(all(test, target_os = "linux"))]
+        if let Some(simulated) = &self.simulated {
+            return simulated.now();
+        }
+        SystemTime::now()
     }
 
     /// A number that changes when the system is restarted. `None` if the system has none.

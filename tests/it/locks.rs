@@ -105,11 +105,12 @@ impl Other {
 
     /// Stops it at a moment at which it holds all locks.
     async fn stop_with_locks(&self, dir: &Path) {
-        let journals = [RECEIVING, APPENDING, CLAIMED].map(|byte| path(dir, byte, "journal"));
+        let journals = || [RECEIVING, APPENDING, CLAIMED].map(|byte| path(dir, byte, "journal"));
         eventually("the other process has begun", || {
-            journals.iter().all(|path| path.exists())
+            journals().iter().all(|path| path.exists())
         })
         .await;
+        let journals = journals();
         for _ in 0..1000 {
             self.signal("-STOP");
             eventually("the other process is stopped", || {

@@ -11,6 +11,7 @@ mod bucket;
 mod captures;
 mod clients;
 mod content;
+mod damaged;
 mod delivery;
 mod digests;
 mod examples;

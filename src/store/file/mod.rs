@@ -32,14 +32,15 @@ pub use self::settings::Durability;
 use self::{
     blocks::{BLOCK, Blocks},
     entry::{Claim, Entry, Phase, Retries},
-    folder::{Folder, tempfile_in},
+    folder::{Folder, is_damage, tempfile_in},
     journal::Event,
     room::Room,
     settings::Naming,
 };
 use super::{
-    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Page, Progress, Record, Sealed, Status,
-    Store, StoreError, Swept,
+    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer, Page, Progress, Record,
+    Sealed, Status, Store, StoreError, Swept,
+    clock::Clock,
     disk::{self, Disk},
 };
 use crate::model::upload::{Upload, UploadId};
@@ -173,6 +174,9 @@ impl Store for FileStore {
         self.retried(move |folder| {
             loop {
                 let entry = folder.entry_for(&upload)?;
+                if upload.contradicts(&entry.created) {
+                    return Err(StoreError::Conflict);
+                }
                 match entry.confirm() {
                     // Another request has removed it meanwhile.
                     _ if entry.is_removed() => {}
@@ -224,7 +228,13 @@ impl Store for FileStore {
                 Phase::Removed => return Ok(Claimed::Incomplete),
                 Phase::Receiving | Phase::Sealed { .. } => {}
             }
-            let sealed = folder.seal(&entry, upload.clone())?;
+            let sealed = match folder.seal(&entry, upload.clone()) {
+                Err(error) if is_damage(&error) => {
+                    folder.set_data_aside(&claim, &error)?;
+                    return Ok(Claimed::Incomplete);
+                }
+                sealed => sealed?,
+            };
             Ok(Claimed::Won(FileClaim {
                 store: store.clone(),
                 claim: Some(claim),
@@ -265,6 +275,10 @@ impl Store for FileStore {
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         let expiry = *expiry;
         self.blocking(move |folder| folder.sweep(&expiry)).await
+    }
+
+    fn observe(&self, observer: Observer) {
+        self.folder.observed.set(observer);
     }
 
     /// Keeps the bytes in a file without a name.
@@ -328,6 +342,8 @@ impl super::Claim for FileClaim {
                 _ => {}
             }
             entry.append(&[Event::Settled(record.clone())], true)?;
+            // If this fails, a sweep does it. Until then lists read the journal.
+            let _ = folder.file_record(&entry, &record);
             if rejected {
                 // If this fails, the file is removed with the record.
                 let _ = folder.disk.remove_if_there(&entry.data_path);
@@ -504,8 +520,13 @@ impl FileStoreBuilder {
                 self.finished.display()
             )));
         }
+        let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
+                clock: Clock::new(self.disk.now(), seen),
+                marked: Mutex::default(),
+                durable_shards: Mutex::default(),
+                observed: Observed::default(),
                 partial: self.partial,
                 finished: self.finished,
                 disk: self.disk,
