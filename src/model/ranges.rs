@@ -158,6 +158,12 @@ impl<V: Joined> Ranges<V> {
         self.total
     }
 
+    /// Where the last range ends.
+    pub(crate) fn end(&self) -> u64 {
+        let last = self.map.last_key_value();
+        last.map_or(0, |(_, (end, _))| *end)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }

@@ -9,12 +9,10 @@ use std::{
     ops::Range,
     path::Path,
     sync::OnceLock,
+    time::SystemTime,
 };
 
 use crate::fault::{self, Do};
-
-/// See [`Disk::pause`].
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// How many files this process may have open at once.
 #[cfg(target_os = "linux")]
@@ -213,16 +211,7 @@ impl Disk {
         self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
     }
 
-    /// Waits a moment for another thread or process.
-    pub(in crate::store) fn pause(&self) {
-        #[cfg(all(test, target_os = "linux"))]
-        if let Some(scheduler) = self.scheduler() {
-            return scheduler.pass();
-        }
-        std::thread::sleep(PAUSE);
-    }
-
-    /// In tests, lets other threads run until a lock is `free`. Otherwise the lock itself waits.
+    /// In tests, lets other threads run until a mutex is `free`. Otherwise the mutex itself waits.
     pub(in crate::store) fn before_lock(&self, free: impl Fn() -> bool) {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(scheduler) = self.scheduler() {
@@ -248,6 +237,15 @@ impl Disk {
     #[cfg(all(test, target_os = "linux"))]
     fn scheduler(&self) -> Option<&super::file::scheduled::Scheduler> {
         self.simulated.as_ref()?.scheduler.as_ref()
+    }
+
+    /// The clock of the system.
+    pub(in crate::store) fn now(&self) -> SystemTime {
+        #[cfg(all(test, target_os = "linux"))]
+        if let Some(simulated) = &self.simulated {
+            return simulated.now();
+        }
+        SystemTime::now()
     }
 
     /// A number that changes when the system is restarted. `None` if the system has none.
@@ -503,7 +501,8 @@ fn boot() -> Option<u64> {
 /// Locks of byte ranges between processes, which the kernel frees when a process dies.
 ///
 /// They belong to the open file, and do not exclude the threads of a process that share it. On
-/// other systems than Linux they always succeed.
+/// other systems than Linux they always succeed. There is no call that waits for a lock: a process
+/// that is stopped may hold it for days.
 pub(in crate::store) mod ofd {
     use std::{fs::File, io, ops::Range};
 
@@ -522,26 +521,6 @@ pub(in crate::store) mod ofd {
         {
             let _ = (file, range);
             Ok(true)
-        }
-    }
-
-    /// Waits until `range` is free, and locks it.
-    pub(crate) fn lock(file: &File, range: Range<u64>) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
-        {
-            use nix::{errno::Errno, fcntl, libc::F_WRLCK};
-            let lock = ofd(range, F_WRLCK)?;
-            loop {
-                match fcntl::fcntl(file, fcntl::FcntlArg::F_OFD_SETLKW(&lock)) {
-                    Err(Errno::EINTR) => {}
-                    result => return result.map(drop).map_err(Into::into),
-                }
-            }
-        }
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = (file, range);
-            Ok(())
         }
     }
 

@@ -6,7 +6,8 @@ use crate::model::BoxError;
 /// Error of a [`Store`](super::Store).
 ///
 /// The variant decides what the client is told. `?` converts [`io::Error`] (a full disk becomes
-/// [`Full`](Self::Full)) and [`BodyError`]. All other errors of a backend become
+/// [`Full`](Self::Full), and [`WouldBlock`](io::ErrorKind::WouldBlock) becomes
+/// [`Busy`](Self::Busy)) and [`BodyError`]. All other errors of a backend become
 /// [`Failed`](Self::Failed), with [`map_err(StoreError::new)`](Self::new). If the backend has an
 /// error for a full store, match it and return [`Full`](Self::Full) with that error as its source.
 ///
@@ -48,7 +49,8 @@ pub enum StoreError {
     },
     /// The chunk reaches beyond the stored length of the upload. Final.
     OutOfBounds,
-    /// The store has too many requests at the moment. The client may try again later.
+    /// The store has too many requests at the moment, or another process holds a lock of the upload
+    /// for too long. The client may try again later.
     Busy,
     /// The store does not support this, such as an upload without a length. Final.
     Unsupported,
@@ -81,9 +83,10 @@ impl From<BodyError> for StoreError {
 
 impl From<io::Error> for StoreError {
     fn from(error: io::Error) -> Self {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        use io::ErrorKind::{QuotaExceeded, StorageFull, WouldBlock};
         match error.kind() {
             StorageFull | QuotaExceeded => Self::Full(error.into()),
+            WouldBlock => Self::Busy,
             _ => Self::Failed(error.into()),
         }
     }

@@ -8,8 +8,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Listed, Page, Progress, RangeSet,
-    Record, Sealed, State, Status, Store, StoreError, Swept, random_id,
+    ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Listed, Page, Progress, RangeSet,
+    Record, Sealed, State, Status, Store, StoreError, Swept, clock::Clock, random_id,
 };
 use crate::{
     lock::lock,
@@ -21,6 +21,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     uploads: Arc<Mutex<Uploads>>,
+    clock: Arc<Clock>,
 }
 
 type Uploads = BTreeMap<UploadId, Entry>;
@@ -118,6 +119,7 @@ impl Store for MemoryStore {
     }
 
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
+        let expiry = self.clock.expiry(expiry, SystemTime::now());
         let mut swept = Swept::default();
         lock(&self.uploads).retain(|_, entry| {
             let is_older = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);

@@ -90,6 +90,7 @@
 //! ```
 
 mod body;
+mod clock;
 #[cfg(feature = "object-store")]
 pub(crate) mod bucket;
 #[cfg(any(test, feature = "conformance"))]

@@ -11,6 +11,7 @@ mod bucket;
 mod captures;
 mod clients;
 mod content;
+mod damaged;
 mod delivery;
 mod digests;
 mod examples;
@@ -18,6 +19,8 @@ mod format;
 mod gone;
 mod hyper;
 mod limits;
+#[cfg(target_os = "linux")]
+mod locks;
 mod properties;
 mod recovery;
 mod sqlite;

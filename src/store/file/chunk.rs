@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Durability, FileStore,
     blocks::Gathered,
-    entry::{Entry, Holder, MAX_LENGTH, RangeLock, TryLock},
+    entry::{Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
 };
 use crate::{
@@ -74,7 +74,7 @@ impl FileStore {
             self.folder.try_lock_open(&upload.id, &range)?
         };
         let (writer, arrived) = match known {
-            Some(lock) => (Writer::new(lock, range), arrived),
+            Some(lock) => (Writer::new(lock, range, upload.length), arrived),
             None => match self.start(upload, range, arrived).await? {
                 (_, arrived, Some(progress)) => return arrived.outcome(progress),
                 (writer, arrived, None) => (writer, arrived),
@@ -101,14 +101,18 @@ impl FileStore {
         mut arrived: Arrived,
     ) -> Result<(Writer, Arrived, Option<Progress>), StoreError> {
         let stall = self.folder.stall;
-        let deadline = Instant::now() + stall * 2;
+        let deadline = Instant::now() + stall;
+        let mut retries = Retries::default();
         // The newest request to append wins: the client has abandoned the older ones.
         let mut wins = arrived.keep == Keep::Prefix;
         loop {
             let (upload, range) = (upload.clone(), range.clone());
             let start = self.blocking(move |folder| {
-                let entry = folder.entry_for(&upload)?;
-                Writer::start(folder, &entry, range, arrived)
+                let entry = match folder.entry_for(&upload) {
+                    Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
+                    entry => entry?,
+                };
+                Writer::start(folder, &entry, range, upload.length, arrived)
                     .inspect_err(|_| folder.undo_create(&entry))
             });
             arrived = match start.await? {
@@ -117,6 +121,10 @@ impl FileStore {
                 }
                 // The upload was removed in the meantime, and is created again.
                 Start::Removed(arrived) => arrived,
+                Start::Busy(arrived) => {
+                    retries.pause().await?;
+                    arrived
+                }
                 Start::HeldBy(entry, holder, arrived) => {
                     if let Some(holder) = holder.as_ref().filter(|_| wins) {
                         holder.supersede();
@@ -137,16 +145,23 @@ impl FileStore {
         mut arrived: Arrived,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
+        let mut retries = None;
         loop {
             arrived.gather(body, Some(&writer.lock)).await?;
-            let progress;
+            let result;
             let write = self.blocking(move |folder| {
-                let progress = writer.write(folder, &mut arrived)?;
-                Ok((writer, arrived, progress))
+                let result = writer.write(folder, &mut arrived);
+                Ok((writer, arrived, result))
             });
-            (writer, arrived, progress) = write.await?;
-            if let Some(progress) = progress {
-                return arrived.outcome(progress);
+            (writer, arrived, result) = write.await?;
+            match result {
+                Ok(Some(progress)) => return arrived.outcome(progress),
+                Ok(None) => retries = None,
+                Err(StoreError::Busy) => {
+                    let retries = retries.get_or_insert_with(Retries::default);
+                    retries.pause().await?;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -249,12 +264,17 @@ async fn next_piece(
     next
 }
 
-/// Writes the bytes of one chunk that are not stored yet. All methods block.
+/// Writes the bytes of one chunk that are not stored yet, and compares the others. All methods
+/// block.
 struct Writer {
     lock: RangeLock,
     range: Range<u64>,
+    /// The length of the upload, as the request declares it.
+    declared: Option<u64>,
     /// What of the range is not stored, once that is known.
     gaps: Option<Vec<Range<u64>>>,
+    /// What has arrived of a chunk that is stored already, and its CRC-32.
+    hashed: (Range<u64>, Crc),
     /// What is written and not committed.
     written: Vec<(Range<u64>, Crc)>,
     /// How many syncs had failed before it was written.
@@ -266,6 +286,8 @@ enum Start {
     /// Another request has locked the range. `None` if that is in another process.
     HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),
     Removed(Arrived),
+    /// Another process has locked the journal.
+    Busy(Arrived),
 }
 
 impl Writer {
@@ -273,6 +295,7 @@ impl Writer {
         folder: &Folder,
         entry: &Arc<Entry>,
         range: Range<u64>,
+        declared: Option<u64>,
         mut arrived: Arrived,
     ) -> Result<Start, StoreError> {
         let lock = match entry.try_lock_range(range.clone())? {
@@ -281,24 +304,31 @@ impl Writer {
                 return Ok(Start::HeldBy(Arc::clone(entry), holder, arrived));
             }
         };
-        let mut writer = Self::new(lock, range);
+        let mut writer = Self::new(lock, range, declared);
         match writer.look(folder, &arrived) {
             Err(_) if entry.is_removed() => return Ok(Start::Removed(arrived)),
+            Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
             looked => looked?,
         }
         let progress = if arrived.ended {
-            writer.write(folder, &mut arrived)?
+            match writer.write(folder, &mut arrived) {
+                // It is tried again.
+                Err(StoreError::Busy) => None,
+                written => written?,
+            }
         } else {
             None
         };
         Ok(Start::Started(Box::new(writer), arrived, progress))
     }
 
-    fn new(lock: RangeLock, range: Range<u64>) -> Self {
+    fn new(lock: RangeLock, range: Range<u64>, declared: Option<u64>) -> Self {
         Self {
             failed_syncs: lock.entry().failed_syncs(),
             lock,
+            hashed: (range.start..range.start, Crc::EMPTY),
             range,
+            declared,
             gaps: None,
             written: Vec::new(),
         }
@@ -312,6 +342,10 @@ impl Writer {
         entry.view()?;
         if entry.is_removed() {
             return Err(StoreError::Superseded);
+        }
+        let lengths = self.declared.zip(entry.length());
+        if lengths.is_some_and(|(declared, length)| declared != length) {
+            return Err(StoreError::Conflict);
         }
         let (gaps, ranges) = entry.gaps(&self.range);
         if !gaps.is_empty() && ranges > folder.max_ranges {
@@ -352,6 +386,8 @@ impl Writer {
 
     /// Writes what has arrived. Returns the progress of the upload if that was the end of the
     /// chunk.
+    ///
+    /// After [`Busy`](StoreError::Busy) it can be called again.
     fn write(
         &mut self,
         folder: &Folder,
@@ -366,6 +402,7 @@ impl Writer {
         for (at, piece) in arrived.gathered.pieces() {
             self.write_piece(folder, piece, at)?;
         }
+        let may_conflict = self.may_conflict_after(arrived.gathered.end());
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
@@ -373,32 +410,96 @@ impl Writer {
                 .written
                 .iter()
                 .map(|(piece, _)| piece.end - piece.start);
-            if arrived.keep == Keep::Prefix && written.sum::<u64>() >= COMMIT {
+            let is_due = written.sum::<u64>() >= COMMIT;
+            if arrived.keep == Keep::Prefix && is_due && !may_conflict {
                 self.commit(folder)?;
             }
             return Ok(None);
         }
+        self.compare_checksums()?;
         self.commit(folder)?;
         // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
     }
 
-    fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> io::Result<()> {
+    /// Whether bytes of the range from `at` on are stored already.
+    fn may_conflict_after(&self, at: u64) -> bool {
+        let last = self.gaps.iter().flatten().next_back();
+        !last.is_some_and(|gap| gap.start <= at && gap.end == self.range.end)
+    }
+
+    /// # Errors
+    ///
+    /// [`Conflict`](StoreError::Conflict) if other bytes are stored.
+    fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> Result<(), StoreError> {
         let end = at + bytes.len() as u64;
+        let slice = |piece: &Range<u64>| {
+            &bytes[(piece.start - at) as usize..(piece.end - at) as usize]
+        };
+        let mut stored = at;
         for gap in self.gaps.iter().flatten() {
             let piece = at.max(gap.start)..end.min(gap.end);
             if piece.is_empty() {
                 continue;
             }
-            let bytes = &bytes[(piece.start - at) as usize..(piece.end - at) as usize];
+            self.compare(slice(&(stored..piece.start)), stored)?;
+            stored = piece.end;
+            let bytes = slice(&piece);
             let data = self.lock.entry().data.as_ref();
-            let data = data.ok_or(io::ErrorKind::NotFound)?;
+            let data = data.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             folder
                 .disk
                 .write_all_at("write-data", data, bytes, piece.start)?;
             self.written.push((piece, Crc::of(bytes)));
         }
+        self.compare(slice(&(stored..end)), stored)?;
+        let (hashed, crc) = &mut self.hashed;
+        // A sealed upload has no gaps. A piece may come twice, if the first try was too early.
+        if self.gaps.as_ref().is_some_and(Vec::is_empty) && hashed.end == at {
+            *crc = crc.join(&Crc::of(bytes), end - at);
+            hashed.end = end;
+        }
         Ok(())
+    }
+
+    /// Compares bytes with those that are stored at their place, while the upload is receiving.
+    fn compare(&self, bytes: &[u8], at: u64) -> Result<(), StoreError> {
+        let entry = self.lock.entry();
+        let Some(data) = entry.data.as_ref().filter(|_| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        if !entry.is_receiving() {
+            return Ok(());
+        }
+        let mut stored = vec![0; bytes.len()];
+        let read = disk::read_at(data, &mut stored, at)?;
+        if stored[..read] == *bytes {
+            return Ok(());
+        }
+        // If another process has just sealed it, the application may have changed the file.
+        entry.view()?;
+        if entry.is_receiving() {
+            Err(StoreError::Conflict)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Compares a chunk of a sealed or settled upload, whose file belongs to the application, with
+    /// the checksums in the journal, if they are of exactly its range.
+    fn compare_checksums(&self) -> Result<(), StoreError> {
+        let (entry, (range, crc)) = (self.lock.entry(), &self.hashed);
+        if range.is_empty() {
+            return Ok(());
+        }
+        entry.view()?;
+        if entry.is_receiving() || entry.is_removed() {
+            return Ok(());
+        }
+        match entry.checksum_of(range)? {
+            Some(stored) if stored != *crc => Err(StoreError::Conflict),
+            _ => Ok(()),
+        }
     }
 
     /// Makes the written bytes durable, and records them in the journal.

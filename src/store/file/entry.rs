@@ -4,6 +4,7 @@ mod commit;
 mod range_lock;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     ops::Range,
@@ -15,12 +16,11 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    time::SystemTime,
 };
 
 use tokio::sync::Notify;
 
-pub(super) use self::range_lock::{Holder, MAX_LENGTH, RangeLock, TryLock};
+pub(super) use self::range_lock::{Holder, MAX_LENGTH, RangeLock, Retries, TryLock};
 use super::{
     blocks::BLOCK,
     journal::{self, Created, Event, SLOT, Seal},
@@ -29,7 +29,7 @@ use crate::{
     fault,
     lock::lock,
     model::{
-        ranges::{Crc, Ranges},
+        ranges::{Crc, Joined as _, Ranges},
         state::{Progress, Record, State as UploadState, Status, to_unix_millis},
         upload::Upload,
     },
@@ -136,7 +136,11 @@ impl Entry {
         let Some(created) = journal::first(&journal)? else {
             return Ok(None);
         };
-        let data = disk::if_there(disk::open(&data_path(&journal_path, &created.id)))?;
+        let data_path = data_path(&journal_path, &created.id);
+        let data = match disk::if_there(disk::open(&data_path)) {
+            Err(_) if disk::is_dir(&data_path)? => None,
+            data => data?,
+        };
         // The whole journal is still to be read.
         let state = State::default();
         let files = (journal, data);
@@ -162,7 +166,7 @@ impl Entry {
         // The journal is whole before it gets its name, so that concurrent requests use the same
         // one.
         let temporary = journal_path.with_extension(format!("{}.new", created.id));
-        let time = to_unix_millis(SystemTime::now());
+        let time = to_unix_millis(disk.now());
         let mut state = State {
             touched: time,
             ..State::default()
@@ -240,8 +244,24 @@ impl Entry {
     }
 
     /// The current state, including what other processes have recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there are new records and another process is
+    /// appending.
     pub(super) fn view(&self) -> io::Result<View> {
         self.look_for_news()?;
+        self.seen()
+    }
+
+    /// What the journal says, even while another process is appending: an event that it seems to
+    /// have may be taken back. For an entry that only this thread uses, and that is not durable.
+    pub(super) fn glance(&self) -> io::Result<View> {
+        self.catch_up()?;
+        self.seen()
+    }
+
+    fn seen(&self) -> io::Result<View> {
         self.look_for_name()?;
         let state = self.state();
         Ok(View {
@@ -280,12 +300,20 @@ impl Entry {
     /// Keeps the upload from being swept, because a client asked for it. Other processes see it by
     /// the modification time of the journal.
     pub(super) fn touch(&self) {
-        let now = to_unix_millis(SystemTime::now());
-        if now.saturating_sub(self.touched.load(Relaxed)) >= TOUCH {
+        let time = self.disk.now();
+        let now = to_unix_millis(time);
+        // The clock may have jumped back.
+        if now.abs_diff(self.touched.load(Relaxed)) >= TOUCH && !self.is_settled() {
             self.touched.store(now, Relaxed);
             // If the time cannot be set, the upload is swept somewhat earlier.
-            let _ = self.journal.set_modified(SystemTime::now());
+            let _ = self.journal.set_modified(time);
         }
+    }
+
+    /// Makes the modification time of the journal tell when its record expires.
+    pub(super) fn set_expiry(&self, record: &Record) {
+        // If the time cannot be set, sweeps read the journal to know it.
+        let _ = self.journal.set_modified(record.expires);
     }
 
     /// When the upload was last changed or asked for, in milliseconds since 1970.
@@ -346,6 +374,17 @@ impl Entry {
         }
     }
 
+    /// Whether the data file is as long as the journal says. For an upload that is receiving.
+    pub(super) fn has_all_bytes(&self) -> io::Result<bool> {
+        let Some(data) = &self.data else {
+            return Ok(false);
+        };
+        // Before the length is read, so that bytes that arrive now do not matter.
+        let end = self.state().ranges.end();
+        let len = data.metadata()?.len();
+        Ok(end <= len && self.length().is_none_or(|length| len <= length))
+    }
+
     /// The event that says that these bytes are in the data file.
     pub(super) fn stored(&self, piece: &Range<u64>, crc: Crc) -> Event {
         Event::Stored {
@@ -357,9 +396,37 @@ impl Entry {
         }
     }
 
+    /// The CRC-32 of a range, if the journal has it of exactly this range, as one piece or several.
+    pub(super) fn checksum_of(&self, range: &Range<u64>) -> io::Result<Option<Crc>> {
+        let mut pieces = BTreeMap::new();
+        journal::read(&self.journal, 0, &mut 0, |entry| {
+            if let Event::Stored {
+                offset, len, crc, ..
+            } = entry.event
+            {
+                // If a crash has lost bytes, later ones have replaced them.
+                pieces.insert(offset, (len, Crc(crc)));
+            }
+        })?;
+        let (mut at, mut joined) = (range.start, Crc::EMPTY);
+        while at < range.end {
+            let Some((len, crc)) = pieces.get(&at).filter(|(len, _)| *len > 0) else {
+                return Ok(None);
+            };
+            joined = joined.join(crc, *len);
+            at = at.saturating_add(*len);
+        }
+        Ok((at == range.end).then_some(joined))
+    }
+
     /// Makes the bytes of the whole file durable, and returns their CRC-32.
-    pub(super) fn sync_whole(&self) -> Result<u32, StoreError> {
-        let damaged = |what| StoreError::new(format!("the data {what}"));
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidData`](io::ErrorKind::InvalidData) if they are not what was stored.
+    pub(super) fn sync_whole(&self) -> io::Result<u32> {
+        let damaged =
+            |what| io::Error::new(io::ErrorKind::InvalidData, format!("the data {what}"));
         let data = self.data.as_ref().ok_or_else(|| damaged("are gone"))?;
         let (length, crc) = self.whole().ok_or_else(|| damaged("are not complete"))?;
         if data.metadata()?.len() != length {
@@ -374,7 +441,7 @@ impl Entry {
         if let Err(error) = self.disk.sync("sync-data", data) {
             self.failed_syncs.fetch_add(1, SeqCst);
             self.make_dirty(data, 0..length)?;
-            return Err(error.into());
+            return Err(error);
         }
         Ok(crc)
     }
@@ -395,7 +462,7 @@ impl Entry {
     /// # Errors
     ///
     /// [`Superseded`](StoreError::Superseded) if the upload is removed or, for stored bytes,
-    /// sealed.
+    /// sealed. [`Busy`](StoreError::Busy) if another process is appending.
     pub(super) fn append(&self, events: &[Event], durable: bool) -> Result<(), StoreError> {
         self.append_if(events, durable, |_| true).map(drop)
     }
@@ -426,7 +493,7 @@ impl Entry {
             _ if !wanted(self) => return Ok(false),
             _ => {}
         }
-        let (mut new_chain, time) = (chain, to_unix_millis(SystemTime::now()));
+        let (mut new_chain, time) = (chain, to_unix_millis(self.disk.now()));
         let mut records = Vec::new();
         for event in events {
             records.extend(event.encode(&mut new_chain, time)?);
@@ -499,10 +566,24 @@ impl Entry {
     /// A journal that has lost its name was removed by something other than a store, perhaps with
     /// its folder. What is written to it is never found again.
     fn look_for_name(&self) -> io::Result<()> {
-        if !disk::has_name(&self.journal, &self.journal_path)? {
-            self.state().phase = Phase::Removed;
+        // It moves from the first name to the second one, so the order matters.
+        for name in self.names() {
+            if self.is_named(&name)? {
+                return Ok(());
+            }
         }
+        self.state().phase = Phase::Removed;
         Ok(())
+    }
+
+    /// Whether this is a name of the journal.
+    pub(super) fn is_named(&self, path: &Path) -> io::Result<bool> {
+        disk::has_name(&self.journal, path)
+    }
+
+    /// The paths that the journal can have: before and after it is settled.
+    pub(super) fn names(&self) -> [PathBuf; 2] {
+        [self.journal_path.clone(), record_path(&self.journal_path)]
     }
 
     fn has_news(&self) -> io::Result<bool> {
@@ -513,17 +594,30 @@ impl Entry {
     }
 
     /// Takes the right to append.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if another process has it.
     fn lock_journal(&self) -> io::Result<(MutexGuard<'_, ()>, Locked<'_>)> {
         self.disk.before_lock(|| self.appending.try_lock().is_ok());
         let appending = lock(&self.appending);
-        self.disk
-            .before_lock(|| Locked::is_free(&self.journal, APPEND));
-        let lock = Locked::wait(&self.journal, APPEND)?;
-        Ok((appending, lock))
+        let lock = Locked::try_new(&self.journal, APPEND)?;
+        Ok((appending, lock.ok_or(io::ErrorKind::WouldBlock)?))
     }
 
-    /// Reads what other processes have appended. The caller has the right to append. What is
-    /// visible may not be durable, so it is synced before it is trusted.
+    /// Whether no other process has the right to append. It may change at once.
+    fn is_journal_free(&self) -> io::Result<bool> {
+        self.lock_journal().map(drop).map_or_else(
+            |error| match error.kind() {
+                io::ErrorKind::WouldBlock => Ok(false),
+                _ => Err(error),
+            },
+            |()| Ok(true),
+        )
+    }
+
+    /// Reads what other processes have appended. The caller has the right to append, or does not
+    /// rely on it. What is visible may not be durable, so it is synced before it is trusted.
     fn catch_up(&self) -> io::Result<()> {
         if !self.has_news()? {
             return Ok(());
@@ -608,6 +702,13 @@ impl Entry {
     }
 }
 
+/// The path of the journal of a settled upload: lists do not read its folder.
+pub(super) fn record_path(journal_path: &Path) -> PathBuf {
+    let shard = journal_path.parent().unwrap_or(Path::new("."));
+    let name = journal_path.file_name().unwrap_or_default();
+    shard.with_extension("settled").join(name)
+}
+
 /// The path of the data file. It contains the random id of the upload, so it never becomes that of
 /// a later upload.
 fn data_path(journal_path: &Path, id: &str) -> PathBuf {
@@ -673,22 +774,10 @@ struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    fn wait(file: &'a File, range: Range<u64>) -> io::Result<Self> {
-        ofd::lock(file, range.clone())?;
-        Ok(Self { file, range })
-    }
-}
-
-impl Locked<'_> {
-    /// Whether [`wait`](Self::wait) would return at once.
-    fn is_free(file: &File, range: Range<u64>) -> bool {
-        match ofd::try_lock(file, range.clone()) {
-            Ok(true) => drop(Locked { file, range }),
-            Ok(false) => return false,
-            // `wait` fails too.
-            Err(_) => {}
-        }
-        true
+    /// `None` if another process has locked a part of the range.
+    fn try_new(file: &'a File, range: Range<u64>) -> io::Result<Option<Self>> {
+        let is_locked = ofd::try_lock(file, range.clone())?;
+        Ok(is_locked.then_some(Self { file, range }))
     }
 }
 

@@ -1,26 +1,31 @@
 //! Finds, creates and removes uploads on disk.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    fs::File,
     io,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
     blocks::Blocks,
-    entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View},
+    entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View, record_path},
     journal::{self, Event},
     room::Room,
     settings::{Durability, Naming},
 };
 use crate::{
     lock::lock,
-    model::upload::{Upload, UploadId},
+    model::{
+        state::Record,
+        upload::{Upload, UploadId},
+    },
     store::{
-        StoreError,
+        Observed, StoreError, StoreEvent,
+        clock::Clock,
         disk::{self, Disk, ofd},
         random_id,
     },
@@ -28,6 +33,12 @@ use crate::{
 
 /// Most idle uploads whose files stay open: two files each.
 const OPEN_UPLOADS: u64 = 256;
+
+/// The folder whose modification time tells when the store was last active.
+const CLOCK: &str = "clock";
+
+/// How often that time is set.
+const MARK: Duration = Duration::from_secs(60);
 
 /// How many idle uploads stay open in a process that may have `files` files open: they take at most
 /// a quarter, and leave the rest to connections.
@@ -49,6 +60,12 @@ pub(super) struct Folder {
     /// If this many uploads are open, idle ones are closed.
     pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
+    pub(super) observed: Observed,
+    pub(super) clock: Clock,
+    /// When this process last told the folder what the time is.
+    pub(super) marked: Mutex<Option<Instant>>,
+    /// The folders of records whose names are durable.
+    pub(super) durable_shards: Mutex<HashSet<PathBuf>>,
 }
 
 impl Folder {
@@ -84,12 +101,18 @@ impl Folder {
     }
 
     /// The upload, created if it is new or its record has expired.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if another process holds a lock of it.
     pub(super) fn entry_for(&self, upload: &Upload) -> Result<Arc<Entry>, StoreError> {
         loop {
             if let Some((entry, view)) = self.look(&upload.id)? {
                 match view.phase {
-                    Phase::Settled { record, .. } if record.is_expired() => {
-                        self.try_discard(&entry, |_| true)?;
+                    Phase::Settled { record, .. } if record.expires <= self.now() => {
+                        if !self.try_discard(&entry, |_| true)? {
+                            return Err(StoreError::Busy);
+                        }
                     }
                     _ => {
                         entry.touch();
@@ -104,7 +127,7 @@ impl Folder {
     /// The upload, if it exists and its record has not expired.
     pub(super) fn find(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         let found = self.look(id)?.filter(|(_, view)| match &view.phase {
-            Phase::Settled { record, .. } => !record.is_expired(),
+            Phase::Settled { record, .. } => record.expires > self.now(),
             _ => true,
         });
         if let Some((entry, _)) = &found {
@@ -114,6 +137,10 @@ impl Folder {
     }
 
     /// The upload, if it exists. Its state is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if another process holds a lock of it.
     pub(super) fn look(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
             let entry = match self.open_entry(id) {
@@ -130,7 +157,7 @@ impl Folder {
                     match entry.try_claim()? {
                         // The process that removed it died before its files were gone.
                         Some(claim) => self.unlink(&claim)?,
-                        None => self.disk.pause(),
+                        None => return Err(StoreError::Busy),
                     }
                 }
                 // A crash of the system has lost bytes that were not synced, or something other
@@ -138,7 +165,16 @@ impl Folder {
                 Phase::Receiving if !entry.has_data()? => {
                     // Unless another process has just sealed it.
                     if !self.try_discard(&entry, Entry::is_receiving)? {
-                        self.disk.pause();
+                        return Err(StoreError::Busy);
+                    }
+                }
+                // Something other than a store has changed it.
+                Phase::Receiving if !entry.has_all_bytes()? => {
+                    let claim = entry.try_claim()?.ok_or(StoreError::Busy)?;
+                    if matches!(entry.view()?.phase, Phase::Receiving) && !entry.has_all_bytes()? {
+                        let why = "the data do not have the right size";
+                        let why = io::Error::new(io::ErrorKind::InvalidData, why);
+                        self.set_data_aside(&claim, &why.into())?;
                     }
                 }
                 _ => return Ok(Some((entry, view))),
@@ -146,62 +182,194 @@ impl Folder {
         }
     }
 
-    /// Reads the state of an upload, which may not be durable. That saves syncs. `None` if the
-    /// journal is gone, or has no valid first record.
+    /// Reads the state of an upload, which may not be durable. That saves syncs, and needs no lock.
+    /// `None` if the journal is gone, or has no valid first record.
     pub(super) fn peek<T>(
         &self,
         id: &UploadId,
         see: impl FnOnce(&Entry, &View) -> T,
     ) -> Result<Option<T>, StoreError> {
         if let Some(entry) = self.open_entry(id) {
-            let view = entry.view()?;
-            // Another process may have removed it, and the journal may be that of a later upload.
-            if !matches!(view.phase, Phase::Removed) {
-                return Ok(Some(see(&entry, &view)));
+            match entry.view() {
+                // Another process may have removed it, and the journal may be that of a later
+                // upload.
+                Ok(view) if matches!(view.phase, Phase::Removed) => {}
+                // Another process is appending.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                view => return Ok(Some(see(&entry, &view?))),
             }
         }
         let path = self.journal_path(id);
         let Some(journal) = disk::if_there(disk::open(&path))? else {
             return Ok(None);
         };
+        self.peek_at(path, journal, see)
+    }
+
+    /// Like [`peek`](Self::peek), for a journal that is open. `path` is where it was created.
+    pub(super) fn peek_at<T>(
+        &self,
+        path: PathBuf,
+        journal: File,
+        see: impl FnOnce(&Entry, &View) -> T,
+    ) -> Result<Option<T>, StoreError> {
         let Some(entry) = Entry::open(path, journal, false, self.disk.clone())? else {
             return Ok(None);
         };
-        let view = entry.view()?;
+        let view = entry.glance()?;
         Ok(Some(see(&entry, &view)))
     }
 
     fn open(&self, id: &UploadId) -> Result<Option<Arc<Entry>>, StoreError> {
         let journal_path = self.journal_path(id);
-        if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
-            return Ok(None);
+        let record_path = record_path(&journal_path);
+        // A journal moves from the first place to the second one.
+        for path in [&journal_path, &record_path] {
+            let shard = path.parent().unwrap_or(&self.partial);
+            match disk::is_dir(shard) {
+                // There can be no upload. A new one sets it aside.
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
+                Ok(false) => continue,
+                is_dir => is_dir?,
+            };
+            let journal = match disk::if_there(disk::open(path)) {
+                Ok(None) => continue,
+                Ok(Some(journal)) => journal,
+                Err(error) if disk::is_dir(path)? => {
+                    self.set_aside(Some(id), path, &error.into())?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let path_of_record = path == &record_path;
+            let durable = self.durability == Durability::Power;
+            let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
+            if let Some(entry) = entry {
+                if !path_of_record || matches!(entry.view()?.phase, Phase::Settled { .. }) {
+                    return Ok(Some(self.trust(entry)?));
+                }
+            }
+            let is_valid = |journal: &File| self.is_valid(&journal_path, journal, path_of_record);
+            self.set_journal_aside(id, path, is_valid)?;
         }
-        let Some(journal) = disk::if_there(disk::open(&journal_path))? else {
-            return Ok(None);
-        };
-        let durable = self.durability == Durability::Power;
-        let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
-        let Some(entry) = entry else {
-            self.set_aside(&journal_path)?;
-            return Ok(None);
-        };
-        Ok(Some(self.trust(entry)?))
+        Ok(None)
     }
 
-    /// Renames a journal without a valid first record. Without syncs, a crash of the system can
-    /// leave only the name of a journal.
-    fn set_aside(&self, journal_path: &Path) -> Result<(), StoreError> {
-        let Ok(journal) = disk::open(journal_path) else {
+    /// Whether there is an upload in a journal. In a folder of records, it has to be settled.
+    pub(super) fn is_valid(
+        &self,
+        journal_path: &Path,
+        journal: &File,
+        is_record: bool,
+    ) -> Result<bool, StoreError> {
+        let is_settled = |_: &Entry, view: &View| matches!(view.phase, Phase::Settled { .. });
+        let journal = journal.try_clone()?;
+        let settled = self.peek_at(journal_path.to_owned(), journal, is_settled)?;
+        Ok(settled.is_some_and(|is_settled| is_settled || !is_record))
+    }
+
+    /// Renames a journal that is not valid. Without syncs, a crash of the system can leave only the
+    /// name of a journal.
+    fn set_journal_aside(
+        &self,
+        id: &UploadId,
+        path: &Path,
+        is_valid: impl Fn(&File) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let Ok(journal) = disk::open(path) else {
             // Another request has done it.
             return Ok(());
         };
         // Another request may be about to do the same, and then a new upload has the name.
-        ofd::lock(&journal, 0..1)?;
-        if disk::has_name(&journal, journal_path)? && journal::first(&journal)?.is_none() {
-            let aside = journal_path.with_extension(format!("{}.broken", random_id()?));
-            self.disk.rename_new(journal_path, &aside)?;
+        if !ofd::try_lock(&journal, 0..1)? {
+            return Err(StoreError::Busy);
+        }
+        if disk::has_name(&journal, path)? && !is_valid(&journal)? {
+            self.set_aside(Some(id), path, &StoreError::new("the journal is damaged"))?;
         }
         Ok(())
+    }
+
+    /// Sets the data of an upload aside, which are not what was stored, and removes the upload.
+    pub(super) fn set_data_aside(&self, claim: &Claim, why: &StoreError) -> Result<(), StoreError> {
+        let entry = &claim.entry;
+        let lock = entry.try_lock_whole()?.ok_or(StoreError::Busy)?;
+        if entry.has_data()? {
+            self.set_aside(Some(&entry.created.id), &entry.data_path, why)?;
+        }
+        self.discard(claim, &lock, |_| true).map(drop)
+    }
+
+    /// Renames something that is in the way of an upload. A sweep removes it if it is a file.
+    fn set_aside(
+        &self,
+        id: Option<&UploadId>,
+        path: &Path,
+        why: &StoreError,
+    ) -> Result<(), StoreError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.split('.').next().unwrap_or_default();
+        let aside = path.with_file_name(format!("{stem}.{}.broken", random_id()?));
+        self.disk.rename_new(path, &aside)?;
+        // It is kept for as long as an abandoned upload from now on. If the time cannot be set, it
+        // is kept from its last change on.
+        let _ = disk::open(&aside).and_then(|file| file.set_modified(self.now()));
+        self.observed.tell(&StoreEvent::SetAside {
+            upload: id.copied(),
+            place: &aside.to_string_lossy(),
+            error: why,
+        });
+        Ok(())
+    }
+
+    /// Tells that something was passed over.
+    pub(super) fn tell_skipped(&self, path: &Path, error: &StoreError) {
+        self.observed.tell(&StoreEvent::Skipped {
+            place: &path.to_string_lossy(),
+            error,
+        });
+    }
+
+    /// Moves the journal of a settled upload to where lists do not look. It is an index: the
+    /// journal is valid in both places.
+    pub(super) fn file_record(&self, entry: &Entry, record: &Record) -> Result<(), StoreError> {
+        let [from, to] = entry.names();
+        let shard = to.parent().unwrap_or(&self.partial);
+        if !lock(&self.durable_shards).contains(shard) {
+            self.disk.create_dir(shard)?;
+            if self.durability == Durability::Power {
+                // Otherwise a crash could keep only the removal of the old name.
+                self.disk.sync_dir(&self.partial)?;
+            }
+            lock(&self.durable_shards).insert(shard.to_owned());
+        }
+        entry.set_expiry(record);
+        match self.disk.rename_new(&from, &to) {
+            // A crash of the system has left the journal both names.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists && entry.is_named(&to)? =>
+            {
+                Ok(self.disk.remove_if_there(&from)?)
+            }
+            // It is filed already, or a crash has left an older record. That one expires first.
+            renamed => Ok(renamed?),
+        }
+    }
+
+    /// The time that counts for the age of uploads. Other runs of the store see it by the
+    /// modification time of an empty folder.
+    pub(super) fn now(&self) -> SystemTime {
+        let now = self.clock.now(self.disk.now());
+        let mut marked = lock(&self.marked);
+        if marked.is_none_or(|marked| marked.elapsed() > MARK) {
+            *marked = Some(Instant::now());
+            let seen = last_seen(&self.partial);
+            if seen.is_some_and(|seen| seen < now) {
+                // If the time cannot be set, the next run knows an earlier one.
+                let _ = File::open(self.partial.join(CLOCK)).and_then(|it| it.set_modified(now));
+            }
+        }
+        now
     }
 
     pub(super) fn close(&self, entry: &Arc<Entry>) {
@@ -223,8 +391,16 @@ impl Folder {
             return Err(StoreError::TooLarge { limit: MAX_LENGTH });
         }
         let journal_path = self.journal_path(&upload.id);
-        self.disk
-            .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
+        let shard = journal_path.parent().unwrap_or(&self.partial);
+        match self.disk.create_dir(shard) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                self.set_aside(None, shard, &error.into())?;
+                self.disk.create_dir(shard)?;
+            }
+            created => created?,
+        }
+        // Without this folder the clock of the system counts after a restart.
+        let _ = self.disk.create_dir(&self.partial.join(CLOCK));
         let durable = self.durability == Durability::Power;
         let created = Entry::create(journal_path, upload.clone(), durable, self.disk.clone())?;
         if let Some(entry) = created {
@@ -305,18 +481,73 @@ impl Folder {
     /// so the name cannot belong to a later upload before, and no other process removes it twice.
     fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
         let entry = &claim.entry;
-        if let Ok(journal) = disk::open(&entry.journal_path) {
+        for path in entry.names() {
+            let Ok(journal) = disk::open(&path) else {
+                continue;
+            };
             if journal::first(&journal)?.is_some_and(|created| created.id == entry.id) {
-                self.disk.remove_if_there(&entry.data_path)?;
-                self.disk.remove_if_there(&entry.journal_path)?;
+                match self.disk.remove_if_there(&entry.data_path) {
+                    Err(error) if disk::is_dir(&entry.data_path)? => {
+                        self.set_aside(Some(&entry.created.id), &entry.data_path, &error.into())?;
+                    }
+                    removed => removed?,
+                }
+                self.disk.remove_if_there(&path)?;
             }
         }
         Ok(())
     }
+
+    /// Removes the record of an upload, whose name is `path`, if it expired before this time. A
+    /// crash may bring it back: then it has still expired.
+    pub(super) fn remove_record(
+        &self,
+        id: &UploadId,
+        path: &Path,
+        before: SystemTime,
+    ) -> Result<bool, StoreError> {
+        let Some(journal) = disk::if_there(disk::open(path))? else {
+            return Ok(false);
+        };
+        let entry = Entry::open(self.journal_path(id), journal, false, self.disk.clone())?;
+        let Some(entry) = entry.map(Arc::new) else {
+            // This sets it aside.
+            return self.look(id).map(|_| false);
+        };
+        let is_expired = match entry.glance()?.phase {
+            Phase::Settled { record, .. } => record.expires < before,
+            Phase::Removed => true,
+            Phase::Receiving | Phase::Sealed { .. } => return self.look(id).map(|_| false),
+        };
+        // The claim keeps others from removing it, and then the name from belonging to a later one.
+        let claim = entry.try_claim()?.filter(|_| is_expired);
+        if claim.is_none() || !entry.is_named(path)? {
+            return Ok(false);
+        }
+        self.disk.remove_if_there(&entry.data_path)?;
+        self.disk.remove_if_there(path)?;
+        if let Some(open) = self.open_entry(id).filter(|open| open.id == entry.id) {
+            self.close(&open);
+        }
+        Ok(true)
+    }
+}
+
+/// When a run of the store was last active, by its clock.
+pub(super) fn last_seen(partial: &Path) -> Option<SystemTime> {
+    let seen = partial.join(CLOCK).symlink_metadata().ok()?;
+    seen.is_dir().then(|| seen.modified().ok())?
+}
+
+/// Whether stored bytes are not what they were.
+pub(super) fn is_damage(error: &StoreError) -> bool {
+    matches!(error, StoreError::Failed(error) if error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData))
 }
 
 /// A temporary file without a name.
-pub(super) fn tempfile_in(disk: &Disk, dir: &Path) -> Result<std::fs::File, StoreError> {
+pub(super) fn tempfile_in(disk: &Disk, dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(format!("{}.tmp", random_id()?));
     let file = disk.create(&path)?;
     disk.remove_if_there(&path)?;

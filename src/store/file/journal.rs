@@ -17,6 +17,9 @@
 //! | 40     | 8     | the time, in milliseconds since 1970                               |
 //! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
 //!
+//! The magic of another version has another digit, which differs in two bits at least: a damaged bit
+//! does not make one version look like the other.
+//!
 //! All other bytes are zero. A head is never split between two sectors of a disk. Each check is
 //! seeded with the check of the previous record, so that remains of another file, or of a torn
 //! record that was replaced, are not read as records. Reading stops at the first invalid record: a
@@ -222,7 +225,8 @@ fn other_version() -> io::Error {
 pub(super) fn first(file: &File) -> io::Result<Option<Created>> {
     let mut slot = [0; SLOT as usize];
     let filled = disk::read_at(file, &mut slot, 0)?;
-    if slot.starts_with(&MAGIC[..3]) && !slot.starts_with(&MAGIC) {
+    let differs = (slot[3] ^ MAGIC[3]).count_ones() >= 2 && slot[3].is_ascii_digit();
+    if slot.starts_with(&MAGIC[..3]) && differs {
         return Err(other_version());
     }
     Ok(match decode(file, 0, &slot[..filled], &mut 0)? {

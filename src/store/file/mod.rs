@@ -31,15 +31,16 @@ use std::{
 pub use self::settings::Durability;
 use self::{
     blocks::{BLOCK, Blocks},
-    entry::{Claim, Entry, Phase},
-    folder::{Folder, tempfile_in},
+    entry::{Claim, Entry, Phase, Retries},
+    folder::{Folder, is_damage, tempfile_in},
     journal::Event,
     room::Room,
     settings::Naming,
 };
 use super::{
-    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Page, Progress, Record, Sealed, Status,
-    Store, StoreError, Swept,
+    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer, Page, Progress, Record,
+    Sealed, Status, Store, StoreError, Swept,
+    clock::Clock,
     disk::{self, Disk},
 };
 use crate::model::upload::{Upload, UploadId};
@@ -142,6 +143,27 @@ impl FileStore {
             .await
             .map_err(StoreError::new)?
     }
+
+    /// Like [`blocking`](Self::blocking), but repeats `work` for a while if another process holds a
+    /// lock. The pauses take no thread.
+    async fn retried<T: Send + 'static>(
+        &self,
+        mut work: impl FnMut(&Folder) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut retries = Retries::default();
+        loop {
+            let result;
+            let once = self.blocking(move |folder| {
+                let result = work(folder);
+                Ok((work, result))
+            });
+            (work, result) = once.await?;
+            match result {
+                Err(StoreError::Busy) => retries.pause().await?,
+                result => return result,
+            }
+        }
+    }
 }
 
 impl Store for FileStore {
@@ -149,9 +171,12 @@ impl Store for FileStore {
 
     async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
         let upload = upload.clone();
-        self.blocking(move |folder| {
+        self.retried(move |folder| {
             loop {
                 let entry = folder.entry_for(&upload)?;
+                if upload.contradicts(&entry.created) {
+                    return Err(StoreError::Conflict);
+                }
                 match entry.confirm() {
                     // Another request has removed it meanwhile.
                     _ if entry.is_removed() => {}
@@ -178,13 +203,13 @@ impl Store for FileStore {
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
         let id = *id;
-        self.blocking(move |folder| Ok(folder.find(&id)?.map(|(entry, _)| entry.status())))
+        self.retried(move |folder| Ok(folder.find(&id)?.map(|(entry, _)| entry.status())))
             .await
     }
 
     async fn claim(&self, upload: &Upload) -> Result<Claimed<FileClaim>, StoreError> {
         let (store, upload) = (self.clone(), upload.clone());
-        self.blocking(move |folder| {
+        self.retried(move |folder| {
             let Some((entry, view)) = folder.find(&upload.id)? else {
                 return Ok(Claimed::Incomplete);
             };
@@ -203,9 +228,15 @@ impl Store for FileStore {
                 Phase::Removed => return Ok(Claimed::Incomplete),
                 Phase::Receiving | Phase::Sealed { .. } => {}
             }
-            let sealed = folder.seal(&entry, upload)?;
+            let sealed = match folder.seal(&entry, upload.clone()) {
+                Err(error) if is_damage(&error) => {
+                    folder.set_data_aside(&claim, &error)?;
+                    return Ok(Claimed::Incomplete);
+                }
+                sealed => sealed?,
+            };
             Ok(Claimed::Won(FileClaim {
-                store,
+                store: store.clone(),
                 claim: Some(claim),
                 sealed,
             }))
@@ -215,7 +246,7 @@ impl Store for FileStore {
 
     async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
         let id = *id;
-        let found = self.blocking(move |folder| {
+        let found = self.retried(move |folder| {
             let Some((entry, view)) = folder.find(&id)? else {
                 return Ok(None);
             };
@@ -228,7 +259,7 @@ impl Store for FileStore {
             return Ok(false);
         };
         let lock = claim.entry.lock_whole(self.folder.stall).await?;
-        self.blocking(move |folder| {
+        self.retried(move |folder| {
             let unsettled = |entry: &Entry| !entry.is_settled();
             folder.discard(&claim, &lock, unsettled)
         })
@@ -244,6 +275,10 @@ impl Store for FileStore {
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         let expiry = *expiry;
         self.blocking(move |folder| folder.sweep(&expiry)).await
+    }
+
+    fn observe(&self, observer: Observer) {
+        self.folder.observed.set(observer);
     }
 
     /// Keeps the bytes in a file without a name.
@@ -298,7 +333,7 @@ impl super::Claim for FileClaim {
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let claim = self.claim.as_ref().ok_or(StoreError::Superseded)?;
         let (entry, record) = (Arc::clone(&claim.entry), record.clone());
-        let settle = self.store.blocking(move |folder| {
+        let settle = self.store.retried(move |folder| {
             let rejected = !record.delivered;
             let seal = match entry.view()?.phase {
                 Phase::Sealed { seal, .. } => seal,
@@ -309,7 +344,9 @@ impl super::Claim for FileClaim {
             if rejected {
                 folder.withdraw(&entry, &seal)?;
             }
-            entry.append(&[Event::Settled(record)], true)?;
+            entry.append(&[Event::Settled(record.clone())], true)?;
+            // If this fails, a sweep does it. Until then lists read the journal.
+            let _ = folder.file_record(&entry, &record);
             // If this fails, the data file is removed with the record.
             let _ = folder.disk.remove_if_there(&entry.data_path);
             // The application may have moved the file.
@@ -488,8 +525,13 @@ impl FileStoreBuilder {
                 self.finished.display()
             )));
         }
+        let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
+                clock: Clock::new(self.disk.now(), seen),
+                marked: Mutex::default(),
+                durable_shards: Mutex::default(),
+                observed: Observed::default(),
                 partial: self.partial,
                 finished: self.finished,
                 disk: self.disk,

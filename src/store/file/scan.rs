@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{hex::Hex, state::to_unix_millis, upload::UploadId},
-    store::{Expiry, Filter, Listed, Page, StoreError, Swept},
+    store::{Expiry, Filter, Listed, Page, StoreError, Swept, disk},
 };
 
 impl Folder {
@@ -24,27 +24,28 @@ impl Folder {
     ) -> Result<Page, StoreError> {
         // Without its folder the store cannot be read. That is not an empty store.
         self.partial.metadata()?;
-        let (mut uploads, mut last) = (Vec::new(), None);
+        let (mut uploads, mut read, mut last) = (Vec::new(), 0, None);
         for shard in after.map_or(0, |after| after.as_bytes()[0])..=u8::MAX {
-            // A folder that cannot be read is passed over as if each of its files could not be
-            // read.
-            let mut ids = self.ids_in(shard).unwrap_or_default();
+            let mut ids = self.ids_in(&self.shard(shard));
             ids.retain(|id| after.is_none_or(|after| id > after));
             ids.sort_unstable();
             for id in ids {
-                if uploads.len() == Page::MAX {
+                // Also if the filter accepts few of them: a page is little work.
+                if read == Page::MAX {
                     return Ok(Page::new(uploads, last));
                 }
+                read += 1;
                 // An upload that cannot be read, or that another version of this crate has written,
                 // is passed over: requests to it get the error.
-                uploads.extend(self.listed(&id, filter).ok().flatten());
+                let listed = self.listed(&id, filter);
+                uploads.extend(self.or_skip(&self.journal_path(&id), listed).flatten());
                 last = Some(id);
             }
         }
         Ok(Page::new(uploads, None))
     }
 
-    /// A durable look costs syncs. Most journals belong to settled uploads, and do not need one.
+    /// A durable look costs syncs. Most uploads are not complete, and do not need one.
     fn listed(&self, id: &UploadId, filter: &Filter) -> Result<Option<Listed>, StoreError> {
         let accepted = |entry: &Entry, view: &View| {
             let is_unsettled = match view.phase {
@@ -57,7 +58,10 @@ impl Folder {
             let accepted = is_unsettled && filter.accepts(&listed.upload, listed.progress);
             accepted.then_some(listed)
         };
-        let seems = self.peek(id, accepted)?.flatten();
+        let Some(seems) = self.peek(id, accepted)? else {
+            // A damaged journal: this sets it aside.
+            return self.look(id).map(|_| None);
+        };
         if seems.is_none() || !filter.complete {
             return Ok(seems);
         }
@@ -65,36 +69,47 @@ impl Folder {
         Ok(found.and_then(|(entry, view)| accepted(&entry, &view)))
     }
 
-    /// An error does not keep the rest from being swept: the last one is returned at the end.
+    /// What cannot be swept is passed over.
     pub(super) fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         self.partial.metadata()?;
-        let (mut swept, mut failed) = (Swept::default(), None);
+        // Tells other runs that the store is active.
+        self.now();
+        let expiry = self.clock.expiry(expiry, self.disk.now());
+        let mut swept = Swept::default();
         for shard in 0..=u8::MAX {
-            let result = self.sweep_folder(shard, expiry, &mut swept, &mut failed);
-            failed = result.err().or(failed);
-        }
-        failed.map_or(Ok(swept), Err)
-    }
-
-    fn sweep_folder(
-        &self,
-        shard: u8,
-        expiry: &Expiry,
-        swept: &mut Swept,
-        failed: &mut Option<StoreError>,
-    ) -> Result<(), StoreError> {
-        let mut keep = |result| *failed = of_this_version(result).err().or(failed.take());
-        for id in self.ids_in(shard)? {
-            keep(self.sweep_upload(&id, expiry, swept));
-        }
-        // Files of processes that have died are removed when they are as old as an abandoned
-        // upload.
-        if let Some(before) = expiry.abandoned_before {
-            for path in self.files_in(shard)? {
-                keep(self.sweep_orphan(&path, before));
+            let dir = self.shard(shard);
+            for id in self.ids_in(&dir) {
+                let result = self.sweep_upload(&id, &expiry, &mut swept);
+                self.or_skip(&self.journal_path(&id), result);
+            }
+            let records = dir.with_extension("settled");
+            for path in self.files_in(&records) {
+                let result = self.sweep_record(&path, expiry.records_before, &mut swept);
+                self.or_skip(&path, result);
+            }
+            // Files of processes that have died, and what was set aside, are removed when they are
+            // as old as an abandoned upload.
+            if let Some(before) = expiry.abandoned_before {
+                for path in [&dir, &records].into_iter().flat_map(|dir| self.files_in(dir)) {
+                    let result = self.sweep_orphan(&path, before);
+                    self.or_skip(&path, result);
+                }
             }
         }
-        Ok(())
+        Ok(swept)
+    }
+
+    /// The result, unless something has to be passed over, which is told. An upload that another
+    /// process is using is nothing to tell.
+    fn or_skip<T>(&self, path: &Path, result: Result<T, StoreError>) -> Option<T> {
+        match result {
+            Ok(result) => Some(result),
+            Err(StoreError::Busy) => None,
+            Err(error) => {
+                self.tell_skipped(path, &error);
+                None
+            }
+        }
     }
 
     fn sweep_upload(
@@ -103,10 +118,18 @@ impl Folder {
         expiry: &Expiry,
         swept: &mut Swept,
     ) -> Result<(), StoreError> {
-        let seems = self.peek(id, |entry, view| match view.phase {
+        let seems = self.peek(id, |entry, view| match &view.phase {
             // `look` removes the rest of it.
             Phase::Removed => Ok(true),
-            Phase::Receiving if !entry.has_data()? => Ok(true),
+            Phase::Receiving if !entry.has_data()? || !entry.has_all_bytes()? => Ok(true),
+            Phase::Settled { record, .. } => {
+                let is_expired = record.expires < expiry.records_before;
+                if !is_expired {
+                    // If this fails, the next sweep reads the journal again.
+                    let _ = self.file_record(entry, record);
+                }
+                Ok(is_expired)
+            }
             _ => expired(entry, view, expiry).map(|counter| counter.is_some()),
         })?;
         // `look` renames a journal without a valid first record.
@@ -121,7 +144,25 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes a file that a process has left that died while it created or removed an upload.
+    fn sweep_record(
+        &self,
+        path: &Path,
+        before: SystemTime,
+        swept: &mut Swept,
+    ) -> Result<(), StoreError> {
+        let Some(id) = journal_id(path) else {
+            return Ok(());
+        };
+        // This is when the record expires, or, if a crash has lost that time, earlier.
+        let expires = disk::if_there(path.symlink_metadata())?.and_then(|it| it.modified().ok());
+        if expires.is_some_and(|expires| expires < before) {
+            swept.records += u64::from(self.remove_record(&id, path, before)?);
+        }
+        Ok(())
+    }
+
+    /// Removes a file that a process has left that died while it created or removed an upload, or a
+    /// file that was set aside.
     fn sweep_orphan(&self, path: &Path, before: SystemTime) -> Result<(), StoreError> {
         let name = path.file_name().and_then(|name| name.to_str());
         let parts: Vec<_> = name.unwrap_or_default().split('.').collect();
@@ -140,31 +181,46 @@ impl Folder {
         Ok(())
     }
 
-    /// The uploads in one of the folders.
-    fn ids_in(&self, shard: u8) -> io::Result<Vec<UploadId>> {
-        let id = |path: PathBuf| {
-            let is_journal = path
-                .extension()
-                .is_some_and(|extension| extension == "journal");
-            UploadId::from_hex(path.file_stem().filter(|_| is_journal)?.to_str()?)
-        };
-        Ok(self.files_in(shard)?.into_iter().filter_map(id).collect())
+    fn shard(&self, shard: u8) -> PathBuf {
+        self.partial.join(Hex(&[shard]).to_string())
     }
 
-    /// The files in one of the folders. Links are skipped and not followed.
-    fn files_in(&self, shard: u8) -> io::Result<Vec<PathBuf>> {
-        let dir = self.partial.join(Hex(&[shard]).to_string());
+    /// The uploads in one of the folders.
+    fn ids_in(&self, dir: &Path) -> Vec<UploadId> {
+        let files = self.files_in(dir);
+        files.iter().filter_map(|path| journal_id(path)).collect()
+    }
+
+    /// The files in one of the folders. What cannot be read is passed over, and told. Links are not
+    /// followed.
+    fn files_in(&self, dir: &Path) -> Vec<PathBuf> {
         let mut files = Vec::new();
-        if dir.symlink_metadata().is_ok_and(|there| there.is_dir()) {
+        let mut read = || {
+            if !disk::is_dir(dir)? {
+                return Ok(());
+            }
             for file in std::fs::read_dir(dir)? {
                 let file = file?;
+                let path = file.path();
                 if file.file_type()?.is_file() {
-                    files.push(file.path());
+                    files.push(path);
+                } else if journal_id(&path).is_some() {
+                    self.tell_skipped(&path, &StoreError::new("it is not a file"));
                 }
             }
-        }
-        Ok(files)
+            io::Result::Ok(())
+        };
+        let result = read().map_err(StoreError::from);
+        self.or_skip(dir, result);
+        files
     }
+}
+
+/// The upload whose journal has this path.
+fn journal_id(path: &Path) -> Option<UploadId> {
+    let extension = path.extension()?;
+    let stem = path.file_stem().filter(|_| extension == "journal")?;
+    UploadId::from_hex(stem.to_str()?)
 }
 
 /// The number of removed uploads of one kind.
@@ -189,18 +245,4 @@ fn expired(entry: &Entry, view: &View, expiry: &Expiry) -> io::Result<Option<Cou
         ),
     };
     Ok(is_expired.then_some(counter))
-}
-
-/// Passes over an upload that another version of this crate has written. That version sweeps it.
-fn of_this_version(swept: Result<(), StoreError>) -> Result<(), StoreError> {
-    match swept {
-        Err(StoreError::Failed(error))
-            if error
-                .downcast_ref::<io::Error>()
-                .is_some_and(|error| error.kind() == io::ErrorKind::Unsupported) =>
-        {
-            Ok(())
-        }
-        swept => swept,
-    }
 }

@@ -14,6 +14,7 @@ use std::{
     panic::Location,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
+    time::{Duration, SystemTime},
 };
 
 use super::scheduled::Scheduler;
@@ -76,6 +77,7 @@ struct State {
     files: HashMap<u64, usize>,
     file_count: usize,
     late: Vec<Event>,
+    ahead: Duration,
     left_out: &'static str,
     /// Whether they are those of files.
     sync_places: BTreeMap<&'static Location<'static>, bool>,
@@ -112,6 +114,15 @@ impl Simulated {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    pub(in crate::store) fn now(&self) -> SystemTime {
+        SystemTime::now() + self.state().ahead
+    }
+
+    /// From now on, the clock of the system is ahead of the time by this much.
+    pub(super) fn set_ahead(&self, ahead: Duration) {
+        self.state().ahead = ahead;
     }
 
     pub(in crate::store) fn boot(&self) -> u64 {

@@ -35,6 +35,10 @@ impl Entry {
     /// `failed_before` is what [`failed_syncs`](Self::failed_syncs) returned before the bytes were
     /// written. The system reports a failed sync to one of the writers only, but the bytes of all
     /// of them may be lost.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`append`](Self::append). After [`Busy`](StoreError::Busy) it can be called again.
     pub(in crate::store::file) fn commit(
         &self,
         events: Vec<Event>,
@@ -57,6 +61,7 @@ impl Entry {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(match &**error {
                 StoreError::Superseded => StoreError::Superseded,
+                StoreError::Busy => StoreError::Busy,
                 StoreError::Full(_) => StoreError::Full(Arc::clone(error).into()),
                 _ => StoreError::new(Arc::clone(error)),
             }),
@@ -65,7 +70,13 @@ impl Entry {
     }
 
     fn commit_all(&self, mut all: Vec<Waiting>) {
-        let synced = self.sync_data().map_err(|e| Arc::new(e.into()));
+        // Without the sync if the append would fail: the caller tries again.
+        let synced = match self.is_journal_free() {
+            Ok(true) => self.sync_data().map_err(StoreError::from),
+            Ok(false) => Err(StoreError::Busy),
+            Err(error) => Err(error.into()),
+        };
+        let synced = synced.map_err(Arc::new);
         let failed = self.failed_syncs();
         let mut events = Vec::new();
         all.retain_mut(|chunk| {

@@ -12,14 +12,18 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{Entry, ofd};
 use crate::{lock::lock, store::StoreError};
 
-/// How long to wait before a lock of another process is tried again.
-const RETRY: Duration = Duration::from_millis(20);
+/// The pause before a lock of another process is tried again: it grows from the first to the last.
+const PAUSES: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(25);
+
+/// How long a request waits for a process that is appending to the journal. An append takes as long
+/// as a sync. A process that is stopped holds the lock until it goes on or dies.
+const APPENDING: Duration = Duration::from_secs(3);
 
 /// Most bytes of a file. The system counts them in signed integers.
 pub(in crate::store::file) const MAX_LENGTH: u64 = 1 << 62;
@@ -32,6 +36,8 @@ const WHOLE: Range<u64> = 0..MAX_LENGTH + 1;
 pub(in crate::store::file) struct RangeLock {
     entry: Arc<Entry>,
     holder: Arc<Holder>,
+    /// Whether it is locked for other processes too.
+    is_locked: bool,
 }
 
 /// A request of this process that has locked a range.
@@ -67,25 +73,20 @@ impl Entry {
         } else {
             range
         };
-        let mut holders = lock(&self.holders);
-        if let Some(holder) = holders.iter().find(|other| overlap(&other.range, &range)) {
-            return Ok(TryLock::HeldBy(Some(Arc::clone(holder))));
-        }
+        let mut lock = {
+            let mut holders = lock(&self.holders);
+            if let Some(holder) = holders.iter().find(|other| overlap(&other.range, &range)) {
+                return Ok(TryLock::HeldBy(Some(Arc::clone(holder))));
+            }
+            self.add_holder(&mut holders, range.clone())
+        };
         if let Some(data) = &self.data {
-            if !ofd::try_lock(data, range.clone())? {
+            lock.is_locked = ofd::try_lock(data, range)?;
+            if !lock.is_locked {
                 return Ok(TryLock::HeldBy(None));
             }
         }
-        let holder = Arc::new(Holder {
-            range,
-            pieces: AtomicU64::new(0),
-            superseded: Notify::new(),
-        });
-        holders.push(Arc::clone(&holder));
-        Ok(TryLock::Locked(RangeLock {
-            entry: Arc::clone(self),
-            holder,
-        }))
+        Ok(TryLock::Locked(lock))
     }
 
     /// Locks the whole file, so that it can be removed, unless a request is writing.
@@ -98,20 +99,60 @@ impl Entry {
         })
     }
 
-    /// Locks the whole file, so that it can be removed. Requests that are writing have to stop.
+    /// Locks the whole file, so that it can be removed. Requests that are writing have to stop, and
+    /// no other request of this process gets a range meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if they do not stop, or another process does not.
     pub(in crate::store::file) async fn lock_whole(
         self: &Arc<Self>,
         stall: Duration,
     ) -> Result<RangeLock, StoreError> {
-        lock(&self.holders)
-            .iter()
-            .for_each(|holder| holder.supersede());
-        let deadline = Instant::now() + stall * 2;
+        let deadline = Instant::now() + stall;
+        let mut lock = self.add_holder(&mut lock(&self.holders), WHOLE);
         loop {
-            match self.try_lock_range(WHOLE)? {
-                TryLock::Locked(lock) => return Ok(lock),
-                TryLock::HeldBy(holder) => self.wait_for(holder, stall, deadline).await?,
+            let mut unlocked = std::pin::pin!(self.unlocked.notified());
+            unlocked.as_mut().enable();
+            if !self.supersede_others(&lock.holder) {
+                break;
             }
+            timeout_at(deadline, unlocked)
+                .await
+                .map_err(|_| StoreError::Busy)?;
+        }
+        if let Some(data) = &self.data {
+            while !ofd::try_lock(data, WHOLE)? {
+                // A request of another process cannot be superseded.
+                wait_until(deadline).await?;
+            }
+            lock.is_locked = true;
+        }
+        Ok(lock)
+    }
+
+    /// Supersedes all other holders. Returns whether there are any.
+    fn supersede_others(&self, holder: &Arc<Holder>) -> bool {
+        let holders = lock(&self.holders);
+        let others = holders.iter().filter(|other| !Arc::ptr_eq(other, holder));
+        others.map(|other| other.supersede()).count() > 0
+    }
+
+    fn add_holder(
+        self: &Arc<Self>,
+        holders: &mut Vec<Arc<Holder>>,
+        range: Range<u64>,
+    ) -> RangeLock {
+        let holder = Arc::new(Holder {
+            range,
+            pieces: AtomicU64::new(0),
+            superseded: Notify::new(),
+        });
+        holders.push(Arc::clone(&holder));
+        RangeLock {
+            entry: Arc::clone(self),
+            holder,
+            is_locked: false,
         }
     }
 
@@ -125,11 +166,7 @@ impl Entry {
     ) -> Result<(), StoreError> {
         let Some(holder) = holder else {
             // A request of another process cannot be superseded.
-            if Instant::now() > deadline {
-                return Err(StoreError::new("another process is writing to this range"));
-            }
-            tokio::time::sleep(RETRY).await;
-            return Ok(());
+            return wait_until(deadline).await;
         };
         let mut unlocked = std::pin::pin!(self.unlocked.notified());
         unlocked.as_mut().enable();
@@ -164,12 +201,57 @@ impl RangeLock {
 
 impl Drop for RangeLock {
     fn drop(&mut self) {
-        if let Some(data) = &self.entry.data {
+        if let (Some(data), true) = (&self.entry.data, self.is_locked) {
             ofd::unlock(data, self.holder.range.clone());
         }
         lock(&self.entry.holders).retain(|holder| !Arc::ptr_eq(holder, &self.holder));
         self.entry.unlocked.notify_waiters();
     }
+}
+
+/// Repeats what another process does not allow yet, with pauses, and not without limit.
+#[derive(Debug)]
+pub(in crate::store::file) struct Retries {
+    pause: Duration,
+    deadline: Instant,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            pause: PAUSES.start,
+            deadline: Instant::now() + APPENDING,
+        }
+    }
+}
+
+impl Retries {
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if there is no next try.
+    pub(in crate::store::file) async fn pause(&mut self) -> Result<(), StoreError> {
+        if Instant::now() >= self.deadline {
+            return Err(StoreError::Busy);
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSES.end);
+        Ok(())
+    }
+}
+
+/// Waits a moment.
+///
+/// # Errors
+///
+/// [`Busy`](StoreError::Busy) after the deadline.
+async fn wait_until(deadline: Instant) -> Result<(), StoreError> {
+    let mut retries = Retries {
+        pause: PAUSES.end,
+        deadline,
+    };
+    retries.pause().await
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {

@@ -1,0 +1,243 @@
+//! Several processes on one folder, of which one is stopped while it holds locks.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tower_resumable::{
+    FileStore, Scope, Upload, UploadId,
+    store::{ChunkBody, Claimed, Expiry, Filter, Keep, State, Store as _, StoreError},
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where the other process keeps its uploads.
+const FOLDER: &str = "TOWER_RESUMABLE_LOCKS";
+
+/// A chunk of this upload is being received by the other process.
+const RECEIVING: u8 = 1;
+/// The other process writes one chunk after the other to this upload.
+const APPENDING: u8 = 2;
+/// The other process is delivering this upload.
+const CLAIMED: u8 = 3;
+
+const LENGTH: u64 = 1 << 30;
+
+fn upload(byte: u8, length: u64) -> Upload {
+    let id = UploadId::from_bytes([byte; 32]);
+    Upload::new(id, Scope::default(), Some(length))
+}
+
+async fn write(
+    store: &FileStore,
+    upload: &Upload,
+    offset: u64,
+    len: usize,
+) -> Result<bool, StoreError> {
+    let piece = Bytes::from(vec![7; len]);
+    let source = StreamBody::new(stream::iter([Ok::<_, BoxError>(Frame::data(piece))]));
+    let source = pin!(source);
+    let mut body = ChunkBody::new(source, Some(len as u64), 0);
+    let progress = store.write(upload, offset, &mut body, Keep::Whole).await?;
+    Ok(progress.complete)
+}
+
+/// The other process. It ends only when it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a process of the other tests"]
+async fn other_process() {
+    let Some(dir) = std::env::var_os(FOLDER) else {
+        return;
+    };
+    let store = FileStore::open(PathBuf::from(dir)).unwrap();
+    let claimed = upload(CLAIMED, 1);
+    assert!(write(&store, &claimed, 0, 1).await.unwrap());
+    let claim = store.claim(&claimed).await.unwrap();
+    assert!(matches!(claim, Claimed::Won(_)), "{claim:?}");
+
+    let receiving = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let first = Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; 1 << 20])));
+            let body = stream::iter([first]).chain(stream::pending());
+            let source = pin!(StreamBody::new(body));
+            let mut body = ChunkBody::new(source, Some(2 << 20), 0);
+            let upload = upload(RECEIVING, LENGTH);
+            store.write(&upload, 0, &mut body, Keep::Whole).await
+        })
+    };
+    for offset in 0.. {
+        write(&store, &upload(APPENDING, LENGTH), offset, 1)
+            .await
+            .unwrap();
+    }
+    receiving.await.unwrap().unwrap();
+    drop(claim);
+}
+
+/// The other process, which is killed when it is dropped.
+struct Other(Child);
+
+impl Other {
+    fn start(dir: &Path) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "locks::other_process"])
+            .env(FOLDER, dir)
+            .stdout(Stdio::null())
+            .spawn();
+        Self(child.unwrap())
+    }
+
+    fn signal(&self, signal: &str) {
+        let kill = Command::new("kill")
+            .args([signal, &self.0.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+    }
+
+    /// Stops it at a moment at which it holds all locks.
+    async fn stop_with_locks(&self, dir: &Path) {
+        let journals = || [RECEIVING, APPENDING, CLAIMED].map(|byte| path(dir, byte, "journal"));
+        eventually("the other process has begun", || {
+            journals().iter().all(|path| path.exists())
+        })
+        .await;
+        let journals = journals();
+        for _ in 0..1000 {
+            self.signal("-STOP");
+            eventually("the other process is stopped", || {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()));
+                stat.is_ok_and(|stat| stat.contains(") T "))
+            })
+            .await;
+            let data = path(dir, RECEIVING, "data");
+            if [&journals[1], &journals[2], &data].map(|path| is_locked(path)) == [true; 3] {
+                return;
+            }
+            self.signal("-CONT");
+            tokio::task::yield_now().await;
+        }
+        panic!("the other process is never stopped while it appends");
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The path of a file of an upload.
+fn path(dir: &Path, byte: u8, extension: &str) -> PathBuf {
+    let shard = dir.join(format!("partial/{byte:02x}"));
+    let files = std::fs::read_dir(&shard).into_iter().flatten();
+    let mut paths = files.map(|file| file.unwrap().path());
+    let found = paths.find(|path| path.extension().is_some_and(|it| it == extension));
+    found.unwrap_or(shard.join("not yet"))
+}
+
+/// Whether any process has locked a range of the file.
+fn is_locked(path: &Path) -> bool {
+    let Ok(inode) = path.metadata().map(|file| file.ino()) else {
+        return false;
+    };
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    locks.contains(&format!(":{inode} "))
+}
+
+async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_true() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn threads() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// A body that waits for another process fails with this error, so that the client tries again.
+#[track_caller]
+fn assert_busy<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    assert!(matches!(result, Err(StoreError::Busy)), "{result:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_process_holds_only_its_own_uploads() {
+    for end in ["-CONT", "-KILL"] {
+        let dir = tempfile::tempdir().unwrap();
+        let other = Other::start(dir.path());
+        other.stop_with_locks(dir.path()).await;
+        let store = FileStore::builder(dir.path())
+            .with_stall_timeout(Duration::from_secs(2))
+            .open()
+            .unwrap();
+        let before = threads();
+        let mut held = tokio::task::JoinSet::new();
+        let start = Instant::now();
+        for n in 0..640 {
+            let store = store.clone();
+            held.spawn(async move {
+                match n % 4 {
+                    0 => assert_busy(write(&store, &upload(RECEIVING, LENGTH), 0, 3).await),
+                    1 => assert_busy(store.status(&upload(APPENDING, LENGTH).id).await),
+                    2 => {
+                        let claim = store.claim(&upload(CLAIMED, 1)).await;
+                        assert!(matches!(claim, Ok(Claimed::Busy)), "{claim:?}");
+                    }
+                    _ => {
+                        let offset = LENGTH - n;
+                        assert_busy(write(&store, &upload(APPENDING, LENGTH), offset, 1).await);
+                    }
+                }
+            });
+        }
+        let mut most = 0;
+        for n in 0..100 {
+            let free = upload(100 + n, 3);
+            assert!(write(&store, &free, 0, 3).await.unwrap());
+            assert!(store.status(&free.id).await.unwrap().is_some());
+            most = most.max(threads());
+        }
+        let served = start.elapsed();
+        // What only reads needs no lock.
+        let listed = store.list(&Filter::default(), None).await.unwrap();
+        assert_eq!(listed.uploads.len(), 103);
+        assert_busy(store.remove(&upload(RECEIVING, LENGTH).id).await);
+        let mut everything = Expiry::default();
+        everything.abandoned_before = Some(std::time::SystemTime::now() + Duration::from_secs(60));
+        assert_eq!(store.sweep(&everything).await.unwrap().abandoned, 0);
+        held.join_all().await;
+        let waited = start.elapsed();
+        most = most.max(threads());
+        assert!(served < waited, "{served:?} for other uploads, {waited:?}");
+        assert!(waited < Duration::from_secs(20), "{waited:?}");
+        assert!(most < before + 100, "{before} threads became {most}");
+
+        other.signal(end);
+        if end == "-KILL" {
+            assert!(!write(&store, &upload(RECEIVING, LENGTH), 0, 3).await.unwrap());
+            let claim = store.claim(&upload(CLAIMED, 1)).await.unwrap();
+            assert!(matches!(claim, Claimed::Won(_)), "{claim:?}");
+        }
+        let appending = upload(APPENDING, LENGTH);
+        assert!(!write(&store, &appending, LENGTH - 1, 1).await.unwrap());
+        match store.status(&appending.id).await.unwrap().unwrap().state {
+            State::Receiving(ranges) => assert!(ranges.covers(LENGTH - 1, 1), "{ranges:?}"),
+            state => panic!("{state:?}"),
+        }
+    }
+}
