@@ -73,6 +73,63 @@ impl CompletedUpload {
         self.sealed.attempt
     }
 
+    /// Whether this delivery still has the exclusive right to the upload. Looks at memory only.
+    ///
+    /// The claims of `FileStore` and `MemoryStore` live as long as the process, so this is always
+    /// `true`. A claim of a `BucketStore` has to be renewed in the bucket. While that is impossible
+    /// for longer than the [lease time], this is `false`: another server may deliver the upload at
+    /// the same time, with the same [`id`](Self::id) and the next [`attempt`](Self::attempt). It
+    /// becomes `true` again if the claim can be renewed before another server takes it.
+    ///
+    /// Ask before an effect that must not happen twice, and answer with 503 if the claim is lost.
+    /// The check makes two effects unlikely. Only the [`id`](Self::id), stored together with the
+    /// effect, excludes them: a process that was suspended does not notice it at once. After the
+    /// handler has answered, the value has no meaning.
+    ///
+    /// [lease time]: https://docs.rs/tower-resumable/latest/tower_resumable/store/struct.BucketStoreBuilder.html#method.with_lease
+    ///
+    /// ```
+    /// use http::{Response, StatusCode};
+    /// use tower_resumable::CompletedUpload;
+    ///
+    /// async fn handler(upload: CompletedUpload) -> Response<String> {
+    ///     // Takes minutes, such as a virus scan.
+    ///     let size = upload.size();
+    ///     let mut response = Response::new(format!("{size} bytes"));
+    ///     if !upload.claim_is_live() {
+    ///         // Another server may have it. The upload is kept, and delivered again.
+    ///         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    ///     }
+    ///     response
+    /// }
+    /// # use std::convert::Infallible;
+    /// # use http::Request;
+    /// # use http_body_util::Full;
+    /// # use tower::{Layer as _, ServiceExt as _, service_fn};
+    /// # use tower_resumable::{MemoryStore, ResumableLayer};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let inner = service_fn(|request: Request<_>| async move {
+    /// #     let upload = request.extensions().get::<CompletedUpload>().unwrap().clone();
+    /// #     assert!(upload.claim_is_live());
+    /// #     let response = handler(upload).await;
+    /// #     Ok::<_, Infallible>(response.map(|text| Full::new(text.into())))
+    /// #     as Result<Response<Full<bytes::Bytes>>, _>
+    /// # });
+    /// # let service = ResumableLayer::new(MemoryStore::default()).layer(inner);
+    /// # let request = Request::post("/upload?resumableChunkNumber=1&resumableChunkSize=5\
+    /// #     &resumableCurrentChunkSize=5&resumableTotalSize=5&resumableTotalChunks=1\
+    /// #     &resumableIdentifier=a&resumableFilename=a.txt")
+    /// #     .header("content-type", "application/octet-stream")
+    /// #     .body(Full::new(bytes::Bytes::from("hello"))).unwrap();
+    /// # let response = service.oneshot(request).await.unwrap();
+    /// # assert_eq!(response.status(), 200);
+    /// # }
+    /// ```
+    pub fn claim_is_live(&self) -> bool {
+        self.sealed.claim_is_live()
+    }
+
     /// The id of the upload: a hash of its scope and of what identifies it. The same file uploaded
     /// again has the same upload id, but another [`id`](Self::id).
     pub fn upload_id(&self) -> &UploadId {
