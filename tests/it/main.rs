@@ -17,6 +17,7 @@ mod examples;
 mod format;
 mod gone;
 mod hyper;
+mod identity;
 mod limits;
 mod properties;
 mod recovery;
