@@ -89,12 +89,15 @@ kinds! {
     FileTooLarge => "file_too_large",
     /// The body is not the multipart form that its content type declares.
     Multipart => "multipart",
-    /// The form has no file part.
+    /// The form has no file, for example because the user has chosen none.
     MissingFile => "missing_file",
     /// The form has a second file part, or one of an unknown name.
     UnexpectedFile => "unexpected_file",
     /// The file is a text field that should be base64, and is not.
     Base64 => "base64",
+    /// The body, or a part of the form, has a `Content-Encoding` or `Content-Transfer-Encoding`
+    /// that nothing has decoded.
+    ContentEncoding => "content_encoding",
     /// The request contradicts what is stored of the upload: another length, or other bytes,
     /// because the file has changed.
     Conflict => "conflict",
@@ -155,6 +158,7 @@ pub(crate) enum Reason {
     MissingFile { name: String },
     UnexpectedFile,
     Base64,
+    ContentEncoding,
     Conflict,
     TooManyRanges,
     MethodNotAllowed,
@@ -191,10 +195,13 @@ impl fmt::Display for Reason {
             Self::ChunkTooLarge { limit } => write!(f, "a chunk may have at most {limit} bytes"),
             Self::FileTooLarge { limit } => write!(f, "a file may have at most {limit} bytes"),
             Self::Multipart { problem } => write!(f, "the multipart form is broken: {problem}"),
-            Self::MissingFile { name } => write!(f, "the form has no file part named `{name}`"),
+            Self::MissingFile { name } => write!(f, "the form has no file in its part `{name}`"),
             Self::UnexpectedFile => f.write_str("the form has an unexpected file part"),
             Self::Base64 => {
                 f.write_str("the file part has no file name, so it should be base64, but it is not")
+            }
+            Self::ContentEncoding => {
+                f.write_str("the body is compressed or encoded: send the bytes of the file")
             }
             Self::Conflict => f.write_str("the file has changed since its upload began"),
             Self::TooManyRanges => f.write_str("the upload is in too many pieces"),
@@ -245,6 +252,8 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match &self.0.reason {
             Reason::Refused(refusal) => refusal.is_retryable(),
+            // Safari sends a chunk without its bytes if it cannot read the file just then.
+            Reason::ChunkLength { received: 0, .. } => true,
             Reason::DigestMismatch { .. }
             | Reason::Interrupted
             | Reason::Superseded

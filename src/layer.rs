@@ -107,8 +107,62 @@ impl ResumableLayer {
     }
 
     /// Sets what makes two chunks belong to the same upload. Default: [`IdentityRule::Full`].
+    ///
+    /// The [scope](Self::with_scope) and the path of the request are always part of it: the same
+    /// file at two paths is two uploads. So all requests about an upload need the same path. A
+    /// client that asks at another path, such as the `testTarget` of Resumable.js, finds nothing
+    /// stored there. Inside an axum `nest`, the path with the prefix counts; that needs the feature
+    /// `axum`. Behind another router that removes a prefix from the path, distinguish the targets
+    /// by the scope or by [fields](Self::with_identity_fields).
+    ///
+    /// A request that declares another length than the upload was created with is refused for
+    /// good, with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict).
     pub fn with_identity(self, rule: IdentityRule) -> Self {
         self.with(|config| config.protocols.chunked_mut().identity = rule)
+    }
+
+    /// Sets fields of the application that identify an upload, in addition to its path and the
+    /// [rule](Self::with_identity). Default: none.
+    ///
+    /// Without them, a file that a client sends to two albums is one upload if the album is only
+    /// named in a field: the second album never gets it. A request without such a field, or with an
+    /// empty one, is about the upload without it. So the client has to send the fields in all its
+    /// requests: tests, chunks, status requests and removals.
+    ///
+    /// In a form the fields should come before the file, or be in the query. If one of them has
+    /// not arrived when the file does, the file is spooled until the form ends.
+    ///
+    /// ```
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{Field, MemoryStore, ResumableLayer};
+    /// # use http::{Request, Response};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new("stored".to_owned()))
+    /// # });
+    /// let fields = [Field::query_or_form("album"), Field::header("x-tenant")];
+    /// let service = ResumableLayer::new(MemoryStore::default())
+    ///     .with_identity_fields(fields)
+    ///     .layer(inner);
+    /// let file = "resumableIdentifier=5-a&resumableTotalSize=5\
+    ///             &resumableChunkNumber=1&resumableChunkSize=5";
+    /// let chunk = Request::post(format!("/upload?{file}&album=1")).body("hello".to_owned())?;
+    /// assert_eq!(service.clone().oneshot(chunk).await?.status(), 200);
+    /// // The other album does not have it.
+    /// let test = Request::get(format!("/upload?{file}&album=2")).body(String::new())?;
+    /// assert_eq!(service.oneshot(test).await?.status(), 204);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_identity_fields<F: Into<Field>>(
+        self,
+        fields: impl IntoIterator<Item = F>,
+    ) -> Self {
+        let fields = fields.into_iter().map(Into::into);
+        let fields: Vec<Field> = fields.filter(|field| !field.is_none()).collect();
+        self.with(|config| config.protocols.chunked_mut().identity_fields = fields)
     }
 
     /// Sets the query parameter that asks for a list. A `GET` request with this parameter is

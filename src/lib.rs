@@ -51,6 +51,7 @@ mod hooks;
 mod layer;
 mod limits;
 mod lock;
+mod mime;
 mod model;
 mod names;
 mod protocol;

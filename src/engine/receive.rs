@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header, request::Parts};
+use http::{HeaderName, Request, Response, header, request::Parts};
 use http_body::{Body, Frame};
 use tower_service::Service;
 
@@ -21,9 +21,9 @@ use crate::{
     body::{
         Source,
         digest::{Expected, Verified},
-        multipart::{self, Item},
+        multipart::{self, Decoded, Item},
         pace::Paced,
-        raw::{Pieces, drain},
+        raw::{OneOf, Pieces, drain},
         sniff::Sniffed,
     },
     config::Config,
@@ -40,6 +40,7 @@ use crate::{
         Command, Create, Described, Exchange, FilePart, Form, Look, Outcome, Reply, Target, Write,
     },
     response::ResponseBody,
+    route::sent_path,
     store::{ChunkBody, Filter, Keep, StoreError, content::Content, random_id},
 };
 
@@ -70,7 +71,7 @@ where
     match found {
         Ok(Found::Response(response)) => response.map(ResponseBody::answer),
         Ok(Found::Complete(upload)) => {
-            let request = without_content(head, body.into_inner());
+            let request = delivered(head, body.into_inner(), reply.forwards_all());
             engine.complete(inner, request, upload, &reply).await
         }
         Err(error) => {
@@ -91,15 +92,44 @@ enum Found {
 }
 
 /// The request for the inner service. Its body has been read, so the headers about it are removed.
-fn without_content<B>(mut head: Parts, body: B) -> Request<B> {
-    for name in [
+///
+/// An answer that is recorded is read by the layer and repeated to requests with other headers. So
+/// the headers that choose a form of the answer are removed too: a compressed or partial answer
+/// would be the wrong one for them. Preconditions such as `If-Match` stay, because they say whether
+/// the file is wanted.
+fn delivered<B>(mut head: Parts, body: B, forwards_all: bool) -> Request<B> {
+    const ABOUT_BODY: [HeaderName; 4] = [
+        header::CONTENT_ENCODING,
         header::CONTENT_LENGTH,
         header::CONTENT_TYPE,
         header::TRANSFER_ENCODING,
-    ] {
+    ];
+    const ABOUT_ANSWER: [HeaderName; 5] = [
+        header::ACCEPT_ENCODING,
+        header::IF_MODIFIED_SINCE,
+        header::IF_RANGE,
+        header::RANGE,
+        header::TE,
+    ];
+    let about_answer = ABOUT_ANSWER.iter().filter(|_| !forwards_all);
+    for name in ABOUT_BODY.iter().chain(about_answer) {
         head.headers.remove(name);
     }
     Request::from_parts(head, body)
+}
+
+/// Refuses a body in a coding: its bytes would be stored as they are.
+fn check_coding(head: &Parts) -> Result<(), Error> {
+    let mut codings = head.headers.get_all(header::CONTENT_ENCODING).iter();
+    let is_plain = codings.all(|coding| {
+        let coding = coding.as_bytes().trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    });
+    if is_plain {
+        Ok(())
+    } else {
+        Err(Reason::ContentEncoding.into())
+    }
 }
 
 impl Engine {
@@ -117,6 +147,9 @@ impl Engine {
     {
         // The owner is known before a byte of the body is read.
         let scope = self.config.hooks.scope(head)?;
+        if let Command::Read { .. } | Command::Write(_) = command {
+            check_coding(head)?;
+        }
         if let Command::Read { max, then } = command {
             let _reading = self.count_body(&scope)?;
             let exchange = then(&self.read_all(head, body, max).await?);
@@ -132,10 +165,16 @@ impl Engine {
                 return self.conclude(described, head, scope, reply).await;
             }
             Command::Look(look) => self.look(look, head, scope, reply).await?,
-            Command::List => {
+            Command::List { fields } => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;
-                reply.encode(Outcome::Listed(&self.unfinished(scope).await?))
+                let mut uploads = self.unfinished(scope).await?;
+                uploads.retain(|(upload, _)| {
+                    let mut fields = fields.iter();
+                    upload.is_at(sent_path(head))
+                        && fields.all(|(name, value)| upload.field(name) == Some(value))
+                });
+                reply.encode(Outcome::Listed(&uploads))
             }
             Command::Create(create) => {
                 let upload = self.name(create, head, scope).await?;
@@ -143,7 +182,7 @@ impl Engine {
                 reply.encode(Outcome::Created(&upload))
             }
             Command::Remove(described) => {
-                let upload = self.upload(described, scope)?;
+                let upload = self.upload(described, head, scope)?;
                 self.admit(Purpose::Cancel, head, &upload).await?;
                 self.remove(&upload).await?;
                 // The answer does not say whether the upload existed.
@@ -159,7 +198,7 @@ impl Engine {
     async fn name(&self, create: Create, head: &Parts, scope: Scope) -> Result<Upload, Error> {
         let Create { length, describe } = create;
         self.config.check(Some(length), None)?;
-        let upload = self.upload(describe(&random_id()?, length), scope)?;
+        let upload = self.upload(describe(&random_id()?), head, scope)?;
         self.admit(Purpose::Create, head, &upload).await?;
         Ok(upload)
     }
@@ -173,9 +212,9 @@ impl Engine {
         reply: &Reply,
     ) -> Result<Found, Error> {
         self.config.check(described.length, None)?;
-        let upload = self.upload(described, scope)?;
+        let upload = self.upload(described, head, scope)?;
         self.admit(Purpose::Status, head, &upload).await?;
-        let state = self.status(&upload).await?.map(|status| status.state);
+        let state = self.same(&upload).await?.map(|status| status.state);
         Ok(match state {
             Some(State::Complete | State::Settled(_)) => Found::Complete(upload),
             _ => Found::Response(reply.encode(Outcome::Gone)),
@@ -201,24 +240,12 @@ impl Engine {
                 let mut source = pin!(Pieces::new(&mut *body, digest));
                 self.write_to(target, head, scope, source.as_mut()).await?
             }
-            Write::Whole {
-                upload,
-                digest: field,
-            } => {
-                let missing = || Reason::MissingField {
-                    name: header::CONTENT_LENGTH.to_string(),
-                };
-                let length = upload.length.ok_or_else(missing)?;
-                let target = Target {
-                    upload,
-                    offset: 0,
-                    len: Some(length),
-                    max_len: length,
-                    must_exist: false,
-                    digest: field,
-                };
+            Write::Spool(place) => {
                 let mut source = pin!(Pieces::new(&mut *body, digest));
-                self.write_to(target, head, scope, source.as_mut()).await?
+                let (spooled, len) = self.spool(source.as_mut()).await?;
+                let mut source = pin!(Reread(spooled));
+                self.write_to(place(len)?, head, scope, source.as_mut())
+                    .await?
             }
             Write::Form { boundary, mut form } => {
                 let parts = multipart::Form::new(&mut *body, boundary, digest);
@@ -283,10 +310,10 @@ impl Engine {
                 }
             }
         }
-        let (file_name, content_type) = parts.file_part().cloned().unwrap_or_default();
+        let head_of_part = parts.file_part().cloned().unwrap_or_default();
         let part = FilePart {
-            file_name,
-            content_type,
+            file_name: head_of_part.file_name,
+            content_type: head_of_part.content_type,
         };
         let Some(target) = form.file(part)? else {
             return self.write_spooled(parts, form, head, scope).await;
@@ -294,9 +321,11 @@ impl Engine {
         let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));
         };
+        let is_base64 = form.is_base64();
         let mut fields = Fields(form);
-        let mut content = pin!(parts.content(&mut fields));
-        let (mut upload, progress) = self.store_chunk(chunk, content.as_mut()).await?;
+        let content = pin!(parts.content(&mut fields));
+        let mut decoded = pin!(Decoded::new(content, is_base64));
+        let (mut upload, progress) = self.store_chunk(chunk, decoded.as_mut()).await?;
         // Including those after the file.
         upload.fields = form.fields();
         Ok(Written::Stored(Some((upload, progress))))
@@ -313,21 +342,27 @@ impl Engine {
         let (spooled, len) = {
             let mut fields = Fields(form);
             let mut content = pin!(parts.content(&mut fields));
-            let limit = self.config.limits.chunk_size;
-            let mut body = ChunkBody::new(content.as_mut(), None, limit);
-            let spooled = self.store.spool(&mut body).await;
-            let spooled = spooled.inspect_err(fault::report).map_err(Error::from);
-            let spooled = spooled.map_err(|error| match error.reason() {
-                // No length was declared: the limit is exceeded.
-                Reason::ChunkLength { .. } => Reason::ChunkTooLarge { limit }.into(),
-                _ => error,
-            });
-            (spooled?, body.received())
+            self.spool(content.as_mut()).await?
         };
         let target = form.place(len)?;
-        let mut source = pin!(Reread(spooled));
+        let source = pin!(Reread(spooled));
+        let mut source = pin!(Decoded::new(source, form.is_base64()));
         let stored = self.write_to(target, head, scope, source.as_mut()).await?;
         Ok(Written::Stored(stored))
+    }
+
+    /// Spools a file whose length or target is not known yet. Returns it with its length in bytes.
+    async fn spool(&self, source: Source<'_>) -> Result<(Content, u64), Error> {
+        let limit = self.config.limits.chunk_size;
+        let mut body = ChunkBody::new(source, None, limit);
+        let spooled = self.store.spool(&mut body).await;
+        let spooled = spooled.inspect_err(fault::report).map_err(Error::from);
+        let spooled = spooled.map_err(|error| match error.reason() {
+            // No length was declared: the limit is exceeded.
+            Reason::ChunkLength { .. } => Reason::ChunkTooLarge { limit }.into(),
+            _ => error,
+        });
+        Ok((spooled?, body.received()))
     }
 
     /// Returns the chunk, if the limits and the application admit it. `None` if the client
@@ -345,7 +380,7 @@ impl Engine {
             }
             _ => None,
         };
-        let upload = self.upload(target.upload, scope)?;
+        let upload = self.upload(target.upload, head, scope)?;
         if target.must_exist && self.status(&upload).await?.is_none() {
             return Ok(None);
         }
@@ -354,6 +389,7 @@ impl Engine {
             upload,
             offset: target.offset,
             len: target.len,
+            lengths: target.other_len.map(|other| [target.max_len, other]),
             max_len: target.max_len.min(self.config.limits.chunk_size),
             digest,
         }))
@@ -367,6 +403,7 @@ impl Engine {
         let Chunk { upload, offset, .. } = chunk;
         let is_new = self.reserve(&upload).await?;
         let sniff = self.config.hooks.sniff.as_ref().filter(|_| offset == 0);
+        let source = pin!(OneOf::new(source, chunk.lengths));
         let sniffed = pin!(Sniffed::new(source, sniff, &upload));
         let mut verified = pin!(Verified::new(sniffed, chunk.digest));
         let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
@@ -440,9 +477,9 @@ impl Engine {
         if look.purpose == Purpose::Test {
             self.config.check(described.length, look.chunk_len)?;
         }
-        let upload = self.upload(described, scope)?;
+        let upload = self.upload(described, head, scope)?;
         self.admit(look.purpose, head, &upload).await?;
-        let status = self.status(&upload).await?;
+        let status = self.same(&upload).await?;
         Ok(reply.encode(Outcome::State(status.as_ref())))
     }
 
@@ -465,8 +502,8 @@ impl Engine {
         }
     }
 
-    fn upload(&self, described: Described, scope: Scope) -> Result<Upload, Error> {
-        described.upload(scope, || Ok(random_id()?))
+    fn upload(&self, described: Described, head: &Parts, scope: Scope) -> Result<Upload, Error> {
+        described.upload(scope, sent_path(head), || Ok(random_id()?))
     }
 
     /// Asks the application whether a request is admitted.
@@ -475,6 +512,16 @@ impl Engine {
         Ok(hooks
             .admit(purpose, head, &upload.scope, Some(upload))
             .await?)
+    }
+
+    /// The status of the upload of a request. An error if the request contradicts it.
+    async fn same(&self, upload: &Upload) -> Result<Option<Status>, Error> {
+        let status = self.status(upload).await?;
+        let stored = status.as_ref().and_then(|status| status.upload.length);
+        match (stored, upload.length) {
+            (Some(stored), Some(declared)) if stored != declared => Err(Reason::Conflict.into()),
+            _ => Ok(status),
+        }
     }
 
     async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {
@@ -570,6 +617,8 @@ struct Chunk {
     upload: Upload,
     offset: u64,
     len: Option<u64>,
+    /// The two lengths that it can have, if it is one of two.
+    lengths: Option<[u64; 2]>,
     max_len: u64,
     digest: Option<Expected>,
 }
@@ -588,6 +637,10 @@ struct Fields<'a>(&'a mut dyn Form);
 impl multipart::Fields for Fields<'_> {
     fn is_file(&self, name: &str, is_text: bool) -> bool {
         self.0.is_file(name, is_text)
+    }
+
+    fn is_chunk(&self) -> bool {
+        self.0.is_chunk()
     }
 
     fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {

@@ -18,6 +18,7 @@ mod examples;
 mod format;
 mod gone;
 mod hyper;
+mod identity;
 mod limits;
 #[cfg(target_os = "linux")]
 mod locks;
