@@ -92,6 +92,10 @@ impl Info {
         matches!(self.phase, Phase::Settled(_))
     }
 
+    pub(super) fn is_rejected(&self) -> bool {
+        matches!(&self.phase, Phase::Settled(record) if !record.delivered)
+    }
+
     /// Whether it is settled and its record has expired.
     pub(super) fn is_expired(&self) -> bool {
         matches!(&self.phase, Phase::Settled(record) if record.is_expired())
