@@ -133,6 +133,9 @@ kinds! {
     DeliveryFailed => "delivery_failed",
     /// The inner service is still busy with the complete upload.
     DeliveryPending => "delivery_pending",
+    /// The delivery failed [as often as allowed](crate::Delivery::with_max_attempts). The upload is
+    /// kept until the operator [delivers](crate::Uploads::deliver) it.
+    SetAside => "set_aside",
     /// A hook of the application refused the request.
     Refused => "refused",
 }
@@ -175,6 +178,7 @@ pub(crate) enum Reason {
     StorageFull,
     DeliveryFailed,
     DeliveryPending,
+    SetAside,
     Refused(Refusal),
 }
 
@@ -223,6 +227,9 @@ impl fmt::Display for Reason {
             Self::StorageFull => f.write_str("there is no room for the chunk"),
             Self::DeliveryFailed => f.write_str("the complete upload could not be delivered yet"),
             Self::DeliveryPending => f.write_str("the complete upload is still being delivered"),
+            Self::SetAside => {
+                f.write_str("the complete upload could not be delivered, and is kept")
+            }
             Self::Refused(refusal) => f.write_str(refusal.reason()),
         }
     }
@@ -274,6 +281,17 @@ impl Error {
         match &self.0.reason {
             Reason::Refused(refusal) => Some(refusal),
             _ => None,
+        }
+    }
+
+    /// Whether the store failed, and the client has not caused it.
+    pub(crate) fn is_of_store(&self) -> bool {
+        let source = self.0.source.as_ref();
+        let error = source.and_then(|source| source.downcast_ref::<StoreError>());
+        match self.kind() {
+            ErrorKind::Storage | ErrorKind::StorageFull => true,
+            ErrorKind::Busy | ErrorKind::Unsupported => error.is_some(),
+            _ => false,
         }
     }
 

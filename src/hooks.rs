@@ -116,7 +116,8 @@ pub enum Purpose {
     /// Store a chunk or a whole file. A file part that comes before its fields has already been
     /// read and spooled, but is not part of an upload yet.
     Chunk,
-    /// Deliver a complete file. A final refusal removes it.
+    /// Deliver a complete file. A refusal means the same as an answer of the inner service with its
+    /// status: see [`Verdict`](crate::Verdict).
     Deliver,
     /// Remove an upload.
     Cancel,

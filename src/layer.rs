@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     events::{Event, Events},
     hooks::{Admission, Refusal},
-    limits::Limits,
+    limits::{LONGEST, Limits},
     model::upload::{Scope, Upload},
     protocol::{
         Protocol,
@@ -235,8 +235,9 @@ impl ResumableLayer {
     /// admitted.
     ///
     /// The hook copies what it needs of the request and answers asynchronously. A refused request
-    /// stores nothing and learns nothing about stored uploads. A final refusal [before the
-    /// delivery](crate::Purpose::Deliver) removes the file. Late duplicates of a delivered file are
+    /// stores nothing and learns nothing about stored uploads. A refusal [before the
+    /// delivery](crate::Purpose::Deliver) means the same as an answer of the inner service with its
+    /// status: see [`Verdict`](crate::Verdict). Late duplicates of a delivered file are
     /// admitted like all other chunks. [`Uploads::deliver`] does not call the hook.
     ///
     /// ```
@@ -351,12 +352,17 @@ impl ResumableLayer {
     }
 
     /// Sets how long a response that tells the client to try again is held back. Default: 250 ms.
-    /// After the second attempt to deliver an upload the response is held back twice as long, after
-    /// the third four times, after all later ones eight times.
+    /// At most one year.
     ///
     /// The delay protects the server: Resumable.js tries again at once, up to a hundred times.
+    ///
+    /// After a failed delivery, the inner service is not called again for that upload during a
+    /// pause. The pause is this delay after the first failure, twice as long after the second one,
+    /// then four and eight times as long. After the fifth failure it is two seconds, and then it
+    /// doubles up to an hour. Responses to requests during the pause are held back until its end,
+    /// but no longer than eight times the delay. `Retry-After` says what is left of it.
     pub fn with_hold_back(self, delay: Duration) -> Self {
-        self.with(|config| config.hold_back = delay)
+        self.with(|config| config.hold_back = delay.min(LONGEST))
     }
 
     /// Sets the hook that changes or replaces the responses of the layer to errors. Default: none.

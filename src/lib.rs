@@ -94,5 +94,5 @@ pub use self::{
     service::Resumable,
     store::{content::Content, file::FileStore, memory::MemoryStore},
     upload::CompletedUpload,
-    uploads::Uploads,
+    uploads::{Deliveries, Uploads},
 };

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The longest time of a setting. Longer ones could overflow.
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Most bytes of a query.
 pub(crate) const QUERY_BYTES: usize = 16 << 10;
 
@@ -203,7 +206,7 @@ impl Limits {
     /// Sets how long nothing may arrive of a body. Default: 30 seconds. The time in which the layer
     /// itself is busy does not count, here and for the other two time limits.
     pub fn with_idle(mut self, timeout: Duration) -> Self {
-        self.pace.idle = timeout;
+        self.pace.idle = timeout.min(LONGEST);
         self
     }
 
@@ -217,13 +220,13 @@ impl Limits {
     /// Sets how long a body may be slower than the [minimum rate](Self::with_min_rate). Default: a
     /// minute.
     pub fn with_grace(mut self, grace: Duration) -> Self {
-        self.pace.grace = grace;
+        self.pace.grace = grace.min(LONGEST);
         self
     }
 
     /// Sets how long a body may take as a whole. Default: an hour.
     pub fn with_body_time(mut self, timeout: Duration) -> Self {
-        self.pace.body_time = timeout;
+        self.pace.body_time = timeout.min(LONGEST);
         self
     }
 }

@@ -4,18 +4,20 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderName, Request, Response, header, request::Parts};
+use http::{HeaderName, Request, Response, StatusCode, header, request::Parts};
 use http_body::{Body, Frame};
 use tower_service::Service;
 
 use super::{
     Engine,
     deliver::{Delivered, deliver},
+    outcomes::HELD_TIMES,
     quota::BodyGuard,
-    verify::Ask,
+    verify::By,
 };
 use crate::{
     body::{
@@ -27,8 +29,9 @@ use crate::{
         sniff::Sniffed,
     },
     config::Config,
+    delivery::Verdict,
     error::{Error, Reason},
-    fault,
+    events::Event,
     hooks::Purpose,
     limits::DRAIN,
     model::{
@@ -70,14 +73,15 @@ where
     };
     match found {
         Ok(Found::Response(response)) => response.map(ResponseBody::answer),
-        Ok(Found::Complete(upload)) => {
+        Ok(Found::Complete { upload, is_probe }) => {
             let request = delivered(head, body.into_inner(), reply.forwards_all());
-            engine.complete(inner, request, upload, &reply).await
+            let complete = engine.complete(inner, request, upload, is_probe, &reply);
+            complete.await
         }
         Err(error) => {
             engine.drain(&mut body).await;
             engine
-                .refuse(&reply, error, 0)
+                .refuse(&reply, error, Duration::ZERO)
                 .await
                 .map(ResponseBody::answer)
         }
@@ -88,7 +92,20 @@ where
 enum Found {
     Response(Response<Bytes>),
     /// The upload is complete, and is to be delivered.
-    Complete(Upload),
+    Complete {
+        upload: Upload,
+        /// The client has asked what is stored.
+        is_probe: bool,
+    },
+}
+
+impl Found {
+    fn complete(upload: Upload) -> Self {
+        Self::Complete {
+            upload,
+            is_probe: false,
+        }
+    }
 }
 
 /// The request for the inner service. Its body has been read, so the headers about it are removed.
@@ -164,7 +181,7 @@ impl Engine {
             Command::Conclude(described) => {
                 return self.conclude(described, head, scope, reply).await;
             }
-            Command::Look(look) => self.look(look, head, scope, reply).await?,
+            Command::Look(look) => return self.look(look, head, scope, reply).await,
             Command::List { fields } => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;
@@ -184,7 +201,7 @@ impl Engine {
             Command::Remove(described) => {
                 let upload = self.upload(described, head, scope)?;
                 self.admit(Purpose::Cancel, head, &upload).await?;
-                self.remove(&upload).await?;
+                self.remove(&upload, None).await?;
                 // The answer does not say whether the upload existed.
                 reply.encode(Outcome::Removed)
             }
@@ -216,7 +233,7 @@ impl Engine {
         self.admit(Purpose::Status, head, &upload).await?;
         let state = self.same(&upload).await?.map(|status| status.state);
         Ok(match state {
-            Some(State::Complete | State::Settled(_)) => Found::Complete(upload),
+            Some(State::Complete | State::Settled(_)) => Found::complete(upload),
             _ => Found::Response(reply.encode(Outcome::Gone)),
         })
     }
@@ -255,8 +272,7 @@ impl Engine {
                 match written? {
                     Written::Stored(stored) => stored,
                     Written::Asked(look, scope) => {
-                        let response = self.look(look, head, scope, reply).await?;
-                        return Ok(Found::Response(response));
+                        return self.look(look, head, scope, reply).await;
                     }
                 }
             }
@@ -266,7 +282,7 @@ impl Engine {
             return Ok(Found::Response(reply.encode(Outcome::Gone)));
         };
         if progress.complete {
-            return Ok(Found::Complete(upload));
+            return Ok(Found::complete(upload));
         }
         let status = if reply.needs_status() {
             self.status(&upload).await?
@@ -356,7 +372,7 @@ impl Engine {
         let limit = self.config.limits.chunk_size;
         let mut body = ChunkBody::new(source, None, limit);
         let spooled = self.store.spool(&mut body).await;
-        let spooled = spooled.inspect_err(fault::report).map_err(Error::from);
+        let spooled = spooled.map_err(|error| self.store_failed(None, error));
         let spooled = spooled.map_err(|error| match error.reason() {
             // No length was declared: the limit is exceeded.
             Reason::ChunkLength { .. } => Reason::ChunkTooLarge { limit }.into(),
@@ -402,6 +418,10 @@ impl Engine {
     ) -> Result<(Upload, Progress), Error> {
         let Chunk { upload, offset, .. } = chunk;
         let is_new = self.reserve(&upload).await?;
+        // Only this process knows without asking the store. For the others the record ends soon.
+        if offset == 0 && self.outcomes.is_rejected(&upload.id) {
+            self.forget_rejection(&upload).await?;
+        }
         let sniff = self.config.hooks.sniff.as_ref().filter(|_| offset == 0);
         let source = pin!(OneOf::new(source, chunk.lengths));
         let sniffed = pin!(Sniffed::new(source, sniff, &upload));
@@ -411,13 +431,14 @@ impl Engine {
             .store
             .write(&upload, offset, &mut body, Keep::Whole)
             .await;
-        match written.inspect_err(fault::report).map_err(Error::from) {
+        match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
             Ok(progress) => Ok((upload, progress)),
             Err(error) => {
-                if error.refusal().is_some() && !error.is_retryable() {
+                let refusal = error.refusal().filter(|refusal| !refusal.is_retryable());
+                if let Some(refusal) = refusal {
                     // Other chunks of the file may be stored. If the upload cannot be removed now,
-                    // it is swept later.
-                    let _ = self.remove(&upload).await;
+                    // it is swept later, and the operator is told.
+                    let _ = self.remove(&upload, Some(refusal.status())).await;
                 }
                 if is_new && matches!(self.status(&upload).await, Ok(None)) {
                     self.quota.release(&upload.id);
@@ -427,12 +448,14 @@ impl Engine {
         }
     }
 
-    /// Delivers a complete upload, and encodes the answer of the inner service.
+    /// Delivers a complete upload, and encodes the answer of the inner service. The answer to a
+    /// probe is what is stored, unless the inner service refuses the file.
     async fn complete<S, B, R>(
         &self,
         inner: S,
         request: Request<B>,
         upload: Upload,
+        is_probe: bool,
         reply: &Reply,
     ) -> Response<ResponseBody<R>>
     where
@@ -442,16 +465,24 @@ impl Engine {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        let delivered = deliver(self, inner, request, upload.clone(), Ask::Application).await;
-        let Delivered { record, response } = match delivered {
+        let delivered = deliver(self, inner, request, upload.clone(), By::Request).await;
+        let Delivered {
+            verdict,
+            record,
+            response,
+        } = match delivered {
             Ok(delivered) => delivered,
-            Err((error, attempt)) => {
-                return self
-                    .refuse(reply, error, attempt)
-                    .await
-                    .map(ResponseBody::answer);
+            Err(error) => {
+                let pause = self.outcomes.pause(&upload.id);
+                let refused = self.refuse(reply, error, pause).await;
+                return refused.map(ResponseBody::answer);
             }
         };
+        if is_probe && verdict == Verdict::Delivered {
+            let status = Status::new(upload, State::Settled(record));
+            let state = reply.encode(Outcome::State(Some(&status)));
+            return state.map(ResponseBody::answer);
+        }
         if let Some(response) = response {
             let (mut head, body) = response.into_parts();
             if reply.forward(&mut head, &upload, record.delivered) {
@@ -470,17 +501,35 @@ impl Engine {
         head: &Parts,
         scope: Scope,
         reply: &Reply,
-    ) -> Result<Response<Bytes>, Error> {
+    ) -> Result<Found, Error> {
         let Some(described) = look.upload else {
-            return Ok(reply.encode(Outcome::State(None)));
+            return Ok(Found::Response(reply.encode(Outcome::State(None))));
         };
         if look.purpose == Purpose::Test {
             self.config.check(described.length, look.chunk_len)?;
         }
         let upload = self.upload(described, head, scope)?;
         self.admit(look.purpose, head, &upload).await?;
-        let status = self.same(&upload).await?;
-        Ok(reply.encode(Outcome::State(status.as_ref())))
+        let mut status = self.same(&upload).await?;
+        let is_rejected = |status: &Status| match &status.state {
+            State::Settled(record) => !record.delivered,
+            State::Receiving(_) | State::Complete => false,
+        };
+        let tells_missing = look.purpose == Purpose::Test || reply.probe_delivers();
+        if tells_missing && status.as_ref().is_some_and(is_rejected) {
+            // The client is told that nothing is stored, so that has to be true.
+            self.forget_rejection(&upload).await?;
+            status = self.status(&upload).await?;
+        }
+        let is_complete = |status: &Status| matches!(status.state, State::Complete);
+        if reply.probe_delivers() && status.as_ref().is_some_and(is_complete) {
+            return Ok(Found::Complete {
+                upload,
+                is_probe: true,
+            });
+        }
+        let state = reply.encode(Outcome::State(status.as_ref()));
+        Ok(Found::Response(state))
     }
 
     /// The unfinished uploads of a scope.
@@ -489,7 +538,7 @@ impl Engine {
             (Filter::default().with_scope(scope), None, Vec::new());
         loop {
             let page = self.store.list(&filter, after.as_ref()).await;
-            let page = page.inspect_err(fault::report)?;
+            let page = page.map_err(|error| self.store_failed(None, error))?;
             found.extend(
                 page.uploads
                     .into_iter()
@@ -517,23 +566,36 @@ impl Engine {
     /// The status of the upload of a request. An error if the request contradicts it.
     async fn same(&self, upload: &Upload) -> Result<Option<Status>, Error> {
         let status = self.status(upload).await?;
-        let stored = status.as_ref().and_then(|status| status.upload.length);
-        match (stored, upload.length) {
-            (Some(stored), Some(declared)) if stored != declared => Err(Reason::Conflict.into()),
+        match &status {
+            Some(status) if status.upload.contradicts(upload) => Err(Reason::Conflict.into()),
             _ => Ok(status),
         }
     }
 
     async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {
         let status = self.store.status(&upload.id).await;
-        Ok(status.inspect_err(fault::report)?)
+        status.map_err(|error| self.store_failed(Some(&upload.id), error))
     }
 
-    /// Removes an upload, unless it is being delivered.
-    async fn remove(&self, upload: &Upload) -> Result<(), Error> {
+    /// Removes an upload, unless it is being delivered or was delivered. `status` is that with
+    /// which the application rejected it.
+    async fn remove(&self, upload: &Upload, status: Option<StatusCode>) -> Result<(), Error> {
         let removed = self.store.remove(&upload.id).await;
-        if removed.inspect_err(fault::report)? {
+        if removed.map_err(|error| self.store_failed(Some(&upload.id), error))? {
             self.quota.release(&upload.id);
+            self.outcomes.forget(&upload.id);
+            let event = Event::FileRemoved { upload, status };
+            self.config.events.emit(&event);
+            return Ok(());
+        }
+        self.forget_rejection(upload).await
+    }
+
+    /// Ends the record of a rejection, so that the upload can begin anew.
+    async fn forget_rejection(&self, upload: &Upload) -> Result<(), Error> {
+        let forgotten = self.store.forget_rejection(&upload.id).await;
+        if forgotten.map_err(|error| self.store_failed(Some(&upload.id), error))? {
+            self.outcomes.forget(&upload.id);
         }
         Ok(())
     }
@@ -549,7 +611,8 @@ impl Engine {
         let Config { hooks, limits, .. } = &*self.config;
         let has_scopes = hooks.scope.is_some();
         let reserved = self.quota.reserve(&*self.store, limits, has_scopes, upload);
-        match reserved.await {
+        let reserved = reserved.await;
+        match reserved.map_err(|error| self.store_failed(Some(&upload.id), error)) {
             Err(error) if error.is_retryable() => match self.status(upload).await? {
                 None => Err(error),
                 // It is not new: another server has created it, or it is delivered.
@@ -596,14 +659,23 @@ impl Engine {
         let _ = tokio::time::timeout(time, drain(body, bytes)).await;
     }
 
-    /// Encodes the response to an error. A retryable one is held back, longer after each attempt,
-    /// because clients try again at once.
-    async fn refuse(&self, reply: &Reply, error: Error, attempt: u32) -> Response<Bytes> {
+    /// Encodes the response to an error. A retryable one is held back, because clients try again
+    /// at once: if possible until the `pause` before the next delivery has ended.
+    async fn refuse(&self, reply: &Reply, error: Error, pause: Duration) -> Response<Bytes> {
+        let mut left = Duration::ZERO;
         if error.is_retryable() {
-            let factor = 1 << attempt.saturating_sub(1).min(3);
-            tokio::time::sleep(self.config.hold_back.saturating_mul(factor)).await;
+            let hold_back = self.config.hold_back;
+            let longest = hold_back.saturating_mul(HELD_TIMES);
+            let held = pause.clamp(hold_back, longest);
+            tokio::time::sleep(held).await;
+            left = pause.saturating_sub(held);
         }
         let mut response = reply.encode(Outcome::Failed(&error));
+        if let Some(retry_after) = response.headers_mut().get_mut(header::RETRY_AFTER) {
+            if left > Duration::from_secs(1) {
+                *retry_after = left.as_secs().saturating_add(1).into();
+            }
+        }
         if let Some(change) = &self.config.error_response {
             response = change(&error, response);
         }

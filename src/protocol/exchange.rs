@@ -50,6 +50,12 @@ pub(crate) trait Encode: Send + Sync {
     fn needs_status(&self) -> bool {
         false
     }
+
+    /// Whether a question about an upload that is complete, but not delivered, delivers it: the
+    /// client sends nothing more once it knows that all bytes are stored.
+    fn probe_delivers(&self) -> bool {
+        false
+    }
 }
 
 /// What a client wants.

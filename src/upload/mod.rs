@@ -23,9 +23,10 @@ use crate::{
 ///
 /// The status of the inner service's answer decides what happens to the file; see
 /// [`Verdict`](crate::Verdict) for all cases. After 2xx and 3xx the file belongs to the
-/// application, and stays where it is. After most 4xx the file is removed. After 5xx, an error or a
-/// panic the upload is kept, and delivered again with the next request for it, or by
-/// [`Uploads::deliver`](crate::Uploads::deliver), with the same [`id`] and the next [`attempt`].
+/// application, and stays where it is. After a status that is about the file, such as 422, it is
+/// removed. After all others, an error or a panic it is kept, and delivered again with the next
+/// request for it, or by [`Uploads::deliver_every`](crate::Uploads::deliver_every), with the same
+/// [`id`] and the next [`attempt`].
 ///
 /// [`file_name`]: Self::file_name
 /// [`relative_path`]: Self::relative_path

@@ -97,6 +97,10 @@ impl Info {
         matches!(self.phase, Phase::Settled(_))
     }
 
+    pub(super) fn is_rejected(&self) -> bool {
+        matches!(&self.phase, Phase::Settled(record) if !record.delivered)
+    }
+
     /// The upload as [`Status`] and lists describe it.
     pub(super) fn described(&self) -> &Upload {
         match &self.phase {

@@ -416,6 +416,10 @@ impl Store for BucketStore {
         self.inner.remove(id).await
     }
 
+    async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.inner.forget_rejection(id).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         self.inner.list(filter, after).await
     }

@@ -125,6 +125,12 @@ pub(super) struct View {
     pub(super) touched: u64,
 }
 
+impl View {
+    pub(super) fn is_rejected(&self) -> bool {
+        matches!(&self.phase, Phase::Settled { record, .. } if !record.delivered)
+    }
+}
+
 impl Entry {
     /// Opens the upload of a journal. `None` if the journal has no valid first record.
     pub(super) fn open(
