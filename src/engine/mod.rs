@@ -10,7 +10,7 @@ pub(crate) mod verify;
 use std::sync::Arc;
 
 use self::{active::Active, quota::Quota, registry::Registry};
-use crate::{config::Config, store::DynStore};
+use crate::{body::live::Bodies, config::Config, store::DynStore};
 
 /// What all clones of a layer share.
 #[derive(Clone)]
@@ -19,6 +19,7 @@ pub(crate) struct Engine {
     pub(crate) store: Arc<dyn DynStore>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) quota: Arc<Quota>,
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
 }
 
@@ -29,6 +30,7 @@ impl Engine {
             store,
             registry: Arc::default(),
             quota: Arc::default(),
+            bodies: Arc::default(),
             active: Arc::default(),
         }
     }

@@ -132,6 +132,11 @@ impl<'a> Form<'a> {
         self.file.as_ref()
     }
 
+    /// Whether the file that [`next`](Self::next) has announced is base64.
+    pub(crate) fn is_encoded(&self) -> bool {
+        matches!(&self.stage, Stage::File { decoder, .. } if decoder.is_some())
+    }
+
     /// The bytes of the file that [`next`](Self::next) has announced, decoded if they are base64.
     ///
     /// After the file it reads the rest of the form and gives the text fields to `fields`. It ends
