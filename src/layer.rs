@@ -1,4 +1,4 @@
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, request::Parts};
@@ -228,6 +228,33 @@ impl ResumableLayer {
         scope: impl Fn(&Parts) -> Result<Scope, Refusal> + Send + Sync + 'static,
     ) -> Self {
         self.with(|config| config.hooks.scope = Some(Arc::new(scope)))
+    }
+
+    /// Sets the hook that names the peer of each request. The bodies of one peer that are read at
+    /// once are [limited](Limits::with_bodies_per_peer), so that one peer cannot take the places
+    /// for all bodies. An IPv6 address stands for its network of 64 bits. `None` means that the
+    /// request is not counted for any peer. Default: no request is.
+    ///
+    /// Use it if there are no [scopes](Self::with_scope), or if anyone can get many. It is called
+    /// before a byte of the body is read. Behind a proxy, the peer has to be what the proxy says,
+    /// or all clients are one peer.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use axum::extract::ConnectInfo;
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    ///
+    /// let layer = ResumableLayer::new(MemoryStore::default()).with_peer(|parts| {
+    ///     let connection = parts.extensions.get::<ConnectInfo<SocketAddr>>()?;
+    ///     Some(connection.0.ip())
+    /// });
+    /// # let _ = layer;
+    /// ```
+    pub fn with_peer(
+        self,
+        peer: impl Fn(&Parts) -> Option<IpAddr> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|config| config.hooks.peer = Some(Arc::new(peer)))
     }
 
     /// Sets the hook that admits or refuses each upload request, with all that the request

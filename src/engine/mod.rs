@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use self::{active::Active, outcomes::Outcomes, quota::Quota, registry::Registry};
 use crate::{
+    body::live::Bodies,
     config::Config, error::Error, events::Event, model::upload::UploadId, store::DynStore,
 };
 
@@ -23,6 +24,7 @@ pub(crate) struct Engine {
     pub(crate) registry: Arc<Registry>,
     pub(crate) outcomes: Arc<Outcomes>,
     pub(crate) quota: Arc<Quota>,
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
 }
 
@@ -34,6 +36,7 @@ impl Engine {
             registry: Arc::default(),
             outcomes: Arc::default(),
             quota: Arc::default(),
+            bodies: Arc::default(),
             active: Arc::default(),
         }
     }

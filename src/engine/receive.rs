@@ -8,24 +8,27 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, Request, Response, StatusCode, header, request::Parts};
-use http_body::{Body, Frame};
+use http::{
+    HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
+};
+use http_body::{Body, Frame, SizeHint};
 use tower_service::Service;
 
 use super::{
     Engine,
     deliver::{Delivered, deliver},
     outcomes::HELD_TIMES,
-    quota::BodyGuard,
+    quota::{Reservation, Spooling},
     verify::By,
 };
 use crate::{
     body::{
         Source,
         digest::{Expected, Verified},
+        live::BodyGuard,
         multipart::{self, Decoded, Item},
         pace::Paced,
-        raw::{OneOf, Pieces, drain},
+        raw::{self, Drained, OneOf, Pieces},
         sniff::Sniffed,
     },
     config::Config,
@@ -33,7 +36,7 @@ use crate::{
     error::{Error, Reason},
     events::Event,
     hooks::Purpose,
-    limits::DRAIN,
+    limits::{DRAIN, FORM_BYTES},
     model::{
         BoxError,
         state::{Progress, State, Status},
@@ -71,21 +74,48 @@ where
         Ok(command) => engine.run(command, &head, &mut body, &mut reply).await,
         Err(error) => Err(error),
     };
-    match found {
-        Ok(Found::Response(response)) => response.map(ResponseBody::answer),
+    let found = match found {
         Ok(Found::Complete { upload, is_probe }) => {
             let request = delivered(head, body.into_inner(), reply.forwards_all());
             let complete = engine.complete(inner, request, upload, is_probe, &reply);
-            complete.await
+            return complete.await;
         }
-        Err(error) => {
-            engine.drain(&mut body).await;
-            engine
-                .refuse(&reply, error, Duration::ZERO)
-                .await
-                .map(ResponseBody::answer)
-        }
+        Ok(Found::Response(response)) => Ok(response),
+        Err(error) => Err(error),
+    };
+    let is_read = drain(&head, &mut body).await;
+    let mut response = match found {
+        Ok(response) => response,
+        Err(error) => engine.refuse(&reply, error, Duration::ZERO).await,
+    };
+    // HTTP/2 resets the stream instead.
+    if !is_read && head.version < Version::HTTP_2 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
     }
+    response.map(ResponseBody::answer)
+}
+
+/// Reads the rest of a body, within bounds. Returns whether it was read to its end.
+///
+/// A client that is still sending when the connection closes may not see the response. One that
+/// waits for `100 Continue` is not sending, and does not have to begin.
+async fn drain<B>(head: &Parts, body: &mut Paced<B>) -> bool
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    if body.is_end_stream() {
+        return true;
+    }
+    let (bytes, time) = DRAIN;
+    let expects = head.headers.get(header::EXPECT);
+    let waits = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if (waits && !body.has_begun()) || body.size_hint().lower() > bytes {
+        return false;
+    }
+    let drained = tokio::time::timeout(time, raw::drain(body, bytes)).await;
+    drained.is_ok_and(|drained| drained == Drained::ToTheEnd)
 }
 
 /// The result of a command.
@@ -168,14 +198,14 @@ impl Engine {
             check_coding(head)?;
         }
         if let Command::Read { max, then } = command {
-            let _reading = self.count_body(&scope)?;
+            let _reading = self.count_body(&scope, head, body)?;
             let exchange = then(&self.read_all(head, body, max).await?);
             *reply = exchange.reply;
             command = exchange.command?;
         }
         let response = match command {
             Command::Write(write) => {
-                let _reading = self.count_body(&scope)?;
+                let _reading = self.count_body(&scope, head, body)?;
                 return self.write(write, head, scope, body, reply).await;
             }
             Command::Conclude(described) => {
@@ -195,7 +225,6 @@ impl Engine {
             }
             Command::Create(create) => {
                 let upload = self.name(create, head, scope).await?;
-                self.drain(body).await;
                 reply.encode(Outcome::Created(&upload))
             }
             Command::Remove(described) => {
@@ -252,21 +281,30 @@ impl Engine {
         B::Error: Into<BoxError>,
     {
         let digest = Expected::of_content(head)?;
+        let size = body.size_hint();
         let stored = match write {
             Write::Raw(target) => {
                 let mut source = pin!(Pieces::new(&mut *body, digest));
-                self.write_to(target, head, scope, source.as_mut()).await?
+                self.write_to(target, head, scope, size, source.as_mut())
+                    .await?
             }
             Write::Spool(place) => {
                 let mut source = pin!(Pieces::new(&mut *body, digest));
-                let (spooled, len) = self.spool(source.as_mut()).await?;
+                let spooling = self.spooling(head, &scope, size).await?;
+                let (spooled, len) = self.spool(spooling.max(), source.as_mut()).await?;
                 let mut source = pin!(Reread(spooled));
-                self.write_to(place(len)?, head, scope, source.as_mut())
+                let exact = SizeHint::with_exact(len);
+                self.write_to(place(len)?, head, scope, exact, source.as_mut())
                     .await?
             }
             Write::Form { boundary, mut form } => {
+                let limit = self.config.limits.chunk_size;
+                // The file may be base64.
+                if size.lower() > form_bytes(limit, true) {
+                    return Err(Reason::ChunkTooLarge { limit }.into());
+                }
                 let parts = multipart::Form::new(&mut *body, boundary, digest);
-                let written = self.write_form(parts, &mut *form, head, scope).await;
+                let written = self.write_form(parts, &mut *form, head, scope, size).await;
                 // Only the parts of the form say which reply the client needs.
                 *reply = form.reply();
                 match written? {
@@ -278,7 +316,6 @@ impl Engine {
             }
         };
         let Some((upload, progress)) = stored else {
-            self.drain(body).await;
             return Ok(Found::Response(reply.encode(Outcome::Gone)));
         };
         if progress.complete {
@@ -302,11 +339,13 @@ impl Engine {
         target: Target,
         head: &Parts,
         scope: Scope,
+        size: SizeHint,
         source: Source<'_>,
     ) -> Result<Option<(Upload, Progress)>, Error> {
         let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(None);
         };
+        chunk.check(size.lower(), size.upper())?;
         self.store_chunk(chunk, source).await.map(Some)
     }
 
@@ -316,6 +355,7 @@ impl Engine {
         form: &mut dyn Form,
         head: &Parts,
         scope: Scope,
+        size: SizeHint,
     ) -> Result<Written, Error> {
         loop {
             match parts.next(&Fields(form)).await? {
@@ -332,12 +372,15 @@ impl Engine {
             content_type: head_of_part.content_type,
         };
         let Some(target) = form.file(part)? else {
-            return self.write_spooled(parts, form, head, scope).await;
+            return self.write_spooled(parts, form, head, scope, size).await;
         };
         let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));
         };
         let is_base64 = form.is_base64();
+        if size.lower() > form_bytes(chunk.len.unwrap_or(chunk.max_len), is_base64) {
+            chunk.check(size.lower(), None)?;
+        }
         let mut fields = Fields(form);
         let content = pin!(parts.content(&mut fields));
         let mut decoded = pin!(Decoded::new(content, is_base64));
@@ -354,27 +397,51 @@ impl Engine {
         form: &mut dyn Form,
         head: &Parts,
         scope: Scope,
+        size: SizeHint,
     ) -> Result<Written, Error> {
+        let spooling = self.spooling(head, &scope, size).await?;
         let (spooled, len) = {
             let mut fields = Fields(form);
             let mut content = pin!(parts.content(&mut fields));
-            self.spool(content.as_mut()).await?
+            self.spool(spooling.max(), content.as_mut()).await?
         };
         let target = form.place(len)?;
         let source = pin!(Reread(spooled));
         let mut source = pin!(Decoded::new(source, form.is_base64()));
-        let stored = self.write_to(target, head, scope, source.as_mut()).await?;
+        let stored = self
+            .write_to(target, head, scope, SizeHint::default(), source.as_mut())
+            .await?;
         Ok(Written::Stored(stored))
     }
 
-    /// Spools a file whose length or target is not known yet. Returns it with its length in bytes.
-    async fn spool(&self, source: Source<'_>) -> Result<(Content, u64), Error> {
-        let limit = self.config.limits.chunk_size;
+    /// Reserves room for a file whose length or target is not known yet, if the application admits
+    /// it.
+    async fn spooling(
+        &self,
+        head: &Parts,
+        scope: &Scope,
+        size: SizeHint,
+    ) -> Result<Spooling, Error> {
+        let Config { hooks, limits, .. } = &*self.config;
+        hooks.admit(Purpose::Spool, head, scope, None).await?;
+        let max = size.upper().unwrap_or(u64::MAX).min(limits.chunk_size);
+        let has_scopes = hooks.scope.is_some();
+        let spooling = self
+            .quota
+            .spool(&*self.store, limits, has_scopes, scope, max);
+        spooling.await
+    }
+
+    /// Spools a file of at most `limit` bytes. Returns it with its length in bytes.
+    async fn spool(&self, limit: u64, source: Source<'_>) -> Result<(Content, u64), Error> {
         let mut body = ChunkBody::new(source, None, limit);
         let spooled = self.store.spool(&mut body).await;
         let spooled = spooled.map_err(|error| self.store_failed(None, error));
         let spooled = spooled.map_err(|error| match error.reason() {
             // No length was declared: the limit is exceeded.
+            Reason::ChunkLength { .. } if limit < self.config.limits.chunk_size => {
+                Reason::FileTooLarge { limit }.into()
+            }
             Reason::ChunkLength { .. } => Reason::ChunkTooLarge { limit }.into(),
             _ => error,
         });
@@ -417,7 +484,7 @@ impl Engine {
         source: Source<'_>,
     ) -> Result<(Upload, Progress), Error> {
         let Chunk { upload, offset, .. } = chunk;
-        let is_new = self.reserve(&upload).await?;
+        let reserved = self.reserve(&upload).await?;
         // Only this process knows without asking the store. For the others the record ends soon.
         if offset == 0 && self.outcomes.is_rejected(&upload.id) {
             self.forget_rejection(&upload).await?;
@@ -432,7 +499,12 @@ impl Engine {
             .write(&upload, offset, &mut body, Keep::Whole)
             .await;
         match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
-            Ok(progress) => Ok((upload, progress)),
+            Ok(progress) => {
+                if let Some(reserved) = reserved {
+                    reserved.keep();
+                }
+                Ok((upload, progress))
+            }
             Err(error) => {
                 let refusal = error.refusal().filter(|refusal| !refusal.is_retryable());
                 if let Some(refusal) = refusal {
@@ -440,8 +512,15 @@ impl Engine {
                     // it is swept later, and the operator is told.
                     let _ = self.remove(&upload, Some(refusal.status())).await;
                 }
-                if is_new && matches!(self.status(&upload).await, Ok(None)) {
-                    self.quota.release(&upload.id);
+                if *error.reason() == Reason::Busy {
+                    // The memory of the store is taken, perhaps by bodies that bring nothing.
+                    self.bodies.end_slowest();
+                }
+                if let Some(reserved) = reserved.filter(Reservation::needs_status) {
+                    // If that is unknown, the upload stays counted.
+                    if let Ok(status) = self.status(&upload).await {
+                        reserved.found(status.as_ref());
+                    }
                 }
                 Err(error)
             }
@@ -600,14 +679,22 @@ impl Engine {
         Ok(())
     }
 
-    fn count_body(&self, scope: &Scope) -> Result<BodyGuard, Error> {
+    /// Counts a body until the guard is dropped. If there are too many, another one ends.
+    fn count_body<B>(
+        &self,
+        scope: &Scope,
+        head: &Parts,
+        body: &mut Paced<B>,
+    ) -> Result<BodyGuard, Error> {
         let Config { hooks, limits, .. } = &*self.config;
-        self.quota.read_body(limits, hooks.scope.is_some(), scope)
+        let scope = hooks.scope.is_some().then_some(scope);
+        let reading = self.bodies.enter(&limits.bodies, scope, hooks.peer(head))?;
+        body.set_meter(reading.meter());
+        Ok(reading)
     }
 
-    /// Counts an upload as unfinished, if it is within the limits. Returns whether it was not
-    /// counted before.
-    async fn reserve(&self, upload: &Upload) -> Result<bool, Error> {
+    /// Counts an upload as unfinished, if it is within the limits.
+    async fn reserve(&self, upload: &Upload) -> Result<Option<Reservation>, Error> {
         let Config { hooks, limits, .. } = &*self.config;
         let has_scopes = hooks.scope.is_some();
         let reserved = self.quota.reserve(&*self.store, limits, has_scopes, upload);
@@ -616,9 +703,9 @@ impl Engine {
             Err(error) if error.is_retryable() => match self.status(upload).await? {
                 None => Err(error),
                 // It is not new: another server has created it, or it is delivered.
-                Some(_) => Ok(false),
+                Some(_) => Ok(None),
             },
-            reserved => reserved,
+            reserved => reserved.map(Some),
         }
     }
 
@@ -634,6 +721,9 @@ impl Engine {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
+        if body.size_hint().lower() > max {
+            return Err(Reason::TooManyFields.into());
+        }
         let mut source = pin!(Pieces::new(body, Expected::of_content(head)?));
         let mut chunk = ChunkBody::new(source.as_mut(), None, max);
         let mut bytes = Vec::new();
@@ -645,18 +735,6 @@ impl Engine {
             })?);
         }
         Ok(bytes)
-    }
-
-    /// Reads the rest of a body, within bounds. A client that is still sending when the connection
-    /// closes may not see the response.
-    async fn drain<B>(&self, body: &mut Paced<B>)
-    where
-        B: Body + Unpin,
-        B::Error: Into<BoxError>,
-    {
-        let (bytes, time) = DRAIN;
-        // The response is sent in any case.
-        let _ = tokio::time::timeout(time, drain(body, bytes)).await;
     }
 
     /// Encodes the response to an error. A retryable one is held back, because clients try again
@@ -693,6 +771,26 @@ struct Chunk {
     lengths: Option<[u64; 2]>,
     max_len: u64,
     digest: Option<Expected>,
+}
+
+impl Chunk {
+    /// Checks that a body of at least `least` and at most `most` bytes can have the right length.
+    fn check(&self, least: u64, most: Option<u64>) -> Result<(), Error> {
+        let expected = self.len.unwrap_or(self.max_len);
+        let received = match most {
+            Some(most) if self.len.is_some_and(|len| most < len) => most,
+            _ if least > expected => least,
+            _ => return Ok(()),
+        };
+        Err(Reason::ChunkLength { expected, received }.into())
+    }
+}
+
+/// The most bytes of a form with a file of at most this many bytes.
+fn form_bytes(file: u64, is_encoded: bool) -> u64 {
+    // Base64 takes a third more, and line breaks.
+    let encoding = if is_encoded { file / 2 } else { 0 };
+    file.saturating_add(encoding).saturating_add(FORM_BYTES)
 }
 
 /// What a form contained.
