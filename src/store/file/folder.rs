@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fs::File,
+    io::{self, Write as _},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
@@ -43,6 +44,8 @@ pub(super) struct Folder {
     pub(super) durability: Durability,
     pub(super) naming: Option<Naming>,
     pub(super) max_ranges: usize,
+    /// Most bytes of the name of a finished file.
+    pub(super) longest_name: usize,
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,
@@ -74,6 +77,30 @@ impl Folder {
             TryLock::Locked(lock) => Some(lock),
             TryLock::HeldBy(_) => None,
         })
+    }
+
+    /// Creates a folder of the store again that was removed meanwhile. Not the folder above it: that
+    /// may be the mount point of a disk that is not mounted.
+    pub(super) fn ensure(&self, dir: &Path) -> io::Result<()> {
+        if self.disk.is_dir(dir)? {
+            return Ok(());
+        }
+        self.disk.create_dir(dir)?;
+        self.disk.sync_dir(dir.parent().unwrap_or(dir))
+    }
+
+    /// A file without a name, for bytes that wait for their place.
+    pub(super) fn spool_file(&self) -> Result<File, StoreError> {
+        self.ensure(&self.partial)?;
+        let path = self.partial.join(format!("{}.tmp", random_id()?));
+        let file = self.disk.create(&path)?;
+        self.disk.remove_if_there(&path)?;
+        Ok(file)
+    }
+
+    pub(super) fn spool_block(&self, file: &mut File, block: &[u8]) -> Result<(), StoreError> {
+        let written = file.write_all(block);
+        Ok(written.map_err(disk::at("write to a file in", &self.partial))?)
     }
 
     pub(super) fn journal_path(&self, id: &UploadId) -> PathBuf {
@@ -173,7 +200,10 @@ impl Folder {
 
     fn open(&self, id: &UploadId) -> Result<Option<Arc<Entry>>, StoreError> {
         let journal_path = self.journal_path(id);
-        if !disk::is_dir(journal_path.parent().unwrap_or(&self.partial))? {
+        if !self
+            .disk
+            .is_dir(journal_path.parent().unwrap_or(&self.partial))?
+        {
             return Ok(None);
         }
         let Some(journal) = disk::if_there(disk::open(&journal_path))? else {
@@ -216,12 +246,13 @@ impl Folder {
 
     /// Creates the upload, unless another request is faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
-        // Before any of its files exists.
         let length = upload.length.unwrap_or_default();
-        self.room.for_upload(&self.partial, length)?;
         if length > MAX_LENGTH {
             return Err(StoreError::TooLarge { limit: MAX_LENGTH });
         }
+        self.ensure(&self.partial)?;
+        // Before any of its files exists.
+        self.room.for_upload(&self.partial, length)?;
         let journal_path = self.journal_path(&upload.id);
         self.disk
             .create_dir(journal_path.parent().unwrap_or(&self.partial))?;
@@ -313,12 +344,4 @@ impl Folder {
         }
         Ok(())
     }
-}
-
-/// A temporary file without a name.
-pub(super) fn tempfile_in(disk: &Disk, dir: &Path) -> Result<std::fs::File, StoreError> {
-    let path = dir.join(format!("{}.tmp", random_id()?));
-    let file = disk.create(&path)?;
-    disk.remove_if_there(&path)?;
-    Ok(file)
 }

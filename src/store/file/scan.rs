@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{hex::Hex, state::to_unix_millis, upload::UploadId},
-    store::{Expiry, Filter, Listed, Page, StoreError, Swept},
+    store::{Expiry, Filter, Listed, Page, StoreError, Swept, disk},
 };
 
 impl Folder {
@@ -22,8 +22,8 @@ impl Folder {
         filter: &Filter,
         after: Option<&UploadId>,
     ) -> Result<Page, StoreError> {
-        // Without its folder the store cannot be read. That is not an empty store.
-        self.partial.metadata()?;
+        // Without its root the store cannot be read. That is not an empty store.
+        self.ensure(&self.partial)?;
         let (mut uploads, mut last) = (Vec::new(), None);
         for shard in after.map_or(0, |after| after.as_bytes()[0])..=u8::MAX {
             // A folder that cannot be read is passed over as if each of its files could not be
@@ -67,7 +67,7 @@ impl Folder {
 
     /// An error does not keep the rest from being swept: the last one is returned at the end.
     pub(super) fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
-        self.partial.metadata()?;
+        self.ensure(&self.partial)?;
         let (mut swept, mut failed) = (Swept::default(), None);
         for shard in 0..=u8::MAX {
             let result = self.sweep_folder(shard, expiry, &mut swept, &mut failed);
@@ -156,7 +156,7 @@ impl Folder {
         let dir = self.partial.join(Hex(&[shard]).to_string());
         let mut files = Vec::new();
         if dir.symlink_metadata().is_ok_and(|there| there.is_dir()) {
-            for file in std::fs::read_dir(dir)? {
+            for file in std::fs::read_dir(&dir).map_err(disk::at("read", &dir))? {
                 let file = file?;
                 if file.file_type()?.is_file() {
                     files.push(file.path());

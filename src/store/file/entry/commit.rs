@@ -58,6 +58,7 @@ impl Entry {
             Some(Err(error)) => Err(match &**error {
                 StoreError::Superseded => StoreError::Superseded,
                 StoreError::Full(_) => StoreError::Full(Arc::clone(error).into()),
+                StoreError::Impossible(_) => StoreError::Impossible(Arc::clone(error).into()),
                 _ => StoreError::new(Arc::clone(error)),
             }),
             None => Err(StoreError::new("a commit has panicked")),
