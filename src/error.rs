@@ -357,7 +357,7 @@ impl From<StoreError> for Error {
             StoreError::ChunkTooLarge { limit } => Reason::ChunkTooLarge { limit },
             StoreError::OutOfBounds => Reason::OutOfBounds,
             StoreError::Busy => Reason::Busy,
-            StoreError::Unsupported => Reason::Unsupported,
+            StoreError::Unsupported | StoreError::Impossible(_) => Reason::Unsupported,
             StoreError::Failed(_) => Reason::Storage,
         };
         Self::new(reason, error)

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::disk;
+
 /// Bytes of a finished file, read from where its store keeps them.
 ///
 /// Returned by [`CompletedUpload::content`](crate::CompletedUpload::content), which yields exactly
@@ -223,7 +225,10 @@ impl FileBody {
         loop {
             match std::mem::replace(self, Self::Ended) {
                 Self::Closed(path) => {
-                    *self = Self::Reading(spawn_blocking(|| Self::read(File::open(path)?)));
+                    *self = Self::Reading(spawn_blocking(move || {
+                        let file = File::open(&path);
+                        Self::read(file.map_err(disk::at("open", &path))?)
+                    }));
                 }
                 Self::Open(file) => *self = Self::Reading(spawn_blocking(|| Self::read(file))),
                 Self::Reading(mut task) => {

@@ -4,10 +4,11 @@
 //! fail, or simulate a power cut after it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fmt,
+    fs::{File, Metadata, OpenOptions},
     io,
     ops::Range,
-    path::Path,
+    path::{Path, PathBuf},
     sync::OnceLock,
     time::SystemTime,
 };
@@ -36,24 +37,136 @@ pub(in crate::store) struct Disk {
     pub(in crate::store) file_mode: u32,
     #[cfg(unix)]
     pub(in crate::store) dir_mode: u32,
+    pub(in crate::store) access: Access,
     #[cfg(all(test, target_os = "linux"))]
     pub(in crate::store) simulated: Option<std::sync::Arc<super::file::simulated::Simulated>>,
 }
 
 /// A call that changes or syncs something.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for tests"))]
 pub(in crate::store) enum Op<'a> {
     Create(&'a Path),
     CreateDir(&'a Path),
-    Write(&'a File, &'a [u8], u64),
+    Write(
+        &'a File,
+        #[cfg_attr(not(test), allow(dead_code))] &'a [u8],
+        #[cfg_attr(not(test), allow(dead_code))] u64,
+    ),
     SetLen(&'a File, u64),
     Sync(&'a File),
     SyncDir(&'a Path),
     Rename(&'a Path, &'a Path),
-    Link(&'a Path),
+    Link(&'a Path, &'a Path),
     Remove(&'a Path),
     RemoveDir(&'a Path),
+}
+
+/// What could not be done, if it fails.
+impl fmt::Display for Op<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create(path) => write!(f, "create {}", path.display()),
+            Self::CreateDir(path) => write!(f, "create the folder {}", path.display()),
+            Self::Write(file, ..) => write!(f, "write to {}", path_of(file).display()),
+            Self::SetLen(file, len) => {
+                write!(f, "set the length of {} to {len}", path_of(file).display())
+            }
+            Self::Sync(file) => write!(f, "sync {}", path_of(file).display()),
+            Self::SyncDir(path) => write!(f, "sync the folder {}", path.display()),
+            Self::Rename(from, to) => {
+                write!(f, "rename {} to {}", from.display(), to.display())
+            }
+            Self::Link(from, to) => write!(f, "link {} to {}", from.display(), to.display()),
+            Self::Remove(path) => write!(f, "remove {}", path.display()),
+            Self::RemoveDir(path) => write!(f, "remove the folder {}", path.display()),
+        }
+    }
+}
+
+/// An error of the system, with what could not be done.
+#[derive(Debug)]
+struct Explained {
+    what: String,
+    error: io::Error,
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "could not {}: {}", self.what, self.error)
+    }
+}
+
+/// Its message contains that of the cause, because an [`io::Error`] is often printed alone.
+impl std::error::Error for Explained {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// Adds to an error what could not be done. The kind stays the same.
+pub(in crate::store) fn explain(error: io::Error, what: impl FnOnce() -> String) -> io::Error {
+    if error.get_ref().is_some_and(|inner| inner.is::<Explained>()) {
+        return error;
+    }
+    let what = what();
+    io::Error::new(error.kind(), Explained { what, error })
+}
+
+/// Adds to an error what could not be done with a path.
+pub(in crate::store) fn at(what: &str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| explain(error, || format!("{what} {}", path.display()))
+}
+
+/// Adds to an error what could not be done with a file.
+fn with(what: &str, file: &File) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| explain(error, || format!("{what} {}", path_of(file).display()))
+}
+
+/// The number of the error in the system, if it is an error of the system.
+fn os_error(error: &io::Error) -> Option<i32> {
+    let explained = error.get_ref().and_then(|inner| inner.downcast_ref());
+    explained
+        .map_or(error, |it: &Explained| &it.error)
+        .raw_os_error()
+}
+
+/// Whether a name or a path is too long for the file system.
+pub(in crate::store) fn is_name_too_long(error: &io::Error) -> bool {
+    // `ENAMETOOLONG`, which has no stable kind: of Linux, of macOS and the BSDs, and of Windows.
+    let number = if cfg!(target_os = "linux") {
+        36
+    } else if cfg!(unix) {
+        63
+    } else {
+        206
+    };
+    os_error(error) == Some(number)
+}
+
+/// Whether the same call can never succeed.
+pub(in crate::store) fn is_final(error: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, FileTooLarge, ReadOnlyFilesystem};
+    // `EPERM`: unlike missing rights (`EACCES`), what cannot be done with this file.
+    let is_not_permitted = cfg!(unix) && os_error(error) == Some(1);
+    matches!(
+        error.kind(),
+        CrossesDevices | FileTooLarge | ReadOnlyFilesystem
+    ) || is_not_permitted
+        || is_name_too_long(error)
+}
+
+/// The path of an open file, if the system knows it.
+fn path_of(file: &File) -> PathBuf {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd as _;
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if let Ok(path) = std::fs::read_link(link) {
+            return path;
+        }
+    }
+    let _ = file;
+    PathBuf::from("a file of the store")
 }
 
 /// New files and folders are private to the owner.
@@ -64,6 +177,7 @@ impl Default for Disk {
             file_mode: 0o600,
             #[cfg(unix)]
             dir_mode: 0o700,
+            access: Access::Unchecked,
             #[cfg(all(test, target_os = "linux"))]
             simulated: None,
         }
@@ -85,9 +199,8 @@ impl Disk {
             let place = std::panic::Location::caller();
             return simulated.call(name, place, op, nothing, it);
         }
-        let _ = op;
         match fault::step(name)? {
-            Do::It => it(),
+            Do::It => it().map_err(|error| explain(error, || op.to_string())),
             Do::Nothing => nothing(),
         }
     }
@@ -110,7 +223,7 @@ impl Disk {
     }
 
     /// Creates a folder, and the folders between it and `base`, which exists, and makes their names
-    /// durable. See [`is_dir`] for the errors.
+    /// durable. See [`is_dir`](Self::is_dir) for the errors.
     #[track_caller]
     pub(in crate::store) fn create_dirs(&self, path: &Path, base: &Path) -> io::Result<()> {
         let Some(parent) = path.parent().filter(|_| path != base) else {
@@ -122,15 +235,39 @@ impl Disk {
         self.sync_dir(parent)
     }
 
-    /// Creates a folder, unless it exists. See [`is_dir`] for the errors.
+    /// Whether there is a folder. A link is an error and is not followed, and so is a folder that
+    /// may not be used. Anything else is an error of the kind `NotADirectory`.
+    pub(in crate::store) fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(at("look at", path)(error)),
+            Ok(metadata) if metadata.is_dir() => self.access.check(path, &metadata).map(|()| true),
+            Ok(metadata) if metadata.is_symlink() => Err(is_link(path)),
+            Ok(_) => Err(at("use the folder", path)(
+                io::ErrorKind::NotADirectory.into(),
+            )),
+        }
+    }
+
+    /// Whether there is a folder. A link between it and `base` is an error.
+    pub(in crate::store) fn is_dir_below(&self, path: &Path, base: &Path) -> io::Result<bool> {
+        match path.parent().filter(|_| path != base) {
+            Some(parent) => Ok(self.is_dir_below(parent, base)? && self.is_dir(path)?),
+            None => Ok(true),
+        }
+    }
+
+    /// Creates a folder, unless it exists. See [`is_dir`](Self::is_dir) for the errors.
     #[track_caller]
     pub(in crate::store) fn create_dir(&self, path: &Path) -> io::Result<()> {
-        if is_dir(path)? {
+        if self.is_dir(path)? {
             return Ok(());
         }
         let it = || self.dir_builder().create(path);
         match self.call("create-dir", Op::CreateDir(path), || Ok(()), it) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => is_dir(path).map(drop),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.is_dir(path).map(drop)
+            }
             result => result,
         }
     }
@@ -194,7 +331,7 @@ impl Disk {
     #[track_caller]
     pub(in crate::store) fn link_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         let it = || std::fs::hard_link(from, to);
-        self.call("link", Op::Link(to), || Ok(()), it)
+        self.call("link", Op::Link(from, to), || Ok(()), it)
     }
 
     /// Removes a file, if it exists.
@@ -287,34 +424,14 @@ fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     if path.symlink_metadata()?.is_symlink() {
         return Err(is_link(path));
     }
-    let file = options.open(path)?;
-    if !file.metadata()?.is_file() {
+    let file = options.open(path).map_err(at("open", path))?;
+    if !file.metadata().map_err(at("look at", path))?.is_file() {
         return Err(io::Error::other(format!(
             "{} is not a file",
             path.display()
         )));
     }
     Ok(file)
-}
-
-/// Whether there is a folder. A link is an error and is not followed. Anything else is an error of
-/// the kind `NotADirectory`.
-pub(in crate::store) fn is_dir(path: &Path) -> io::Result<bool> {
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-        Ok(metadata) if metadata.is_dir() => Ok(true),
-        Ok(metadata) if metadata.is_symlink() => Err(is_link(path)),
-        Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
-    }
-}
-
-/// Whether there is a folder. A link between it and `base` is an error.
-pub(in crate::store) fn is_dir_below(path: &Path, base: &Path) -> io::Result<bool> {
-    match path.parent().filter(|_| path != base) {
-        Some(parent) => Ok(is_dir_below(parent, base)? && is_dir(path)?),
-        None => Ok(true),
-    }
 }
 
 fn is_link(path: &Path) -> io::Error {
@@ -326,7 +443,7 @@ pub(in crate::store) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     use io::ErrorKind::{NotADirectory, NotFound};
     let named = match path.symlink_metadata() {
         Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(false),
-        named => named?,
+        named => named.map_err(at("look at", path))?,
     };
     #[cfg(unix)]
     {
@@ -341,17 +458,74 @@ pub(in crate::store) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether all users can create files there, and remove the files of others.
-pub(in crate::store) fn is_world_writable(dir: &std::fs::Metadata) -> bool {
+/// Which folders may be used, by who else can write to them.
+#[derive(Clone, Debug)]
+pub(in crate::store) enum Access {
+    Unchecked,
+    /// Folders that not all users can write to, and that belong to one of these users. `None` is
+    /// any user.
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt as _;
-        dir.mode() & 0o1002 == 0o002
+    Checked {
+        owners: Option<Vec<u32>>,
+    },
+}
+
+impl Access {
+    /// For folders below these, which exist or not.
+    pub(in crate::store) fn of_process(above: &[PathBuf]) -> Self {
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let user = nix::unistd::geteuid().as_raw();
+            let is_shared = |dir: &PathBuf| {
+                let there = dir.symlink_metadata();
+                there.is_ok_and(|there| there.is_dir() && there.mode() & 0o002 != 0)
+            };
+            // Root uses folders of other users on purpose, such as volumes of containers. But in a
+            // folder that all users share, any of them can have made what is there.
+            let owners = (user != 0 || above.iter().any(is_shared)).then(|| {
+                // In a user namespace, root outside of it is another user: the owner of `/`.
+                let root = std::fs::metadata("/").map_or(0, |root| root.uid());
+                vec![user, 0, root]
+            });
+            Self::Checked { owners }
+        }
+        #[cfg(all(unix, not(target_os = "linux")))]
+        {
+            let _ = above;
+            Self::Checked { owners: None }
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = above;
+            Self::Unchecked
+        }
     }
-    #[cfg(not(unix))]
-    {
-        let _ = dir;
-        false
+
+    /// Checks a folder, or a link.
+    pub(in crate::store) fn check(&self, path: &Path, there: &Metadata) -> io::Result<()> {
+        #[cfg(unix)]
+        if let Self::Checked { owners } = self {
+            use std::os::unix::fs::MetadataExt as _;
+            let denied = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+            let (owner, shown) = (there.uid(), path.display());
+            if owners
+                .as_ref()
+                .is_some_and(|owners| !owners.contains(&owner))
+            {
+                return denied(format!(
+                    "{shown} belongs to the user {owner}, who could replace what is stored: \
+                     change its owner"
+                ));
+            }
+            if there.is_dir() && there.mode() & 0o1002 == 0o002 {
+                return denied(format!(
+                    "all users can write to {shown}: set its mode to 0700, or to 0770 for a group"
+                ));
+            }
+        }
+        let _ = (path, there);
+        Ok(())
     }
 }
 
@@ -369,7 +543,8 @@ pub(in crate::store) struct Free {
 pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     #[cfg(target_os = "linux")]
     {
-        let stat = nix::sys::statvfs::statvfs(dir)?;
+        let stat = nix::sys::statvfs::statvfs(dir)
+            .map_err(|error| at("read the free space of", dir)(error.into()))?;
         // The types differ between machines.
         #[allow(clippy::unnecessary_cast)]
         let (block, blocks, available, files, files_available) = (
@@ -441,7 +616,7 @@ pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> i
             Ok(0) => break,
             Ok(n) => read += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(with("read", file)(error)),
         }
     }
     Ok(read)
@@ -473,17 +648,17 @@ pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> i
     Ok(read)
 }
 
-/// Whether two folders are on one file system, as a rename needs it.
-pub(in crate::store) fn same_file_system(a: &Path, b: &Path) -> io::Result<bool> {
-    #[cfg(unix)]
+/// Most bytes of a name in a folder, if the system says so.
+pub(in crate::store) fn longest_name(dir: &Path) -> Option<usize> {
+    #[cfg(target_os = "linux")]
     {
-        use std::os::unix::fs::MetadataExt as _;
-        Ok(std::fs::metadata(a)?.dev() == std::fs::metadata(b)?.dev())
+        let stat = nix::sys::statvfs::statvfs(dir).ok()?;
+        usize::try_from(stat.name_max()).ok().filter(|len| *len > 0)
     }
-    #[cfg(not(unix))]
+    #[cfg(not(target_os = "linux"))]
     {
-        let _ = (a, b);
-        Ok(true)
+        let _ = dir;
+        None
     }
 }
 
@@ -514,7 +689,7 @@ pub(in crate::store) mod ofd {
             match fcntl::fcntl(file, fcntl::FcntlArg::F_OFD_SETLK(&ofd(range, F_WRLCK)?)) {
                 Ok(_) => Ok(true),
                 Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-                Err(error) => Err(error.into()),
+                Err(error) => Err(super::with("lock", file)(error.into())),
             }
         }
         #[cfg(not(target_os = "linux"))]
@@ -547,5 +722,86 @@ pub(in crate::store) mod ofd {
             l_len: i64::try_from(range.end - range.start).map_err(invalid)?,
             l_pid: 0,
         })
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::store::StoreError;
+
+    /// With and without the words that say what could not be done.
+    #[test]
+    fn what_can_never_succeed_is_final() {
+        for (errno, expected) in [
+            (Errno::EFBIG, "impossible"),
+            (Errno::ENAMETOOLONG, "impossible"),
+            (Errno::EROFS, "impossible"),
+            (Errno::EXDEV, "impossible"),
+            (Errno::EPERM, "impossible"),
+            (Errno::ENOSPC, "full"),
+            (Errno::EDQUOT, "full"),
+            (Errno::EACCES, "failed"),
+            (Errno::EIO, "failed"),
+            (Errno::ENOENT, "failed"),
+            (Errno::EMFILE, "failed"),
+        ] {
+            let path = Path::new("/some/path");
+            let explained = at("open", path)(errno.into());
+            let said = explained.to_string();
+            assert!(said.starts_with("could not open /some/path: "), "{said}");
+            assert_eq!(at("other", path)(explained).to_string(), said);
+            for error in [errno.into(), at("open", path)(errno.into())] {
+                let found = match StoreError::from(error) {
+                    StoreError::Impossible(_) => "impossible",
+                    StoreError::Full(_) => "full",
+                    StoreError::Failed(_) => "failed",
+                    error => panic!("{error:?}"),
+                };
+                assert_eq!(found, expected, "{errno}");
+            }
+        }
+    }
+
+    #[test]
+    fn calls_say_what_they_could_not_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, path) = (Disk::default(), dir.path().join("a/b"));
+        let file = disk.create(&dir.path().join("file")).unwrap();
+        let read_only = File::open(dir.path().join("file")).unwrap();
+        let named = dir.path().join("file");
+        for (error, what, path) in [
+            (disk.create(&path).unwrap_err(), "create", &path),
+            (
+                disk.create_dir(&path).unwrap_err(),
+                "create the folder",
+                &path,
+            ),
+            (disk.sync_dir(&path).unwrap_err(), "sync the folder", &path),
+            (disk.rename_new(&path, &named).unwrap_err(), "rename", &path),
+            (disk.link_new(&path, &named).unwrap_err(), "link", &path),
+            (
+                disk.remove_dir(&path).unwrap_err(),
+                "remove the folder",
+                &path,
+            ),
+            (open(&path).unwrap_err(), "open", &path),
+            (
+                disk.set_len(&file, u64::MAX).unwrap_err(),
+                "set the length of",
+                &named,
+            ),
+            (
+                disk.write_all_at("write", &read_only, b"x", 0).unwrap_err(),
+                "write to",
+                &named,
+            ),
+        ] {
+            let said = error.to_string();
+            let expected = format!("could not {what} {}", path.display());
+            assert!(said.starts_with(&expected), "{said}");
+        }
     }
 }

@@ -1,13 +1,14 @@
 use std::{error::Error, fmt, io};
 
-use super::BodyError;
+use super::{BodyError, disk};
 use crate::model::BoxError;
 
 /// Error of a [`Store`](super::Store).
 ///
 /// The variant decides what the client is told. `?` converts [`io::Error`] (a full disk becomes
-/// [`Full`](Self::Full), and [`WouldBlock`](io::ErrorKind::WouldBlock) becomes
-/// [`Busy`](Self::Busy)) and [`BodyError`]. All other errors of a backend become
+/// [`Full`](Self::Full), [`WouldBlock`](io::ErrorKind::WouldBlock) becomes [`Busy`](Self::Busy), a
+/// file system that is read-only [`Impossible`](Self::Impossible)) and [`BodyError`]. All other
+/// errors of a backend become
 /// [`Failed`](Self::Failed), with [`map_err(StoreError::new)`](Self::new). If the backend has an
 /// error for a full store, match it and return [`Full`](Self::Full) with that error as its source.
 ///
@@ -54,6 +55,9 @@ pub enum StoreError {
     Busy,
     /// The store does not support this, such as an upload without a length. Final.
     Unsupported,
+    /// The store can never do this: the file system is read-only, the file is too large for it, or
+    /// a path is too long or leads to another file system. Final.
+    Impossible(BoxError),
     /// Anything else. The client may try again later.
     Failed(BoxError),
 }
@@ -87,6 +91,7 @@ impl From<io::Error> for StoreError {
         match error.kind() {
             StorageFull | QuotaExceeded => Self::Full(error.into()),
             WouldBlock => Self::Busy,
+            _ if disk::is_final(&error) => Self::Impossible(error.into()),
             _ => Self::Failed(error.into()),
         }
     }
@@ -105,6 +110,7 @@ impl fmt::Display for StoreError {
             Self::OutOfBounds => "the chunk lies outside of the upload",
             Self::Busy => "the store is busy",
             Self::Unsupported => "the store does not support this",
+            Self::Impossible(_) => "the store can never do this",
             Self::Failed(_) => "the store failed",
         })
     }
@@ -114,7 +120,9 @@ impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Body(error) => Some(error),
-            Self::Full(error) | Self::Failed(error) => Some(error.as_ref()),
+            Self::Full(error) | Self::Impossible(error) | Self::Failed(error) => {
+                Some(error.as_ref())
+            }
             _ => None,
         }
     }

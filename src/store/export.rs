@@ -8,7 +8,11 @@ use std::{
 
 use tokio::task::spawn_blocking;
 
-use super::{Content, disk::Disk, random_id};
+use super::{
+    Content,
+    disk::{self, Disk},
+    random_id,
+};
 
 /// Copies `content` to `to`, with the mode of the file `like`, if there is one.
 ///
@@ -51,7 +55,8 @@ fn disk_like(like: Option<&Path>) -> io::Result<Disk> {
     #[cfg(unix)]
     if let Some(like) = like {
         use std::os::unix::fs::PermissionsExt as _;
-        disk.file_mode = std::fs::metadata(like)?.permissions().mode() & 0o777;
+        let metadata = std::fs::metadata(like).map_err(disk::at("look at", like))?;
+        disk.file_mode = metadata.permissions().mode() & 0o777;
     }
     #[cfg(not(unix))]
     let _ = like;
@@ -79,7 +84,8 @@ impl NewFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        let written = self.file.write_all(bytes);
+        written.map_err(disk::at("write to", &self.temporary))
     }
 
     /// Gives the file its name, unless there is something of that name, and makes both durable.

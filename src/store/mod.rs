@@ -141,8 +141,9 @@ pub use crate::model::{
 /// memory of one process, by all servers. Servers coordinate through the store only: there is no
 /// separate lock service.
 ///
-/// Each method can fail with [`StoreError::Failed`], [`Full`](StoreError::Full) or
-/// [`Busy`](StoreError::Busy) because of the backend. The docs of the methods list other errors.
+/// Each method can fail with [`StoreError::Failed`], [`Impossible`](StoreError::Impossible),
+/// [`Full`](StoreError::Full) or [`Busy`](StoreError::Busy) because of the backend. The docs of the
+/// methods list other errors.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a store of uploads",
     note = "`FileStore`, `MemoryStore` and (with the feature `object-store`) `BucketStore` are",

@@ -234,7 +234,8 @@ impl CompletedUpload {
     /// Parent directories are not created.
     ///
     /// In a later [`attempt`](Self::attempt) it is no error if an earlier one has already copied
-    /// the file to `to`: a file with the same bytes. After an error, or if the future is dropped, there is nothing new at `to`.
+    /// the file to `to`: a file with the same bytes. After an error, or if the future is dropped,
+    /// there is nothing new at `to`.
     ///
     /// # Errors
     ///

@@ -81,3 +81,77 @@ async fn is_equal(mut one: Content, mut other: Content) -> io::Result<bool> {
         right.advance(len);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::{
+        model::upload::{Scope, Upload, UploadId},
+        store::{BoxFuture, Stored},
+    };
+
+    /// A file of a store that has no checksums.
+    #[derive(Debug)]
+    struct Row(Bytes);
+
+    impl Stored for Row {
+        fn read(&self) -> Content {
+            self.0.clone().into()
+        }
+
+        fn delete(&self) -> BoxFuture<'_, io::Result<()>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn sealed(attempt: u32, bytes: Vec<u8>) -> Sealed {
+        let scope = Scope::default();
+        let upload = Upload::new(
+            UploadId::new(&scope, ["a"]),
+            scope,
+            Some(bytes.len() as u64),
+        );
+        Sealed::new("id".into(), upload, attempt, Row(bytes.into()))
+    }
+
+    /// Two texts with the same length and the same CRC-32.
+    fn collision() -> [Vec<u8>; 2] {
+        let mut seen = HashMap::new();
+        for number in 0u64.. {
+            let text = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+            if let Some(other) = seen.insert(crc32fast::hash(&text), text) {
+                return [text.to_vec(), other.to_vec()];
+            }
+        }
+        unreachable!()
+    }
+
+    #[tokio::test]
+    async fn a_later_attempt_compares_the_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let [mine, other] = collision();
+        for (name, checksum) in [("with", Some(crc32fast::hash(&mine))), ("without", None)] {
+            let of_attempt = |attempt| {
+                let sealed = sealed(attempt, mine.clone());
+                Sealed {
+                    crc32: checksum,
+                    ..sealed
+                }
+            };
+            let to = dir.path().join(name);
+            copy(&of_attempt(1), &to).await.unwrap();
+            let error = copy(&of_attempt(1), &to).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            copy(&of_attempt(2), &to).await.unwrap();
+            move_to(&of_attempt(2), &to).await.unwrap();
+            for content in [&other[..], &other[1..], b"", &mine.repeat(2)] {
+                std::fs::write(&to, content).unwrap();
+                let error = copy(&of_attempt(2), &to).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+                assert_eq!(std::fs::read(&to).unwrap(), content);
+            }
+        }
+    }
+}

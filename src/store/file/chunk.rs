@@ -10,6 +10,7 @@ use super::{
     blocks::Gathered,
     entry::{Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
+    room::Reserved,
 };
 use crate::{
     model::{
@@ -74,7 +75,10 @@ impl FileStore {
             self.folder.try_lock_open(&upload.id, &range)?
         };
         let (writer, arrived) = match known {
-            Some(lock) => (Writer::new(lock, range, upload.length), arrived),
+            Some(lock) => {
+                let room = self.folder.room.reservation();
+                (Writer::new(lock, range, upload.length, room), arrived)
+            }
             None => match self.start(upload, range, arrived).await? {
                 (_, arrived, Some(progress)) => return arrived.outcome(progress),
                 (writer, arrived, None) => (writer, arrived),
@@ -271,6 +275,8 @@ struct Writer {
     range: Range<u64>,
     /// The length of the upload, as the request declares it.
     declared: Option<u64>,
+    /// Room on the disk: for the whole chunk if its length is known, else for what is written next.
+    room: Reserved,
     /// What of the range is not stored, once that is known.
     gaps: Option<Vec<Range<u64>>>,
     /// What has arrived of a chunk that is stored already, and its CRC-32.
@@ -304,7 +310,7 @@ impl Writer {
                 return Ok(Start::HeldBy(Arc::clone(entry), holder, arrived));
             }
         };
-        let mut writer = Self::new(lock, range, declared);
+        let mut writer = Self::new(lock, range, declared, folder.room.reservation());
         match writer.look(folder, &arrived) {
             Err(_) if entry.is_removed() => return Ok(Start::Removed(arrived)),
             Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
@@ -322,13 +328,14 @@ impl Writer {
         Ok(Start::Started(Box::new(writer), arrived, progress))
     }
 
-    fn new(lock: RangeLock, range: Range<u64>, declared: Option<u64>) -> Self {
+    fn new(lock: RangeLock, range: Range<u64>, declared: Option<u64>, room: Reserved) -> Self {
         Self {
             failed_syncs: lock.entry().failed_syncs(),
             lock,
             hashed: (range.start..range.start, Crc::EMPTY),
             range,
             declared,
+            room,
             gaps: None,
             written: Vec::new(),
         }
@@ -358,9 +365,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Checks that there is room for these bytes, in the upload and on the disk. A late chunk has
-    /// no limits, because its bytes are dropped.
-    fn check(&self, folder: &Folder, range: Range<u64>) -> Result<(), StoreError> {
+    /// Checks that there is room for these bytes in the upload, and reserves it on the disk. A late
+    /// chunk has no limits, because its bytes are dropped.
+    fn check(&mut self, folder: &Folder, range: Range<u64>) -> Result<(), StoreError> {
         let entry = self.lock.entry();
         if !entry.is_receiving() {
             return Ok(());
@@ -381,7 +388,7 @@ impl Writer {
         if new == 0 {
             return Ok(());
         }
-        folder.room.for_bytes(&folder.partial, new)
+        self.room.grow(&folder.partial, new)
     }
 
     /// Writes what has arrived. Returns the progress of the upload if that was the end of the
@@ -450,6 +457,7 @@ impl Writer {
             folder
                 .disk
                 .write_all_at("write-data", data, bytes, piece.start)?;
+            self.room.written(bytes.len() as u64);
             self.written.push((piece, Crc::of(bytes)));
         }
         self.compare(slice(&(stored..end)), stored)?;

@@ -144,7 +144,7 @@ impl Entry {
         };
         let data_path = data_path(&journal_path, &created.id);
         let data = match disk::if_there(disk::open(&data_path)) {
-            Err(_) if disk::is_dir(&data_path)? => None,
+            Err(_) if disk.is_dir(&data_path)? => None,
             data => data?,
         };
         // The whole journal is still to be read.

@@ -28,6 +28,9 @@ use crate::{
     store::{Sealed, StoreError, disk},
 };
 
+/// Most bytes of a path, on Linux. Some systems take less, and fail.
+const LONGEST_PATH: usize = 4095;
+
 /// How often a name is tried whose folder another request removes at the same time.
 const TRIES: u32 = 8;
 
@@ -69,14 +72,20 @@ impl Folder {
         self.name(entry, upload, crc32)
     }
 
-    /// Writes a free name to the journal.
-    fn name(&self, entry: &Entry, upload: Upload, crc32: u32) -> Result<Seal, StoreError> {
-        let chosen = self.naming.as_ref().and_then(|naming| naming(&upload));
+    /// A free name.
+    fn free_name(&self, entry: &Entry, upload: &Upload) -> Result<String, StoreError> {
+        let chosen = self.naming.as_ref().and_then(|naming| naming(upload));
         let default = || {
             let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
             Path::new(&entry.id).join(name)
         };
-        let path = free_name(&self.finished, chosen.unwrap_or_else(default))?;
+        let wanted = chosen.unwrap_or_else(default);
+        free_name(&self.finished, wanted, self.longest_name)
+    }
+
+    /// Writes a free name to the journal.
+    fn name(&self, entry: &Entry, upload: Upload, crc32: u32) -> Result<Seal, StoreError> {
+        let path = self.free_name(entry, &upload)?;
         let seal = Seal {
             path,
             crc32,
@@ -97,8 +106,8 @@ impl Folder {
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
             let named = self
-                .disk
-                .create_dirs(dir, &self.finished)
+                .ensure(&self.finished)
+                .and_then(|()| self.disk.create_dirs(dir, &self.finished))
                 .and_then(|()| self.give_name(&entry.data_path, &path));
             match named {
                 Ok(()) => {}
@@ -119,6 +128,16 @@ impl Folder {
                 // Another request has removed the folder while it was empty.
                 Err(error) if error.kind() == ErrorKind::NotFound && tries + 1 < TRIES => {
                     tries += 1;
+                    continue;
+                }
+                // An attempt with another naming may succeed.
+                Err(error)
+                    if disk::is_final(&error)
+                        && tries + 1 < TRIES
+                        && self.free_name(entry, &seal.upload)? != seal.path =>
+                {
+                    tries += 1;
+                    seal = self.name(entry, seal.upload, seal.crc32)?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -154,7 +173,10 @@ impl Folder {
     /// The file at the final name. `None` if it is not that of the upload, or not known to be.
     fn open_finished(&self, entry: &Entry, seal: &Seal) -> io::Result<Option<File>> {
         let path = self.finished.join(&seal.path);
-        match disk::is_dir_below(path.parent().unwrap_or(&self.finished), &self.finished) {
+        match self
+            .disk
+            .is_dir_below(path.parent().unwrap_or(&self.finished), &self.finished)
+        {
             Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(None),
             Ok(false) => return Ok(None),
             result => result?,
@@ -204,7 +226,7 @@ impl Folder {
 }
 
 /// Whether the file system may have no hard links.
-fn is_unlinkable(error: &io::Error) -> bool {
+pub(super) fn is_unlinkable(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::PermissionDenied | ErrorKind::Unsupported
@@ -221,9 +243,13 @@ impl Seal {
     }
 }
 
-/// A free path below `dir`: `wanted`, with numbers added to names that are taken.
-fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
-    let no_name = || StoreError::new(format!("no name for a finished file: {wanted:?}"));
+/// A free path below `dir`: `wanted`, with numbers added to names that are taken, and names of at
+/// most `longest` bytes.
+fn free_name(dir: &Path, wanted: PathBuf, longest: usize) -> Result<String, StoreError> {
+    let no_name = || {
+        let why = format!("no name for a file below {}: {wanted:?}", dir.display());
+        StoreError::Impossible(why.into())
+    };
     let mut chosen = String::new();
     let mut components = wanted.components().peekable();
     while let Some(component) = components.next() {
@@ -235,7 +261,10 @@ fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
         if !chosen.is_empty() {
             chosen.push('/');
         }
-        let mut candidate = name.to_owned();
+        // A folder has no extension.
+        let stem = if is_folder { name } else { stem(name) };
+        let extension = &name[stem.len()..];
+        let mut candidate = shortened(stem, extension, longest);
         for number in 1u32.. {
             let is_free = match dir.join(&chosen).join(&candidate).symlink_metadata() {
                 Err(_) => true,
@@ -246,15 +275,12 @@ fn free_name(dir: &Path, wanted: PathBuf) -> Result<String, StoreError> {
             if is_free {
                 break;
             }
-            candidate = if is_folder {
-                numbered(name, "", number)
-            } else {
-                numbered(stem(name), &name[stem(name).len()..], number)
-            };
+            candidate = shortened(stem, &format!(" ({number}){extension}"), longest);
         }
         chosen.push_str(&candidate);
     }
-    if chosen.is_empty() {
+    let is_too_long = dir.join(&chosen).as_os_str().len() > LONGEST_PATH;
+    if chosen.is_empty() || is_too_long {
         return Err(no_name());
     }
     Ok(chosen)
@@ -266,12 +292,44 @@ fn stem(name: &str) -> &str {
     stem.unwrap_or(name)
 }
 
-/// `stem (number).extension`, shortened to the most bytes that a name may have.
-fn numbered(stem: &str, extension: &str, number: u32) -> String {
-    let tail = format!(" ({number}){extension}");
-    let mut end = stem.len().min(255usize.saturating_sub(tail.len()));
-    while !stem.is_char_boundary(end) {
-        end -= 1;
+/// A name with this tail, shortened to the most bytes that a name may have.
+fn shortened(stem: &str, tail: &str, longest: usize) -> String {
+    let cut = |text: &str, len: usize| {
+        let mut end = text.len().min(len);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text[..end].to_owned()
+    };
+    // A tail that is itself too long is cut too.
+    let stem = cut(stem, longest.saturating_sub(tail.len()).max(1));
+    cut(&(stem + tail), longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_shortened_to_what_the_file_system_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "é".repeat(125) + "x.txt";
+        for (wanted, longest, expected) in [
+            (long.clone(), 255, long.clone()),
+            (long.clone(), 143, "é".repeat(69) + ".txt"),
+            (format!("{long}/b"), 143, "é".repeat(71) + "/b"),
+            (
+                "a.".to_owned() + &"é".repeat(90),
+                143,
+                format!("a.{}", "é".repeat(70)),
+            ),
+            ("a".into(), 143, "a".into()),
+        ] {
+            let name = free_name(dir.path(), wanted.into(), longest).unwrap();
+            assert_eq!(name, expected);
+        }
+        std::fs::write(dir.path().join("é".repeat(69) + ".txt"), "").unwrap();
+        let name = free_name(dir.path(), long.into(), 143).unwrap();
+        assert_eq!(name, "é".repeat(67) + " (1).txt");
     }
-    format!("{}{tail}", &stem[..end])
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io,
+    io::{self, Write as _},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
@@ -54,6 +54,8 @@ pub(super) struct Folder {
     pub(super) durability: Durability,
     pub(super) naming: Option<Naming>,
     pub(super) max_ranges: usize,
+    /// Most bytes of the name of a finished file.
+    pub(super) longest_name: usize,
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,
@@ -91,6 +93,30 @@ impl Folder {
             TryLock::Locked(lock) => Some(lock),
             TryLock::HeldBy(_) => None,
         })
+    }
+
+    /// Creates a folder of the store again that was removed meanwhile. Not the folder above it: that
+    /// may be the mount point of a disk that is not mounted.
+    pub(super) fn ensure(&self, dir: &Path) -> io::Result<()> {
+        if self.disk.is_dir(dir)? {
+            return Ok(());
+        }
+        self.disk.create_dir(dir)?;
+        self.disk.sync_dir(dir.parent().unwrap_or(dir))
+    }
+
+    /// A file without a name, for bytes that wait for their place.
+    pub(super) fn spool_file(&self) -> Result<File, StoreError> {
+        self.ensure(&self.partial)?;
+        let path = self.partial.join(format!("{}.tmp", random_id()?));
+        let file = self.disk.create(&path)?;
+        self.disk.remove_if_there(&path)?;
+        Ok(file)
+    }
+
+    pub(super) fn spool_block(&self, file: &mut File, block: &[u8]) -> Result<(), StoreError> {
+        let written = file.write_all(block);
+        Ok(written.map_err(disk::at("write to a file in", &self.partial))?)
     }
 
     pub(super) fn journal_path(&self, id: &UploadId) -> PathBuf {
@@ -226,7 +252,7 @@ impl Folder {
         // A journal moves from the first place to the second one.
         for path in [&journal_path, &record_path] {
             let shard = path.parent().unwrap_or(&self.partial);
-            match disk::is_dir(shard) {
+            match self.disk.is_dir(shard) {
                 // There can be no upload. A new one sets it aside.
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
                 Ok(false) => continue,
@@ -235,7 +261,7 @@ impl Folder {
             let journal = match disk::if_there(disk::open(path)) {
                 Ok(None) => continue,
                 Ok(Some(journal)) => journal,
-                Err(error) if disk::is_dir(path)? => {
+                Err(error) if self.disk.is_dir(path)? => {
                     self.set_aside(Some(id), path, &error.into())?;
                     continue;
                 }
@@ -384,12 +410,13 @@ impl Folder {
 
     /// Creates the upload, unless another request is faster.
     fn create(&self, upload: &Upload) -> Result<(), StoreError> {
-        // Before any of its files exists.
         let length = upload.length.unwrap_or_default();
-        self.room.for_upload(&self.partial, length)?;
         if length > MAX_LENGTH {
             return Err(StoreError::TooLarge { limit: MAX_LENGTH });
         }
+        self.ensure(&self.partial)?;
+        // Before any of its files exists.
+        self.room.for_upload(&self.partial, length)?;
         let journal_path = self.journal_path(&upload.id);
         let shard = journal_path.parent().unwrap_or(&self.partial);
         match self.disk.create_dir(shard) {
@@ -487,7 +514,7 @@ impl Folder {
             };
             if journal::first(&journal)?.is_some_and(|created| created.id == entry.id) {
                 match self.disk.remove_if_there(&entry.data_path) {
-                    Err(error) if disk::is_dir(&entry.data_path)? => {
+                    Err(error) if self.disk.is_dir(&entry.data_path)? => {
                         self.set_aside(Some(&entry.created.id), &entry.data_path, &error.into())?;
                     }
                     removed => removed?,
@@ -544,12 +571,4 @@ pub(super) fn is_damage(error: &StoreError) -> bool {
     matches!(error, StoreError::Failed(error) if error
         .downcast_ref::<io::Error>()
         .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData))
-}
-
-/// A temporary file without a name.
-pub(super) fn tempfile_in(disk: &Disk, dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(format!("{}.tmp", random_id()?));
-    let file = disk.create(&path)?;
-    disk.remove_if_there(&path)?;
-    Ok(file)
 }

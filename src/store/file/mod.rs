@@ -1,5 +1,5 @@
 //! A store in the file system. Each upload is one sparse file and one journal, and is finished by a
-//! rename.
+//! hard link.
 
 mod blocks;
 mod chunk;
@@ -9,6 +9,7 @@ mod entry;
 mod finish;
 mod folder;
 mod journal;
+mod open;
 mod room;
 mod scan;
 #[cfg(all(test, target_os = "linux"))]
@@ -22,7 +23,7 @@ mod tests;
 
 use std::{
     fmt,
-    io::{Seek as _, Write as _},
+    io::Seek as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -32,7 +33,7 @@ pub use self::settings::Durability;
 use self::{
     blocks::{BLOCK, Blocks},
     entry::{Claim, Entry, Phase, Retries},
-    folder::{Folder, is_damage, tempfile_in},
+    folder::{Folder, is_damage},
     journal::Event,
     room::Room,
     settings::Naming,
@@ -48,8 +49,8 @@ use crate::model::upload::{Upload, UploadId};
 /// Keeps uploads in a folder: the default store.
 ///
 /// Each upload is one file, into which each chunk is written at its place, and a journal of what is
-/// stored. Nothing has to be assembled when the last chunk has arrived: a rename finishes the file,
-/// whatever its size.
+/// stored. Nothing has to be assembled when the last chunk has arrived: the file gets its final
+/// name, whatever its size.
 ///
 /// The folder contains `partial/`, for uploads that are not finished, and `files/<id>/<name>`, for
 /// finished files under a [safe](crate::safe_file_name) version of their name. On Linux, several
@@ -62,13 +63,16 @@ use crate::model::upload::{Upload, UploadId};
 /// free](FileStoreBuilder::with_free_space_reserve).
 ///
 /// The file of a delivery has a [path](super::Stored::path). To move it to a folder on the same
-/// file system is a rename.
+/// file system is a rename. Until its upload is settled, the file has a second name below
+/// `partial/`: if the application has moved the file and then fails, the next attempt gets it
+/// again. So do not change the bytes of the file before the answer. Folders of finished files that
+/// become empty are removed.
 ///
 /// # Shared file systems
 ///
 /// For several hosts use `BucketStore` (feature `object-store`). `FileStore` needs three things
 /// that a shared file system may not have: locks of byte ranges that hold for all hosts
-/// (`F_OFD_SETLK`), a rename that overwrites nothing (`RENAME_NOREPLACE`, or else a hard link), and
+/// (`F_OFD_SETLK`), hard links (or else a rename that overwrites nothing, `RENAME_NOREPLACE`), and
 /// an `fsync` that reaches the server, for folders too. It has not been tested on any shared file
 /// system. The following is derived from their documentation:
 ///
@@ -129,6 +133,7 @@ impl FileStore {
             max_ranges: 10_000,
             reserve: None,
             stall: Duration::from_secs(5),
+            unchecked_permissions: false,
             disk: Disk::default(),
         }
     }
@@ -292,11 +297,12 @@ impl Store for FileStore {
 
     /// Keeps the bytes in a file without a name.
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {
-        let bytes = body.exact_len().unwrap_or_default();
-        let mut file = self
+        let declared = body.exact_len();
+        let (mut file, mut room) = self
             .blocking(move |folder| {
-                folder.room.for_bytes(&folder.partial, bytes)?;
-                tempfile_in(&folder.disk, &folder.partial)
+                let mut room = folder.room.reservation();
+                room.grow(&folder.partial, declared.unwrap_or_default())?;
+                Ok((folder.spool_file()?, room))
             })
             .await?;
         let mut block = Vec::new();
@@ -307,14 +313,18 @@ impl Store for FileStore {
             }
             let last = piece.is_none();
             if last || block.len() >= BLOCK {
-                (file, block) = self
-                    .blocking(move |_| {
-                        file.write_all(&block)?;
+                (file, room, block) = self
+                    .blocking(move |folder| {
+                        if declared.is_none() {
+                            room.grow(&folder.partial, block.len() as u64)?;
+                        }
+                        folder.spool_block(&mut file, &block)?;
+                        room.written(block.len() as u64);
                         block.clear();
                         if last {
                             file.rewind()?;
                         }
-                        Ok((file, block))
+                        Ok((file, room, block))
                     })
                     .await?;
             }
@@ -381,13 +391,14 @@ pub struct FileStoreBuilder {
     max_ranges: usize,
     reserve: Option<u64>,
     stall: Duration,
+    unchecked_permissions: bool,
     disk: Disk,
 }
 
 impl FileStoreBuilder {
     /// Sets the folder of finished files. Default: `files` in the folder of the store.
     ///
-    /// It has to be on the same file system as the folder of partial uploads.
+    /// It has to be below the same mount as the folder of partial uploads.
     pub fn with_finished_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.finished = dir.into();
         self
@@ -484,9 +495,13 @@ impl FileStoreBuilder {
     ///
     /// A chunk that would use the reserve is rejected with [`StoreError::Full`] before it is
     /// written. So is the first chunk of a file that declares to be larger than the free space, or
-    /// for which there are not enough inodes. Clients try again later, as with a full disk. No
-    /// space is reserved for uploads: together they can declare more than there is, and other
-    /// processes can use it.
+    /// for which there are not enough inodes. Clients try again later, as with a full disk.
+    ///
+    /// A body reserves its declared length until it is written or has failed. A body without a
+    /// declared length reserves each block before it is written. So bodies that arrive at the same
+    /// time do not use the reserve together. No space is reserved for the rest of an upload: all
+    /// uploads together can declare more than there is. Other processes can use what is reserved:
+    /// stores of several processes on one folder see only what the others have written.
     ///
     /// 0 turns the check off: then the store is full when the system says so. The check works on
     /// Linux only.
@@ -505,35 +520,49 @@ impl FileStoreBuilder {
         self
     }
 
+    /// Does not check who owns the folders, and who else can write to them. Default: they are
+    /// checked.
+    ///
+    /// For file systems that show owners and modes that do not apply, such as those of Docker
+    /// Desktop, WSL, SMB and many in user space, and for folders whose owner is another user that
+    /// is trusted. Make sure by other means that no other user can write to the folders: such a
+    /// user could replace what is stored.
+    pub fn with_unchecked_permissions(mut self) -> Self {
+        self.unchecked_permissions = true;
+        self
+    }
+
     /// Opens the store. Creates its folders if they do not exist.
+    ///
+    /// Does each step of a delivery with an empty upload, so that a store that opens can deliver.
+    /// This takes milliseconds.
     ///
     /// # Errors
     ///
-    /// * The folders cannot be created or written to, or are on different file systems.
+    /// The source of the error says which step failed, on which path, and what to do.
+    ///
+    /// * The folders cannot be created or written to, or are below different mounts.
+    /// * The file system has no locks, or can give a file no second name without replacing another.
     /// * One of them, or the folder of the store above them, is a symbolic link.
-    /// * All users can write to one of them, and it is not sticky as `/tmp` is.
+    /// * Another user could replace what is stored: a folder, or one above or below it, belongs to
+    ///   another user, or all users can write to it and it is not sticky as `/tmp` is. See
+    ///   [`with_unchecked_permissions`](Self::with_unchecked_permissions). The owner is checked on
+    ///   Linux. The user of the process, root, and the owner of `/` are trusted. A process of root
+    ///   trusts all owners, unless the folder is below one in which all users can create folders.
     /// * A mode is not valid.
     pub fn open(mut self) -> Result<FileStore, StoreError> {
         for dir in [&mut self.root, &mut self.partial, &mut self.finished] {
             // The process may change its working folder. The components have no slash at the end,
             // after which a link would be followed.
-            *dir = std::path::absolute(&*dir)?.components().collect();
+            let absolute = std::path::absolute(&*dir).map_err(disk::at("find", dir))?;
+            *dir = absolute.components().collect();
         }
         self.check_modes()?;
         self.check_folders()?;
-        for dir in [&self.partial, &self.finished] {
-            // What exists above them was made durable by the application that created it.
-            let base = dir.ancestors().skip(1).find(|dir| dir.is_dir());
-            self.disk.create_dirs(dir, base.unwrap_or(dir))?;
-            tempfile_in(&self.disk, dir)?;
-        }
-        if !disk::same_file_system(&self.partial, &self.finished)? {
-            return Err(StoreError::new(format!(
-                "{} and {} are on different file systems",
-                self.partial.display(),
-                self.finished.display()
-            )));
-        }
+        self.create_folders()?;
+        // Now that they exist, the file system may show other modes than those they were given.
+        self.check_folders()?;
+        let longest_name = self.try_delivery()?;
         let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
@@ -546,6 +575,7 @@ impl FileStoreBuilder {
                 disk: self.disk,
                 durability: self.durability,
                 naming: self.naming,
+                longest_name,
                 max_ranges: self.max_ranges,
                 room: Room::new(self.reserve),
                 stall: self.stall,
@@ -554,47 +584,6 @@ impl FileStoreBuilder {
                 blocks: Blocks::default(),
             }),
         })
-    }
-
-    fn check_modes(&self) -> Result<(), StoreError> {
-        #[cfg(unix)]
-        for (what, mode, least, most) in [
-            ("file mode", self.disk.file_mode, 0o600, 0o777),
-            ("dir mode", self.disk.dir_mode, 0o700, 0o775),
-        ] {
-            if mode & least != least || mode & !most != 0 {
-                return Err(StoreError::new(format!(
-                    "the {what} is {mode:#o}: it needs the bits of {least:#o}, and can have no \
-                     others than those of {most:#o}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that other users cannot put something into the folders, or replace them. Skips
-    /// folders that do not exist.
-    fn check_folders(&self) -> Result<(), StoreError> {
-        let parts = [&self.partial, &self.finished];
-        let root = parts.iter().any(|part| part.starts_with(&self.root));
-        for dir in root.then_some(&self.root).into_iter().chain(parts) {
-            let Some(there) = disk::if_there(dir.symlink_metadata())? else {
-                continue;
-            };
-            let shown = dir.display();
-            if there.is_symlink() {
-                return Err(StoreError::new(format!(
-                    "{shown} is a symbolic link, and the store follows none: open it by its \
-                     canonical path, as std::fs::canonicalize() returns it"
-                )));
-            }
-            if disk::is_world_writable(&there) {
-                return Err(StoreError::new(format!(
-                    "all users can write to {shown}: set its mode to 0700, or to 0770 for a group"
-                )));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
-//! Limits what is stored to the free space of the file system, less a reserve.
+//! Limits what is stored to the free space of the file system, less a reserve, and less what other
+//! bodies have reserved.
 
 use std::{
     path::Path,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -20,73 +21,130 @@ const RESERVE: u64 = 1 << 30;
 /// How many inodes an upload takes: two files, a folder for them, and one for the finished file.
 const FILES: u64 = 4;
 
-/// How long a reading of the free space is used, less what was granted since. A reading takes tens
+/// How long a reading of the free space is used, less what was written since. A reading takes tens
 /// of microseconds, and a small chunk a hundred.
 const FRESH: Duration = Duration::from_millis(100);
 
-#[derive(Debug)]
+/// Several processes that share the folder do not see what the others have reserved, only what they
+/// have written.
+#[derive(Clone, Debug)]
 pub(super) struct Room {
     /// How many bytes stay free. `None` is the default reserve. 0 turns the check off.
     reserve: Option<u64>,
-    /// What was free at this time, less what was granted since.
-    seen: Mutex<Option<(Instant, Free)>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What was free at this time, less what was written since.
+    seen: Option<(Instant, Free)>,
+    /// Bytes that are reserved and not written yet.
+    reserved: u64,
 }
 
 impl Room {
     pub(super) fn new(reserve: Option<u64>) -> Self {
         Self {
             reserve,
-            seen: Mutex::default(),
+            state: Arc::default(),
         }
     }
 
-    /// Grants `bytes` in `dir` to a chunk that writes them.
-    pub(super) fn for_bytes(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
-        self.grant(dir, 0, bytes, bytes)
+    /// A reservation of 0 bytes.
+    pub(super) fn reservation(&self) -> Reserved {
+        Reserved {
+            room: self.clone(),
+            bytes: 0,
+        }
     }
 
-    /// Whether there is room for a new upload of `bytes` in `dir`. The bytes are not granted,
+    /// Whether there is room for a new upload of `bytes` in `dir`. The bytes are not reserved,
     /// because they may not arrive.
     pub(super) fn for_upload(&self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
         self.grant(dir, FILES, bytes, 0)
     }
 
+    fn is_off(&self) -> bool {
+        self.reserve == Some(0)
+    }
+
     fn grant(&self, dir: &Path, files: u64, wanted: u64, taken: u64) -> Result<(), StoreError> {
-        if self.reserve == Some(0) {
+        if self.is_off() {
             return Ok(());
         }
-        let take = |free: Free| Free {
-            bytes: free.bytes.saturating_sub(taken),
-            files: free.files.map(|left| left.saturating_sub(files)),
-            ..free
-        };
-        let mut seen = lock(&self.seen);
-        if let Some((at, free)) = &mut *seen {
-            if at.elapsed() < FRESH && self.check(*free, files, wanted).is_ok() {
-                *free = take(*free);
-                return Ok(());
-            }
+        let mut state = lock(&self.state);
+        let State { seen, reserved } = &mut *state;
+        let fits = |free: Free| self.check(free, files, wanted, *reserved);
+        if !seen.is_some_and(|(at, free)| at.elapsed() < FRESH && fits(free).is_ok()) {
+            let now = Instant::now();
+            *seen = disk::free(dir)?.map(|free| (now, free));
+            seen.map_or(Ok(()), |(_, free)| fits(free))?;
         }
-        let now = Instant::now();
-        if let Some(free) = disk::free(dir)? {
-            self.check(free, files, wanted)?;
-            *seen = Some((now, take(free)));
+        if let Some(left) = seen.as_mut().and_then(|(_, free)| free.files.as_mut()) {
+            *left = left.saturating_sub(files);
         }
+        *reserved = reserved.saturating_add(taken);
         Ok(())
     }
 
-    fn check(&self, free: Free, files: u64, bytes: u64) -> Result<(), StoreError> {
+    fn check(&self, free: Free, files: u64, bytes: u64, reserved: u64) -> Result<(), StoreError> {
         let full = |why: String| Err(StoreError::Full(why.into()));
         if let Some(left) = free.files.filter(|left| *left < files) {
             return full(format!("{files} files are needed, and {left} are free"));
         }
         let reserve = self.reserve.unwrap_or(RESERVE.min(free.total_bytes / 20));
-        match free.bytes.checked_sub(reserve) {
+        let kept = reserve.saturating_add(reserved);
+        match free.bytes.checked_sub(kept) {
             Some(left) if left >= bytes => Ok(()),
             _ => full(format!(
-                "{bytes} bytes are needed, {} are free, and {reserve} have to stay free",
+                "{bytes} bytes are needed, {} are free, {reserved} are reserved by other bodies, \
+                 and {reserve} have to stay free",
                 free.bytes
             )),
+        }
+    }
+}
+
+/// Bytes that a body may write. What it has not written is given back when this is dropped.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    room: Room,
+    bytes: u64,
+}
+
+impl Reserved {
+    /// Reserves `bytes` more in `dir`.
+    pub(super) fn grow(&mut self, dir: &Path, bytes: u64) -> Result<(), StoreError> {
+        self.room.grant(dir, 0, bytes, bytes)?;
+        if !self.room.is_off() {
+            self.bytes = self.bytes.saturating_add(bytes);
+        }
+        Ok(())
+    }
+
+    /// Turns a part of the reservation into usage.
+    pub(super) fn written(&mut self, bytes: u64) {
+        if self.room.is_off() {
+            return;
+        }
+        self.give_back(bytes);
+        if let Some((_, free)) = &mut lock(&self.room.state).seen {
+            free.bytes = free.bytes.saturating_sub(bytes);
+        }
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let reserved = &mut lock(&self.room.state).reserved;
+        *reserved = reserved.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.give_back(self.bytes);
         }
     }
 }
@@ -109,7 +167,7 @@ mod tests {
             total_bytes: total,
             files: None,
         };
-        is_granted(Room::new(reserve).check(free, 0, bytes))
+        is_granted(Room::new(reserve).check(free, 0, bytes, 0))
     }
 
     #[test]
@@ -152,37 +210,77 @@ mod tests {
                 files: left,
             };
             assert_eq!(
-                is_granted(room.check(free, wanted, 9)),
+                is_granted(room.check(free, wanted, 9, 0)),
                 expected,
                 "{left:?}"
             );
         }
     }
 
-    /// Chunks that arrive at the same time do not all get the same room.
+    /// A room that was seen just now, however long the test takes.
+    fn seen(bytes: u64, files: u64) -> Room {
+        let room = Room::new(Some(100));
+        let later = Instant::now() + Duration::from_secs(3600);
+        let free = Free {
+            bytes,
+            total_bytes: bytes,
+            files: Some(files),
+        };
+        lock(&room.state).seen = Some((later, free));
+        room
+    }
+
+    /// Bodies that arrive at the same time do not all get the same room, however slowly they come.
     #[cfg(target_os = "linux")]
     #[test]
-    fn what_is_granted_is_taken() {
+    fn what_is_reserved_is_taken_until_it_is_given_back() {
+        // No file system has room for it: what was seen decides, or nothing does.
+        const LARGE: u64 = u64::MAX / 8;
         let dir = tempfile::tempdir().unwrap();
-        let room = Room::new(Some(1));
-        let free = disk::free(dir.path()).unwrap().unwrap().bytes;
-        // As if it had been seen just now, however long the test takes.
-        let later = Instant::now() + Duration::from_secs(3600);
-        let seen = Free {
-            bytes: free,
-            total_bytes: free,
-            files: Some(2 * FILES - 1),
+        let room = seen(7 * LARGE + 100, 2 * FILES - 1);
+        let reserve = || {
+            let mut reserved = room.reservation();
+            is_granted(reserved.grow(dir.path(), 2 * LARGE)).then_some(reserved)
         };
-        *room.seen.lock().unwrap() = Some((later, seen));
-        let left = || room.seen.lock().unwrap().unwrap().1;
-        room.for_bytes(dir.path(), free / 4).unwrap();
-        assert_eq!(left().bytes, free - free / 4);
-        room.for_upload(dir.path(), free / 2).unwrap();
-        assert_eq!(left().bytes, free - free / 4);
-        assert_eq!(left().files, Some(FILES - 1));
-        // The free space is read again before a chunk is refused: nothing of that was stored.
-        room.for_bytes(dir.path(), free / 8 * 7).unwrap();
-        assert!(left().bytes < free / 4, "{:?}", left());
-        assert!(!is_granted(room.for_bytes(dir.path(), free * 2)));
+        let mut bodies: Vec<_> = (0..3).filter_map(|_| reserve()).collect();
+        assert_eq!(bodies.len(), 3);
+        let is_full = |room: &Room| {
+            // The file system is asked before a body is refused, and it has less.
+            let seen = lock(&room.state).seen;
+            let reserved = lock(&room.state).reserved;
+            let room = Room::new(Some(100));
+            *lock(&room.state) = State { seen, reserved };
+            !is_granted(room.reservation().grow(dir.path(), 2 * LARGE))
+        };
+        assert!(is_full(&room));
+
+        // What is written stays taken, and the rest is given back.
+        bodies[0].written(LARGE);
+        assert!(is_full(&room));
+        assert_eq!(lock(&room.state).reserved, 5 * LARGE);
+        bodies.remove(0);
+        assert_eq!(lock(&room.state).reserved, 4 * LARGE);
+        assert!(!is_full(&room));
+        bodies.push(reserve().unwrap());
+        assert!(is_full(&room));
+        drop(bodies);
+        assert_eq!(lock(&room.state).reserved, 0);
+        // A new reading counts what was written itself.
+        assert_eq!(lock(&room.state).seen.unwrap().1.bytes, 6 * LARGE + 100);
+
+        // A new upload needs the room, and inodes, but reserves only these.
+        room.for_upload(dir.path(), 6 * LARGE).unwrap();
+        assert_eq!(lock(&room.state).reserved, 0);
+        assert_eq!(lock(&room.state).seen.unwrap().1.files, Some(FILES - 1));
+    }
+
+    #[test]
+    fn without_a_reserve_nothing_is_counted() {
+        let room = Room::new(Some(0));
+        let mut reserved = room.reservation();
+        reserved.grow(Path::new("/nothing"), u64::MAX).unwrap();
+        reserved.written(7);
+        drop(reserved);
+        assert_eq!(lock(&room.state).reserved, 0);
     }
 }

@@ -22,8 +22,8 @@ impl Folder {
         filter: &Filter,
         after: Option<&UploadId>,
     ) -> Result<Page, StoreError> {
-        // Without its folder the store cannot be read. That is not an empty store.
-        self.partial.metadata()?;
+        // Without its root the store cannot be read. That is not an empty store.
+        self.ensure(&self.partial)?;
         let (mut uploads, mut read, mut last) = (Vec::new(), 0, None);
         for shard in after.map_or(0, |after| after.as_bytes()[0])..=u8::MAX {
             let mut ids = self.ids_in(&self.shard(shard));
@@ -71,7 +71,7 @@ impl Folder {
 
     /// What cannot be swept is passed over.
     pub(super) fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
-        self.partial.metadata()?;
+        self.ensure(&self.partial)?;
         // Tells other runs that the store is active.
         self.now();
         let expiry = self.clock.expiry(expiry, self.disk.now());
@@ -196,10 +196,10 @@ impl Folder {
     fn files_in(&self, dir: &Path) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut read = || {
-            if !disk::is_dir(dir)? {
+            if !self.disk.is_dir(dir)? {
                 return Ok(());
             }
-            for file in std::fs::read_dir(dir)? {
+            for file in std::fs::read_dir(dir).map_err(disk::at("read", dir))? {
                 let file = file?;
                 let path = file.path();
                 if file.file_type()?.is_file() {

@@ -174,7 +174,7 @@ impl Simulated {
                         _ => Err(io::Error::other("dead")),
                     };
                 }
-                Mishap::NoLinks if matches!(op, Op::Link(_)) => {
+                Mishap::NoLinks if matches!(op, Op::Link(..)) => {
                     return Err(io::Error::from_raw_os_error(nix::libc::EPERM));
                 }
                 Mishap::Skip(skipped) if *skipped == place => return nothing(),
@@ -260,7 +260,7 @@ impl Simulated {
                 let inode = to.metadata().unwrap().ino();
                 Event::Renamed(inside(to), state.number(inode))
             }
-            Op::Link(to) => {
+            Op::Link(_, to) => {
                 let inode = to.metadata().unwrap().ino();
                 Event::Linked(inside(to), state.number(inode))
             }

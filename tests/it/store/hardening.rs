@@ -11,8 +11,8 @@ use bytes::Bytes;
 use tower_resumable::{
     FileStore, UploadId,
     store::{
-        BodyError, Claim as _, Claimed, Expiry, FileStoreBuilder, Filter, Record, State, Store,
-        StoreError,
+        BodyError, ChunkBody, Claim as _, Claimed, Expiry, FileStoreBuilder, Filter, Record, State,
+        Store, StoreError,
     },
 };
 
@@ -345,7 +345,7 @@ mod permissions {
         let other = upload_named(8, 2);
         write(&store, &other, 0, b"x").await.unwrap();
         let files = files(root);
-        // Two journals, the data of one upload, and a finished file.
+        // Two journals, the data of two uploads, and the name of a finished file.
         assert_eq!(files.len(), 5, "{files:?}");
         let mut dirs: Vec<_> = files
             .iter()
@@ -380,6 +380,8 @@ mod permissions {
         let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
         let umask = u32::from_str_radix(umask.unwrap().trim(), 8).unwrap();
         let dir = tempfile::tempdir().unwrap();
+        // It has the mode of the umask.
+        set_mode(dir.path(), 0o700);
         for (file_mode, dir_mode) in [(0o640, 0o750), (0o664, 0o775), (0o666, 0o755)] {
             let root = dir.path().join(format!("{file_mode:o}"));
             let builder = FileStore::builder(&root);
@@ -461,6 +463,58 @@ mod permissions {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
+    /// Who owns a folder can replace what is in it, and who owns a folder above it can replace it.
+    /// Needs root.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn folders_of_other_users_are_refused() {
+        use std::os::unix::fs::chown;
+        let other = Some(65_534);
+        for name in ["above", "above/root", "partial", "files", "partial/07"] {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("above/root");
+            let changed = if name.starts_with("above") {
+                dir.path().join(name)
+            } else {
+                root.join(name)
+            };
+            std::fs::create_dir_all(&changed).unwrap();
+            std::fs::create_dir_all(&root).unwrap();
+            if chown(&changed, other, None).is_err() {
+                return;
+            }
+            let why = refusal(FileStore::builder(&root));
+            let expected = format!("{} belongs to the user 65534", changed.display());
+            assert!(why.contains(&expected), "{why}");
+            assert!(why.contains("with_unchecked_permissions"), "{why}");
+            let builder = FileStore::builder(&root).with_unchecked_permissions();
+            finish(&builder.open().unwrap()).await;
+            chown(&changed, Some(0), None).unwrap();
+            set_mode(&changed, 0o755);
+            FileStore::open(&root).unwrap();
+        }
+        // Also a folder that another user creates while the store is open.
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("partial")).unwrap();
+        set_mode(&root.path().join("partial"), 0o1777);
+        let naming = |_: &tower_resumable::Upload| Some("user/file".into());
+        let builder = FileStore::builder(root.path()).with_naming(naming);
+        let store = builder.open().unwrap();
+        for name in ["partial/07", "files/user"] {
+            let dir = root.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            chown(&dir, other, None).unwrap();
+            let error = match write(&store, &upload(1), 0, b"x").await {
+                Err(error) => error,
+                Ok(_) => store.claim(&upload(1)).await.unwrap_err(),
+            };
+            let why = error.source().unwrap().to_string();
+            assert!(why.contains(&format!("{} belongs", dir.display())), "{why}");
+            std::fs::remove_dir(&dir).unwrap();
+        }
+        deliver(&store, &upload(1)).await;
+    }
+
     #[tokio::test]
     async fn folders_writable_by_all_users_are_refused() {
         for name in ["", "partial", "files"] {
@@ -492,6 +546,93 @@ mod free_space {
 
     /// More free space than any disk has.
     const ALL: u64 = u64::MAX;
+
+    const TWO_TO_62: u64 = 1 << 62;
+
+    /// Bodies that arrive at the same time do not get the same room, and give it back.
+    #[tokio::test]
+    async fn bodies_reserve_what_they_declare() {
+        let root = tempfile::tempdir().unwrap();
+        let free = free(root.path());
+        let open = |reserve| {
+            let builder = FileStore::builder(root.path());
+            builder.with_free_space_reserve(reserve).open().unwrap()
+        };
+        for number in 0..16 {
+            let upload = upload_named(number, free);
+            write(&open(0), &upload, 0, b"x").await.unwrap();
+        }
+        let store = open(free - free / 2);
+        // A chunk, or a part that waits for its place. It declares an eighth of the disk, sends
+        // little, and then nothing. Returns its task, unless it was refused.
+        let begin = async |number: u8| {
+            let (sender, mut waits) = tokio::sync::mpsc::channel(1);
+            let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 1 << 20]))]);
+            let rest = futures_util::stream::poll_fn(move |_| {
+                let _ = sender.try_send(());
+                std::task::Poll::Pending
+            });
+            let pieces = futures_util::StreamExt::chain(first, rest);
+            let (store, len) = (store.clone(), free / 8);
+            let mut task = tokio::spawn(async move {
+                if number % 2 == 0 {
+                    let upload = upload_named(number, free);
+                    return write_pieces(&store, &upload, 1, len as usize, pieces)
+                        .await
+                        .map(drop);
+                }
+                let pieces = futures_util::TryStreamExt::map_ok(pieces, http_body::Frame::data);
+                let source = std::pin::pin!(http_body_util::StreamBody::new(pieces));
+                let mut body = ChunkBody::new(source, Some(len), 0);
+                store.spool(&mut body).await.map(drop)
+            });
+            tokio::select! {
+                Some(()) = waits.recv() => Some(task),
+                ended = &mut task => {
+                    assert_full(ended.unwrap());
+                    None
+                }
+            }
+        };
+        // Not the same uploads again: a chunk of an upload that is open reserves a moment later.
+        for numbers in [0..8, 8..16] {
+            let mut begun = Vec::new();
+            for number in numbers {
+                begun.extend(begin(number).await);
+            }
+            // Other programs use and free some space meanwhile.
+            assert!((2..=5).contains(&begun.len()), "{}", begun.len());
+            for task in begun {
+                task.abort();
+                let _ = task.await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_that_waits_for_its_place_needs_room() {
+        let root = tempfile::tempdir().unwrap();
+        let builder = FileStore::builder(root.path()).with_free_space_reserve(ALL);
+        let store = builder.open().unwrap();
+        for declared in [Some(3), None] {
+            let source = std::pin::pin!(http_body_util::Full::from("abc"));
+            let source = std::pin::pin!(http_body_util::BodyExt::map_err(source, |e| match e {}));
+            let mut body = ChunkBody::new(source, declared, 3);
+            assert_full(store.spool(&mut body).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn settings_do_not_overflow() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::builder(root.path())
+            .with_stall_timeout(Duration::MAX)
+            .with_max_ranges(usize::MAX)
+            .with_free_space_reserve(0)
+            .open()
+            .unwrap();
+        finish(&store).await;
+    }
 
     #[tokio::test]
     async fn the_reserve_is_kept_free() {
@@ -563,8 +704,15 @@ mod free_space {
     async fn a_file_that_cannot_fit_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let store = FileStore::open(root.path()).unwrap();
-        for length in [1 << 62, u64::MAX] {
-            assert_full(write(&store, &upload(length), 0, b"x").await);
+        for length in [1 << 62, (1 << 62) + 1, u64::MAX] {
+            let written = write(&store, &upload(length), 0, b"x").await;
+            // Longer than the store can ever keep, which no free space changes.
+            if length > 1 << 62 {
+                let is_final = matches!(written, Err(StoreError::TooLarge { limit: TWO_TO_62 }));
+                assert!(is_final, "{written:?}");
+            } else {
+                assert_full(written);
+            }
             let partial = root.path().join("partial");
             assert_eq!(std::fs::read_dir(partial).unwrap().count(), 0);
             let status = store.status(&upload(length).id).await;
@@ -653,18 +801,65 @@ mod missing {
         finish(&store).await;
     }
 
+    /// Each folder below the root is created again when it is needed.
+    #[cfg(unix)]
     #[tokio::test]
-    async fn a_missing_folder_of_finished_files_is_reported() {
-        let root = tempfile::tempdir().unwrap();
-        let store = FileStore::open(root.path()).unwrap();
-        write(&store, &upload(1), 0, b"x").await.unwrap();
-        std::fs::remove_dir_all(root.path().join("files")).unwrap();
-        for _ in 0..2 {
-            assert_fails(store.claim(&upload(1)).await);
+    async fn a_missing_folder_is_created_again() {
+        for (name, is_kept) in [("files", true), ("partial", false), ("partial/07", false)] {
+            let root = tempfile::tempdir().unwrap();
+            let store = FileStore::open(root.path()).unwrap();
+            write(&store, &upload(20), 0, b"0123456789").await.unwrap();
+            std::fs::remove_dir_all(root.path().join(name)).unwrap();
+            let page = store.list(&Filter::default(), None).await.unwrap();
+            assert_eq!(page.uploads.len(), usize::from(is_kept), "{name}");
+            store.sweep(&Expiry::default()).await.unwrap();
+            finish(&store).await;
+            std::fs::remove_dir_all(root.path().join(name)).unwrap();
+            let source = std::pin::pin!(http_body_util::Full::from("abc"));
+            let source = std::pin::pin!(http_body_util::BodyExt::map_err(source, |e| match e {}));
+            store
+                .spool(&mut ChunkBody::new(source, None, 3))
+                .await
+                .unwrap();
+            // The file of a delivery that has not ended is given its name again.
+            if name == "files" {
+                deliver(&store, &upload(20)).await;
+            }
         }
-        FileStore::open(root.path()).unwrap();
-        let path = deliver(&store, &upload(1)).await;
-        assert_eq!(std::fs::read(path).unwrap(), b"x");
+    }
+
+    /// The operator can read what failed, and on which path.
+    #[tokio::test]
+    async fn errors_name_what_failed_and_where() {
+        let root = tempfile::tempdir().unwrap();
+        let naming = |upload: &tower_resumable::Upload| {
+            let name = upload.identifier.clone() + "/";
+            Some(name.repeat(3000).into())
+        };
+        let builder = FileStore::builder(root.path()).with_naming(naming);
+        let store = builder.open().unwrap();
+        let shard = root.path().join("partial/07");
+        std::fs::write(&shard, "").unwrap();
+        let error = write(&store, &upload(20), 0, b"x").await.unwrap_err();
+        let why = error.source().unwrap().to_string();
+        assert!(why.starts_with("could not use the folder"), "{why}");
+        assert!(why.contains(shard.to_str().unwrap()), "{why}");
+        assert!(why.contains("not a directory"), "{why}");
+        std::fs::remove_file(&shard).unwrap();
+
+        // A path that is too long never becomes shorter.
+        write(&store, &upload(1), 0, b"x").await.unwrap();
+        let error = store.claim(&upload(1)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Impossible(_)), "{error:?}");
+        let why = error.source().unwrap().to_string();
+        assert!(why.contains("i/i/i"), "{why}");
+
+        // Nor does a file in place of a folder open.
+        let file = root.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let why = refusal(FileStore::builder(&file));
+        assert!(why.starts_with("could not"), "{why}");
+        assert!(why.contains(file.to_str().unwrap()), "{why}");
     }
 
     /// A file of an upload was deleted by hand.

@@ -63,6 +63,7 @@ impl Entry {
                 StoreError::Superseded => StoreError::Superseded,
                 StoreError::Busy => StoreError::Busy,
                 StoreError::Full(_) => StoreError::Full(Arc::clone(error).into()),
+                StoreError::Impossible(_) => StoreError::Impossible(Arc::clone(error).into()),
                 _ => StoreError::new(Arc::clone(error)),
             }),
             None => Err(StoreError::new("a commit has panicked")),
