@@ -165,7 +165,9 @@ async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
 
 fn threads() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Threads:"));
     line.unwrap().trim().parse().unwrap()
 }
 
@@ -225,11 +227,16 @@ async fn a_stopped_process_holds_only_its_own_uploads() {
         most = most.max(threads());
         assert!(served < waited, "{served:?} for other uploads, {waited:?}");
         assert!(waited < Duration::from_secs(20), "{waited:?}");
-        assert!(most < before + 100, "{before} threads became {most}");
+        // If each of them waited on a thread, there would be 512 more.
+        assert!(most < before + 300, "{before} threads became {most}");
 
         other.signal(end);
         if end == "-KILL" {
-            assert!(!write(&store, &upload(RECEIVING, LENGTH), 0, 3).await.unwrap());
+            assert!(
+                !write(&store, &upload(RECEIVING, LENGTH), 0, 3)
+                    .await
+                    .unwrap()
+            );
             let claim = store.claim(&upload(CLAIMED, 1)).await.unwrap();
             assert!(matches!(claim, Claimed::Won(_)), "{claim:?}");
         }

@@ -433,9 +433,8 @@ impl Writer {
     /// [`Conflict`](StoreError::Conflict) if other bytes are stored.
     fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> Result<(), StoreError> {
         let end = at + bytes.len() as u64;
-        let slice = |piece: &Range<u64>| {
-            &bytes[(piece.start - at) as usize..(piece.end - at) as usize]
-        };
+        let slice =
+            |piece: &Range<u64>| &bytes[(piece.start - at) as usize..(piece.end - at) as usize];
         let mut stored = at;
         for gap in self.gaps.iter().flatten() {
             let piece = at.max(gap.start)..end.min(gap.end);
@@ -446,7 +445,7 @@ impl Writer {
             stored = piece.end;
             let bytes = slice(&piece);
             let data = self.lock.entry().data.as_ref();
-            let data = data.ok_or(io::ErrorKind::NotFound)?;
+            let data = data.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             folder
                 .disk
                 .write_all_at("write-data", data, bytes, piece.start)?;

@@ -68,6 +68,9 @@ const SCRIPT: &[Step] = &[
     Step::Restart,
     Step::Create('e'),
     Step::Deliver('c', Answer::Taken),
+    Step::Restart,
+    // A late chunk, which opens the record.
+    Step::Write('c', 0),
 ];
 
 #[derive(Clone, Copy, Debug)]

@@ -425,8 +425,7 @@ impl Entry {
     ///
     /// [`InvalidData`](io::ErrorKind::InvalidData) if they are not what was stored.
     pub(super) fn sync_whole(&self) -> io::Result<u32> {
-        let damaged =
-            |what| io::Error::new(io::ErrorKind::InvalidData, format!("the data {what}"));
+        let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, format!("the data {what}"));
         let data = self.data.as_ref().ok_or_else(|| damaged("are gone"))?;
         let (length, crc) = self.whole().ok_or_else(|| damaged("are not complete"))?;
         if data.metadata()?.len() != length {
