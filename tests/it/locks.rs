@@ -248,3 +248,46 @@ async fn a_stopped_process_holds_only_its_own_uploads() {
         }
     }
 }
+
+/// New chunks come at once when the old ones have to stop.
+#[tokio::test]
+async fn a_removal_is_not_starved_by_new_chunks() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    assert!(
+        !write(&store, &upload(9, LENGTH), LENGTH - 1, 1)
+            .await
+            .unwrap()
+    );
+    let mut chunks = tokio::task::JoinSet::new();
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    for n in 0..8 {
+        let (store, begun) = (store.clone(), begun.clone());
+        chunks.spawn(async move {
+            loop {
+                let begun = begun.clone();
+                // The second piece is asked for when the first one is being written.
+                let first = Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; 100_000])));
+                let rest = stream::poll_fn(move |_| {
+                    let _ = begun.send(());
+                    std::task::Poll::Pending
+                });
+                let source = pin!(StreamBody::new(stream::iter([first]).chain(rest)));
+                let mut body = ChunkBody::new(source, Some(1 << 20), 0);
+                let upload = upload(9, LENGTH);
+                let written = store.write(&upload, n << 20, &mut body, Keep::Whole).await;
+                assert!(
+                    matches!(written, Err(StoreError::Superseded | StoreError::Busy)),
+                    "{written:?}"
+                );
+            }
+        });
+    }
+    for _ in 0..8 {
+        begins.recv().await.unwrap();
+    }
+    let id = upload(9, LENGTH).id;
+    let removed = tokio::time::timeout(Duration::from_secs(20), store.remove(&id)).await;
+    assert!(removed.expect("it should not be starved").unwrap());
+    chunks.shutdown().await;
+}

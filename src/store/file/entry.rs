@@ -606,13 +606,11 @@ impl Entry {
 
     /// Whether no other process has the right to append. It may change at once.
     fn is_journal_free(&self) -> io::Result<bool> {
-        self.lock_journal().map(drop).map_or_else(
-            |error| match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(false),
-                _ => Err(error),
-            },
-            |()| Ok(true),
-        )
+        match self.lock_journal() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads what other processes have appended. The caller has the right to append, or does not

@@ -71,9 +71,9 @@ use crate::model::upload::{Upload, UploadId};
 ///
 /// A damaged journal, data of another length than was stored, and a folder in place of a file are
 /// set aside as `<id>.<random>.broken`, and reported as
-/// [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The upload begins anew: it is absent until
-/// its next chunk. A file that was set aside is swept after the time for abandoned uploads. A folder
-/// that was set aside is never removed.
+/// [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The upload begins anew: it is absent
+/// until its next chunk. A file that was set aside is swept after the time for abandoned uploads.
+/// A folder that was set aside is never removed.
 ///
 /// What may be readable later stays where it is: files without permission, links, and files of
 /// another version of this crate. Requests for their uploads fail, and can be retried.
