@@ -260,6 +260,22 @@ impl Store for SqliteStore {
         Ok(removed.await? > 0)
     }
 
+    async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let id = *id;
+        let removed = self.run(move |tx| {
+            let Some(row) = Row::find(tx, &id)? else {
+                return Ok(0);
+            };
+            match row.status.state {
+                State::Settled(record) if !record.delivered => {
+                    Ok(tx.execute("DELETE FROM uploads WHERE id = ?1", [id.as_bytes()])?)
+                }
+                _ => Ok(0),
+            }
+        });
+        Ok(removed.await? > 0)
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         let (filter, after) = (filter.clone(), after.copied());
         let page = self.run(move |tx| {

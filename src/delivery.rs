@@ -2,6 +2,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
+use crate::limits::LONGEST;
+
 /// How complete uploads are delivered to the inner service, and what its answer means.
 ///
 /// ```
@@ -23,7 +25,9 @@ use http::StatusCode;
 #[must_use]
 pub struct Delivery {
     pub(crate) timeout: Duration,
+    pub(crate) max_attempts: u32,
     pub(crate) record_lifetime: Duration,
+    pub(crate) rejection_lifetime: Duration,
     pub(crate) record_body: usize,
     pub(crate) verdict: Arc<dyn Fn(StatusCode) -> Verdict + Send + Sync>,
 }
@@ -34,11 +38,13 @@ pub enum Verdict {
     /// The inner service took the file. The answer is recorded, and the layer never touches the
     /// file again.
     Delivered,
-    /// The inner service refused the file for good. The answer is recorded, and the file is
-    /// removed.
+    /// The inner service refused the file for good. The file is removed. The answer is recorded
+    /// [for some seconds](Delivery::with_rejection_lifetime), unless the client removes the upload
+    /// or sends its first chunk again: then it is a new upload.
     Rejected,
     /// The inner service refused this request. The file is kept and no answer is recorded. The
-    /// client stops, and can complete the upload again later.
+    /// client stops, and can complete the upload again later: any request for it, also of another
+    /// session, calls the inner service again.
     RefusedNow,
     /// The inner service failed. The file is kept and delivered again, with the same id and the
     /// next attempt.
@@ -46,13 +52,23 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The default: 1xx to 3xx are delivered; 408, 425, 429, and 500 and above are failed; all
-    /// other 4xx are rejected.
+    /// The default:
+    ///
+    /// | status | verdict |
+    /// |---|---|
+    /// | 1xx, 2xx, 3xx | [`Delivered`](Self::Delivered) |
+    /// | 400, 409, 410, 413, 415, 422, 451 | [`Rejected`](Self::Rejected) |
+    /// | 408, 425, 429, 500 and above | [`Failed`](Self::Failed) |
+    /// | other 4xx, such as 401, 403, 404, 405 | [`RefusedNow`](Self::RefusedNow) |
+    ///
+    /// Only a status that is about the file rejects it. An expired session, or a mistake in the
+    /// routes of the application, removes no file.
     pub fn of(status: StatusCode) -> Self {
         match status.as_u16() {
+            400 | 409 | 410 | 413 | 415 | 422 | 451 => Self::Rejected,
             408 | 425 | 429 => Self::Failed,
             100..400 => Self::Delivered,
-            400..500 => Self::Rejected,
+            400..500 => Self::RefusedNow,
             _ => Self::Failed,
         }
     }
@@ -62,7 +78,9 @@ impl Default for Delivery {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(60),
+            max_attempts: 20,
             record_lifetime: Duration::from_secs(5 * 60),
+            rejection_lifetime: Duration::from_secs(10),
             record_body: 64 << 10,
             verdict: Arc::new(Verdict::of),
         }
@@ -75,14 +93,49 @@ impl Delivery {
     ///
     /// The inner service goes on, and the next attempt of the client gets its answer.
     pub fn with_timeout(self, timeout: Duration) -> Self {
-        Self { timeout, ..self }
+        Self {
+            timeout: timeout.min(LONGEST),
+            ..self
+        }
+    }
+
+    /// Sets after how many failed attempts an upload is set aside. Default: 20. At least 1.
+    /// `u32::MAX` is without limit.
+    ///
+    /// An attempt fails if the inner service fails, panics, or ends the process. Answers that
+    /// [refuse](Verdict::RefusedNow) the request do not count, as far as this process has seen
+    /// them. The pause between two attempts grows: from
+    /// [`with_hold_back`](crate::ResumableLayer::with_hold_back) after the first one to one hour,
+    /// so 20 attempts take about six hours.
+    ///
+    /// The operator is told by [`Event::SetAside`](crate::Event::SetAside). The file is kept. From
+    /// then on, also after a restart, clients get a final error, and only
+    /// [`Uploads::deliver`](crate::Uploads::deliver) delivers the upload.
+    pub fn with_max_attempts(self, attempts: u32) -> Self {
+        Self {
+            max_attempts: attempts.max(1),
+            ..self
+        }
     }
 
     /// Sets how long the answer of the inner service is kept for retries, late duplicates and
-    /// probes. Default: 5 minutes. At most one year. After that the same file starts a new upload.
+    /// probes, if it took the file. Default: 5 minutes. At most one year. After that the same file
+    /// starts a new upload.
     pub fn with_record_lifetime(self, record_lifetime: Duration) -> Self {
         Self {
-            record_lifetime,
+            record_lifetime: record_lifetime.min(LONGEST),
+            ..self
+        }
+    }
+
+    /// The same for an answer that [rejects](Verdict::Rejected) the file. Default: 10 seconds. At
+    /// most one year.
+    ///
+    /// The record is for a client that has lost the answer and sends its last chunk again. After
+    /// that time, such a client is told that the chunk is stored.
+    pub fn with_rejection_lifetime(self, rejection_lifetime: Duration) -> Self {
+        Self {
+            rejection_lifetime: rejection_lifetime.min(LONGEST),
             ..self
         }
     }
@@ -113,7 +166,9 @@ impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
             .field("timeout", &self.timeout)
+            .field("max_attempts", &self.max_attempts)
             .field("record_lifetime", &self.record_lifetime)
+            .field("rejection_lifetime", &self.rejection_lifetime)
             .field("record_body", &self.record_body)
             .finish_non_exhaustive()
     }
@@ -125,24 +180,16 @@ mod tests {
 
     #[test]
     fn default_verdicts() {
-        use Verdict::{Delivered, Failed, Rejected};
-        for (status, expected) in [
-            (200, Delivered),
-            (204, Delivered),
-            (303, Delivered),
-            (400, Rejected),
-            (401, Rejected),
-            (415, Rejected),
-            (499, Rejected),
-            (408, Failed),
-            (425, Failed),
-            (429, Failed),
-            (500, Failed),
-            (503, Failed),
-            (599, Failed),
-        ] {
-            let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(Verdict::of(status), expected, "{status}");
+        let of = |status| Verdict::of(StatusCode::from_u16(status).unwrap());
+        for status in 100..1000 {
+            let expected = match status {
+                400 | 409 | 410 | 413 | 415 | 422 | 451 => Verdict::Rejected,
+                408 | 425 | 429 => Verdict::Failed,
+                ..400 => Verdict::Delivered,
+                ..500 => Verdict::RefusedNow,
+                _ => Verdict::Failed,
+            };
+            assert_eq!(of(status), expected, "{status}");
         }
     }
 }

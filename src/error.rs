@@ -89,12 +89,15 @@ kinds! {
     FileTooLarge => "file_too_large",
     /// The body is not the multipart form that its content type declares.
     Multipart => "multipart",
-    /// The form has no file part.
+    /// The form has no file, for example because the user has chosen none.
     MissingFile => "missing_file",
     /// The form has a second file part, or one of an unknown name.
     UnexpectedFile => "unexpected_file",
     /// The file is a text field that should be base64, and is not.
     Base64 => "base64",
+    /// The body, or a part of the form, has a `Content-Encoding` or `Content-Transfer-Encoding`
+    /// that nothing has decoded.
+    ContentEncoding => "content_encoding",
     /// The request contradicts what is stored of the upload: another length, or other bytes,
     /// because the file has changed.
     Conflict => "conflict",
@@ -130,6 +133,9 @@ kinds! {
     DeliveryFailed => "delivery_failed",
     /// The inner service is still busy with the complete upload.
     DeliveryPending => "delivery_pending",
+    /// The delivery failed [as often as allowed](crate::Delivery::with_max_attempts). The upload is
+    /// kept until the operator [delivers](crate::Uploads::deliver) it.
+    SetAside => "set_aside",
     /// A hook of the application refused the request.
     Refused => "refused",
 }
@@ -155,6 +161,7 @@ pub(crate) enum Reason {
     MissingFile { name: String },
     UnexpectedFile,
     Base64,
+    ContentEncoding,
     Conflict,
     TooManyRanges,
     MethodNotAllowed,
@@ -171,6 +178,7 @@ pub(crate) enum Reason {
     StorageFull,
     DeliveryFailed,
     DeliveryPending,
+    SetAside,
     Refused(Refusal),
 }
 
@@ -191,10 +199,13 @@ impl fmt::Display for Reason {
             Self::ChunkTooLarge { limit } => write!(f, "a chunk may have at most {limit} bytes"),
             Self::FileTooLarge { limit } => write!(f, "a file may have at most {limit} bytes"),
             Self::Multipart { problem } => write!(f, "the multipart form is broken: {problem}"),
-            Self::MissingFile { name } => write!(f, "the form has no file part named `{name}`"),
+            Self::MissingFile { name } => write!(f, "the form has no file in its part `{name}`"),
             Self::UnexpectedFile => f.write_str("the form has an unexpected file part"),
             Self::Base64 => {
                 f.write_str("the file part has no file name, so it should be base64, but it is not")
+            }
+            Self::ContentEncoding => {
+                f.write_str("the body is compressed or encoded: send the bytes of the file")
             }
             Self::Conflict => f.write_str("the file has changed since its upload began"),
             Self::TooManyRanges => f.write_str("the upload is in too many pieces"),
@@ -216,6 +227,9 @@ impl fmt::Display for Reason {
             Self::StorageFull => f.write_str("there is no room for the chunk"),
             Self::DeliveryFailed => f.write_str("the complete upload could not be delivered yet"),
             Self::DeliveryPending => f.write_str("the complete upload is still being delivered"),
+            Self::SetAside => {
+                f.write_str("the complete upload could not be delivered, and is kept")
+            }
             Self::Refused(refusal) => f.write_str(refusal.reason()),
         }
     }
@@ -245,6 +259,8 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match &self.0.reason {
             Reason::Refused(refusal) => refusal.is_retryable(),
+            // Safari sends a chunk without its bytes if it cannot read the file just then.
+            Reason::ChunkLength { received: 0, .. } => true,
             Reason::DigestMismatch { .. }
             | Reason::Interrupted
             | Reason::Superseded
@@ -265,6 +281,17 @@ impl Error {
         match &self.0.reason {
             Reason::Refused(refusal) => Some(refusal),
             _ => None,
+        }
+    }
+
+    /// Whether the store failed, and the client has not caused it.
+    pub(crate) fn is_of_store(&self) -> bool {
+        let source = self.0.source.as_ref();
+        let error = source.and_then(|source| source.downcast_ref::<StoreError>());
+        match self.kind() {
+            ErrorKind::Storage | ErrorKind::StorageFull => true,
+            ErrorKind::Busy | ErrorKind::Unsupported => error.is_some(),
+            _ => false,
         }
     }
 

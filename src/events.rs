@@ -1,4 +1,5 @@
 use std::{
+    error::Error as _,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -7,7 +8,7 @@ use std::{
 use crate::{
     error::Error,
     model::upload::{Upload, UploadId},
-    store::StoreEvent,
+    store::{StoreEvent, Swept},
 };
 
 /// Something that the operator of a layer may want to know, for
@@ -33,18 +34,107 @@ pub enum Event<'a> {
         /// Why it failed.
         error: &'a Error,
     },
-    /// A complete file was removed, because the application or a digest rejected it.
+    /// An upload was set aside, because its delivery has failed [as often as
+    /// allowed](crate::Delivery::with_max_attempts). It is kept, but neither requests nor the
+    /// background deliver it. [`Uploads::deliver`](crate::Uploads::deliver) does. Told once by each
+    /// process.
+    SetAside {
+        /// The upload.
+        upload: &'a Upload,
+        /// The number of attempts so far.
+        attempts: u32,
+        /// What the client is told. Its source is why the last attempt failed, if this process made
+        /// it.
+        error: &'a Error,
+    },
+    /// An upload was removed before its delivery, with its bytes: the application or a digest
+    /// rejected the file, or the client removed the upload. What sweeps remove is
+    /// [`Swept`](Self::Swept).
     FileRemoved {
         /// The upload.
         upload: &'a Upload,
-        /// The status of the application's answer, if it gave one.
+        /// The status with which the application rejected the file, if it did.
         status: Option<http::StatusCode>,
     },
+    /// A sweep has removed something.
+    Swept(&'a Swept),
     /// A sweep failed.
     SweepFailed {
         /// Why it failed.
         error: &'a Error,
     },
+}
+
+/// One line for a log. Errors are written with all their causes.
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StoreFailed { upload, error } => {
+                f.write_str("the store failed")?;
+                if let Some(id) = upload {
+                    write!(f, ", upload {id}")?;
+                }
+                write!(f, ": {}", Chain(error))
+            }
+            Self::Store(event) => write!(f, "the store: {event:?}"),
+            Self::DeliveryFailed {
+                upload,
+                attempt,
+                error,
+            } => {
+                let id = upload.id;
+                write!(
+                    f,
+                    "attempt {attempt} to deliver upload {id} failed: {}",
+                    Chain(error)
+                )
+            }
+            Self::SetAside {
+                upload,
+                attempts,
+                error,
+            } => {
+                let id = upload.id;
+                write!(
+                    f,
+                    "upload {id} is set aside after attempt {attempts}: {}",
+                    Chain(error)
+                )
+            }
+            Self::FileRemoved { upload, status } => {
+                write!(f, "upload {} is removed", upload.id)?;
+                match status {
+                    Some(status) => write!(f, ", rejected with {status}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Swept(swept) => write!(
+                f,
+                "swept {} abandoned uploads, {} undelivered ones and {} records",
+                swept.abandoned, swept.undelivered, swept.records
+            ),
+            Self::SweepFailed { error } => write!(f, "a sweep failed: {}", Chain(error)),
+        }
+    }
+}
+
+/// An error with its causes. A cause that says no more than its error is left out.
+struct Chain<'a>(&'a Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = self.0.to_string();
+        f.write_str(&last)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if text != last {
+                write!(f, ": {text}")?;
+            }
+            (last, cause) = (text, error.source());
+        }
+        Ok(())
+    }
 }
 
 /// The hook for events.

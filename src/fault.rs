@@ -22,14 +22,6 @@ pub(crate) fn step(_name: &'static str) -> std::io::Result<Do> {
 #[cfg(tower_resumable_faults)]
 pub(crate) use self::injected::step;
 
-/// Prints the error of a store, if `TOWER_RESUMABLE_REPORT` is set.
-pub(crate) fn report(_error: &impl std::fmt::Debug) {
-    #[cfg(tower_resumable_faults)]
-    if std::env::var_os("TOWER_RESUMABLE_REPORT").is_some() {
-        eprintln!("store: {_error:?}");
-    }
-}
-
 #[cfg(tower_resumable_faults)]
 mod injected {
     use std::{

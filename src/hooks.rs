@@ -1,6 +1,6 @@
 //! The hooks of the application: who owns an upload, and which requests are admitted.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, net::IpAddr, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
@@ -113,10 +113,13 @@ pub enum Purpose {
     List,
     /// Create an upload that has no bytes yet.
     Create,
-    /// Store a chunk or a whole file. A file part that comes before its fields has already been
-    /// read and spooled, but is not part of an upload yet.
+    /// Spool a file part that comes before the fields that say where it belongs. The upload is not
+    /// known: a request with the purpose [`Chunk`](Self::Chunk) follows when it is.
+    Spool,
+    /// Store a chunk or a whole file.
     Chunk,
-    /// Deliver a complete file. A final refusal removes it.
+    /// Deliver a complete file. A refusal means the same as an answer of the inner service with its
+    /// status: see [`Verdict`](crate::Verdict).
     Deliver,
     /// Remove an upload.
     Cancel,
@@ -148,7 +151,8 @@ impl<'a> Admission<'a> {
         self.scope
     }
 
-    /// The upload as this request describes it. `None` for a [list](Purpose::List).
+    /// The upload as this request describes it. `None` for a [list](Purpose::List), and before a
+    /// file is [spooled](Purpose::Spool).
     pub fn upload(&self) -> Option<&'a Upload> {
         self.upload
     }
@@ -157,6 +161,7 @@ impl<'a> Admission<'a> {
 type Answer = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
 
 type ScopeOf = Arc<dyn Fn(&Parts) -> Result<Scope, Refusal> + Send + Sync>;
+type PeerOf = Arc<dyn Fn(&Parts) -> Option<IpAddr> + Send + Sync>;
 type Admit = Arc<dyn Fn(&Admission<'_>) -> Answer + Send + Sync>;
 
 /// See [`with_sniff`](crate::ResumableLayer::with_sniff).
@@ -166,6 +171,7 @@ pub(crate) type Sniff = Arc<dyn Fn(&[u8], &Upload) -> Result<(), Refusal> + Send
 #[derive(Clone, Default)]
 pub(crate) struct Hooks {
     pub(crate) scope: Option<ScopeOf>,
+    pub(crate) peer: Option<PeerOf>,
     pub(crate) admission: Option<Admit>,
     pub(crate) sniff: Option<Sniff>,
 }
@@ -176,6 +182,11 @@ impl Hooks {
         self.scope
             .as_ref()
             .map_or_else(|| Ok(Scope::default()), |scope| scope(parts))
+    }
+
+    /// The peer that the body of a request counts for.
+    pub(crate) fn peer(&self, parts: &Parts) -> Option<IpAddr> {
+        self.peer.as_ref().and_then(|peer| peer(parts))
     }
 
     /// Asks whether a request is admitted.

@@ -1,4 +1,4 @@
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, request::Parts};
@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     events::{Event, Events},
     hooks::{Admission, Refusal},
-    limits::Limits,
+    limits::{LONGEST, Limits},
     model::upload::{Scope, Upload},
     protocol::{
         Protocol,
@@ -107,8 +107,62 @@ impl ResumableLayer {
     }
 
     /// Sets what makes two chunks belong to the same upload. Default: [`IdentityRule::Full`].
+    ///
+    /// The [scope](Self::with_scope) and the path of the request are always part of it: the same
+    /// file at two paths is two uploads. So all requests about an upload need the same path. A
+    /// client that asks at another path, such as the `testTarget` of Resumable.js, finds nothing
+    /// stored there. Inside an axum `nest`, the path with the prefix counts; that needs the feature
+    /// `axum`. Behind another router that removes a prefix from the path, distinguish the targets
+    /// by the scope or by [fields](Self::with_identity_fields).
+    ///
+    /// A request that declares another length than the upload was created with is refused for
+    /// good, with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict).
     pub fn with_identity(self, rule: IdentityRule) -> Self {
         self.with(|config| config.protocols.chunked_mut().identity = rule)
+    }
+
+    /// Sets fields of the application that identify an upload, in addition to its path and the
+    /// [rule](Self::with_identity). Default: none.
+    ///
+    /// Without them, a file that a client sends to two albums is one upload if the album is only
+    /// named in a field: the second album never gets it. A request without such a field, or with an
+    /// empty one, is about the upload without it. So the client has to send the fields in all its
+    /// requests: tests, chunks, status requests and removals.
+    ///
+    /// In a form the fields should come before the file, or be in the query. If one of them has
+    /// not arrived when the file does, the file is spooled until the form ends.
+    ///
+    /// ```
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{Field, MemoryStore, ResumableLayer};
+    /// # use http::{Request, Response};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new("stored".to_owned()))
+    /// # });
+    /// let fields = [Field::query_or_form("album"), Field::header("x-tenant")];
+    /// let service = ResumableLayer::new(MemoryStore::default())
+    ///     .with_identity_fields(fields)
+    ///     .layer(inner);
+    /// let file = "resumableIdentifier=5-a&resumableTotalSize=5\
+    ///             &resumableChunkNumber=1&resumableChunkSize=5";
+    /// let chunk = Request::post(format!("/upload?{file}&album=1")).body("hello".to_owned())?;
+    /// assert_eq!(service.clone().oneshot(chunk).await?.status(), 200);
+    /// // The other album does not have it.
+    /// let test = Request::get(format!("/upload?{file}&album=2")).body(String::new())?;
+    /// assert_eq!(service.oneshot(test).await?.status(), 204);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_identity_fields<F: Into<Field>>(
+        self,
+        fields: impl IntoIterator<Item = F>,
+    ) -> Self {
+        let fields = fields.into_iter().map(Into::into);
+        let fields: Vec<Field> = fields.filter(|field| !field.is_none()).collect();
+        self.with(|config| config.protocols.chunked_mut().identity_fields = fields)
     }
 
     /// Sets the query parameter that asks for a list. A `GET` request with this parameter is
@@ -176,13 +230,41 @@ impl ResumableLayer {
         self.with(|config| config.hooks.scope = Some(Arc::new(scope)))
     }
 
+    /// Sets the hook that names the peer of each request. The bodies of one peer that are read at
+    /// once are [limited](Limits::with_bodies_per_peer), so that one peer cannot take the places
+    /// for all bodies. An IPv6 address stands for its network of 64 bits. `None` means that the
+    /// request is not counted for any peer. Default: no request is.
+    ///
+    /// Use it if there are no [scopes](Self::with_scope), or if anyone can get many. It is called
+    /// before a byte of the body is read. Behind a proxy, the peer has to be what the proxy says,
+    /// or all clients are one peer.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use axum::extract::ConnectInfo;
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    ///
+    /// let layer = ResumableLayer::new(MemoryStore::default()).with_peer(|parts| {
+    ///     let connection = parts.extensions.get::<ConnectInfo<SocketAddr>>()?;
+    ///     Some(connection.0.ip())
+    /// });
+    /// # let _ = layer;
+    /// ```
+    pub fn with_peer(
+        self,
+        peer: impl Fn(&Parts) -> Option<IpAddr> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|config| config.hooks.peer = Some(Arc::new(peer)))
+    }
+
     /// Sets the hook that admits or refuses each upload request, with all that the request
     /// declares. It is called once more before a file is delivered. Default: all requests are
     /// admitted.
     ///
     /// The hook copies what it needs of the request and answers asynchronously. A refused request
-    /// stores nothing and learns nothing about stored uploads. A final refusal [before the
-    /// delivery](crate::Purpose::Deliver) removes the file. Late duplicates of a delivered file are
+    /// stores nothing and learns nothing about stored uploads. A refusal [before the
+    /// delivery](crate::Purpose::Deliver) means the same as an answer of the inner service with its
+    /// status: see [`Verdict`](crate::Verdict). Late duplicates of a delivered file are
     /// admitted like all other chunks. [`Uploads::deliver`] does not call the hook.
     ///
     /// ```
@@ -297,12 +379,17 @@ impl ResumableLayer {
     }
 
     /// Sets how long a response that tells the client to try again is held back. Default: 250 ms.
-    /// After the second attempt to deliver an upload the response is held back twice as long, after
-    /// the third four times, after all later ones eight times.
+    /// At most one year.
     ///
     /// The delay protects the server: Resumable.js tries again at once, up to a hundred times.
+    ///
+    /// After a failed delivery, the inner service is not called again for that upload during a
+    /// pause. The pause is this delay after the first failure, twice as long after the second one,
+    /// then four and eight times as long. After the fifth failure it is two seconds, and then it
+    /// doubles up to an hour. Responses to requests during the pause are held back until its end,
+    /// but no longer than eight times the delay. `Retry-After` says what is left of it.
     pub fn with_hold_back(self, delay: Duration) -> Self {
-        self.with(|config| config.hold_back = delay)
+        self.with(|config| config.hold_back = delay.min(LONGEST))
     }
 
     /// Sets the hook that changes or replaces the responses of the layer to errors. Default: none.

@@ -51,6 +51,7 @@ mod hooks;
 mod layer;
 mod limits;
 mod lock;
+mod mime;
 mod model;
 mod names;
 mod protocol;
@@ -93,5 +94,5 @@ pub use self::{
     service::Resumable,
     store::{content::Content, file::FileStore, memory::MemoryStore},
     upload::CompletedUpload,
-    uploads::Uploads,
+    uploads::{Deliveries, Uploads},
 };

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The longest time of a setting. Longer ones could overflow.
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Most bytes of a query.
 pub(crate) const QUERY_BYTES: usize = 16 << 10;
 
@@ -39,9 +42,22 @@ pub(crate) const TYPE_BYTES: usize = 256;
 pub(crate) const LISTED_CHUNKS: usize = 65_536;
 
 /// How many bytes are read of the body of a refused request, and for how long. A client that cannot
-/// send its body to the end does not see the answer. After that the answer is sent and the
-/// connection is closed.
+/// send its body to the end may not see the answer. After that the answer is sent and the
+/// connection is closed. Nothing is read if the body is known to be longer, or if the client waits
+/// for `100 Continue`.
 pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
+
+/// Most bytes of a form without those of its file.
+pub(crate) const FORM_BYTES: u64 = (PREAMBLE_BYTES
+    + TEXT_BYTES
+    + PARTS * (PART_HEADER_BYTES + 128)
+    + EPILOGUE_BYTES) as u64;
+
+/// Bytes per second with which a body keeps its place when all places are taken.
+pub(crate) const KEEP_RATE: u64 = 32 << 10;
+
+/// How much longer a body may take than at [`KEEP_RATE`] when all places are taken.
+pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 
 /// The most that clients can make the layer do: the bounds that can be set, and those that cannot.
 ///
@@ -57,9 +73,11 @@ pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 /// | declared bytes of the unfinished uploads of one scope | 1 TiB | retryable, `quota_exceeded`; final, `file_too_large`, if one file alone exceeds it | [`with_unfinished_bytes_per_scope`](Self::with_unfinished_bytes_per_scope) |
 /// | declared bytes of all unfinished uploads | none | the same | [`with_unfinished_bytes`](Self::with_unfinished_bytes) |
 /// | bodies of one scope that are read at once | 256 | retryable, `busy` | [`with_bodies_per_scope`](Self::with_bodies_per_scope) |
+/// | bodies of one [peer](crate::ResumableLayer::with_peer) that are read at once | 256 | retryable, `busy` | [`with_bodies_per_peer`](Self::with_bodies_per_peer) |
 /// | bodies that are read at once in all | 4,096 | retryable, `busy` | [`with_bodies`](Self::with_bodies) |
+/// | pace of a body, while all places for bodies are taken | 32 KiB/s | retryable, `too_slow` | |
 /// | time in which nothing arrives of a body | 30 s | retryable, `too_slow` | [`with_idle`](Self::with_idle) |
-/// | pace of a body, after a minute | 1 KiB/s | retryable, `too_slow` | [`with_min_rate`](Self::with_min_rate) |
+/// | pace of a body, over a minute | 1 KiB/s | retryable, `too_slow` | [`with_min_rate`](Self::with_min_rate) |
 /// | time for the whole body | 1 h | retryable, `too_slow` | [`with_body_time`](Self::with_body_time) |
 /// | ranges in which an upload is stored | 10,000 | final, `too_many_ranges` | [`FileStoreBuilder::with_max_ranges`](crate::store::FileStoreBuilder::with_max_ranges) |
 /// | free space that is left on the disk | 1 GiB or 5 %, whichever is less | retryable, `storage_full` | [`FileStoreBuilder::with_free_space_reserve`](crate::store::FileStoreBuilder::with_free_space_reserve) |
@@ -68,9 +86,14 @@ pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 /// | part of a form: header lines, their bytes | 8, 4 KiB | final, `multipart` | |
 /// | bytes before and after the form, of its boundary | 1 KiB, 64 KiB, 70 | final, `multipart` | |
 /// | bytes of identifier, file name, relative path, media type | 1024, 1024, 4096, 256 | final, `invalid_field` | |
-/// | what is read of a refused body | 64 MiB, 5 s | the connection is closed | |
+/// | what is read of a refused body; nothing if it is declared longer, or if the client waits for `100 Continue` | 64 MiB, 5 s | the connection is closed | |
 /// | chunk numbers in a status answer | 65,536 | the rest is left out; the byte ranges are complete | |
 /// | recorded bytes of the inner service's answer | 64 KiB | not repeated | [`Delivery::with_record_body`](crate::Delivery::with_record_body) |
+///
+/// If as many bodies are read as allowed, a new one takes the place of the slowest one, which is the
+/// one that has made the server wait the longest for its bytes. A body at 32 KiB/s or more keeps its
+/// place. What has arrived of a body that loses its place is stored or discarded by the rules of its
+/// protocol, and its client is told to try again. Earlier bytes do not make up for a later pause.
 ///
 /// The server limits the time for the head of a request, the number of connections and the streams
 /// of each: with hyper, set a timer, `header_read_timeout` and `max_concurrent_streams`.
@@ -99,7 +122,7 @@ pub struct Limits {
     pub(crate) chunk_size: u64,
     pub(crate) uploads: Bound,
     pub(crate) unfinished_bytes: Bound,
-    pub(crate) bodies: Bound,
+    pub(crate) bodies: BodyBounds,
     pub(crate) pace: Pace,
 }
 
@@ -110,13 +133,21 @@ pub(crate) struct Bound {
     pub(crate) in_all: u64,
 }
 
+/// How many bodies are read at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyBounds {
+    pub(crate) per_scope: u64,
+    pub(crate) per_peer: u64,
+    pub(crate) in_all: u64,
+}
+
 /// How slowly a body may arrive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) idle: Duration,
     /// Bytes per second.
     pub(crate) min_rate: u64,
-    /// How long a body may be slower.
+    /// How much longer a body may take than at `min_rate`.
     pub(crate) grace: Duration,
     pub(crate) body_time: Duration,
 }
@@ -134,8 +165,9 @@ impl Default for Limits {
                 per_scope: 1 << 40,
                 in_all: u64::MAX,
             },
-            bodies: Bound {
+            bodies: BodyBounds {
                 per_scope: 256,
+                per_peer: 256,
                 in_all: 4096,
             },
             pace: Pace {
@@ -200,30 +232,40 @@ impl Limits {
         self
     }
 
-    /// Sets how long nothing may arrive of a body. Default: 30 seconds. The time in which the layer
-    /// itself is busy does not count, here and for the other two time limits.
-    pub fn with_idle(mut self, timeout: Duration) -> Self {
-        self.pace.idle = timeout;
+    /// Sets how many bodies of one [peer](crate::ResumableLayer::with_peer) are read at once.
+    /// Default: 256. Without the hook there is no such limit.
+    pub fn with_bodies_per_peer(mut self, bodies: u64) -> Self {
+        self.bodies.per_peer = bodies;
         self
     }
 
-    /// Sets the minimum rate of a body, in bytes per second on average, after the [grace
+    /// Sets how long nothing may arrive of a body. Default: 30 seconds. The time in which the layer
+    /// itself is busy does not count, here and for the other two time limits.
+    pub fn with_idle(mut self, timeout: Duration) -> Self {
+        self.pace.idle = timeout.min(LONGEST);
+        self
+    }
+
+    /// Sets the minimum rate of a body, in bytes per second, measured over the [grace
     /// period](Self::with_grace). Default: 1,024. 0 means no minimum.
     pub fn with_min_rate(mut self, bytes_per_second: u64) -> Self {
         self.pace.min_rate = bytes_per_second;
         self
     }
 
-    /// Sets how long a body may be slower than the [minimum rate](Self::with_min_rate). Default: a
-    /// minute.
+    /// Sets how much longer a body may take than at the [minimum rate](Self::with_min_rate).
+    /// Default: a minute.
+    ///
+    /// Bytes that come later make up for a pause, bytes that came earlier do not: after any number
+    /// of them, a body that becomes slower than the minimum rate ends within this time.
     pub fn with_grace(mut self, grace: Duration) -> Self {
-        self.pace.grace = grace;
+        self.pace.grace = grace.min(LONGEST);
         self
     }
 
     /// Sets how long a body may take as a whole. Default: an hour.
     pub fn with_body_time(mut self, timeout: Duration) -> Self {
-        self.pace.body_time = timeout;
+        self.pace.body_time = timeout.min(LONGEST);
         self
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use unicode_normalization::UnicodeNormalization as _;
+use unicode_normalization::{UnicodeNormalization as _, char::is_combining_mark};
 
 /// Most bytes of a name: all file systems allow this many.
 const MAX_NAME: usize = 255;
@@ -17,7 +17,9 @@ const MAX_DEPTH: usize = 32;
 ///
 /// It takes the last component, if `name` is a path of any of these systems. It removes control
 /// characters, characters that are invisible or change the direction of text, characters that
-/// Windows forbids, dots and spaces at both ends, and a leading `-`. The name of a Windows device
+/// Windows forbids, dots and spaces at both ends, and a leading `-`. Joiners (U+200C and U+200D)
+/// between two characters stay: words of Persian and of Indic languages are misspelt without them,
+/// and emoji fall apart. So does the variation selector of an emoji. The name of a Windows device
 /// gets a prefix. At most 255 bytes remain, with the extension. Accented letters are composed
 /// (Unicode form NFC), because macOS sends them decomposed. If nothing remains the result is
 /// `file`. A safe name does not change.
@@ -29,6 +31,7 @@ const MAX_DEPTH: usize = 32;
 /// assert_eq!(safe_file_name("../../etc/passwd"), "passwd");
 /// assert_eq!(safe_file_name(r"C:\temp\CON"), "_CON");
 /// assert_eq!(safe_file_name("a:b\u{202e}?.txt"), "ab.txt");
+/// assert_eq!(safe_file_name("می\u{200c}خواهم.pdf"), "می\u{200c}خواهم.pdf");
 /// assert_eq!(safe_file_name("re\u{301}sume\u{301}.pdf"), "r\u{e9}sum\u{e9}.pdf");
 /// assert_eq!(safe_file_name(".."), "file");
 /// ```
@@ -94,8 +97,9 @@ fn without_drive(component: &str) -> &str {
 
 /// The safe name of a single component.
 fn safe_component(name: &str) -> Option<String> {
-    // Composed after the filter, which may have removed what stood between the letters.
-    let kept: String = name.chars().filter(|c| !is_unsafe(*c)).nfc().collect();
+    // Composed after each filter, which may have removed what stood between the letters.
+    let kept = name.chars().filter(|c| is_joiner(*c) || !is_unsafe(*c));
+    let kept: String = with_joiners(kept.nfc()).nfc().collect();
     let is_space = |c: char| c == '.' || c.is_whitespace();
     let kept = kept
         .trim_start_matches(|c| is_space(c) || c == '-')
@@ -110,6 +114,54 @@ fn safe_component(name: &str) -> Option<String> {
     } else {
         Some(kept)
     }
+}
+
+/// Removes the joiners that do not follow a character which they can change. Those after `a` or a
+/// space would only make two names look equal.
+fn with_joiners(name: impl Iterator<Item = char>) -> impl Iterator<Item = char> {
+    let (mut base, mut last) = (None, None);
+    name.filter(move |&c| {
+        let follows_joiner = last.is_some_and(|last| matches!(last, '\u{200c}' | '\u{200d}'));
+        let stays = match c {
+            '\u{200c}' | '\u{200d}' => base.is_some_and(can_be_joined) && !follows_joiner,
+            '\u{fe0f}' => base.is_some_and(is_pictograph) && last != Some(c),
+            _ => {
+                if !is_combining_mark(c) {
+                    base = Some(c);
+                }
+                true
+            }
+        };
+        if stays {
+            last = Some(c);
+        }
+        stays
+    })
+}
+
+/// The joiners, and the selector of the coloured form of an emoji, which stands before a joiner.
+fn is_joiner(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}' | '\u{fe0f}')
+}
+
+/// Characters of scripts in which a joiner changes the shape of letters, and emoji.
+fn can_be_joined(c: char) -> bool {
+    is_pictograph(c)
+        || matches!(
+            c,
+            '\u{590}'..='\u{10ff}'
+                | '\u{1700}'..='\u{1cff}'
+                | '\u{a800}'..='\u{abff}'
+                | '\u{fb50}'..='\u{fdff}'
+                | '\u{fe70}'..='\u{fefc}'
+                | '\u{10a00}'..='\u{11fff}'
+                | '\u{1e900}'..='\u{1e95f}'
+        )
+}
+
+/// Symbols and emoji.
+fn is_pictograph(c: char) -> bool {
+    matches!(c, '\u{2190}'..='\u{2bff}' | '\u{1f000}'..='\u{1faff}')
 }
 
 fn is_unsafe(c: char) -> bool {
@@ -228,7 +280,18 @@ mod tests {
             ("x\u{202e}gpj.exe", "xgpj.exe"),
             ("x\u{2066}y\u{61c}\u{200e}.txt", "xy.txt"),
             ("invoice\u{e0020}\u{ad}\u{fe0f}.pdf", "invoice.pdf"),
-            ("👩\u{200d}🔬.png", "👩🔬.png"),
+            // Joiners stay where they mean something.
+            ("👩\u{200d}🔬.png", "👩\u{200d}🔬.png"),
+            ("❤\u{fe0f}\u{200d}🔥.png", "❤\u{fe0f}\u{200d}🔥.png"),
+            ("می\u{200c}خواهم.pdf", "می\u{200c}خواهم.pdf"),
+            ("क्\u{200d}ष.pdf", "क्\u{200d}ष.pdf"),
+            // A word that ends with one, in Malayalam.
+            ("അവന്\u{200d}.pdf", "അവന്\u{200d}.pdf"),
+            ("می\u{200c}\u{200d}\u{200c}خ.pdf", "می\u{200c}خ.pdf"),
+            ("a\u{200d}b\u{200c}.pdf", "ab.pdf"),
+            ("\u{200d}می \u{200c}خ.pdf", "می خ.pdf"),
+            ("e\u{301}\u{200d}x.pdf", "\u{e9}x.pdf"),
+            ("می\u{202e}\u{200b}\u{200f}خ.pdf", "میخ.pdf"),
         ] {
             assert_eq!(safe_file_name(raw), safe, "{raw:?}");
         }
@@ -352,7 +415,7 @@ mod tests {
     fn no_path_leads_out() {
         const PIECES: &[&str] = &[
             "..", ".", "/", "\\", "C:", "con", " ", "\0", "\u{200b}", "\u{301}", "a", "-", ":",
-            "?", "é", "~", "😀", "x.txt",
+            "?", "é", "~", "😀", "x.txt", "\u{200c}", "\u{200d}", "\u{fe0f}", "ی", "्", "\u{2329}",
         ];
         let mut seed = 1u64;
         for _ in 0..50_000 {
@@ -388,7 +451,8 @@ mod tests {
             !safe.is_empty() && safe.len() <= MAX_NAME,
             "{raw:?}: {safe:?}"
         );
-        assert!(!safe.contains(is_unsafe), "{raw:?}: {safe:?}");
+        let is_out = |c| is_unsafe(c) && !is_joiner(c);
+        assert!(!safe.contains(is_out), "{raw:?}: {safe:?}");
         let at_end = |c: char| c == '.' || c.is_whitespace();
         assert!(
             !safe.starts_with(at_end) && !safe.ends_with(at_end) && !safe.starts_with('-'),

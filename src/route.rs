@@ -28,6 +28,16 @@ impl Route {
     }
 }
 
+/// The path of a request as its client has sent it. With the feature `axum` that includes the
+/// prefixes that axum has removed.
+pub(crate) fn sent_path(head: &Parts) -> &str {
+    #[cfg(feature = "axum")]
+    if let Some(sent) = head.extensions.get::<axum::extract::OriginalUri>() {
+        return sent.path();
+    }
+    head.uri.path()
+}
+
 impl Default for Route {
     fn default() -> Self {
         Self::Path("/upload".into())

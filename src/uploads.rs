@@ -3,22 +3,33 @@ use std::{convert::Infallible, fmt, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use tokio::task::{JoinError, JoinSet};
 use tower_service::Service;
 
 use crate::{
+    delivery::Verdict,
     engine::{
         Engine,
         deliver::{Delivered, deliver},
-        verify::Ask,
+        verify::By,
     },
-    error::Error,
+    error::{Error, ErrorKind, Reason},
+    events::Event,
+    limits::LONGEST,
     model::{
+        BoxError,
         state::Record,
         upload::{Upload, UploadId},
     },
     response::ResponseBody,
-    store::{Filter, Page, Swept},
+    store::{Filter, Listed, Page, Swept},
 };
+
+/// How many uploads are delivered at once in the background.
+const AT_ONCE: usize = 8;
+
+/// A shorter period would keep the store busy.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 
 /// The operator's handle to the uploads of a layer: lists, delivers and sweeps them.
 ///
@@ -51,17 +62,22 @@ impl Uploads {
     /// the answer of the inner service, even if the service [rejected or refused](crate::Verdict)
     /// the file.
     ///
-    /// This is for uploads whose clients may not come back: the process died before the delivery,
-    /// or the inner service failed. `inner` is the service that the layer is applied to. It gets
-    /// `request`, which needs what outer layers would have added, such as the user that
-    /// [`Upload::scope`] names. The layer adds the [`CompletedUpload`](crate::CompletedUpload). The
-    /// [admission hook](crate::ResumableLayer::with_admission) is not called. The file is checked
-    /// with the other hooks and [digests](crate::Digests) of the layer.
+    /// This is for single uploads that an operator has looked at, such as those that were [set
+    /// aside](crate::Event::SetAside): it does not wait for the pause after a failed attempt.
+    /// [`deliver_all`](Self::deliver_all) delivers all that are due.
+    ///
+    /// `inner` is the service that the layer is applied to. It gets `request`, which needs what
+    /// outer layers would have added, such as the user that [`Upload::scope`] names. The layer adds
+    /// the [`CompletedUpload`](crate::CompletedUpload). The [admission
+    /// hook](crate::ResumableLayer::with_admission) is not called. The file is checked with the
+    /// other hooks and [digests](crate::Digests) of the layer.
     ///
     /// # Errors
     ///
     /// * [`DeliveryFailed`](crate::ErrorKind::DeliveryFailed) if the inner service fails, or the
     ///   file cannot be read. The upload can be delivered again.
+    /// * [`SetAside`](crate::ErrorKind::SetAside) if the inner service fails, and the upload [is set
+    ///   aside](crate::Delivery::with_max_attempts). This function can deliver it again.
     /// * [`DeliveryPending`](crate::ErrorKind::DeliveryPending) if the delivery takes longer than
     ///   the [timeout](crate::Delivery::with_timeout). It goes on.
     /// * [`Superseded`](crate::ErrorKind::Superseded) if the upload is absent or not complete.
@@ -77,41 +93,6 @@ impl Uploads {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    ///
-    /// ```
-    /// use axum::{Router, body::Body, http::Request, routing::post};
-    /// use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Filter};
-    ///
-    /// async fn finished(upload: CompletedUpload) -> String {
-    ///     upload.safe_file_name()
-    /// }
-    ///
-    /// # #[tokio::main]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let dir = tempfile::tempdir()?;
-    /// # let dir = dir.path();
-    /// let layer = ResumableLayer::new(FileStore::open(dir)?);
-    /// let app = Router::new().route("/upload", post(finished));
-    /// let uploads = layer.uploads();
-    /// let mut after = None;
-    /// loop {
-    ///     let page = uploads.list(&Filter::complete(), after.as_ref()).await?;
-    ///     for listed in page.uploads {
-    ///         let request = Request::post("/upload").body(Body::empty())?;
-    ///         if let Err(error) = uploads.deliver(listed.upload, app.clone(), request).await {
-    ///             eprintln!("not delivered yet: {error}");
-    ///         }
-    ///     }
-    ///     after = page.next;
-    ///     if after.is_none() {
-    ///         break;
-    ///     }
-    /// }
-    /// let app: Router = app.layer(layer);
-    /// # let _ = app;
-    /// # Ok(())
-    /// # }
-    /// ```
     pub async fn deliver<S, B, R>(
         &self,
         upload: Upload,
@@ -125,9 +106,164 @@ impl Uploads {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        match deliver(&self.engine, inner, request, upload, Ask::Nothing).await {
-            Ok(Delivered { record, response }) => Ok(response.unwrap_or_else(|| replay(record))),
-            Err((error, _)) => Err(error),
+        let delivered = deliver(&self.engine, inner, request, upload, By::Operator).await?;
+        let Delivered {
+            record, response, ..
+        } = delivered;
+        Ok(response.unwrap_or_else(|| replay(record)))
+    }
+
+    /// Delivers all complete uploads that are due, once, some of them at the same time. This is for
+    /// uploads whose clients do not come back: the process died before the delivery, or the inner
+    /// service failed.
+    ///
+    /// `inner` is the service that the layer is applied to. `make_request` makes the request for an
+    /// upload, as for [`deliver`](Self::deliver): it should have no more rights than the
+    /// [scope](Upload::scope) of the upload. An upload for which it returns an error is passed over.
+    ///
+    /// These uploads are not due:
+    ///
+    /// * An upload that a request or another server is delivering.
+    /// * An upload whose last delivery failed, until the pause after that has ended. The pause grows
+    ///   with each failure, up to an hour.
+    /// * An upload that was [set aside](crate::Delivery::with_max_attempts).
+    /// * An upload whose last delivery was [refused](Verdict::RefusedNow), for a day: it waits for
+    ///   its client. Only this process knows that. After a restart the upload is due.
+    ///
+    /// Failures do not end the call. They are in the result, and are [events](crate::Event).
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store when the uploads are listed.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// ```
+    /// use axum::{Router, body::Body, http::Request, routing::post};
+    /// use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+    ///
+    /// async fn finished(upload: CompletedUpload) -> String {
+    ///     upload.safe_file_name()
+    /// }
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// let layer = ResumableLayer::new(FileStore::open(dir)?);
+    /// let app = Router::new().route("/upload", post(finished));
+    /// let deliveries = layer
+    ///     .uploads()
+    ///     .deliver_all(app.clone(), |_| Request::post("/upload").body(Body::empty()))
+    ///     .await?;
+    /// assert_eq!((deliveries.delivered, deliveries.failed.len()), (0, 0));
+    /// let app: Router = app.layer(layer);
+    /// # let _ = app;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn deliver_all<S, B, R, E>(
+        &self,
+        inner: S,
+        make_request: impl Fn(&Upload) -> Result<Request<B>, E>,
+    ) -> Result<Deliveries, Error>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let (mut after, mut deliveries) = (None, Deliveries::default());
+        let mut tasks = JoinSet::new();
+        loop {
+            let page = self.list(&Filter::complete(), after.as_ref()).await;
+            let page = page.map_err(|error| self.engine.store_failed(None, error))?;
+            for Listed { upload, .. } in page.uploads {
+                let id = upload.id;
+                let request = match make_request(&upload) {
+                    Ok(request) => request,
+                    Err(error) => {
+                        let error = Error::new(Reason::DeliveryFailed, error);
+                        self.engine.config.events.emit(&Event::DeliveryFailed {
+                            upload: &upload,
+                            attempt: 0,
+                            error: &error,
+                        });
+                        deliveries.failed.push((id, error));
+                        continue;
+                    }
+                };
+                let (engine, inner) = (self.engine.clone(), inner.clone());
+                if tasks.len() >= AT_ONCE {
+                    deliveries.add(tasks.join_next().await);
+                }
+                tasks.spawn(async move {
+                    let delivered = deliver(&engine, inner, request, upload, By::Background);
+                    (id, delivered.await.map(|delivered| delivered.verdict))
+                });
+            }
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        while let Some(ended) = tasks.join_next().await {
+            deliveries.add(Some(ended));
+        }
+        Ok(deliveries)
+    }
+
+    /// Returns a future that [delivers all](Self::deliver_all) uploads that are due at once, and
+    /// again `period` after the end of each round. `period` is at least one second and at most one
+    /// year. The future never completes. Spawn it: the layer spawns no tasks of this kind by itself.
+    ///
+    /// With this, an upload whose delivery failed is delivered again even if its client does not
+    /// come back. Failures are [events](crate::Event).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, body::Body, http::Request};
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() {
+    /// # let app: Router = Router::new();
+    /// let layer = ResumableLayer::new(MemoryStore::default());
+    /// let deliveries = layer.uploads().deliver_every(
+    ///     Duration::from_secs(60),
+    ///     app.clone(),
+    ///     |_| Request::post("/upload").body(Body::empty()),
+    /// );
+    /// let deliveries = tokio::spawn(deliveries);
+    /// # deliveries.abort();
+    /// # }
+    /// ```
+    pub fn deliver_every<S, B, R, E, F>(
+        &self,
+        period: Duration,
+        inner: S,
+        make_request: F,
+    ) -> impl Future<Output = Infallible> + Send + use<S, B, R, E, F>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        E: Into<BoxError>,
+        F: Fn(&Upload) -> Result<Request<B>, E> + Send + Sync,
+    {
+        let uploads = self.clone();
+        async move {
+            loop {
+                // Everything in the result is an event too.
+                let _ = uploads.deliver_all(inner.clone(), &make_request).await;
+                sleep_for(period).await;
+            }
         }
     }
 
@@ -148,14 +284,20 @@ impl Uploads {
             .sweep(&self.engine.config.retention.expiry())
             .await;
         self.engine.quota.mark_stale();
-        Ok(swept?)
+        self.engine.outcomes.forget_old();
+        let swept = swept?;
+        if swept != Swept::default() {
+            self.engine.config.events.emit(&Event::Swept(&swept));
+        }
+        Ok(swept)
     }
 
-    /// Returns a future that sweeps at once, and again `period` after the end of each sweep. It
-    /// never completes. Spawn it: the layer spawns no tasks of this kind by itself.
+    /// Returns a future that sweeps at once, and again `period` after the end of each sweep.
+    /// `period` is at least one second and at most one year. The future never completes. Spawn it:
+    /// the layer spawns no tasks of this kind by itself.
     ///
-    /// The error of a sweep is dropped, and the next sweep tries again. Use [`sweep`](Self::sweep)
-    /// in a loop to see errors.
+    /// The error of a sweep is an [event](crate::Event::SweepFailed), and the next sweep tries
+    /// again.
     ///
     /// ```
     /// use std::time::Duration;
@@ -172,18 +314,21 @@ impl Uploads {
         let uploads = self.clone();
         async move {
             loop {
-                // The next sweep tries again.
-                let _ = uploads.sweep().await;
-                tokio::time::sleep(period).await;
+                if let Err(error) = uploads.sweep().await {
+                    let event = Event::SweepFailed { error: &error };
+                    uploads.engine.config.events.emit(&event);
+                }
+                sleep_for(period).await;
             }
         }
     }
 
     /// Waits until no upload request and no delivery of this layer is running.
     ///
-    /// For a graceful shutdown, call it when the server accepts no more requests. A delivery goes
-    /// on after its client has gone. If the process ends before the delivery does, the upload is
-    /// delivered again after the restart.
+    /// For a graceful shutdown, call it when the server accepts no more requests, and after the task
+    /// of [`deliver_every`](Self::deliver_every) was aborted. A delivery goes on after its client
+    /// has gone. If the process ends before the delivery does, the upload is delivered again after
+    /// the restart.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -197,6 +342,49 @@ impl Uploads {
     pub async fn drain(&self) {
         self.engine.active.idle().await;
     }
+}
+
+/// What [`Uploads::deliver_all`] has done.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Deliveries {
+    /// How many uploads the inner service took.
+    pub delivered: u64,
+    /// How many it rejected. Their files are removed.
+    pub rejected: u64,
+    /// How many it [refused](Verdict::RefusedNow) for now.
+    pub refused: u64,
+    /// How many were not due, or are still being delivered.
+    pub pending: u64,
+    /// The uploads whose delivery failed, and why.
+    pub failed: Vec<(UploadId, Error)>,
+}
+
+type Attempt = (UploadId, Result<Verdict, Error>);
+
+impl Deliveries {
+    fn add(&mut self, ended: Option<Result<Attempt, JoinError>>) {
+        // A task ends without a result only if the runtime does.
+        let Some(Ok((id, ended))) = ended else {
+            return;
+        };
+        match ended {
+            Ok(Verdict::Delivered) => self.delivered += 1,
+            Ok(Verdict::Rejected) => self.rejected += 1,
+            Ok(Verdict::RefusedNow) => self.refused += 1,
+            Ok(Verdict::Failed) => {}
+            Err(error) => match error.kind() {
+                // Superseded: it was removed or delivered since it was listed.
+                ErrorKind::DeliveryPending | ErrorKind::Superseded => self.pending += 1,
+                _ => self.failed.push((id, error)),
+            },
+        }
+    }
+}
+
+/// Pauses for the period of a background task.
+async fn sleep_for(period: Duration) {
+    tokio::time::sleep(period.clamp(SHORTEST_PERIOD, LONGEST)).await;
 }
 
 /// The recorded answer, as the inner service gave it.

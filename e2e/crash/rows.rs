@@ -33,7 +33,7 @@ const ROWS: &[Row] = &[
     ("power cut, ext4, Process", 2, |rng| cut(rng, Kind::Ext4, Process, &[])),
     ("failing syncs (strace)", 1, |rng| traced(rng, "fsync,fdatasync:error=EIO:when=3+7")),
     ("failing writes (strace)", 1, |rng| traced(rng, "pwrite64:error=ENOSPC:when=3+7")),
-    ("failing renames (strace)", 1, |rng| traced(rng, "renameat2:error=EIO:when=1+3")),
+    ("failing renames (strace)", 1, |rng| traced(rng, "renameat2,linkat:error=EIO:when=1+3")),
     ("full disk", 1, |rng| full(rng, false)),
     ("full disk, but for the reserve", 1, |rng| full(rng, true)),
     ("races of the last chunks", 1, races::row),
@@ -277,12 +277,13 @@ fn mixed(rng: &mut Rng, kind: Kind) -> Result<Seen, Stop> {
 /// A process dies, or a step fails, at the first step, then at the second one, and so on. On ext4
 /// and XFS the power is cut when the process has died.
 fn at_each_step(rng: &mut Rng, action: &str, kind: Kind) -> Result<Seen, Stop> {
-    const STEPS: [&str; 13] = [
+    const STEPS: [&str; 14] = [
         "claim",
         "create",
         "create-dir",
         "deliver",
         "delivered",
+        "link",
         "rename",
         "set-len",
         "settle",

@@ -8,6 +8,7 @@ use http_body::Body;
 use crate::model::BoxError;
 
 pub(crate) mod digest;
+pub(crate) mod live;
 pub(crate) mod multipart;
 pub(crate) mod pace;
 pub(crate) mod raw;

@@ -1,14 +1,16 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Buf as _;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use super::live::{Meter, time_of};
 use crate::{
     error::{Error, Reason},
     limits::Pace,
@@ -29,9 +31,17 @@ pub(crate) async fn without_client<T>(rest: impl Future<Output = T>) -> T {
 /// some bodies panic.
 pub(crate) struct Paced<B> {
     body: B,
+    /// Whether it was ever polled.
+    begun: bool,
     ended: bool,
     pace: Pace,
-    received: u64,
+    /// Set while the body is counted.
+    meter: Option<Arc<Meter>>,
+    /// What the meter wakes if the body has to end.
+    registered: Option<Waker>,
+    /// How much longer the body has taken than at the minimum rate, without the time since
+    /// `waiting`.
+    behind: Duration,
     /// How long this body has waited for the client, without the time since `waiting`.
     waited: Duration,
     waiting: Option<Instant>,
@@ -44,9 +54,12 @@ impl<B> Paced<B> {
     pub(crate) fn new(body: B, pace: Pace) -> Self {
         Self {
             body,
+            begun: false,
             ended: false,
             pace,
-            received: 0,
+            meter: None,
+            registered: None,
+            behind: Duration::ZERO,
             waited: Duration::ZERO,
             waiting: None,
             last: Duration::ZERO,
@@ -56,6 +69,17 @@ impl<B> Paced<B> {
 
     pub(crate) fn into_inner(self) -> B {
         self.body
+    }
+
+    /// Whether bytes were asked for. Until then a server does not send `100 Continue`.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Sets what measures this body for others, and ends it if it has to give way.
+    pub(crate) fn set_meter(&mut self, meter: Arc<Meter>) {
+        self.meter = Some(meter);
+        self.registered = None;
     }
 
     /// How long the client may still take.
@@ -69,34 +93,72 @@ impl<B> Paced<B> {
             grace,
             body_time,
         } = self.pace;
-        let for_received = match min_rate {
-            0 => Duration::MAX,
-            rate => Duration::from_secs(self.received / rate),
+        let for_rate = if min_rate == 0 {
+            Duration::MAX
+        } else {
+            grace.saturating_sub(self.behind)
         };
-        let end = grace
-            .saturating_add(for_received)
-            .min(self.last.saturating_add(idle))
-            .min(body_time);
-        end.saturating_sub(self.waited)
+        let end = self.last.saturating_add(idle).min(body_time);
+        end.saturating_sub(self.waited).min(for_rate)
     }
 
-    /// Adds the time since `waiting`.
-    fn note_waiting(&mut self) {
-        if let Some(since) = self.waiting.take() {
-            self.waited += since.elapsed();
+    /// Adds the time since `waiting`, and the bytes that have come.
+    fn note(&mut self, bytes: u64) {
+        let waited = self.waiting.take().map(|since| since.elapsed());
+        if waited.is_none() && bytes == 0 {
+            return;
+        }
+        let waited = waited.unwrap_or_default();
+        self.waited += waited;
+        // Never below zero: bytes buy no patience for later.
+        self.behind = (self.behind + waited).saturating_sub(time_of(bytes, self.pace.min_rate));
+        if bytes > 0 {
+            self.last = self.waited;
+        }
+        if let Some(meter) = &self.meter {
+            meter.note(waited, bytes);
+        }
+    }
+
+    fn wait_since(&mut self, since: Option<Instant>) {
+        self.waiting = since;
+        if let Some(meter) = &self.meter {
+            meter.wait_since(since);
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        if let Some(meter) = &self.meter {
+            meter.settle();
         }
     }
 
     /// Ends the body because of its client.
     fn fail<T>(&mut self, reason: Reason) -> Poll<Option<Result<T, BoxError>>> {
-        self.ended = true;
+        self.end();
         Poll::Ready(Some(Err(Error::from(reason).into())))
+    }
+
+    /// Whether the body has to give way to others.
+    fn has_to_end(&self) -> bool {
+        self.meter.as_ref().is_some_and(|meter| meter.has_to_end())
     }
 
     /// Whether to go on waiting.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        self.waiting = Some(now);
+        self.wait_since(Some(now));
+        if let Some(meter) = &self.meter {
+            let is_registered = |waker: &Waker| waker.will_wake(cx.waker());
+            if !self.registered.as_ref().is_some_and(is_registered) {
+                meter.register(cx.waker());
+                self.registered = Some(cx.waker().clone());
+            }
+            if meter.has_to_end() {
+                return Poll::Ready(());
+            }
+        }
         let patience = self.patience();
         if patience.is_zero() {
             return Poll::Ready(());
@@ -143,16 +205,16 @@ where
             // whole.
             return self.fail(Reason::Interrupted);
         }
-        self.note_waiting();
+        if self.has_to_end() {
+            return self.fail(Reason::TooSlow);
+        }
+        self.begun = true;
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         let bytes = match &frame {
             Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, |data| data.remaining()),
             _ => 0,
         };
-        self.received += bytes as u64;
-        if bytes > 0 {
-            self.last = self.waited;
-        }
+        self.note(bytes as u64);
         match frame {
             Poll::Pending => match self.poll_patience(cx) {
                 Poll::Ready(()) => self.fail(Reason::TooSlow),
@@ -163,15 +225,15 @@ where
             }
             Poll::Ready(Some(Ok(frame))) => {
                 // Empty frames do not end the waiting.
-                self.waiting = (bytes == 0).then(Instant::now);
+                self.wait_since((bytes == 0).then(Instant::now));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                self.ended = true;
+                self.end();
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {
-                self.ended = true;
+                self.end();
                 Poll::Ready(None)
             }
         }
@@ -179,6 +241,10 @@ where
 
     fn is_end_stream(&self) -> bool {
         self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -267,15 +333,22 @@ mod tests {
         assert_eq!(read([(10, 1); 99], none).await, (6, 60));
         // Twice the minimum rate, until the time for the whole body is over.
         assert_eq!(read([(10, 200); 999], none).await, (100, 1000));
-        // Too slow, but much at the beginning: 60 s of grace and 100 for the bytes.
+        // Nothing after the beginning.
         assert_eq!(
             read([(0, 1000)].into_iter().chain([(10, 0); 99]), none)
                 .await
                 .1,
             30
         );
-        let trickle = [(0, 1000)].into_iter().chain([(10, 1); 99]);
-        assert_eq!(read(trickle, none).await.1, 161);
+        // Bytes buy no patience for later: too slow after a fast beginning, or in the middle.
+        let trickle = |first| [(0, first)].into_iter().chain([(10, 1); 99]);
+        assert_eq!(read(trickle(1000), none).await.1, 60);
+        assert_eq!(read(trickle(1 << 30), none).await.1, 60);
+        let middle = [(10, 100); 20].into_iter().chain([(10, 1); 99]);
+        assert_eq!(read(middle, none).await.1, 260);
+        // But they make up for a pause before.
+        let pauses = [(25, 250); 30].into_iter().chain([(10, 1); 99]);
+        assert_eq!(read(pauses, none).await.1, 810);
         // While the layer is busy the client is not waited for.
         let (frames, _) = read([(29, 1000), (29, 1000)], Duration::from_secs(500)).await;
         assert_eq!(frames, 2);

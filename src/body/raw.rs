@@ -8,8 +8,11 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use http_body::{Body, Frame};
 
-use super::digest::Expected;
-use crate::{error::Error, model::BoxError};
+use super::{Source, digest::Expected};
+use crate::{
+    error::{Error, Reason},
+    model::BoxError,
+};
 
 /// Reads and drops what is left of a body, up to `max` bytes.
 pub(crate) async fn drain<B>(body: &mut B, max: u64) -> Drained
@@ -120,12 +123,53 @@ where
     }
 }
 
+/// A chunk that must have one of two lengths, which are in bytes.
+pub(crate) struct OneOf<'a> {
+    chunk: Source<'a>,
+    lengths: Option<[u64; 2]>,
+    received: u64,
+}
+
+impl<'a> OneOf<'a> {
+    /// `None` for a chunk of any length.
+    pub(crate) fn new(chunk: Source<'a>, lengths: Option<[u64; 2]>) -> Self {
+        Self {
+            chunk,
+            lengths,
+            received: 0,
+        }
+    }
+}
+
+impl Body for OneOf<'_> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(self.chunk.as_mut().poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            self.received += len as u64;
+        }
+        let received = self.received;
+        Poll::Ready(match (frame, self.lengths) {
+            (None, Some([expected, other])) if ![expected, other].contains(&received) => {
+                let error = Error::from(Reason::ChunkLength { expected, received });
+                Some(Err(error.into()))
+            }
+            (frame, _) => frame,
+        })
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::{collections::VecDeque, io, task::Waker};
 
     use super::*;
-    use crate::error::Reason;
 
     pub(crate) enum Step {
         Data(Vec<u8>),

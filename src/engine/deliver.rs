@@ -1,6 +1,13 @@
 //! Delivers a complete upload: calls the inner service once and records its answer.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    any::{Any, type_name},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
@@ -10,19 +17,23 @@ use tower_service::Service;
 
 use super::{
     Engine,
+    outcomes::Held,
     registry::{Ended, Entered},
-    verify::{Ask, verify},
+    verify::{By, Failure, verify},
 };
 use crate::{
+    config::Config,
     delivery::Verdict,
     error::{Error, Reason},
+    events::Event,
     fault,
     model::{
-        state::Record,
-        upload::{Role, Upload, UploadId},
+        BoxError,
+        state::{Record, State},
+        upload::{Role, Upload},
     },
     response::{PartlyRead, ResponseBody, read_up_to},
-    store::{Claimed, DynClaim, StoreError},
+    store::{Claimed, DynClaim, Sealed, StoreError},
     upload::CompletedUpload,
 };
 
@@ -33,11 +44,9 @@ const POLL: Duration = Duration::from_millis(50);
 const SETTLE_AGAIN: Duration = Duration::from_millis(50);
 const SETTLE_AGAIN_MAX: Duration = Duration::from_secs(5);
 
-/// The longest time-out. Longer ones could overflow.
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 /// A delivery that has ended with an answer.
 pub(crate) struct Delivered<R> {
+    pub(crate) verdict: Verdict,
     /// What is recorded of the answer.
     pub(crate) record: Record,
     /// The answer itself, if it was given to this request.
@@ -46,21 +55,29 @@ pub(crate) struct Delivered<R> {
 
 impl<R> Delivered<R> {
     fn earlier(record: Record) -> Self {
-        let response = None;
-        Self { record, response }
+        let verdict = if record.delivered {
+            Verdict::Delivered
+        } else {
+            Verdict::Rejected
+        };
+        Self {
+            verdict,
+            record,
+            response: None,
+        }
     }
 }
 
 /// Delivers `upload` to `inner`, unless another request does or did, and waits for the answer.
 ///
-/// An error comes with the number of the attempt that failed, 0 if there was none.
+/// In the background it does not wait for other deliveries.
 pub(crate) async fn deliver<S, B, R>(
     engine: &Engine,
     inner: S,
     request: Request<B>,
     upload: Upload,
-    ask: Ask,
-) -> Result<Delivered<R>, (Error, u32)>
+    by: By,
+) -> Result<Delivered<R>, Error>
 where
     S: Service<Request<B>, Response = Response<R>> + Send + 'static,
     S::Future: Send,
@@ -69,25 +86,35 @@ where
     R: Body<Data = Bytes> + Send + 'static,
 {
     if upload.role == Role::Part {
-        return Err((Reason::Unsupported.into(), 0));
+        return Err(Reason::Unsupported.into());
     }
-    let deadline = Instant::now() + engine.config.delivery.timeout.min(YEAR);
-    let entered = match engine.registry.enter(&upload.id) {
-        Ok(entered) => entered,
-        Err(other) => return other.wait(deadline).await.map(Delivered::earlier),
+    let deadline = Instant::now() + engine.config.delivery.timeout;
+    let entered = loop {
+        let other = match engine.registry.enter(&upload.id) {
+            Ok(entered) => break entered,
+            Err(other) => other,
+        };
+        if by == By::Background {
+            return Err(Reason::DeliveryPending.into());
+        }
+        match other.wait(deadline).await {
+            Ended::Settled(record) => return Ok(Delivered::earlier(record)),
+            Ended::Failed(error) => return Err(error),
+            Ended::Refused => {}
+        }
     };
     let delivery = Delivery {
         engine: engine.clone(),
         upload,
-        ask,
+        by,
         deadline,
     };
     // A separate task, so that the inner service goes on when this request has timed out.
     let task = tokio::spawn(delivery.run(entered, inner, request));
     match timeout_at(deadline, task).await {
         Ok(Ok(delivered)) => delivered,
-        Ok(Err(error)) => Err((Error::new(Reason::DeliveryFailed, error), 1)),
-        Err(_) => Err((Reason::DeliveryPending.into(), 0)),
+        Ok(Err(error)) => Err(Error::new(Reason::DeliveryFailed, error)),
+        Err(_) => Err(Reason::DeliveryPending.into()),
     }
 }
 
@@ -95,7 +122,7 @@ where
 struct Delivery {
     engine: Engine,
     upload: Upload,
-    ask: Ask,
+    by: By,
     deadline: Instant,
 }
 
@@ -105,151 +132,305 @@ impl Delivery {
         entered: Entered,
         inner: S,
         request: Request<B>,
-    ) -> Result<Delivered<R>, (Error, u32)>
+    ) -> Result<Delivered<R>, Error>
     where
-        S: Service<Request<B>, Response = Response<R>>,
-        R: Body<Data = Bytes>,
+        S: Service<Request<B>, Response = Response<R>> + 'static,
+        B: 'static,
+        R: Body<Data = Bytes> + 'static,
     {
         let _active = self.engine.active.enter();
-        let delivered = match self.claim().await {
-            Ok(Claimed::Won(claim)) => self.deliver(claim, inner, request).await,
-            Ok(Claimed::Settled(record)) => {
+        let delivered = self.deliver(inner, request).await;
+        entered.end(match &delivered {
+            Ok(delivered) if delivered.verdict == Verdict::RefusedNow => Ended::Refused,
+            Ok(delivered) => Ended::Settled(delivered.record.clone()),
+            Err(Failure::Refused(_)) => Ended::Refused,
+            Err(Failure::Failed(error) | Failure::Rejected(error)) => Ended::Failed(error.clone()),
+        });
+        delivered.map_err(Error::from)
+    }
+
+    async fn deliver<S, B, R>(&self, inner: S, request: Request<B>) -> Result<Delivered<R>, Failure>
+    where
+        S: Service<Request<B>, Response = Response<R>> + 'static,
+        B: 'static,
+        R: Body<Data = Bytes> + 'static,
+    {
+        self.check_pause().await.map_err(Failure::Failed)?;
+        match self.claim().await.map_err(Failure::Failed)? {
+            Claimed::Won(claim) => self.attempt(claim, inner, request).await,
+            Claimed::Settled(record) => {
                 // Perhaps another server has settled it.
                 self.engine.quota.release(&self.upload.id);
                 Ok(Delivered::earlier(record))
             }
-            // It was removed in the meantime. If it is sent again it is a new upload.
-            Ok(Claimed::Incomplete) => Err((Reason::Superseded.into(), 0)),
-            Ok(Claimed::Busy) => Err((Reason::DeliveryPending.into(), 0)),
-            Err(error) => Err((error, 0)),
+            Claimed::Incomplete => {
+                self.engine.outcomes.forget(&self.upload.id);
+                // It was removed in the meantime. If it is sent again it is a new upload.
+                Err(Failure::Failed(Reason::Superseded.into()))
+            }
+            Claimed::Busy => Err(Failure::Failed(Reason::DeliveryPending.into())),
+        }
+    }
+
+    /// Fails if the last delivery has failed, and the pause after it has not ended. Such a request
+    /// neither counts as an attempt nor calls the inner service.
+    async fn check_pause(&self) -> Result<(), Error> {
+        let id = &self.upload.id;
+        let error = match self.engine.outcomes.held(id, self.by) {
+            None => return Ok(()),
+            Some(Held::Background) => return Err(Reason::DeliveryPending.into()),
+            Some(Held::Request(error)) => error,
         };
-        let ended: Ended = match &delivered {
-            Ok(delivered) => Ok(delivered.record.clone()),
-            Err(error) => Err(error.clone()),
-        };
-        entered.end(ended);
-        delivered
+        let status = self.engine.store.status(id).await;
+        let status = status.map_err(|error| self.store_failed(error))?;
+        match status.map(|status| status.state) {
+            Some(State::Complete) => Err(error),
+            // Another server has settled or removed it.
+            _ => Ok(()),
+        }
     }
 
     /// Claims the upload. While another server has it, this waits until the deadline.
     async fn claim(&self) -> Result<Claimed<Box<dyn DynClaim>>, Error> {
         loop {
             let claimed = self.engine.store.claim(&self.upload).await;
-            match claimed.inspect_err(fault::report)? {
-                Claimed::Busy if Instant::now() < self.deadline => sleep(POLL).await,
+            let claimed = claimed.map_err(|error| self.store_failed(error))?;
+            let may_wait = self.by != By::Background && Instant::now() < self.deadline;
+            match claimed {
+                Claimed::Busy if may_wait => sleep(POLL).await,
                 claimed => return Ok(claimed),
             }
         }
     }
 
-    async fn deliver<S, B, R>(
+    async fn attempt<S, B, R>(
         &self,
         claim: Box<dyn DynClaim>,
         inner: S,
         request: Request<B>,
-    ) -> Result<Delivered<R>, (Error, u32)>
+    ) -> Result<Delivered<R>, Failure>
     where
-        S: Service<Request<B>, Response = Response<R>>,
-        R: Body<Data = Bytes>,
+        S: Service<Request<B>, Response = Response<R>> + 'static,
+        B: 'static,
+        R: Body<Data = Bytes> + 'static,
     {
-        let config = &self.engine.config;
+        let Engine {
+            config, outcomes, ..
+        } = &self.engine;
         let sealed = claim.sealed().clone();
-        let (attempt, size) = (sealed.attempt, sealed.size());
-        let (mut head, body) = request.into_parts();
-        if let Err(error) = verify(config, self.ask, &head, &sealed).await {
-            if error.is_retryable() {
-                claim.release().await;
-            } else {
-                self.remove(claim, size).await;
-            }
-            return Err((error, attempt));
+        if self.by != By::Operator && outcomes.failures(&sealed) >= config.delivery.max_attempts {
+            claim.release().await;
+            return Err(Failure::Failed(self.set_aside(&sealed, None)));
         }
-        head.extensions.insert(CompletedUpload::new(sealed));
-        let answer = call(
-            inner,
-            Request::from_parts(head, body),
-            config.delivery.record_body,
-        );
-        let (head, read) = match answer.await {
+        let Answer {
+            verdict,
+            head,
+            read,
+        } = match caught(ask(config, self.by, &sealed, inner, request)).await {
             Ok(answer) => answer,
-            Err(error) => {
+            Err(Failure::Failed(error)) => {
                 claim.release().await;
-                return Err((error, attempt));
+                return Err(Failure::Failed(self.failed(&sealed, error)));
+            }
+            Err(Failure::Refused(error)) => {
+                claim.release().await;
+                if error.is_retryable() {
+                    outcomes.failed(&sealed, &error, config.hold_back, false);
+                } else {
+                    outcomes.refused(&sealed);
+                }
+                return Err(Failure::Refused(error));
+            }
+            Err(Failure::Rejected(error)) => {
+                // The record expires at once, so that the file can be sent again.
+                let status = error.refusal().map(|refusal| refusal.status());
+                let answer = status.unwrap_or(StatusCode::BAD_REQUEST);
+                let record = Record::new(false, answer, sealed.size(), SystemTime::now());
+                self.settle(claim, &record).await;
+                self.removed(&sealed.upload, status);
+                return Err(Failure::Rejected(error));
             }
         };
-        let verdict = (config.delivery.verdict)(head.status);
-        if verdict == Verdict::Failed {
-            claim.release().await;
-            return Err((Reason::DeliveryFailed.into(), attempt));
-        }
-        let lifetime = config.delivery.record_lifetime.min(YEAR);
-        let delivered = verdict == Verdict::Delivered;
+        let lifetime = if verdict == Verdict::Delivered {
+            config.delivery.record_lifetime
+        } else {
+            config.delivery.rejection_lifetime
+        };
         let expires = SystemTime::now() + lifetime;
-        let mut record = Record::new(delivered, head.status, size, expires);
+        let delivered = verdict == Verdict::Delivered;
+        let mut record = Record::new(delivered, head.status, sealed.size(), expires);
         record.headers = recorded_headers(&head.headers);
         record.body = read.rest.is_none().then(|| read.data.clone());
-        if verdict == Verdict::RefusedNow {
-            claim.release().await;
-        } else {
-            settle(&self.engine, &self.upload.id, claim, &record).await;
+        match verdict {
+            Verdict::RefusedNow => {
+                claim.release().await;
+                outcomes.refused(&sealed);
+            }
+            Verdict::Rejected => {
+                self.settle(claim, &record).await;
+                outcomes.rejected(&sealed);
+                self.removed(&sealed.upload, Some(head.status));
+            }
+            Verdict::Delivered | Verdict::Failed => self.settle(claim, &record).await,
         }
         Ok(Delivered {
+            verdict,
             record,
             response: Some(Response::from_parts(head, ResponseBody::partly_read(read))),
         })
     }
 
-    /// Removes a file that must not be delivered. Its record expires at once, so that the file can
-    /// be sent again.
-    async fn remove(&self, claim: Box<dyn DynClaim>, size: u64) {
-        let record = Record::new(false, StatusCode::BAD_REQUEST, size, SystemTime::now());
-        settle(&self.engine, &self.upload.id, claim, &record).await;
-    }
-}
-
-/// Records the answer. Until that succeeds the upload must not be delivered again, so this keeps
-/// the claim, and tries as long as the process lives.
-async fn settle(engine: &Engine, id: &UploadId, mut claim: Box<dyn DynClaim>, record: &Record) {
-    let mut pause = SETTLE_AGAIN;
-    loop {
-        let settled = match fault::step("settle") {
-            Ok(_) => claim.settle(record).await,
-            Err(error) => Err(error.into()),
-        };
-        match settled {
-            // A superseded upload cannot be delivered again.
-            Ok(()) | Err(StoreError::Superseded) => break,
-            Err(error) => {
-                fault::report(&error);
-                sleep(pause).await;
-            }
+    /// Tells the operator that an attempt has failed. Returns the error for the client.
+    fn failed(&self, sealed: &Sealed, error: Error) -> Error {
+        let Engine {
+            config, outcomes, ..
+        } = &self.engine;
+        config.events.emit(&Event::DeliveryFailed {
+            upload: &sealed.upload,
+            attempt: sealed.attempt,
+            error: &error,
+        });
+        outcomes.failed(sealed, &error, config.hold_back, true);
+        // This attempt has failed too.
+        if outcomes.failures(sealed).saturating_add(1) >= config.delivery.max_attempts {
+            return self.set_aside(sealed, Some(error));
         }
-        pause = (pause * 2).min(SETTLE_AGAIN_MAX);
+        error
     }
-    engine.quota.release(id);
+
+    /// Stops the deliveries of an upload, and tells the operator.
+    fn set_aside(&self, sealed: &Sealed, cause: Option<Error>) -> Error {
+        let error = match cause {
+            Some(cause) => Error::new(Reason::SetAside, cause),
+            None => Reason::SetAside.into(),
+        };
+        if self.engine.outcomes.set_aside(sealed, &error) {
+            self.engine.config.events.emit(&Event::SetAside {
+                upload: &sealed.upload,
+                attempts: sealed.attempt,
+                error: &error,
+            });
+        }
+        error
+    }
+
+    fn removed(&self, upload: &Upload, status: Option<StatusCode>) {
+        let event = Event::FileRemoved { upload, status };
+        self.engine.config.events.emit(&event);
+    }
+
+    fn store_failed(&self, error: StoreError) -> Error {
+        self.engine.store_failed(Some(&self.upload.id), error)
+    }
+
+    /// Records the answer. Until that succeeds the upload must not be delivered again, so this
+    /// keeps the claim, and tries as long as the process lives.
+    async fn settle(&self, mut claim: Box<dyn DynClaim>, record: &Record) {
+        let mut pause = SETTLE_AGAIN;
+        loop {
+            let settled = match fault::step("settle") {
+                Ok(_) => claim.settle(record).await,
+                Err(error) => Err(error.into()),
+            };
+            match settled {
+                // A superseded upload cannot be delivered again.
+                Ok(()) | Err(StoreError::Superseded) => break,
+                Err(error) => {
+                    // Told to the operator. The client waits.
+                    self.store_failed(error);
+                    sleep(pause).await;
+                }
+            }
+            pause = (pause * 2).min(SETTLE_AGAIN_MAX);
+        }
+        self.engine.quota.release(&self.upload.id);
+        self.engine.outcomes.forget(&self.upload.id);
+    }
 }
 
-type Answer<R> = (http::response::Parts, PartlyRead<R>);
+/// The answer of the inner service.
+struct Answer<R> {
+    /// Not [`Failed`](Verdict::Failed).
+    verdict: Verdict,
+    head: http::response::Parts,
+    read: PartlyRead<R>,
+}
 
-/// Calls the inner service and reads the beginning of its answer.
-async fn call<S, Q, R>(mut inner: S, request: Q, body_bytes: usize) -> Result<Answer<R>, Error>
+/// Checks the file, calls the inner service, and reads the beginning of its answer.
+async fn ask<S, B, R>(
+    config: &Config,
+    by: By,
+    sealed: &Sealed,
+    mut inner: S,
+    request: Request<B>,
+) -> Result<Answer<R>, Failure>
 where
-    S: Service<Q, Response = Response<R>>,
-    R: Body<Data = Bytes>,
+    S: Service<Request<B>, Response = Response<R>> + 'static,
+    B: 'static,
+    R: Body<Data = Bytes> + 'static,
 {
-    fault::step("deliver").map_err(|error| Error::new(Reason::DeliveryFailed, error))?;
-    // The type of the service's error has no bounds, so the error cannot be kept.
-    let failed = |_| Error::from(Reason::DeliveryFailed);
-    std::future::poll_fn(|cx| inner.poll_ready(cx))
-        .await
-        .map_err(failed)?;
-    let response = inner.call(request).await.map_err(failed)?;
+    let (mut head, body) = request.into_parts();
+    verify(config, by, &head, sealed).await?;
+    head.extensions.insert(CompletedUpload::new(sealed.clone()));
+    fault::step("deliver").map_err(failed)?;
+    let ready = std::future::poll_fn(|cx| inner.poll_ready(cx)).await;
+    ready.map_err(failed)?;
+    let response = inner.call(Request::from_parts(head, body)).await;
+    let response = response.map_err(failed)?;
     // Only a place for tests to kill the process. An injected error is ignored.
     let _ = fault::step("delivered");
     let (head, body) = response.into_parts();
+    let verdict = (config.delivery.verdict)(head.status);
+    if verdict == Verdict::Failed {
+        return Err(failed(format!("the answer was {}", head.status)));
+    }
     // An answer whose body fails is a failed delivery.
-    let read = read_up_to(body, body_bytes).await;
-    Ok((head, read.map_err(|_| Reason::DeliveryFailed)?))
+    let read = read_up_to(body, config.delivery.record_body).await;
+    let read = read.map_err(failed)?;
+    Ok(Answer {
+        verdict,
+        head,
+        read,
+    })
+}
+
+fn failed<E: 'static>(error: E) -> Failure {
+    Failure::Failed(Error::new(Reason::DeliveryFailed, kept(error)))
+}
+
+/// Keeps an error whose type has no bounds, if it is of a usual type.
+fn kept<E: 'static>(error: E) -> BoxError {
+    fn take<T: 'static>(error: Box<dyn Any>) -> Result<T, Box<dyn Any>> {
+        error.downcast().map(|error| *error)
+    }
+    let error: Box<dyn Any> = Box::new(error);
+    take::<BoxError>(error)
+        .or_else(|error| take::<io::Error>(error).map(BoxError::from))
+        .or_else(|error| take::<Error>(error).map(BoxError::from))
+        .or_else(|error| take::<http::Error>(error).map(BoxError::from))
+        .or_else(|error| take::<String>(error).map(BoxError::from))
+        .or_else(|error| take::<&'static str>(error).map(BoxError::from))
+        .unwrap_or_else(|_| format!("an error of the type {}", type_name::<E>()).into())
+}
+
+/// Turns a panic of the application into a failure.
+async fn caught<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        // After a panic the future is not polled again.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        polled.unwrap_or_else(|panic| {
+            let message = match panic.downcast::<String>() {
+                Ok(message) => *message,
+                Err(panic) => match panic.downcast::<&'static str>() {
+                    Ok(message) => (*message).to_owned(),
+                    Err(_) => "of another type than text".to_owned(),
+                },
+            };
+            Poll::Ready(Err(failed(format!("a panic: {message}"))))
+        })
+    })
+    .await
 }
 
 /// The headers of an answer without those of its transfer.

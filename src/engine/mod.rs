@@ -2,6 +2,7 @@
 
 pub(crate) mod active;
 pub(crate) mod deliver;
+mod outcomes;
 pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
@@ -9,8 +10,11 @@ pub(crate) mod verify;
 
 use std::sync::Arc;
 
-use self::{active::Active, quota::Quota, registry::Registry};
-use crate::{config::Config, store::DynStore};
+use self::{active::Active, outcomes::Outcomes, quota::Quota, registry::Registry};
+use crate::{
+    body::live::Bodies,
+    config::Config, error::Error, events::Event, model::upload::UploadId, store::DynStore,
+};
 
 /// What all clones of a layer share.
 #[derive(Clone)]
@@ -18,7 +22,9 @@ pub(crate) struct Engine {
     pub(crate) config: Arc<Config>,
     pub(crate) store: Arc<dyn DynStore>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) outcomes: Arc<Outcomes>,
     pub(crate) quota: Arc<Quota>,
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
 }
 
@@ -28,8 +34,24 @@ impl Engine {
             config: Arc::default(),
             store,
             registry: Arc::default(),
+            outcomes: Arc::default(),
             quota: Arc::default(),
+            bodies: Arc::default(),
             active: Arc::default(),
         }
+    }
+
+    /// Converts an error of the store, and tells the operator of it, unless the client has caused
+    /// it.
+    pub(crate) fn store_failed(&self, upload: Option<&UploadId>, error: impl Into<Error>) -> Error {
+        let error = error.into();
+        if error.is_of_store() {
+            let event = Event::StoreFailed {
+                upload,
+                error: &error,
+            };
+            self.config.events.emit(&event);
+        }
+        error
     }
 }

@@ -1,4 +1,4 @@
-//! Limits on unfinished uploads and on bodies, as this process counts them.
+//! Limits on unfinished uploads, as this process counts them.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,7 +12,10 @@ use crate::{
     error::{Error, Reason},
     limits::{Bound, Limits},
     lock::lock,
-    model::upload::{Scope, Upload, UploadId},
+    model::{
+        state::{State, Status},
+        upload::{Scope, Upload, UploadId},
+    },
     store::{DynStore, ScopeHash, Usage},
 };
 
@@ -23,15 +26,18 @@ const FRESH: Duration = Duration::from_secs(2);
 /// the store busy.
 const FRESH_TIMES: u32 = 10;
 
-/// Counts unfinished uploads, and bodies that are being read.
+/// Counts unfinished uploads, and the bytes of spooled files.
+///
+/// An upload is counted before a request creates it. As long as a request works on it, it stays
+/// counted, whatever the store answers: the request may create it after that.
 ///
 /// The store is asked at the first new upload of this process, and again before an upload is
 /// refused, because other servers finish uploads too. It is not asked again within [`FRESH`].
 #[derive(Default)]
 pub(crate) struct Quota {
     counts: Mutex<Counts>,
-    /// Held by the request that asks the store.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by the request that asks the store. Contains the error of the last question.
+    asking: tokio::sync::Mutex<Option<Error>>,
 }
 
 #[derive(Default)]
@@ -39,8 +45,9 @@ struct Counts {
     uploads: HashMap<UploadId, Counted>,
     scopes: HashMap<ScopeHash, Sum>,
     all: Sum,
-    bodies: HashMap<Scope, u64>,
-    all_bodies: u64,
+    /// Bytes of spooled files.
+    spooled: HashMap<ScopeHash, u64>,
+    all_spooled: u64,
     /// Whether the store was ever asked.
     asked: bool,
     fresh_until: Option<Instant>,
@@ -52,8 +59,14 @@ struct Counts {
 struct Counted {
     scope: ScopeHash,
     bytes: u64,
-    /// The last round in which the store knew the upload, or in which it was reserved.
+    /// The last round in which the store knew the upload, or in which a request worked on it.
     round: u64,
+    /// How many requests work on it.
+    requests: u64,
+    /// Whether the store has had it.
+    is_stored: bool,
+    /// Whether it is finished or gone, so that the last of the requests releases it.
+    is_released: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -64,31 +77,36 @@ struct Sum {
 
 /// Whether there is room for a new upload.
 enum Reserved {
-    /// `true` if it was not counted before.
-    Yes(bool),
+    Yes,
     /// The store has to be asked first.
     Unknown,
     No(Error),
 }
 
 impl Quota {
-    /// Counts an upload, if it is within the limits. `true` if it was not counted before.
+    /// Counts an upload, if it is within the limits.
     ///
     /// `has_scopes`: the limits of each scope apply.
     pub(crate) async fn reserve(
-        &self,
+        self: &Arc<Self>,
         store: &dyn DynStore,
         limits: &Limits,
         has_scopes: bool,
         upload: &Upload,
-    ) -> Result<bool, Error> {
+    ) -> Result<Reservation, Error> {
         let bounds = Bounds::new(limits, has_scopes);
         let usage = Usage::from(upload);
         bounds.check_alone(usage.bytes)?;
         let mut may_ask = true;
         loop {
             match lock(&self.counts).reserve(&bounds, usage, may_ask) {
-                Reserved::Yes(is_new) => return Ok(is_new),
+                Reserved::Yes => {
+                    return Ok(Reservation {
+                        quota: Arc::clone(self),
+                        id: upload.id,
+                        is_stored: false,
+                    });
+                }
                 Reserved::No(error) => return Err(error),
                 Reserved::Unknown => {}
             }
@@ -97,7 +115,34 @@ impl Quota {
         }
     }
 
-    /// Stops counting an upload: it is finished, or gone.
+    /// Counts the bytes of a file before it is spooled: `max`, or all bytes that the limits allow
+    /// if those are fewer. The file may have as many bytes as the result contains.
+    ///
+    /// The upload of the file is not known yet. It may be one whose bytes are counted already.
+    pub(crate) async fn spool(
+        self: &Arc<Self>,
+        store: &dyn DynStore,
+        limits: &Limits,
+        has_scopes: bool,
+        scope: &Scope,
+        max: u64,
+    ) -> Result<Spooling, Error> {
+        let bytes = Bounds::new(limits, has_scopes).bytes;
+        let scope = ScopeHash::new(scope);
+        if !lock(&self.counts).asked {
+            self.ask(store).await?;
+        }
+        let max = max.min(bytes.per_scope).min(bytes.in_all);
+        lock(&self.counts).spool(bytes, scope, max)?;
+        Ok(Spooling {
+            quota: Arc::clone(self),
+            scope,
+            bytes: max,
+        })
+    }
+
+    /// Stops counting an upload: it is finished, or gone. If requests work on it, the last one
+    /// does.
     pub(crate) fn release(&self, id: &UploadId) {
         lock(&self.counts).release(id);
     }
@@ -107,43 +152,25 @@ impl Quota {
         lock(&self.counts).fresh_until = None;
     }
 
-    /// Counts a body until the guard is dropped.
-    pub(crate) fn read_body(
-        self: &Arc<Self>,
-        limits: &Limits,
-        has_scopes: bool,
-        scope: &Scope,
-    ) -> Result<BodyGuard, Error> {
-        let Bound { per_scope, in_all } = limits.bodies;
-        let mut counts = lock(&self.counts);
-        let of_scope = counts.bodies.get(scope).copied().unwrap_or_default();
-        if counts.all_bodies >= in_all || (has_scopes && of_scope >= per_scope) {
-            return Err(Reason::Busy.into());
-        }
-        counts.all_bodies += 1;
-        counts.bodies.insert(scope.clone(), of_scope + 1);
-        drop(counts);
-        Ok(BodyGuard {
-            quota: Arc::clone(self),
-            scope: scope.clone(),
-        })
-    }
-
     /// Takes over what the store counts.
     async fn ask(&self, store: &dyn DynStore) -> Result<(), Error> {
         let seen = lock(&self.counts).round;
-        let _asking = self.asking.lock().await;
+        let mut failed = self.asking.lock().await;
         let round = {
             let mut counts = lock(&self.counts);
             if counts.round != seen {
                 // Another request has asked meanwhile.
-                return Ok(());
+                return failed.clone().map_or(Ok(()), Err);
             }
             counts.round += 1;
             counts.round
         };
+        // In case the store panics.
+        *failed = Some(Reason::Storage.into());
         let start = Instant::now();
-        let usage = store.usage().await?;
+        let usage = store.usage().await.map_err(Error::from);
+        *failed = usage.as_ref().err().cloned();
+        let usage = usage?;
         let mut counts = lock(&self.counts);
         counts.take_over(round, usage);
         counts.fresh_until = Some(Instant::now() + FRESH.max(start.elapsed() * FRESH_TIMES));
@@ -153,8 +180,9 @@ impl Quota {
 
 impl Counts {
     fn reserve(&mut self, bounds: &Bounds, upload: Usage, may_ask: bool) -> Reserved {
-        if self.uploads.contains_key(&upload.id) {
-            return Reserved::Yes(false);
+        if let Some(counted) = self.uploads.get_mut(&upload.id) {
+            counted.requests += 1;
+            return Reserved::Yes;
         }
         if may_ask && !self.asked {
             return Reserved::Unknown;
@@ -169,30 +197,39 @@ impl Counts {
             };
         }
         let round = self.round;
-        self.add(upload, round);
-        Reserved::Yes(true)
+        self.add(upload, round).requests = 1;
+        Reserved::Yes
     }
 
-    fn add(&mut self, upload: Usage, round: u64) {
-        let Entry::Vacant(place) = self.uploads.entry(upload.id) else {
-            return;
+    fn add(&mut self, upload: Usage, round: u64) -> &mut Counted {
+        let place = match self.uploads.entry(upload.id) {
+            Entry::Occupied(counted) => return counted.into_mut(),
+            Entry::Vacant(place) => place,
         };
-        place.insert(Counted {
-            scope: upload.scope,
-            bytes: upload.bytes,
-            round,
-        });
         let of_scope = self.scopes.entry(upload.scope).or_default();
         for sum in [of_scope, &mut self.all] {
             sum.uploads += 1;
             sum.bytes = sum.bytes.saturating_add(upload.bytes);
         }
+        place.insert(Counted {
+            scope: upload.scope,
+            bytes: upload.bytes,
+            round,
+            requests: 0,
+            is_stored: false,
+            is_released: false,
+        })
     }
 
     fn release(&mut self, id: &UploadId) {
-        let Some(counted) = self.uploads.remove(id) else {
+        let Entry::Occupied(mut counted) = self.uploads.entry(*id) else {
             return;
         };
+        if counted.get().requests > 0 {
+            counted.get_mut().is_released = true;
+            return;
+        }
+        let counted = counted.remove();
         let subtract = |sum: &mut Sum| {
             sum.uploads -= 1;
             sum.bytes = sum.bytes.saturating_sub(counted.bytes);
@@ -204,18 +241,64 @@ impl Counts {
         }
     }
 
-    /// Releases what the store does not count, unless it was reserved after the question.
+    /// A request has ended. `is_stored` if it has stored something of the upload.
+    fn end_request(&mut self, id: &UploadId, is_stored: bool) {
+        let round = self.round;
+        let Some(counted) = self.uploads.get_mut(id) else {
+            return;
+        };
+        counted.requests -= 1;
+        // The store may be answering a question without what the request has created.
+        counted.round = round;
+        if is_stored {
+            counted.is_stored = true;
+            counted.is_released = false;
+        }
+        if counted.is_released {
+            self.release(id);
+        }
+    }
+
+    fn spool(&mut self, limits: Bound, scope: ScopeHash, bytes: u64) -> Result<(), Error> {
+        let of_scope = self.scopes.get(&scope).copied().unwrap_or_default();
+        let spooled = self.spooled.get(&scope).copied().unwrap_or_default();
+        // Either of new uploads, or of those that are counted.
+        let fits = |limit: u64, counted: u64, spooled: u64| {
+            let room = limit.saturating_sub(counted).max(counted);
+            spooled.checked_add(bytes).is_some_and(|sum| sum <= room)
+        };
+        if !fits(limits.per_scope, of_scope.bytes, spooled)
+            || !fits(limits.in_all, self.all.bytes, self.all_spooled)
+        {
+            return Err(Reason::QuotaExceeded.into());
+        }
+        self.spooled.insert(scope, spooled + bytes);
+        self.all_spooled += bytes;
+        Ok(())
+    }
+
+    fn end_spooling(&mut self, scope: ScopeHash, bytes: u64) {
+        self.all_spooled -= bytes;
+        if let Entry::Occupied(mut spooled) = self.spooled.entry(scope) {
+            *spooled.get_mut() -= bytes;
+            if *spooled.get() == 0 {
+                spooled.remove();
+            }
+        }
+    }
+
+    /// Releases what the store does not count, unless a request works on it or has done so since
+    /// the question.
     fn take_over(&mut self, round: u64, usage: Vec<Usage>) {
         for upload in usage {
-            self.add(upload, round);
-            if let Some(counted) = self.uploads.get_mut(&upload.id) {
-                counted.round = round;
-            }
+            let counted = self.add(upload, round);
+            counted.round = round;
+            counted.is_stored = true;
         }
         let gone = self
             .uploads
             .iter()
-            .filter(|(_, counted)| counted.round < round);
+            .filter(|(_, counted)| counted.round < round && counted.requests == 0);
         for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.release(&id);
         }
@@ -267,23 +350,60 @@ impl Bounds {
     }
 }
 
-/// A body that is being read.
-pub(crate) struct BodyGuard {
+/// An upload that a request works on. It is counted until this is dropped, and longer unless it is
+/// known to be absent.
+pub(crate) struct Reservation {
     quota: Arc<Quota>,
-    scope: Scope,
+    id: UploadId,
+    /// Whether the upload is known to be stored.
+    is_stored: bool,
 }
 
-impl Drop for BodyGuard {
-    fn drop(&mut self) {
-        let mut counts = lock(&self.quota.counts);
-        counts.all_bodies -= 1;
-        if let Entry::Occupied(mut of_scope) = counts.bodies.entry(std::mem::take(&mut self.scope))
-        {
-            *of_scope.get_mut() -= 1;
-            if *of_scope.get() == 0 {
-                of_scope.remove();
-            }
+impl Reservation {
+    /// The request has stored something. If it has completed the upload, the delivery releases it.
+    pub(crate) fn keep(mut self) {
+        self.is_stored = true;
+    }
+
+    /// Whether the status of the upload decides whether it is still counted: the request has
+    /// failed, and nothing else has stored anything.
+    pub(crate) fn needs_status(&self) -> bool {
+        let counts = lock(&self.quota.counts);
+        let counted = counts.uploads.get(&self.id);
+        counted.is_some_and(|counted| counted.requests == 1 && !counted.is_stored)
+    }
+
+    /// The request has failed, and this is what is stored of the upload.
+    pub(crate) fn found(&self, status: Option<&Status>) {
+        if status.is_none_or(|status| matches!(status.state, State::Settled(_))) {
+            lock(&self.quota.counts).release(&self.id);
         }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        lock(&self.quota.counts).end_request(&self.id, self.is_stored);
+    }
+}
+
+/// A file that is spooled.
+pub(crate) struct Spooling {
+    quota: Arc<Quota>,
+    scope: ScopeHash,
+    bytes: u64,
+}
+
+impl Spooling {
+    /// The most bytes that the file may have.
+    pub(crate) fn max(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Spooling {
+    fn drop(&mut self) {
+        lock(&self.quota.counts).end_spooling(self.scope, self.bytes);
     }
 }
 
@@ -326,6 +446,71 @@ mod tests {
         counts.release(&UploadId::from_bytes([1; 32]));
         counts.release(&UploadId::from_bytes([1; 32]));
         assert_eq!(sums(&counts), [("all", 0, 0)]);
+    }
+
+    fn reserve(counts: &mut Counts, upload: Usage) {
+        let bounds = Bounds::new(&Limits::default(), true);
+        assert!(matches!(counts.reserve(&bounds, upload, false), Reserved::Yes));
+    }
+
+    #[test]
+    fn an_upload_is_counted_as_long_as_requests_work_on_it() {
+        let mut counts = Counts::default();
+        let upload = usage(1, "a", 10);
+        let one = [("a", 1, 10), ("all", 1, 10)];
+        reserve(&mut counts, upload);
+        reserve(&mut counts, upload);
+        // The store has not got it yet, one request fails, and one removes it.
+        counts.round = 1;
+        counts.take_over(1, Vec::new());
+        counts.end_request(&upload.id, false);
+        counts.release(&upload.id);
+        assert_eq!(sums(&counts), one);
+        // But the last one has created it again.
+        counts.round = 2;
+        counts.end_request(&upload.id, true);
+        assert_eq!(sums(&counts), one);
+        // The store has answered before that.
+        counts.take_over(2, Vec::new());
+        assert_eq!(sums(&counts), one);
+        counts.round = 3;
+        counts.take_over(3, Vec::new());
+        assert_eq!(sums(&counts), [("all", 0, 0)]);
+
+        // Released while the only request works on it.
+        reserve(&mut counts, upload);
+        counts.release(&upload.id);
+        assert_eq!(sums(&counts), one);
+        counts.end_request(&upload.id, false);
+        assert_eq!(sums(&counts), [("all", 0, 0)]);
+
+        // A request that has failed, and does not know what is stored.
+        reserve(&mut counts, upload);
+        counts.end_request(&upload.id, false);
+        assert_eq!(sums(&counts), one);
+    }
+
+    #[test]
+    fn spooled_files_are_counted() {
+        let mut counts = Counts::default();
+        let bound = Bound {
+            per_scope: 100,
+            in_all: 150,
+        };
+        let [a, b] = ["a", "b"].map(|scope| ScopeHash::new(&scope.into()));
+        let full = Err(Reason::QuotaExceeded.into());
+        assert_eq!(counts.spool(bound, a, 100), Ok(()));
+        assert_eq!(counts.spool(bound, a, 1), full);
+        assert_eq!(counts.spool(bound, b, 51), full);
+        assert_eq!(counts.spool(bound, b, 50), Ok(()));
+        counts.end_spooling(a, 100);
+        // The file may be a chunk of an upload that is counted.
+        counts.add(usage(1, "a", 90), 0);
+        assert_eq!(counts.spool(bound, a, 91), full);
+        assert_eq!(counts.spool(bound, a, 30), Ok(()));
+        counts.end_spooling(a, 30);
+        counts.end_spooling(b, 50);
+        assert!(counts.spooled.is_empty() && counts.all_spooled == 0);
     }
 
     #[test]

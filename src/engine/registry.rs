@@ -14,8 +14,15 @@ use crate::{
     model::{state::Record, upload::UploadId},
 };
 
-/// How a delivery ended: with a record, or with an error and the number of the attempt.
-pub(crate) type Ended = Result<Record, (Error, u32)>;
+/// How a delivery ended, for the other requests that wait for it.
+#[derive(Clone, Debug)]
+pub(crate) enum Ended {
+    /// The inner service took or rejected the file.
+    Settled(Record),
+    Failed(Error),
+    /// The application refused the request that delivered. It has not seen the others.
+    Refused,
+}
 
 /// The running deliveries of this process. Other requests for the same upload wait for them.
 #[derive(Debug, Default)]
@@ -28,7 +35,8 @@ pub(crate) struct Registry {
 pub(crate) struct Entered {
     registry: Arc<Registry>,
     id: UploadId,
-    ended: watch::Sender<Option<Ended>>,
+    sender: watch::Sender<Option<Ended>>,
+    ended: Option<Ended>,
 }
 
 /// The delivery of another request, to wait for.
@@ -41,12 +49,13 @@ impl Registry {
         match lock(&self.live).entry(*id) {
             Entry::Occupied(other) => Err(Other(other.get().clone())),
             Entry::Vacant(place) => {
-                let (ended, receiver) = watch::channel(None);
+                let (sender, receiver) = watch::channel(None);
                 place.insert(receiver);
                 Ok(Entered {
                     registry: Arc::clone(self),
                     id: *id,
-                    ended,
+                    sender,
+                    ended: None,
                 })
             }
         }
@@ -55,18 +64,18 @@ impl Registry {
 
 impl Entered {
     /// Gives the result to all requests that wait for it.
-    pub(crate) fn end(self, ended: Ended) {
-        self.ended.send_replace(Some(ended));
+    pub(crate) fn end(mut self, ended: Ended) {
+        self.ended = Some(ended);
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if self.ended.borrow().is_none() {
-            // The task has panicked, or the runtime shuts down.
-            self.ended.send_replace(Some(failed()));
-        }
+        // Before the others are told: they may enter now.
         lock(&self.registry.live).remove(&self.id);
+        // Without a result the task has panicked, or the runtime shuts down.
+        let ended = self.ended.take().unwrap_or_else(failed);
+        self.sender.send_replace(Some(ended));
     }
 }
 
@@ -76,11 +85,11 @@ impl Other {
         match timeout_at(deadline, self.0.wait_for(Option::is_some)).await {
             Ok(Ok(ended)) => ended.clone().unwrap_or_else(failed),
             Ok(Err(_)) => failed(),
-            Err(_) => Err((Reason::DeliveryPending.into(), 0)),
+            Err(_) => Ended::Failed(Reason::DeliveryPending.into()),
         }
     }
 }
 
 fn failed() -> Ended {
-    Err((Reason::DeliveryFailed.into(), 1))
+    Ended::Failed(Reason::DeliveryFailed.into())
 }

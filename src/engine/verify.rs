@@ -7,17 +7,39 @@ use http::request::Parts;
 use crate::{
     body::{digest::Expected, sniff::head_len},
     config::Config,
+    delivery::Verdict,
     error::{Error, Reason},
-    hooks::Purpose,
+    hooks::{Purpose, Refusal},
     store::{Sealed, export::blocking},
 };
 
-/// Whether the application is asked before a file is delivered.
+/// On whose behalf an upload is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
-    Application,
-    /// The application itself delivers the file.
-    Nothing,
+pub(crate) enum By {
+    /// The client. The application is asked whether it admits the delivery.
+    Request,
+    /// The operator, for this upload: even if it was set aside.
+    Operator,
+    /// The operator, for all uploads.
+    Background,
+}
+
+/// Why a file is not delivered.
+pub(crate) enum Failure {
+    /// For now: the delivery has failed, and counts as an attempt.
+    Failed(Error),
+    /// For now: the application refused the request.
+    Refused(Error),
+    /// For good: the file is removed.
+    Rejected(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Failed(error) | Failure::Refused(error) | Failure::Rejected(error) => error,
+        }
+    }
 }
 
 /// Whether a file may be delivered: asks the application, and compares the digest.
@@ -25,24 +47,39 @@ pub(crate) enum Ask {
 /// The future borrows nothing of `head`.
 pub(crate) fn verify<'a>(
     config: &'a Config,
-    ask: Ask,
+    by: By,
     head: &Parts,
     sealed: &'a Sealed,
-) -> impl Future<Output = Result<(), Error>> + Send + use<'a> {
+) -> impl Future<Output = Result<(), Failure>> + Send + use<'a> {
     let upload = &sealed.upload;
     let hooks = &config.hooks;
-    let admitted = (ask == Ask::Application)
+    let admitted = (by == By::Request)
         .then(|| hooks.admit(Purpose::Deliver, head, &upload.scope, Some(upload)));
     async move {
         if let Some(admitted) = admitted {
-            admitted.await?;
+            admitted
+                .await
+                .map_err(|refusal| not_admitted(config, refusal))?;
         }
         match content(config, sealed).await {
-            Ok(checked) => checked,
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if error.is_retryable() => Err(Failure::Refused(error)),
+            Ok(Err(error)) => Err(Failure::Rejected(error)),
             // An earlier attempt has checked the file, and the inner service has moved it.
             Err(error) if sealed.attempt > 1 && error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::new(Reason::DeliveryFailed, error)),
+            Err(error) => Err(Failure::Failed(Error::new(Reason::DeliveryFailed, error))),
         }
+    }
+}
+
+/// A refusal of the admission hook means the same as such an answer of the inner service.
+fn not_admitted(config: &Config, refusal: Refusal) -> Failure {
+    let verdict = (config.delivery.verdict)(refusal.status());
+    let error = Error::from(refusal);
+    if verdict == Verdict::Rejected && !error.is_retryable() {
+        Failure::Rejected(error)
+    } else {
+        Failure::Refused(error)
     }
 }
 

@@ -5,6 +5,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex::{self, Hex};
 
+/// The path that is not part of the ids of its uploads, because version 1 of the format began
+/// without paths.
+pub(crate) const UNNAMED_PATH: &str = "/upload";
+
 /// Name of an upload: a SHA-256 hash of its [scope](Scope) and of what identifies it in the
 /// protocol of its client.
 ///
@@ -157,6 +161,10 @@ pub struct Upload {
     pub id: UploadId,
     /// The owner.
     pub scope: Scope,
+    /// The path of the request that began the upload. `None` if it was begun by a version that did
+    /// not store paths, at the path `/upload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_path: Option<String>,
     /// The client's name for the upload.
     pub identifier: String,
     /// Length of the whole file in bytes. `None` until the client declares it.
@@ -184,6 +192,7 @@ impl Upload {
         Self {
             id,
             scope,
+            request_path: None,
             identifier: String::new(),
             length,
             role: Role::Whole,
@@ -193,6 +202,11 @@ impl Upload {
             content_type: None,
             fields: Vec::new(),
         }
+    }
+
+    /// Whether the upload was begun at this path.
+    pub(crate) fn is_at(&self, path: &str) -> bool {
+        self.request_path.as_deref().unwrap_or(UNNAMED_PATH) == path
     }
 
     /// Whether the file is known to be empty.
@@ -254,6 +268,10 @@ mod tests {
         );
         assert_eq!(serde_json::to_string(&upload).unwrap(), text);
         assert_eq!(serde_json::from_str::<Upload>(&text).unwrap(), upload);
+        let with_path = text.replace("\"identifier\"", "\"request_path\":\"/a\",\"identifier\"");
+        upload.request_path = Some("/a".into());
+        assert_eq!(serde_json::to_string(&upload).unwrap(), with_path);
+        assert_eq!(serde_json::from_str::<Upload>(&with_path).unwrap(), upload);
         for broken in [
             text.replace(&id, "07"),
             text.replace("whole", "hole"),

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use http::{Response, request::Parts, response};
 
 use crate::{
-    error::Error,
+    error::{Error, Reason},
     hooks::Purpose,
+    limits::PATH_BYTES,
     model::{
         state::{Progress, Record, Status},
-        upload::{Role, Scope, Upload, UploadId},
+        upload::{Role, Scope, UNNAMED_PATH, Upload, UploadId},
     },
 };
 
@@ -39,8 +40,20 @@ pub(crate) trait Encode: Send + Sync {
     /// [`encode`](Self::encode).
     fn forward(&self, answer: &mut response::Parts, upload: &Upload, delivered: bool) -> bool;
 
+    /// Whether this client alone gets the answer of the inner service, and gets it as it is. Other
+    /// answers are recorded and repeated.
+    fn forwards_all(&self) -> bool {
+        false
+    }
+
     /// Whether [`Outcome::Stored`] needs the whole status of the upload.
     fn needs_status(&self) -> bool {
+        false
+    }
+
+    /// Whether a question about an upload that is complete, but not delivered, delivers it: the
+    /// client sends nothing more once it knows that all bytes are stored.
+    fn probe_delivers(&self) -> bool {
         false
     }
 }
@@ -57,8 +70,8 @@ pub(crate) enum Command {
     Conclude(Described),
     /// Remove an upload.
     Remove(Described),
-    /// List the unfinished uploads of the scope.
-    List,
+    /// List the unfinished uploads of the scope at this path that have these fields.
+    List { fields: Vec<(String, String)> },
     /// Read the command from the body, of at most `max` bytes.
     Read { max: u64, then: DecodeBody },
 }
@@ -80,19 +93,16 @@ pub(crate) struct Look {
 /// A new upload that the layer names with random text.
 pub(crate) struct Create {
     pub(crate) length: u64,
-    pub(crate) describe: fn(random: &str, length: u64) -> Described,
+    /// Describes the upload with this random text in its name.
+    pub(crate) describe: Box<dyn FnOnce(&str) -> Described + Send>,
 }
 
 /// How a request carries its bytes.
 pub(crate) enum Write {
     /// The body is the chunk.
     Raw(Target),
-    /// The body is a whole file. Its length is that of the body, if the client does not declare it.
-    Whole {
-        upload: Described,
-        /// The digest of the file, from the field that the layer was told.
-        digest: Option<String>,
-    },
+    /// The body is a whole file, and only its end tells how long it is.
+    Spool(Place),
     /// The chunk is a part of a multipart form.
     Form {
         boundary: String,
@@ -100,10 +110,16 @@ pub(crate) enum Write {
     },
 }
 
+/// Says where a file of this length in bytes belongs.
+pub(crate) type Place = Box<dyn FnOnce(u64) -> Result<Target, Error> + Send>;
+
 /// Reads the parts of a multipart form, and finds out where its file belongs.
 pub(crate) trait Form: Send + Sync {
     /// Whether a part carries the file. `is_text`: it has neither a file name nor a media type.
     fn is_file(&self, name: &str, is_text: bool) -> bool;
+
+    /// Whether the form has a chunk, by the fields so far.
+    fn is_chunk(&self) -> bool;
 
     /// Takes a text field that comes before the file.
     fn field(&mut self, name: String, value: String);
@@ -117,6 +133,9 @@ pub(crate) trait Form: Send + Sync {
 
     /// Where a spooled file of `len` bytes belongs. All fields have been read.
     fn place(&mut self, len: u64) -> Result<Target, Error>;
+
+    /// Whether the file is base64. Its target is known.
+    fn is_base64(&self) -> bool;
 
     /// The question of a form without a file, if such a form is valid.
     fn no_file(&mut self) -> Result<Look, Error>;
@@ -135,20 +154,45 @@ pub(crate) struct FilePart {
     pub(crate) content_type: Option<String>,
 }
 
+impl FilePart {
+    /// Whether the part looks like a text field.
+    pub(crate) fn is_text(&self) -> bool {
+        self.file_name.is_none() && self.content_type.is_none()
+    }
+}
+
 /// Where the bytes of a request belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) upload: Described,
     /// The offset of the chunk in the file.
     pub(crate) offset: u64,
-    /// Bytes of the chunk, if the client declares them.
+    /// Bytes of the chunk, if they are known.
     pub(crate) len: Option<u64>,
     /// The most bytes that the chunk can have.
     pub(crate) max_len: u64,
+    /// The only other length that the chunk can have, if its length is not known but one of two.
+    pub(crate) other_len: Option<u64>,
     /// The client continues an upload without having asked: the upload must exist.
     pub(crate) must_exist: bool,
     /// The digest of the chunk, from the field that the layer was told.
     pub(crate) digest: Option<String>,
+}
+
+impl Target {
+    /// A whole file of `len` bytes.
+    pub(crate) fn whole(mut upload: Described, digest: Option<String>, len: u64) -> Self {
+        upload.length = Some(len);
+        Self {
+            upload,
+            offset: 0,
+            len: Some(len),
+            max_len: len,
+            other_len: None,
+            must_exist: false,
+            digest,
+        }
+    }
 }
 
 /// An upload as its client describes it, before its scope is known.
@@ -167,21 +211,31 @@ pub(crate) struct Described {
 /// What distinguishes an upload from all others of its scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// These values.
-    Named(Vec<Vec<u8>>),
+    /// These values, together with the path of the request.
+    Named {
+        values: Vec<Vec<u8>>,
+        /// Fields of the application.
+        fields: Vec<(String, String)>,
+    },
     /// Nothing: each request is an upload of its own.
     Fresh,
 }
 
 impl Described {
-    /// Returns the upload in this scope. `random` names an upload that has no identity.
+    /// Returns the upload in this scope and at this path. `random` names an upload that has no
+    /// identity.
     pub(crate) fn upload(
         self,
         scope: Scope,
+        path: &str,
         random: impl FnOnce() -> Result<String, Error>,
     ) -> Result<Upload, Error> {
+        if path.len() > PATH_BYTES {
+            let (name, problem) = ("path".to_owned(), "is too long");
+            return Err(Reason::InvalidField { name, problem }.into());
+        }
         let (identity, identifier) = match self.identity {
-            Identity::Named(values) => (values, self.identifier),
+            Identity::Named { values, fields } => (named(path, fields, values), self.identifier),
             Identity::Fresh => {
                 let random = random()?;
                 (vec![random.clone().into_bytes()], random)
@@ -189,6 +243,7 @@ impl Described {
         };
         let id = UploadId::new(&scope, identity);
         let mut upload = Upload::new(id, scope, self.length);
+        upload.request_path = Some(path.to_owned());
         upload.identifier = identifier;
         upload.role = Role::Whole;
         upload.chunk_size = self.chunk_size;
@@ -198,6 +253,22 @@ impl Described {
         upload.fields = self.fields;
         Ok(upload)
     }
+}
+
+/// All values that identify an upload.
+///
+/// No value of a client is empty where its identifier is, and no field has an empty name. So the
+/// path and the fields cannot be taken for anything else.
+fn named(path: &str, fields: Vec<(String, String)>, mut values: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    if path == UNNAMED_PATH && fields.is_empty() {
+        return values;
+    }
+    let fields = fields.into_iter().flat_map(|(name, value)| [name, value]);
+    let mut all = vec![String::new(), path.to_owned()];
+    all.extend(fields.chain([String::new()]));
+    let mut all: Vec<_> = all.into_iter().map(String::into_bytes).collect();
+    all.append(&mut values);
+    all
 }
 
 /// What the engine found out.

@@ -4,16 +4,17 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode, header, request::Parts, response};
 
 use super::{
-    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Write,
+    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Target, Write,
     chunked::{
         Chunked, Field, Fields, Params, headers,
-        params::{allows_whole, may_be_whole},
+        params::allows_whole,
     },
     problem::{empty, problem},
 };
 use crate::{
     error::{Error, ErrorKind},
     limits::{NAME_BYTES, TYPE_BYTES},
+    mime::is_media_type,
     model::upload::Upload,
 };
 
@@ -28,15 +29,16 @@ impl Decode for Plain<'_> {
         let media_type = headers.get(header::CONTENT_TYPE);
         let is_file = self.0.accept_plain
             && [Method::POST, Method::PUT].contains(&head.method)
-            && media_type.is_some_and(|media_type| media_type == "application/octet-stream")
-            && !headers.contains_key(header::CONTENT_ENCODING)
+            && media_type.is_some_and(|media_type| {
+                is_media_type(media_type.as_bytes(), "application/octet-stream")
+            })
             && allows_whole(headers);
         if !is_file {
             return None;
         }
         // A request whose query is too long is the application's.
         let mut params = Params::from_query(head.uri.query()).ok()?;
-        if !may_be_whole(&params, |_| false) {
+        if !self.0.may_be_whole(&params) {
             return None;
         }
         params.set_part(FilePart {
@@ -49,9 +51,11 @@ impl Decode for Plain<'_> {
             headers::content_length(headers)
         };
         let write = || {
-            Ok(Command::Write(Write::Whole {
-                upload: whole_file(&params, length)?,
-                digest: self.0.digest(&params)?,
+            let (upload, digest) = (whole_file(&params)?, self.0.digest(&params)?);
+            let place = move |len| Target::whole(upload, digest, len);
+            Ok(Command::Write(match length {
+                Some(length) => Write::Raw(place(length)),
+                None => Write::Spool(Box::new(move |len| Ok(place(len)))),
             }))
         };
         Some(Exchange {
@@ -62,12 +66,12 @@ impl Decode for Plain<'_> {
 }
 
 /// Describes a file with these fields. Each is an upload of its own.
-pub(super) fn whole_file(params: &Params, length: Option<u64>) -> Result<Described, Error> {
+pub(super) fn whole_file(params: &Params) -> Result<Described, Error> {
     let fields = Fields::strict(params);
     Ok(Described {
         identity: Identity::Fresh,
         identifier: String::new(),
-        length,
+        length: None,
         chunk_size: None,
         file_name: fields.text(&Field::part_file_name(), NAME_BYTES)?,
         relative_path: None,
@@ -109,6 +113,10 @@ impl Encode for PlainReply {
     fn forward(&self, _: &mut response::Parts, _: &Upload, _: bool) -> bool {
         true
     }
+
+    fn forwards_all(&self) -> bool {
+        true
+    }
 }
 
 fn status(error: &Error) -> StatusCode {
@@ -118,6 +126,8 @@ fn status(error: &Error) -> StatusCode {
         (Some(status), _) => status,
         _ if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
         (None, ErrorKind::ChunkTooLarge | ErrorKind::FileTooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+        (None, ErrorKind::ContentEncoding) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        (None, ErrorKind::Conflict) => StatusCode::CONFLICT,
         (None, _) => StatusCode::BAD_REQUEST,
     }
 }
@@ -133,7 +143,7 @@ mod tests {
         error::Reason,
         hooks::Refusal,
         model::{state::Record, upload::Scope},
-        protocol::Protocols,
+        protocol::{Protocols, chunked::params::may_be_whole},
     };
 
     fn parts(method: &str, query: &str, headers: &[(&str, &str)]) -> Parts {
@@ -158,6 +168,14 @@ mod tests {
             ("", &[("upload-length", "9")], false),
             ("", &[("x-upload-offset", "0")], true),
             ("", &[("content-range", "bytes 0-3/10")], false),
+            // Names of pieces, in all spellings.
+            ("part=1", &[], false),
+            ("totalParts=2", &[], false),
+            ("part_number=1", &[], false),
+            ("x[slice]=1", &[], false),
+            ("SEGMENT=1", &[], false),
+            ("", &[("x-part", "1")], false),
+            ("department=1&partner=2&apartment=3&parted=4", &[], true),
         ] {
             let parts = parts("POST", query, headers);
             let params = Params::from_query(parts.uri.query()).unwrap();
@@ -184,7 +202,9 @@ mod tests {
             ("GET", "", &[octets], false),
             ("POST", "", &[], false),
             ("POST", "", &[("content-type", "text/plain")], false),
-            ("POST", "", &[octets, ("content-encoding", "gzip")], false),
+            ("POST", "", &[("content-type", "Application/Octet-Stream; a=b")], true),
+            // Refused by the engine, as all bodies in a coding are.
+            ("POST", "", &[octets, ("content-encoding", "gzip")], true),
             ("POST", "", &[octets, ("upload-offset", "0")], false),
             ("POST", "chunk=1", &[octets], false),
             ("POST", &long, &[octets], false),
@@ -197,7 +217,13 @@ mod tests {
         let file = |headers: &[(&str, &str)], is_empty| {
             let parts = parts("POST", "x=1&crc=2", &[&[octets, name], headers].concat());
             match protocols.decode(&parts, is_empty).unwrap().command {
-                Ok(Command::Write(Write::Whole { upload, digest })) => (upload, digest),
+                Ok(Command::Write(Write::Raw(target))) => (target.upload, target.digest),
+                // The length is that of the body.
+                Ok(Command::Write(Write::Spool(place))) => {
+                    let target = place(7).unwrap();
+                    assert_eq!((target.offset, target.len, target.max_len), (0, Some(7), 7));
+                    (target.upload, target.digest)
+                }
                 _ => panic!("it is a whole file"),
             }
         };
@@ -210,10 +236,10 @@ mod tests {
         );
         assert_eq!(upload.fields.len(), 2);
         assert_eq!(file(&[], true).0.length, Some(0));
-        assert_eq!(file(&[], false).0.length, None);
+        assert_eq!(file(&[], false).0.length, Some(7));
         // Each is an upload of its own.
         let named = upload
-            .upload(Scope::default(), || Ok("random".into()))
+            .upload(Scope::default(), "/upload", || Ok("random".into()))
             .unwrap();
         assert_eq!(named.identifier, "random");
     }
@@ -244,8 +270,8 @@ mod tests {
 
     fn named() -> Upload {
         let params = Params::default();
-        let file = whole_file(&params, Some(9)).unwrap();
-        file.upload(Scope::default(), || Ok("random".into()))
+        let file = whole_file(&params).unwrap();
+        file.upload(Scope::default(), "/upload", || Ok("random".into()))
             .unwrap()
     }
 
@@ -259,6 +285,8 @@ mod tests {
             (Reason::FileTooLarge { limit: 1 }.into(), 413),
             (Reason::ChunkTooLarge { limit: 1 }.into(), 413),
             (Reason::Base64.into(), 400),
+            (Reason::Conflict.into(), 409),
+            (Reason::ContentEncoding.into(), 415),
             (Reason::Busy.into(), 503),
             (refusal(403), 403),
             (refusal(429), 429),
@@ -273,6 +301,9 @@ mod tests {
             );
             let has_retry_after = response.headers().contains_key("retry-after");
             assert_eq!(has_retry_after, status == 503);
+            let accepted = response.headers().get(header::ACCEPT_ENCODING);
+            let is_coded = error.kind() == ErrorKind::ContentEncoding;
+            assert_eq!(accepted.is_some_and(|coding| coding == "identity"), is_coded);
         }
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// The status of the inner service or of a hook, if the client gets another one.
 pub(super) const ORIGINAL_STATUS: HeaderName = HeaderName::from_static("x-resumable-status");
@@ -44,6 +44,10 @@ pub(super) fn problem(
     if status == StatusCode::SERVICE_UNAVAILABLE {
         let soon = HeaderValue::from_static("1");
         headers.entry(header::RETRY_AFTER).or_insert(soon);
+    }
+    if error.kind() == ErrorKind::ContentEncoding {
+        let plain = HeaderValue::from_static("identity");
+        headers.insert(header::ACCEPT_ENCODING, plain);
     }
     if !keeps_body {
         if let (Some(problem), Some(Value::Object(members))) = (problem.as_object_mut(), members) {

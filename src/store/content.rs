@@ -209,7 +209,12 @@ impl FileBody {
 
     fn read(mut file: File) -> io::Result<(File, Vec<u8>)> {
         let mut bytes = vec![0; Self::BLOCK];
-        let read = file.read(&mut bytes)?;
+        let read = loop {
+            match file.read(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         bytes.truncate(read);
         Ok((file, bytes))
     }

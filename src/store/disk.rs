@@ -51,6 +51,7 @@ pub(in crate::store) enum Op<'a> {
     Sync(&'a File),
     SyncDir(&'a Path),
     Rename(&'a Path, &'a Path),
+    Link(&'a Path),
     Remove(&'a Path),
     RemoveDir(&'a Path),
 }
@@ -188,6 +189,14 @@ impl Disk {
         self.call("rename", Op::Rename(from, to), || Ok(()), it)
     }
 
+    /// Gives a file a second name, never that of another file: that is an error of the kind
+    /// `AlreadyExists`.
+    #[track_caller]
+    pub(in crate::store) fn link_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let it = || std::fs::hard_link(from, to);
+        self.call("link", Op::Link(to), || Ok(()), it)
+    }
+
     /// Removes a file, if it exists.
     #[track_caller]
     pub(in crate::store) fn remove_if_there(&self, path: &Path) -> io::Result<()> {
@@ -228,17 +237,6 @@ impl Disk {
     #[cfg(all(test, target_os = "linux"))]
     fn scheduler(&self) -> Option<&super::file::scheduled::Scheduler> {
         self.simulated.as_ref()?.scheduler.as_ref()
-    }
-
-    /// A number that distinguishes the file from others of the same name. `None` if the system has
-    /// none.
-    pub(in crate::store) fn file_id(&self, file: &File) -> io::Result<Option<u64>> {
-        let id = file_id(file)?;
-        #[cfg(all(test, target_os = "linux"))]
-        if let Some(simulated) = &self.simulated {
-            return Ok(id.map(|id| simulated.file_id(id)));
-        }
-        Ok(id)
     }
 
     /// The clock of the system.
@@ -473,19 +471,6 @@ pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> i
         }
     }
     Ok(read)
-}
-
-fn file_id(file: &File) -> io::Result<Option<u64>> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt as _;
-        Ok(Some(file.metadata()?.ino()))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = file;
-        Ok(None)
-    }
 }
 
 /// Whether two folders are on one file system, as a rename needs it.

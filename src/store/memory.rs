@@ -105,6 +105,13 @@ impl Store for MemoryStore {
         Ok(uploads.get(id).is_some_and(is_free) && uploads.remove(id).is_some())
     }
 
+    async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let mut uploads = lock(&self.uploads);
+        let record = uploads.get(id).and_then(|entry| entry.record.as_ref());
+        let is_rejected = record.is_some_and(|record| !record.delivered);
+        Ok(is_rejected && uploads.remove(id).is_some())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         let uploads = lock(&self.uploads);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);

@@ -66,6 +66,8 @@
 //!   touches it again. The same [`UploadId`] may come again while that file is there. So name the
 //!   file by something else, such as the random [id](Sealed::id) of the seal. The file of a
 //!   rejected upload is removed.
+//! * **`forget_rejection` ends the record of a rejection.** It changes nothing else, also if the
+//!   upload begins anew at the same time.
 //! * **`list` returns each upload that is not settled once**, in the order of the ids.
 //! * **A removed upload is absent**, with its file. A removal does not wait for the bodies of
 //!   chunks, and their bytes do not come back. A chunk of a removed upload fails with
@@ -210,6 +212,19 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Does not wait for the body of a request that is writing to it. That request fails with
     /// [`Superseded`](StoreError::Superseded), or its chunk starts a new upload.
     fn remove(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Ends the [record](Record) of an upload that was rejected, before it expires: the upload is
+    /// absent then, and can be sent again. Returns `false` if nothing was ended. Changes no upload
+    /// that is not settled, and no record of a delivery.
+    ///
+    /// The default ends nothing, so that such an upload begins anew when its record expires.
+    fn forget_rejection(
+        &self,
+        id: &UploadId,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let _ = id;
+        async { Ok(false) }
+    }
 
     /// Lists uploads that are not settled, in the order of their ids, starting after the id
     /// `after`, which need not exist. A page has at most [`Page::MAX`] uploads.

@@ -23,6 +23,7 @@ pub struct Sealed {
     pub attempt: u32,
     /// CRC-32 (as in zlib and PNG) of the file, if the store knows it without reading the file.
     pub crc32: Option<u32>,
+    claim: LiveClaim,
 }
 
 impl Sealed {
@@ -34,6 +35,7 @@ impl Sealed {
             upload,
             attempt,
             crc32: None,
+            claim: LiveClaim(None),
         }
     }
 
@@ -44,6 +46,22 @@ impl Sealed {
         self
     }
 
+    /// Sets how to find out whether the claim of this delivery is live. `is_live` must not block.
+    ///
+    /// For stores whose claims can end while the process lives, because other servers do not see
+    /// that it does. The default is a claim that is always live.
+    #[must_use]
+    pub fn with_live_claim(mut self, is_live: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.claim = LiveClaim(Some(Arc::new(is_live)));
+        self
+    }
+
+    /// Whether the claim of this delivery is live: see
+    /// [`CompletedUpload::claim_is_live`](crate::CompletedUpload::claim_is_live).
+    pub fn claim_is_live(&self) -> bool {
+        self.claim.0.as_ref().is_none_or(|is_live| is_live())
+    }
+
     /// The size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.upload.length.unwrap_or_default()
@@ -52,6 +70,16 @@ impl Sealed {
     /// Reads the file. Reading fails if the file does not have exactly [`size`](Self::size) bytes.
     pub fn content(&self) -> Content {
         self.stored.read().with_exact_len(self.size())
+    }
+}
+
+/// Whether a claim is live. `None` if it lives as long as the process.
+#[derive(Clone)]
+struct LiveClaim(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
+
+impl fmt::Debug for LiveClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LiveClaim").field(&self.0.is_some()).finish()
     }
 }
 

@@ -23,9 +23,10 @@ use crate::{
 ///
 /// The status of the inner service's answer decides what happens to the file; see
 /// [`Verdict`](crate::Verdict) for all cases. After 2xx and 3xx the file belongs to the
-/// application, and stays where it is. After most 4xx the file is removed. After 5xx, an error or a
-/// panic the upload is kept, and delivered again with the next request for it, or by
-/// [`Uploads::deliver`](crate::Uploads::deliver), with the same [`id`] and the next [`attempt`].
+/// application, and stays where it is. After a status that is about the file, such as 422, it is
+/// removed. After all others, an error or a panic it is kept, and delivered again with the next
+/// request for it, or by [`Uploads::deliver_every`](crate::Uploads::deliver_every), with the same
+/// [`id`] and the next [`attempt`].
 ///
 /// [`file_name`]: Self::file_name
 /// [`relative_path`]: Self::relative_path
@@ -71,6 +72,63 @@ impl CompletedUpload {
     /// 1 for the first delivery of this upload, 2 for the second, and so on.
     pub fn attempt(&self) -> u32 {
         self.sealed.attempt
+    }
+
+    /// Whether this delivery still has the exclusive right to the upload. Looks at memory only.
+    ///
+    /// The claims of `FileStore` and `MemoryStore` live as long as the process, so this is always
+    /// `true`. A claim of a `BucketStore` has to be renewed in the bucket. While that is impossible
+    /// for longer than the [lease time], this is `false`: another server may deliver the upload at
+    /// the same time, with the same [`id`](Self::id) and the next [`attempt`](Self::attempt). It
+    /// becomes `true` again if the claim can be renewed before another server takes it.
+    ///
+    /// Ask before an effect that must not happen twice, and answer with 503 if the claim is lost.
+    /// The check makes two effects unlikely. Only the [`id`](Self::id), stored together with the
+    /// effect, excludes them: a process that was suspended does not notice it at once. After the
+    /// handler has answered, the value has no meaning.
+    ///
+    /// [lease time]: https://docs.rs/tower-resumable/latest/tower_resumable/store/struct.BucketStoreBuilder.html#method.with_lease
+    ///
+    /// ```
+    /// use http::{Response, StatusCode};
+    /// use tower_resumable::CompletedUpload;
+    ///
+    /// async fn handler(upload: CompletedUpload) -> Response<String> {
+    ///     // Takes minutes, such as a virus scan.
+    ///     let size = upload.size();
+    ///     let mut response = Response::new(format!("{size} bytes"));
+    ///     if !upload.claim_is_live() {
+    ///         // Another server may have it. The upload is kept, and delivered again.
+    ///         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    ///     }
+    ///     response
+    /// }
+    /// # use std::convert::Infallible;
+    /// # use http::Request;
+    /// # use http_body_util::Full;
+    /// # use tower::{Layer as _, ServiceExt as _, service_fn};
+    /// # use tower_resumable::{MemoryStore, ResumableLayer};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let inner = service_fn(|request: Request<_>| async move {
+    /// #     let upload = request.extensions().get::<CompletedUpload>().unwrap().clone();
+    /// #     assert!(upload.claim_is_live());
+    /// #     let response = handler(upload).await;
+    /// #     Ok::<_, Infallible>(response.map(|text| Full::new(text.into())))
+    /// #     as Result<Response<Full<bytes::Bytes>>, _>
+    /// # });
+    /// # let service = ResumableLayer::new(MemoryStore::default()).layer(inner);
+    /// # let request = Request::post("/upload?resumableChunkNumber=1&resumableChunkSize=5\
+    /// #     &resumableCurrentChunkSize=5&resumableTotalSize=5&resumableTotalChunks=1\
+    /// #     &resumableIdentifier=a&resumableFilename=a.txt")
+    /// #     .header("content-type", "application/octet-stream")
+    /// #     .body(Full::new(bytes::Bytes::from("hello"))).unwrap();
+    /// # let response = service.oneshot(request).await.unwrap();
+    /// # assert_eq!(response.status(), 200);
+    /// # }
+    /// ```
+    pub fn claim_is_live(&self) -> bool {
+        self.sealed.claim_is_live()
     }
 
     /// The id of the upload: a hash of its scope and of what identifies it. The same file uploaded
@@ -176,8 +234,7 @@ impl CompletedUpload {
     /// Parent directories are not created.
     ///
     /// In a later [`attempt`](Self::attempt) it is no error if an earlier one has already copied
-    /// the file to `to`. That needs a store that knows the [CRC-32](Self::crc32) of the file. After
-    /// an error, or if the future is dropped, there is nothing new at `to`.
+    /// the file to `to`: a file with the same bytes. After an error, or if the future is dropped, there is nothing new at `to`.
     ///
     /// # Errors
     ///
@@ -193,8 +250,10 @@ impl CompletedUpload {
     ///
     /// Within one file system this is a rename. The file of another store is copied, and deleted
     /// from the store when the copy is durable. In a later [`attempt`](Self::attempt) it is no
-    /// error if an earlier one has already moved the file to `to`. That needs a store that knows
-    /// the [CRC-32](Self::crc32) of the file.
+    /// error if an earlier one has already moved the file to `to`: a file with the same bytes. If
+    /// the store has its file no more, the [CRC-32](Self::crc32) is compared instead.
+    ///
+    /// The folders of a `FileStore` that become empty are removed.
     ///
     /// # Errors
     ///

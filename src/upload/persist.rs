@@ -1,19 +1,17 @@
 //! Copies or moves finished files, once, even if an attempt is repeated.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-    path::Path,
-    sync::Arc,
-};
+use std::{io, path::Path};
+
+use bytes::{Buf as _, Bytes};
 
 use crate::store::{
     Sealed,
+    content::Content,
     export::{self, blocking},
 };
 
 /// See [`CompletedUpload::copy_to`](super::CompletedUpload::copy_to).
-pub(super) async fn copy(sealed: &Arc<Sealed>, to: &Path) -> io::Result<()> {
+pub(super) async fn copy(sealed: &Sealed, to: &Path) -> io::Result<()> {
     if is_done(sealed, to).await? {
         return Ok(());
     }
@@ -22,7 +20,7 @@ pub(super) async fn copy(sealed: &Arc<Sealed>, to: &Path) -> io::Result<()> {
 }
 
 /// See [`CompletedUpload::persist`](super::CompletedUpload::persist).
-pub(super) async fn move_to(sealed: &Arc<Sealed>, to: &Path) -> io::Result<()> {
+pub(super) async fn move_to(sealed: &Sealed, to: &Path) -> io::Result<()> {
     if is_done(sealed, to).await? {
         // The earlier attempt may have copied the file, and ended before it had deleted it.
         return sealed.stored.delete().await;
@@ -31,32 +29,55 @@ pub(super) async fn move_to(sealed: &Arc<Sealed>, to: &Path) -> io::Result<()> {
 }
 
 /// Whether an earlier attempt has put the file there. An error if there is something else.
-async fn is_done(sealed: &Arc<Sealed>, to: &Path) -> io::Result<bool> {
-    let (sealed, to) = (Arc::clone(sealed), to.to_owned());
-    blocking(move || {
-        if to.symlink_metadata().is_err() {
-            return Ok(false);
-        }
-        if sealed.attempt > 1 && has_content(&sealed, &to).unwrap_or(false) {
-            return export::sync_name(&to).map(|()| true);
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
-    })
-    .await
+async fn is_done(sealed: &Sealed, to: &Path) -> io::Result<bool> {
+    let path = to.to_owned();
+    let there = blocking(move || Ok(path.symlink_metadata().ok())).await?;
+    let Some(there) = there else {
+        return Ok(false);
+    };
+    // What cannot be read is something else. Opening a pipe would wait for a writer.
+    if sealed.attempt > 1 && there.is_file() && has_content(sealed, to).await.unwrap_or(false) {
+        let path = to.to_owned();
+        return blocking(move || export::sync_name(&path))
+            .await
+            .map(|()| true);
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// Whether the file at `path` has the bytes of the upload.
-fn has_content(sealed: &Sealed, path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    if file.metadata()?.len() != sealed.size() {
-        return Ok(false);
-    }
-    let mut hasher = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Some(hasher.finalize()) == sealed.crc32),
-            read => hasher.update(&buffer[..read]),
+async fn has_content(sealed: &Sealed, path: &Path) -> io::Result<bool> {
+    let there = || Content::open(path).with_exact_len(sealed.size());
+    match is_equal(sealed.content(), there()).await {
+        // An earlier attempt has moved the file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut hasher = crc32fast::Hasher::new();
+            let mut there = there();
+            while let Some(piece) = there.next().await {
+                hasher.update(&piece?);
+            }
+            Ok(Some(hasher.finalize()) == sealed.crc32)
         }
+        result => result,
+    }
+}
+
+async fn is_equal(mut one: Content, mut other: Content) -> io::Result<bool> {
+    let (mut left, mut right) = (Bytes::new(), Bytes::new());
+    loop {
+        for (rest, content) in [(&mut left, &mut one), (&mut right, &mut other)] {
+            if rest.is_empty() {
+                *rest = content.next().await.transpose()?.unwrap_or_default();
+            }
+        }
+        let len = left.len().min(right.len());
+        if len == 0 {
+            return Ok(left.is_empty() && right.is_empty());
+        }
+        if left[..len] != right[..len] {
+            return Ok(false);
+        }
+        left.advance(len);
+        right.advance(len);
     }
 }

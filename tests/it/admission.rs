@@ -195,9 +195,10 @@ async fn a_refusal_can_have_a_custom_answer() {
 
 #[tokio::test]
 async fn admission_is_asked_again_before_the_delivery() {
-    for (status, left) in [
-        (StatusCode::FORBIDDEN, false),
-        (StatusCode::TOO_MANY_REQUESTS, true),
+    for (status, seen, left) in [
+        (StatusCode::FORBIDDEN, 400, true),
+        (StatusCode::GONE, 400, false),
+        (StatusCode::TOO_MANY_REQUESTS, 503, true),
     ] {
         let refused = Arc::new(Mutex::new(true));
         let refuses = Arc::clone(&refused);
@@ -221,7 +222,7 @@ async fn admission_is_asked_again_before_the_delivery() {
         let mut client = server.client().await;
         client.send(file.multipart(1)).await;
         let answer = client.send(file.multipart(2)).await;
-        assert_eq!(answer.status, if left { 503 } else { 400 });
+        assert_eq!(answer.status, seen);
         assert_eq!(answer.json()["code"], "refused");
         assert!(server.deliveries().is_empty());
         // The probe is not answered with "stored": the client has to send a chunk to get an answer.

@@ -2,9 +2,10 @@
 //! requests get its answer.
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,9 +15,12 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::{io::AsyncWriteExt, sync::Semaphore};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Notify, Semaphore},
+};
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, Delivery, MemoryStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, Delivery, Event, MemoryStore, ResumableLayer};
 
 use crate::common::{Client, File, Server, serve};
 
@@ -226,26 +230,182 @@ async fn a_panic_and_an_error_of_the_inner_service_are_failures() {
 
 #[tokio::test]
 async fn a_rejected_upload_is_removed_and_stays_rejected() {
-    for (inner, seen) in [(422, 400), (409, 400), (415, 415), (413, 400)] {
+    for inner in [400, 409, 410, 413, 415, 422, 451] {
+        let removed = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&removed);
         let server = Server::answering(
-            |layer| layer,
+            |layer| {
+                layer.with_events(move |event| {
+                    if let Event::FileRemoved { upload, status } = event {
+                        let status = status.map(|status| status.as_u16());
+                        seen.lock().unwrap().push((upload.length, status));
+                    }
+                })
+            },
             move |_| (StatusCode::from_u16(inner).unwrap(), "no good".into()),
         )
         .await;
         let mut client = server.client().await;
-        let file = File::new("a.txt", 5);
+        let file = File::new("a.txt", 25);
+        client.send(file.multipart(1)).await;
+        // The client has lost the first answer.
         for _ in 0..2 {
-            let answer = client.send(file.multipart(1)).await;
+            let answer = client.send(file.multipart(2)).await;
+            let seen = if inner == 415 { 415 } else { 400 };
             assert_eq!((answer.status, answer.body.as_str()), (seen, "no good"));
             if inner != seen {
                 assert_eq!(answer.headers["x-resumable-status"], inner.to_string());
             }
-            assert_eq!(client.send(file.probe(1)).await.status, 204);
         }
         let deliveries = server.deliveries();
         assert_eq!(deliveries.len(), 1);
         assert!(!deliveries[0].upload.path().unwrap().exists());
+        assert_eq!(*removed.lock().unwrap(), [(Some(25), Some(inner))]);
     }
+}
+
+/// What ends the record of a rejection: the client begins anew.
+#[tokio::test]
+async fn a_rejected_upload_can_be_sent_again() {
+    let cancel = |file: &File| Request::delete(file.uri(1)).body(Vec::new()).unwrap();
+    let probe = |file: &File| file.probe(2);
+    let first = |file: &File| file.octets(1);
+    let again: [&dyn Fn(&File) -> Request<Vec<u8>>; 3] = [&cancel, &probe, &first];
+    for again in again {
+        let server = Server::answering(
+            |layer| layer,
+            |n| match n {
+                1 => (StatusCode::UNPROCESSABLE_ENTITY, "no good".into()),
+                _ => (StatusCode::OK, "good".into()),
+            },
+        )
+        .await;
+        let mut client = server.client().await;
+        let file = File::new("a.txt", 25);
+        client.send(file.octets(1)).await;
+        assert_eq!(client.send(file.octets(2)).await.body, "no good");
+        client.send(again(&file)).await;
+        // In any order.
+        assert_eq!(
+            client.send(file.octets(2)).await.json()["state"],
+            "receiving"
+        );
+        assert_eq!(client.send(file.octets(1)).await.body, "good");
+        let deliveries = server.deliveries();
+        let ids = deliveries.iter().map(|delivery| delivery.upload.id());
+        assert_eq!(ids.collect::<HashSet<_>>().len(), 2);
+        assert!(deliveries[1].content == file.content);
+    }
+}
+
+/// The session has expired, or a route is missing: the file stays, and the inner service is asked
+/// again by whichever request comes next.
+#[tokio::test]
+async fn an_upload_that_is_refused_now_is_kept() {
+    for refusal in [
+        401, 402, 403, 404, 405, 406, 407, 421, 423, 424, 426, 428, 431, 499,
+    ] {
+        let server = Server::answering(
+            |layer| layer,
+            move |n| match n {
+                1..=3 => (StatusCode::from_u16(refusal).unwrap(), "sign in".into()),
+                _ => (StatusCode::OK, "fine".into()),
+            },
+        )
+        .await;
+        let mut client = server.client().await;
+        let file = File::new("a.txt", 25);
+        client.send(file.octets(1)).await;
+        for request in [file.octets(2), file.octets(1), file.multipart(2)] {
+            let answer = client.send(request).await;
+            assert_eq!((answer.status, answer.body.as_str()), (400, "sign in"));
+            let original = &answer.headers["x-resumable-status"];
+            assert_eq!(*original, refusal.to_string());
+            // A client that asks has to send a chunk, and so asks the inner service again.
+            assert_eq!(client.send(file.probe(1)).await.status, 204);
+        }
+        let mut request = file.octets(2);
+        let token = "good".parse().unwrap();
+        request.headers_mut().insert("authorization", token);
+        let answer = client.send(request).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "fine"));
+        let deliveries = server.deliveries();
+        let attempts = deliveries.iter().map(|delivery| delivery.upload.attempt());
+        assert_eq!(attempts.collect::<Vec<_>>(), [1, 2, 3, 4], "{refusal}");
+        assert_eq!(deliveries[3].headers["authorization"], "good");
+        assert!(deliveries.iter().all(|d| d.content == file.content));
+    }
+}
+
+/// A client that was refused now may remove the upload.
+#[tokio::test]
+async fn an_upload_that_is_refused_now_can_be_removed() {
+    let server = Server::answering(|layer| layer, |_| (StatusCode::FORBIDDEN, "no".into())).await;
+    let mut client = server.client().await;
+    let file = File::new("a.txt", 15);
+    assert_eq!(client.send(file.octets(1)).await.status, 400);
+    let cancel = Request::delete(file.uri(1)).body(Vec::new()).unwrap();
+    assert_eq!(client.send(cancel).await.status, 204);
+    assert!(!server.deliveries()[0].upload.path().unwrap().exists());
+    let status = client
+        .get(&format!("{}&resumableStatus", file.uri(1)))
+        .await;
+    assert_eq!(status.json()["state"], "absent");
+}
+
+/// A request that waits for the delivery of another one is not refused with it.
+#[tokio::test]
+async fn a_refusal_is_about_one_request() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let entered = Arc::new(Semaphore::new(0));
+    let inner = {
+        let (calls, entered) = (Arc::clone(&calls), Arc::clone(&entered));
+        service_fn(move |request: Request<Incoming>| {
+            let is_good = request.headers().contains_key("authorization");
+            calls.fetch_add(1, Ordering::SeqCst);
+            let entered = Arc::clone(&entered);
+            async move {
+                if !is_good {
+                    entered.acquire().await.unwrap().forget();
+                }
+                let mut answer = Response::new(Full::<Bytes>::default());
+                if !is_good {
+                    *answer.status_mut() = StatusCode::UNAUTHORIZED;
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        })
+    };
+    let store = MemoryStore::default();
+    // The second request has reached the layer when it asks for admission.
+    let asked = Arc::new(Notify::new());
+    let admitted = Arc::clone(&asked);
+    let layer = ResumableLayer::new(store).with_admission(move |admission| {
+        if admission.parts().headers.contains_key("authorization") {
+            admitted.notify_one();
+        }
+        async { Ok(()) }
+    });
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let file = File::new("a.txt", 5);
+    let send = |request| async move { Client::connect(addr).await.send(request).await.status };
+    let old = tokio::spawn(send(file.octets(1)));
+    while calls.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut request = file.octets(1);
+    let token = "good".parse().unwrap();
+    request.headers_mut().insert("authorization", token);
+    let new = tokio::spawn(send(request));
+    asked.notified().await;
+    // Long enough for the second request to wait for the first one.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    entered.add_permits(1);
+    assert_eq!(old.await.unwrap(), 400);
+    assert_eq!(new.await.unwrap(), 200);
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

@@ -146,3 +146,94 @@ async fn uploads_of_version_1_are_finished() {
         assert_eq!(answer.0, 200);
     }
 }
+
+/// The first code of version 1 renamed a file when it sealed it, and noted its inode number. The
+/// bytes decide: an inode number can belong to another file.
+#[tokio::test]
+async fn files_that_were_renamed_are_delivered_by_their_bytes() {
+    use tower_resumable::store::{Claim as _, Claimed, Record};
+    for other in [
+        None,
+        Some(&b"another file"[..]),
+        Some(b"0123456789abcdefghijklmnx"),
+    ] {
+        for delivered in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            copy(Path::new(KEPT), dir.path());
+            let path = seal_by_renaming(dir.path());
+            if let Some(other) = other {
+                std::fs::write(&path, other).unwrap();
+            }
+            let store = FileStore::open(dir.path()).unwrap();
+            let filter = Filter::complete();
+            let mut page = store.list(&filter, None).await.unwrap();
+            let upload = page.uploads.remove(0).upload;
+            let Claimed::Won(mut claim) = store.claim(&upload).await.unwrap() else {
+                panic!("no claim");
+            };
+            assert_eq!(claim.sealed().attempt, 2);
+            let found = std::fs::read(claim.sealed().stored.path().unwrap());
+            assert_eq!(found.ok().as_deref(), other.is_none().then_some(CONTENT));
+            let expires = std::time::SystemTime::now();
+            let record = Record::new(delivered, http::StatusCode::OK, 2, expires);
+            claim.settle(&record).await.unwrap();
+            let left = std::fs::read(&path).ok();
+            let expected = other.or(delivered.then_some(CONTENT));
+            assert_eq!(left.as_deref(), expected);
+        }
+    }
+}
+
+/// Seals the complete upload as that code did. Returns the path of its file.
+fn seal_by_renaming(root: &Path) -> PathBuf {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = UploadId::new(&Scope::default(), ["complete"]).to_string();
+    let shard = root.join("partial").join(&id[..2]);
+    let data = std::fs::read_dir(&shard)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|it| it == "data"))
+        .unwrap();
+    let name = data.file_name().unwrap().to_str().unwrap().to_owned();
+    let own_id = name.split('.').nth(1).unwrap();
+
+    let path = shard.join(format!("{id}.journal"));
+    let journal = std::fs::read(&path).unwrap();
+    let number = |at: usize| u64::from_le_bytes(journal[at..at + 8].try_into().unwrap());
+    let created: serde_json::Value =
+        serde_json::from_slice(&journal[64..64 + number(16) as usize]).unwrap();
+    let payload = serde_json::json!({
+        "path": format!("{own_id}/complete.txt"),
+        "file": data.metadata().unwrap().ino(),
+        "crc32": crc32fast::hash(CONTENT),
+        "upload": created["upload"],
+    })
+    .to_string();
+    let (mut end, mut check) = (0, 0);
+    while journal.get(end..end + 4) == Some(b"TRJ1") {
+        check = u32::from_le_bytes(journal[end + 60..end + 64].try_into().unwrap());
+        let has_payload = matches!(journal[end + 4], 1 | 3 | 5);
+        let payload = if has_payload {
+            number(end + 16) as usize
+        } else {
+            0
+        };
+        end += (64 + payload).next_multiple_of(64);
+    }
+    let mut record = b"TRJ1\x03\0\0\0".to_vec();
+    record.extend([0; 8]);
+    record.extend((payload.len() as u64).to_le_bytes());
+    record.extend(crc32fast::hash(payload.as_bytes()).to_le_bytes());
+    record.resize(60, 0);
+    let mut hasher = crc32fast::Hasher::new_with_initial(check);
+    hasher.update(&record);
+    record.extend(hasher.finalize().to_le_bytes());
+    record.extend(payload.as_bytes());
+    let journal = [&journal[..end], &record, &[0; 4096]].concat();
+    std::fs::write(&path, journal).unwrap();
+
+    let target = root.join("files").join(own_id).join("complete.txt");
+    std::fs::create_dir(target.parent().unwrap()).unwrap();
+    std::fs::rename(&data, &target).unwrap();
+    target
+}

@@ -19,6 +19,7 @@ mod examples;
 mod format;
 mod gone;
 mod hyper;
+mod identity;
 mod limits;
 #[cfg(target_os = "linux")]
 mod locks;

@@ -5,7 +5,7 @@ mod hardening;
 use std::{
     path::{Path, PathBuf},
     pin::pin,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -15,8 +15,8 @@ use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, MemoryStore, Scope, Upload, UploadId,
     store::{
-        ChunkBody, Claim as _, Claimed, Durability, Filter, Keep, State, Store, StoreError,
-        conformance,
+        ChunkBody, Claim as _, Claimed, Durability, Expiry, FileStoreBuilder, Filter, Keep, Record,
+        State, Store, StoreError, conformance,
     },
 };
 
@@ -106,6 +106,16 @@ async fn deliver(store: &FileStore, upload: &Upload) -> PathBuf {
         panic!("no claim");
     };
     claim.sealed().stored.path().unwrap().to_owned()
+}
+
+/// Claims the upload and settles it.
+async fn settle(store: &FileStore, upload: &Upload, delivered: bool) {
+    let Claimed::Won(mut claim) = store.claim(upload).await.unwrap() else {
+        panic!("no claim");
+    };
+    let expires = SystemTime::now() + Duration::from_secs(60);
+    let record = Record::new(delivered, http::StatusCode::OK, 1, expires);
+    claim.settle(&record).await.unwrap();
 }
 
 #[tokio::test]
@@ -331,36 +341,121 @@ async fn finished_files_are_named() {
     }
 }
 
-/// The application moved a file before the delivery failed, and another upload got its name.
+/// The application takes a file away before the delivery fails, and another upload gets its name,
+/// and maybe its inode number. The next attempt has the right bytes, and a removal or a rejection
+/// removes no other file.
 #[tokio::test]
 async fn a_reused_name_does_not_affect_the_other_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = || {
-        let builder = FileStore::builder(dir.path());
-        builder.with_naming(|_| Some("same".into())).open().unwrap()
-    };
-    let upload = |n: u8| upload_named(n, 1);
-    let moved = dir.path().join("moved");
-    for restart in [false, true] {
+    for (restart, reject, delete) in [
+        (false, false, false),
+        (false, true, true),
+        (true, false, true),
+        (true, true, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let builder = FileStore::builder(dir.path());
+            builder.with_naming(|_| Some("same".into())).open().unwrap()
+        };
+        let (same, moved) = (dir.path().join("files/same"), dir.path().join("moved"));
         let mut store = open();
         for n in 1..=2 {
-            write(&store, &upload(n), 0, &[n]).await.unwrap();
-            let path = deliver(&store, &upload(n)).await;
-            assert_eq!(path, dir.path().join("files/same"));
-            if n == 1 {
+            write(&store, &upload_named(n, 1), 0, &[n]).await.unwrap();
+            let path = deliver(&store, &upload_named(n, 1)).await;
+            assert_eq!(path, same);
+            if n == 1 && delete {
+                std::fs::remove_file(path).unwrap();
+            } else if n == 1 {
                 std::fs::rename(path, &moved).unwrap();
             }
         }
         if restart {
             store = open();
         }
-        // The next attempt does not get the other file, and a removal does not remove it.
-        assert!(!deliver(&store, &upload(1)).await.exists());
-        assert!(store.remove(&upload(1).id).await.unwrap());
-        assert_eq!(std::fs::read(dir.path().join("files/same")).unwrap(), [2]);
-        assert_eq!(std::fs::read(&moved).unwrap(), [1]);
-        assert!(store.remove(&upload(2).id).await.unwrap());
-        assert!(!dir.path().join("files/same").exists());
+        let first = deliver(&store, &upload_named(1, 1)).await;
+        assert_eq!(first, dir.path().join("files/same (1)"));
+        assert_eq!(std::fs::read(&first).unwrap(), [1]);
+        // The application replaces the file. What is at its path now is not removed.
+        std::fs::write(dir.path().join("new"), "new").unwrap();
+        std::fs::rename(dir.path().join("new"), &first).unwrap();
+        if reject {
+            settle(&store, &upload_named(1, 1), false).await;
+        } else {
+            assert!(store.remove(&upload_named(1, 1).id).await.unwrap());
+        }
+        assert_eq!(std::fs::read(&same).unwrap(), [2]);
+        assert_eq!(moved.exists(), !delete);
+        if reject {
+            // The attempt that was rejected had another file.
+            let again = dir.path().join("files/same (2)");
+            assert!(!again.exists());
+        }
+        assert_eq!(std::fs::read(&first).unwrap(), b"new");
+        assert!(store.remove(&upload_named(2, 1).id).await.unwrap());
+        assert!(!same.exists());
+    }
+}
+
+/// While an upload is not settled, its file is below `partial/` too. Then it is the application's.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_has_one_name_when_it_is_settled() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    for delivered in [true, false] {
+        let upload = upload_named(delivered.into(), 1);
+        write(&store, &upload, 0, b"x").await.unwrap();
+        let path = deliver(&store, &upload).await;
+        let file = std::fs::File::open(&path).unwrap();
+        assert_eq!(file.metadata().unwrap().nlink(), 2);
+        settle(&store, &upload, delivered).await;
+        assert_eq!(file.metadata().unwrap().nlink(), u64::from(delivered));
+        assert_eq!(path.exists(), delivered);
+    }
+}
+
+/// Whether the application moves its files in the delivery, after it, or not at all, and by which
+/// means: no folder stays for a file that is gone.
+#[tokio::test]
+async fn no_empty_folder_stays() {
+    let naming: [fn(FileStoreBuilder) -> FileStoreBuilder; 2] = [
+        |builder| builder,
+        |builder| builder.with_naming(|upload| Some(format!("a/{}/b/c", upload.id).into())),
+    ];
+    for case in 0..16 {
+        let [persists, late, delivered] = [1, 2, 4].map(|bit| case & bit != 0);
+        let naming = naming[case / 8];
+        let dir = tempfile::tempdir().unwrap();
+        let store = naming(FileStore::builder(dir.path())).open().unwrap();
+        let kept = dir.path().join("kept");
+        write(&store, &upload(1), 0, b"x").await.unwrap();
+        let Claimed::Won(mut claim) = store.claim(&upload(1)).await.unwrap() else {
+            panic!("no claim");
+        };
+        let stored = claim.sealed().stored.clone();
+        let take = async || {
+            if persists {
+                stored.move_to(&kept).await.unwrap();
+            } else {
+                std::fs::rename(stored.path().unwrap(), &kept).unwrap();
+            }
+        };
+        if !late {
+            take().await;
+        }
+        let record = Record::new(delivered, http::StatusCode::OK, 1, SystemTime::now());
+        claim.settle(&record).await.unwrap();
+        if late && delivered {
+            take().await;
+        }
+        let later = SystemTime::now() + Duration::from_secs(60);
+        let mut expiry = Expiry::default();
+        expiry.records_before = later;
+        assert_eq!(store.sweep(&expiry).await.unwrap().records, 1);
+        let left = std::fs::read_dir(dir.path().join("files")).unwrap();
+        assert_eq!(left.count(), 0, "{persists} {late} {delivered}");
+        assert_eq!(kept.exists(), !late || delivered);
     }
 }
 

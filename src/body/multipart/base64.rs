@@ -1,7 +1,66 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
+use http_body::{Body, Frame};
 
-use crate::error::{Error, Reason};
+use crate::{
+    body::Source,
+    error::{Error, Reason},
+    model::BoxError,
+};
+
+/// A file that is decoded if it is base64.
+pub(crate) struct Decoded<'a> {
+    file: Source<'a>,
+    /// Until the end.
+    decoder: Option<Decoder>,
+}
+
+impl<'a> Decoded<'a> {
+    pub(crate) fn new(file: Source<'a>, is_base64: bool) -> Self {
+        let decoder = is_base64.then(Decoder::default);
+        Self { file, decoder }
+    }
+}
+
+impl Body for Decoded<'_> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let frame = ready!(self.file.as_mut().poll_frame(cx));
+            let Some(decoder) = &mut self.decoder else {
+                return Poll::Ready(frame);
+            };
+            let bytes = match frame {
+                Some(Ok(frame)) => frame.into_data().map_or(Ok(Bytes::new()), |data| {
+                    decoder.push(&data)
+                }),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let last = decoder.finish();
+                    self.decoder = None;
+                    last
+                }
+            };
+            match bytes {
+                Ok(bytes) if bytes.is_empty() && self.decoder.is_none() => {
+                    return Poll::Ready(None);
+                }
+                Ok(bytes) if bytes.is_empty() => {}
+                bytes => return Poll::Ready(Some(bytes.map(Frame::data).map_err(Into::into))),
+            }
+        }
+    }
+}
 
 /// The longest `data:…;base64,` that is recognised.
 const PREFIX: usize = 256;

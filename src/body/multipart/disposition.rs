@@ -1,15 +1,19 @@
+use crate::mime::{Value, encoded_words, text};
+
 /// The headers of a part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) disposition: Disposition,
     /// The media type.
     pub(super) content_type: Option<String>,
+    /// Whether the content is encoded, as base64 or gzip. The layer does not decode it.
+    pub(super) is_encoded: bool,
 }
 
 impl Head {
     /// Parses header lines, at most `max`, each with its line break.
     pub(super) fn parse(head: &[u8], max: usize) -> Result<Self, &'static str> {
-        let (mut disposition, mut content_type) = (None, None);
+        let (mut disposition, mut content_type, mut is_encoded) = (None, None, false);
         for (nth, line) in head.split_inclusive(|&byte| byte == b'\n').enumerate() {
             if nth == max {
                 return Err("a part has too many headers");
@@ -19,12 +23,15 @@ impl Head {
                 .ok_or("the headers of a part have broken line ends")?;
             let colon = line.iter().position(|&byte| byte == b':');
             let (name, value) = line.split_at(colon.ok_or("a part has no headers")?);
-            if name.eq_ignore_ascii_case(b"content-type") {
-                let value = String::from_utf8_lossy(&value[1..]);
-                content_type = Some(value.trim().to_owned());
-            } else if name.eq_ignore_ascii_case(b"content-disposition")
-                && disposition.replace(&value[1..]).is_some()
-            {
+            let value = value[1..].trim_ascii();
+            let is = |expected: &str| name.eq_ignore_ascii_case(expected.as_bytes());
+            if is("content-type") {
+                content_type = Some(text(value).into_owned());
+            } else if is("content-transfer-encoding") || is("content-encoding") {
+                is_encoded |= !["7bit", "8bit", "binary", "identity", ""]
+                    .iter()
+                    .any(|plain| value.eq_ignore_ascii_case(plain.as_bytes()));
+            } else if is("content-disposition") && disposition.replace(value).is_some() {
                 return Err("a part has more than one content disposition");
             }
         }
@@ -34,6 +41,7 @@ impl Head {
         Ok(Self {
             disposition,
             content_type,
+            is_encoded,
         })
     }
 }
@@ -48,62 +56,11 @@ pub(super) struct Disposition {
 impl Disposition {
     /// `None` if it is not `form-data` with one name and at most one file name.
     pub(super) fn parse(value: &[u8]) -> Option<Self> {
-        let value = std::str::from_utf8(value).ok()?;
-        let (kind, mut rest) = value.split_once(';')?;
-        if !kind.trim().eq_ignore_ascii_case("form-data") {
-            return None;
-        }
-        let (mut name, mut file_name) = (None, None);
-        loop {
-            let (attribute, after) = rest.split_once('=')?;
-            let (content, after) = quoted_or_token(after.trim_start())?;
-            let place = match attribute.trim() {
-                attribute if attribute.eq_ignore_ascii_case("name") => &mut name,
-                attribute if attribute.eq_ignore_ascii_case("filename") => &mut file_name,
-                // `filename*` among others, which RFC 7578 forbids.
-                _ => &mut None,
-            };
-            if place.replace(content).is_some() {
-                return None;
-            }
-            let after = after.trim_start();
-            if after.is_empty() {
-                break;
-            }
-            rest = after.strip_prefix(';')?;
-            if rest.trim().is_empty() {
-                break;
-            }
-        }
-        let name = unescaped(&name?);
-        (!name.is_empty()).then_some(Self {
-            name,
-            file_name: file_name.as_deref().map(unescaped),
-        })
+        let value = Value::parse(value).filter(|value| value.kind() == "form-data")?;
+        let name = unescaped(&encoded_words(value.get("name").ok()??));
+        let file_name = value.file_name(unescaped).ok()?;
+        (!name.is_empty()).then_some(Self { name, file_name })
     }
-}
-
-/// The value at the start of `text`, and the rest.
-fn quoted_or_token(text: &str) -> Option<(String, &str)> {
-    let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find([';', ' ', '\t', '"']).unwrap_or(text.len());
-        let (token, after) = text.split_at(end);
-        return (!token.is_empty()).then(|| (token.to_owned(), after));
-    };
-    let mut content = String::new();
-    let mut chars = quoted.char_indices().peekable();
-    while let Some((at, c)) = chars.next() {
-        match (c, chars.peek()) {
-            ('"', _) => return Some((content, &quoted[at + 1..])),
-            // curl escapes these; browsers send other backslashes as they are.
-            ('\\', Some((_, escaped @ ('"' | '\\')))) => {
-                content.push(*escaped);
-                chars.next();
-            }
-            _ => content.push(c),
-        }
-    }
-    None
 }
 
 /// Decodes the three characters that browsers escape in names.
@@ -135,16 +92,32 @@ mod tests {
                 "form-data; name=\"a%22b%0D%0A\"; filename=\"\"",
                 Some(("a\"b\r\n", Some(""))),
             ),
+            // Only these three are escaped in a form.
+            (
+                "form-data; name=\"a%20b\"; filename=\"c%20d%22\"",
+                Some(("a%20b", Some("c%20d\""))),
+            ),
             (r#"form-data; name="a\"b\\c\d""#, Some((r#"a"b\c\d"#, None))),
             (
                 "form-data; filename=\"x; name=b\"; name=\"a\"",
                 Some(("a", Some("x; name=b"))),
             ),
             ("form-data; xname=\"q\"; name=\"a\"", Some(("a", None))),
+            // python-requests, with a part of one parameter more.
             (
-                "form-data; name=\"a\"; filename*=UTF-8''b",
-                Some(("a", None)),
+                "form-data; name=\"a\"; filename*=utf-8''%D1%82.txt",
+                Some(("a", Some("т.txt"))),
             ),
+            (
+                "form-data; name=\"a\"; filename=\"b\"; filename*=UTF-8''c%22",
+                Some(("a", Some("c\""))),
+            ),
+            // .NET.
+            (
+                "form-data; name=\"=?utf-8?B?w7Y=?=\"; filename=\"=?utf-8?B?w7YudHh0?=\"",
+                Some(("ö", Some("ö.txt"))),
+            ),
+            ("form-data; name=a; filename=b c.txt", Some(("a", Some("b c.txt")))),
             ("form-data", None),
             ("form-data; filename=\"x; name=b\"", None),
             ("form-data; name=\"\"", None),
@@ -163,6 +136,23 @@ mod tests {
             });
             assert_eq!(parsed, expected, "{value}");
         }
-        assert_eq!(Disposition::parse(b"form-data; name=\"\xff\""), None);
+        let latin_1 = Disposition::parse(b"form-data; name=\"a\"; filename=\"\xe9\"");
+        assert_eq!(latin_1.unwrap().file_name.as_deref(), Some("é"));
+    }
+
+    #[test]
+    fn encodings_that_are_not_decoded() {
+        for (header, expected) in [
+            ("Content-Transfer-Encoding: binary", false),
+            ("content-transfer-encoding:8BIT ", false),
+            ("Content-Encoding: identity", false),
+            ("Content-Transfer-Encoding: base64", true),
+            ("Content-Transfer-Encoding: quoted-printable", true),
+            ("Content-Encoding: gzip", true),
+        ] {
+            let head = format!("Content-Disposition: form-data; name=a\r\n{header}\r\n");
+            let head = Head::parse(head.as_bytes(), 8).unwrap();
+            assert_eq!(head.is_encoded, expected, "{header}");
+        }
     }
 }

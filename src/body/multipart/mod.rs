@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
+pub(crate) use self::base64::Decoded;
 use self::{
-    base64::Decoder,
     disposition::{Disposition, Head},
     paced::{Feed, multipart},
 };
@@ -22,6 +22,7 @@ use super::digest::Expected;
 use crate::{
     error::{Error, Reason},
     limits,
+    mime::text,
     model::BoxError,
 };
 
@@ -58,12 +59,20 @@ pub(crate) trait Fields: Send + Sync {
     /// Whether a part carries the file. `is_text`: it has neither a file name nor a media type.
     fn is_file(&self, name: &str, is_text: bool) -> bool;
 
+    /// Whether the form has a chunk, so that its file can be empty and without a name. In other
+    /// forms such a part means that the user has chosen no file.
+    fn is_chunk(&self) -> bool;
+
     /// Takes a text field that comes after the file.
     fn late_field(&mut self, name: String, value: String) -> Result<(), Error>;
 }
 
-/// The file name and the media type that the head of a part has.
-pub(crate) type PartHead = (Option<String>, Option<String>);
+/// What the head of the file's part says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PartHead {
+    pub(crate) file_name: Option<String>,
+    pub(crate) content_type: Option<String>,
+}
 
 /// A multipart form while it arrives.
 pub(crate) struct Form<'a> {
@@ -84,9 +93,16 @@ enum Stage<'a> {
         name: String,
         value: Vec<u8>,
     },
+    /// A part with an empty file name, before its first byte. `is_file`: it carries the file.
+    Unnamed {
+        field: multer::Field<'a>,
+        is_file: bool,
+        head: PartHead,
+    },
     File {
         field: multer::Field<'a>,
-        decoder: Option<Decoder>,
+        /// A piece that has already been read.
+        first: Option<Bytes>,
     },
     Epilogue,
     End,
@@ -132,7 +148,7 @@ impl<'a> Form<'a> {
         self.file.as_ref()
     }
 
-    /// The bytes of the file that [`next`](Self::next) has announced, decoded if they are base64.
+    /// The bytes of the file that [`next`](Self::next) has announced.
     ///
     /// After the file it reads the rest of the form and gives the text fields to `fields`. It ends
     /// without an error only if they are accepted and the form is whole. So a store that keeps
@@ -171,11 +187,25 @@ impl<'a> Form<'a> {
                         None => {
                             let (name, value) = (std::mem::take(name), std::mem::take(value));
                             self.stage = Stage::Between;
-                            let value = String::from_utf8(value)
-                                .map_err(|_| multipart("a text field is not UTF-8"))?;
+                            let value = match String::from_utf8(value) {
+                                Ok(value) => value,
+                                Err(error) => text(error.as_bytes()).into_owned(),
+                            };
                             return Poll::Ready(Ok(Item::Text { name, value }));
                         }
                     }
+                }
+                Stage::Unnamed { field, .. } => {
+                    let piece = ready!(self.feed.poll_field(field, cx))?;
+                    if piece.as_ref().is_some_and(Bytes::is_empty) {
+                        continue;
+                    }
+                    let stage = std::mem::replace(&mut self.stage, Stage::Between);
+                    let (Some(_), Stage::Unnamed { field, is_file, head }) = (&piece, stage) else {
+                        // No file was chosen.
+                        continue;
+                    };
+                    self.start_file(field, piece, is_file, head)?;
                 }
                 Stage::File { .. } => return Poll::Ready(Ok(Item::File)),
                 Stage::Epilogue => {
@@ -196,23 +226,28 @@ impl<'a> Form<'a> {
         fields: &dyn Fields,
     ) -> Result<(), Error> {
         let head = Head::parse(head, limits::PART_HEADERS).map_err(multipart)?;
+        if head.is_encoded {
+            return Err(Reason::ContentEncoding.into());
+        }
         let content_type = head.content_type;
         let Disposition { name, file_name } = head.disposition;
 
         self.left.parts = self.left.parts.checked_sub(1).ok_or_else(too_many)?;
         let is_text = file_name.is_none() && content_type.is_none();
-        if fields.is_file(&name, is_text) {
-            if self.file.is_some() {
-                return Err(Reason::UnexpectedFile.into());
-            }
-            self.file = Some((file_name, content_type));
-            self.stage = Stage::File {
+        let is_file = fields.is_file(&name, is_text);
+        let head = PartHead {
+            file_name,
+            content_type,
+        };
+        let has_no_name = head.file_name.as_deref() == Some("");
+        if has_no_name && !(is_file && fields.is_chunk()) {
+            self.stage = Stage::Unnamed {
                 field,
-                // A text field instead of a file holds base64.
-                decoder: is_text.then(Decoder::default),
+                is_file,
+                head,
             };
-        } else if file_name.is_some() {
-            return Err(Reason::UnexpectedFile.into());
+        } else if is_file || head.file_name.is_some() {
+            self.start_file(field, None, is_file, head)?;
         } else {
             self.left.take_text(name.len())?;
             self.stage = Stage::Text {
@@ -221,6 +256,21 @@ impl<'a> Form<'a> {
                 value: Vec::new(),
             };
         }
+        Ok(())
+    }
+
+    fn start_file(
+        &mut self,
+        field: multer::Field<'a>,
+        first: Option<Bytes>,
+        is_file: bool,
+        head: PartHead,
+    ) -> Result<(), Error> {
+        if !is_file || self.file.is_some() {
+            return Err(Reason::UnexpectedFile.into());
+        }
+        self.file = Some(head);
+        self.stage = Stage::File { field, first };
         Ok(())
     }
 }
@@ -251,19 +301,15 @@ impl Body for Content<'_, '_> {
 
 impl Content<'_, '_> {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
-        while let Stage::File { field, decoder } = &mut self.form.stage {
-            let piece = ready!(self.form.feed.poll_field(field, cx))?;
-            let bytes = match (piece, decoder) {
-                (Some(piece), None) => piece,
-                (Some(piece), Some(decoder)) => decoder.push(&piece)?,
-                (None, decoder) => {
-                    let last = decoder.as_mut().map_or(Ok(Bytes::new()), Decoder::finish)?;
-                    self.form.stage = Stage::Between;
-                    last
-                }
+        while let Stage::File { field, first } = &mut self.form.stage {
+            let piece = match first.take() {
+                Some(piece) => Some(piece),
+                None => ready!(self.form.feed.poll_field(field, cx))?,
             };
-            if !bytes.is_empty() {
-                return Poll::Ready(Ok(Some(bytes)));
+            match piece {
+                Some(piece) if piece.is_empty() => {}
+                Some(piece) => return Poll::Ready(Ok(Some(piece))),
+                None => self.form.stage = Stage::Between,
             }
         }
         loop {
@@ -304,6 +350,10 @@ mod tests {
     impl Fields for Noted {
         fn is_file(&self, name: &str, _: bool) -> bool {
             name == "file"
+        }
+
+        fn is_chunk(&self) -> bool {
+            false
         }
 
         fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
@@ -461,31 +511,44 @@ mod tests {
         assert!(whole((part("name=\"a\"", "1").repeat(64) + end).as_bytes()).is_ok());
         let longest = part("name=\"a\"", &"1".repeat((16 << 10) - 1));
         assert!(whole((longest + end).as_bytes()).is_ok());
-        let invalid = [
-            part("name=\"a\"", "").as_bytes(),
-            b"--X\r\nContent-Disposition: form-data; name=a\r\n\r\n\xff\r\n--X--",
-        ]
-        .concat();
-        assert_eq!(reason(whole(&invalid)), "multipart");
+    }
+
+    /// Text that is not UTF-8 is that of a page in another character set.
+    #[test]
+    fn text_is_utf_8_or_latin_1() {
+        let body = b"--X\r\nContent-Disposition: form-data; name=\xff\r\n\r\n\xe9\r\n--X--";
+        let fields = whole(body).unwrap().0;
+        assert_eq!(fields, [("ÿ".to_owned(), "é".to_owned())]);
     }
 
     #[test]
-    fn a_file_without_a_file_name_is_base64() {
-        for (content, expected) in [
-            ("data:text/plain;base64,YWJj", "abc"),
-            ("YWJj", "abc"),
-            ("data:application/octet-stream;base64,", ""),
-            ("", ""),
+    fn a_part_without_a_name_and_bytes_is_no_file() {
+        let none = part("name=\"file\"; filename=\"\"", "");
+        let other = part("name=\"b\"; filename=\"\"", "");
+        let unnamed = part("name=\"file\"; filename=\"\"", "abc");
+        let field = part("name=\"a\"", "1");
+        let read = |parts: &[&String]| {
+            let body: String = parts.iter().map(|part| part.as_str()).collect();
+            whole((body + "--X--").as_bytes()).map(|(before, file, after)| {
+                let file = String::from_utf8(file).unwrap();
+                (before.len(), file, after.len())
+            })
+        };
+        let file = part(FILE, "abc");
+        for (parts, expected) in [
+            (&[&none][..], (0, "", 0)),
+            (&[&none, &field, &other], (1, "", 0)),
+            (&[&field, &other, &file, &none, &field], (1, "abc", 1)),
+            (&[&unnamed, &field], (0, "abc", 1)),
+            (&[&none, &unnamed, &other], (0, "abc", 0)),
         ] {
-            let body = part("name=\"file\"", content) + "--X--";
-            assert_eq!(
-                whole(body.as_bytes()).unwrap().1,
-                expected.as_bytes(),
-                "{content}"
-            );
+            let (before, file, after) = expected;
+            assert_eq!(read(parts), Ok((before, file.to_owned(), after)));
         }
-        let typed = part("name=\"file\"\r\nContent-Type: text/plain", "YWJj") + "--X--";
-        assert_eq!(whole(typed.as_bytes()).unwrap().1, b"YWJj");
+        let bytes_elsewhere = part("name=\"b\"; filename=\"\"", "abc");
+        for parts in [&[&bytes_elsewhere][..], &[&file, &unnamed]] {
+            assert_eq!(read(parts), Err(Reason::UnexpectedFile.into()));
+        }
     }
 
     /// Carriage returns are the worst case of the search for a boundary.
@@ -579,10 +642,6 @@ mod tests {
             ("--X", &" ".repeat(64 << 10)),
             (&format!("{open}\r\n\r\n"), &*endless),
             (&format!("{open}\r\n\r\n1\r\n--X"), &*endless),
-            (
-                "--X\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n",
-                &" ".repeat(64 << 10),
-            ),
             (&(example() + "--X--"), &*endless),
         ] {
             for frame in [1000, 64 << 10] {
@@ -642,7 +701,6 @@ mod tests {
         for body in [
             part(FILE, "a") + &part(FILE, "b"),
             part(FILE, "a") + &part("name=\"b\"; filename=\"c\"", "b"),
-            part("name=\"file\"", "YWJj!YWJj"),
             part("name=\"b\"; filename=\"c\"", "b") + &part(FILE, "a"),
         ] {
             // `read` asks again.

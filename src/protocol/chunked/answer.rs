@@ -123,6 +123,10 @@ impl Encode for Answers {
     fn needs_status(&self) -> bool {
         self.dialect.resume == Resume::ByRange
     }
+
+    fn probe_delivers(&self) -> bool {
+        matches!(self.asked, Some((Asked::Offset, _)))
+    }
 }
 
 impl Answers {

@@ -440,18 +440,19 @@ impl Dialect {
     }
 }
 
-/// What identifies an upload of a chunk client, in addition to its scope.
+/// What identifies an upload of a chunk client, in addition to its scope, its path and the
+/// [fields](crate::ResumableLayer::with_identity_fields) that are set.
 ///
 /// More rules can be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdentityRule {
     /// Identifier, total size, and relative path (or file name, if there is no path). The
-    /// identifier and total size for clients whose identifiers are
-    /// [unique](IdentifierKind::Unique).
+    /// identifier alone for clients whose identifiers are [unique](IdentifierKind::Unique).
     ///
     /// The identifier that Resumable.js makes consists of the size and the ASCII letters and digits
-    /// of the name. Different files share it easily.
+    /// of the name. Different files share it easily. A file that was edited without a change of its
+    /// length has the same one: see [`ClientOptions`](crate::ClientOptions).
     #[default]
     Full,
     /// The identifier alone. For applications that set their own, such as a hash of the content.

@@ -68,8 +68,9 @@ impl Field {
         Self(Source::ContentRange(RangePart::Total))
     }
 
-    /// The percent-encoded file name of the request header
-    /// `Content-Disposition: attachment; filename="a%20b.txt"`.
+    /// The file name of the request header `Content-Disposition: attachment;
+    /// filename="a%20b.txt"`, in all forms of RFC 6266. A name in `filename` can be
+    /// percent-encoded.
     pub fn disposition_file_name() -> Self {
         Self(Source::DispositionFileName)
     }
@@ -95,7 +96,7 @@ impl Field {
         Self::query_or_form("")
     }
 
-    pub(super) fn is_none(&self) -> bool {
+    pub(crate) fn is_none(&self) -> bool {
         matches!(&self.0, Source::QueryOrForm(name) if name.is_empty())
     }
 
@@ -103,6 +104,14 @@ impl Field {
     pub(super) fn parameter(&self) -> Option<&str> {
         match &self.0 {
             Source::QueryOrForm(name) if !name.is_empty() => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The name of the header whose whole value this is.
+    pub(super) fn header_name(&self) -> Option<&str> {
+        match &self.0 {
+            Source::Header { name, .. } => Some(name),
             _ => None,
         }
     }

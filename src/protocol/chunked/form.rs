@@ -20,6 +20,8 @@ pub(super) struct ChunkForm {
     params: Params,
     /// Whether the form can carry a whole file, by the head of the request.
     may_be_whole: bool,
+    /// The part of the file looks like a text field.
+    is_text: bool,
     stage: Stage,
 }
 
@@ -44,6 +46,7 @@ impl ChunkForm {
             may_be_whole: chunked.accept_plain && params::allows_whole(&head.headers),
             chunked,
             params,
+            is_text: false,
             stage: Stage::Fields,
         }
     }
@@ -52,6 +55,15 @@ impl ChunkForm {
         match &self.stage {
             Stage::Chunk(dialect, _) => Some(dialect),
             _ => self.chunked.dialect_of(&self.params),
+        }
+    }
+
+    /// Fails if a form of no dialect cannot carry a whole file.
+    fn check_whole(&self) -> Result<(), Error> {
+        if self.may_be_whole && self.chunked.may_be_whole(&self.params) {
+            Ok(())
+        } else {
+            Err(self.chunked.unknown())
         }
     }
 
@@ -77,14 +89,24 @@ impl Form for ChunkForm {
         }
     }
 
+    fn is_chunk(&self) -> bool {
+        self.dialect().is_some()
+    }
+
     fn field(&mut self, name: String, value: String) {
         self.params.push_form(name, value);
     }
 
     fn file(&mut self, part: FilePart) -> Result<Option<Target>, Error> {
+        self.is_text = part.is_text();
         self.params.set_part(part);
         match self.dialect().cloned() {
-            Some(dialect) if dialect.knows_where(&self.params) => self.chunk(dialect).map(Some),
+            Some(dialect)
+                if dialect.knows_where(&self.params)
+                    && self.chunked.knows_identity(&self.params) =>
+            {
+                self.chunk(dialect).map(Some)
+            }
             _ => {
                 self.stage = Stage::Spooled;
                 Ok(None)
@@ -102,9 +124,9 @@ impl Form for ChunkForm {
             return Err(invalid(field, "comes after the file"));
         }
         self.params.push_form(name.clone(), value);
-        if dialect.owns(&name) {
+        if dialect.owns(&name) || self.chunked.identifies(&name) {
             let fields = Fields::strict(&self.params);
-            let now = dialect.chunk(fields, Subject::Chunk, self.chunked.identity)?;
+            let now = self.chunked.chunk(dialect, fields, Subject::Chunk)?;
             if now != **chunk {
                 return Err(Reason::ConflictingField { name }.into());
             }
@@ -117,23 +139,24 @@ impl Form for ChunkForm {
             dialect.add_total(&mut self.params, len);
             return self.chunk(dialect);
         }
-        if !self.may_be_whole || !params::may_be_whole(&self.params, |_| false) {
-            return Err(self.chunked.unknown());
-        }
+        self.check_whole()?;
         self.stage = Stage::Plain;
-        Ok(Target {
-            upload: plain::whole_file(&self.params, Some(len))?,
-            offset: 0,
-            len: Some(len),
-            max_len: len,
-            must_exist: false,
-            digest: self.chunked.digest(&self.params)?,
-        })
+        let upload = plain::whole_file(&self.params)?;
+        let digest = self.chunked.digest(&self.params)?;
+        Ok(Target::whole(upload, digest, len))
+    }
+
+    fn is_base64(&self) -> bool {
+        // Only the fields of such a client make a text field base64.
+        let is_base64 = self.dialect().is_some_and(|dialect| dialect.base64);
+        is_base64 && self.is_text
     }
 
     fn no_file(&mut self) -> Result<Look, Error> {
         let Some(dialect) = self.dialect().cloned() else {
-            return Err(self.chunked.unknown());
+            self.check_whole()?;
+            let name = "file".to_owned();
+            return Err(Reason::MissingFile { name }.into());
         };
         if dialect.form_tests {
             let subject = match dialect.list_tests {
@@ -151,10 +174,8 @@ impl Form for ChunkForm {
     }
 
     fn fields(&self) -> Vec<(String, String)> {
-        match self.dialect() {
-            Some(dialect) => dialect.extra(&self.params),
-            None => self.params.extra(|_| false),
-        }
+        let dialect = self.dialect().map(Arc::as_ref);
+        self.chunked.extra(dialect, &self.params)
     }
 
     fn reply(&self) -> Reply {
@@ -162,7 +183,7 @@ impl Form for ChunkForm {
             Stage::Test(answers) => answers.clone(),
             Stage::Plain => plain::reply(),
             // So far it looks like a whole file.
-            Stage::Spooled if self.may_be_whole && self.dialect().is_none() => plain::reply(),
+            Stage::Fields | Stage::Spooled if self.may_be_whole && self.dialect().is_none() => plain::reply(),
             _ => Box::new(Answers::new(self.dialect(), &self.params)),
         }
     }

@@ -16,7 +16,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
+use http::{HeaderMap, Method, header, request::Parts};
 
 use self::{
     answer::{Answers, Asked},
@@ -30,10 +30,11 @@ pub use self::{
     options::ClientOptions,
 };
 pub(crate) use self::{params::Params, parse::Fields, settings::Chunked};
-use super::{Command, Decode, Exchange, FilePart, Look, Write};
+use super::{Command, Create, Decode, Exchange, FilePart, Identity, Look, Write};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
+    mime::is_media_type,
 };
 
 /// A decoded request, and its answers.
@@ -57,7 +58,7 @@ fn exchange((command, answers): Read) -> Exchange {
 impl Chunked {
     fn read(self: &Arc<Self>, head: &Parts, body_is_empty: bool) -> Option<Read> {
         if self.asks_for_list(head) {
-            return Some((Ok(Command::List), Answers::default()));
+            return Some((self.read_list(head), Answers::default()));
         }
         // A preflight request has the query of the request that it asks about.
         if head.method == Method::OPTIONS {
@@ -89,6 +90,7 @@ impl Chunked {
         let answers = Answers::new(dialect, &params);
         let creating = dialect.filter(|_| head.method == Method::POST);
         if let Some(create) = creating.and_then(|dialect| dialect.creation(&params)) {
+            let create = create.and_then(|create| self.identified(create, &params));
             return Some((create.map(Command::Create), answers));
         }
         match (form, dialect) {
@@ -107,6 +109,20 @@ impl Chunked {
         }
     }
 
+    /// Adds the fields that identify the new upload.
+    fn identified(&self, create: Create, params: &Params) -> Result<Create, Error> {
+        let Create { length, describe } = create;
+        let fields = self.named_fields(Fields::strict(params))?;
+        let describe = Box::new(move |random: &str| {
+            let mut upload = describe(random);
+            if let Identity::Named { fields: named, .. } = &mut upload.identity {
+                *named = fields;
+            }
+            upload
+        });
+        Ok(Create { length, describe })
+    }
+
     fn asks_for_list(&self, head: &Parts) -> bool {
         let Some(parameter) = &self.list_parameter else {
             return false;
@@ -115,13 +131,20 @@ impl Chunked {
         is_question && Params::query_has(head.uri.query(), |name| name == parameter)
     }
 
+    fn read_list(&self, head: &Parts) -> Result<Command, Error> {
+        let mut params = Params::from_query(head.uri.query())?;
+        self.add_headers(&mut params, &head.headers);
+        let fields = self.identity_values(&params)?;
+        Ok(Command::List { fields })
+    }
+
     fn reads_forms(&self) -> bool {
         self.accept_plain || !self.dialects.is_empty()
     }
 
     /// Reads a request that has no form and no field of a dialect.
     fn read_bare(self: &Arc<Self>, head: &Parts) -> Option<Read> {
-        if !head.uri.query().is_none_or(str::is_empty) || self.dialects.is_empty() {
+        if self.dialects.is_empty() || Params::query_has(head.uri.query(), |n| !self.identifies(n)) {
             return None;
         }
         match head.method {
@@ -138,9 +161,11 @@ impl Chunked {
             Method::POST if is_url_encoded(&head.headers) => {
                 let dialect = self.asks_at_end()?;
                 let chunked = Arc::clone(self);
+                let mut of_head = Params::from_query(head.uri.query()).ok()?;
+                self.add_headers(&mut of_head, &head.headers);
                 let read = Command::Read {
                     max: Params::MAX,
-                    then: Box::new(move |form| exchange(chunked.read_question(form))),
+                    then: Box::new(move |form| exchange(chunked.read_question(of_head, form))),
                 };
                 Some((Ok(read), Answers::new(Some(dialect), &Params::default())))
             }
@@ -149,9 +174,9 @@ impl Chunked {
     }
 
     /// Reads the form in which a client asks at the end whether the upload is complete.
-    fn read_question(&self, form: &[u8]) -> Read {
+    fn read_question(&self, of_head: Params, form: &[u8]) -> Read {
         let params = match Params::from_form(form) {
-            Ok(params) => params,
+            Ok(params) => params.with_head(of_head),
             Err(error) => {
                 let answers = Answers::new(self.asks_at_end(), &Params::default());
                 return (Err(error), answers);
@@ -161,10 +186,9 @@ impl Chunked {
             let answers = Answers::new(self.asks_at_end(), &params);
             return (Err(self.unknown()), answers);
         };
-        let fields = Fields::strict(&params);
-        let chunk = dialect.chunk(fields, Subject::Upload, self.identity);
+        let chunk = self.chunk(dialect, Fields::strict(&params), Subject::Upload);
         let command = chunk.map(|mut chunk| {
-            chunk.upload.fields = dialect.extra(&params);
+            chunk.upload.fields = self.extra(Some(dialect), &params);
             Command::Conclude(chunk.upload)
         });
         (command, Answers::new(Some(dialect), &params))
@@ -177,7 +201,7 @@ impl Chunked {
 
     /// Reads a request without a form whose fields are those of a dialect.
     fn read_fields(
-        &self,
+        self: &Arc<Self>,
         dialect: &Arc<Dialect>,
         head: &Parts,
         mut params: Params,
@@ -198,7 +222,7 @@ impl Chunked {
                 looking(self.test(dialect, &params, Subject::Chunk))
             }
             _ => {
-                let command = self.read_change(dialect, head, &mut params);
+                let command = self.read_change(dialect, head, &mut params, body_is_empty);
                 (command, Answers::new(Some(dialect), &params))
             }
         }
@@ -206,16 +230,15 @@ impl Chunked {
 
     /// Reads a request that stores or removes something.
     fn read_change(
-        &self,
-        dialect: &Dialect,
+        self: &Arc<Self>,
+        dialect: &Arc<Dialect>,
         head: &Parts,
         params: &mut Params,
+        body_is_empty: bool,
     ) -> Result<Command, Error> {
         match head.method {
             Method::DELETE => {
-                let mut upload = dialect.upload(Fields::strict(params), self.identity)?;
-                upload.fields = dialect.extra(params);
-                Ok(Command::Remove(upload))
+                Ok(Command::Remove(self.upload(dialect, params)?))
             }
             Method::POST | Method::PUT | Method::PATCH => {
                 // The type of the request is that of the file, if the client sends no other.
@@ -224,8 +247,18 @@ impl Chunked {
                     file_name: None,
                     content_type: content_type.and_then(|value| Some(value.to_str().ok()?.into())),
                 });
-                if let Some(len) = headers::content_length(&head.headers) {
-                    dialect.add_total(params, len);
+                match headers::content_length(&head.headers) {
+                    Some(len) => dialect.add_total(params, len),
+                    None if body_is_empty => dialect.add_total(params, 0),
+                    None if dialect.lacks_total(params) => {
+                        let (chunked, dialect) = (Arc::clone(self), Arc::clone(dialect));
+                        let mut params = params.clone();
+                        return Ok(Command::Write(Write::Spool(Box::new(move |len| {
+                            dialect.add_total(&mut params, len);
+                            chunked.target(&dialect, &params)
+                        }))));
+                    }
+                    None => {}
                 }
                 Ok(Command::Write(Write::Raw(self.target(dialect, params)?)))
             }
@@ -235,10 +268,8 @@ impl Chunked {
 }
 
 fn is_url_encoded(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let media_type = content_type.and_then(|value| value.split(|&b| b == b';').next());
-    media_type.is_some_and(|media_type| {
-        let media_type = media_type.trim_ascii();
-        media_type.eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+    let content_type = headers.get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| {
+        is_media_type(value.as_bytes(), "application/x-www-form-urlencoded")
     })
 }

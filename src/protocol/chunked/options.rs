@@ -18,11 +18,22 @@ const RETRIES: u32 = 100;
 /// fields, and how to react to errors. Returned by
 /// [`ResumableLayer::client_options`](crate::ResumableLayer::client_options).
 ///
-/// Put them into a page, or let the page fetch them:
+/// Put them into a page, or let the page fetch them. Functions cannot be in JSON, so the page adds
+/// the identifier of a file:
 ///
 /// ```js
-/// const r = new Resumable(await (await fetch('/upload-options')).json());
+/// const r = new Resumable({
+///   ...(await (await fetch('/upload-options')).json()),
+///   generateUniqueIdentifier: file => `${file.size}-${file.lastModified}-${file.name}`,
+/// });
 /// ```
+///
+/// The identifier that Resumable.js, flow.js and simple-uploader make by default has only the size
+/// and some characters of the name. A file that the user edits without a change of its size has
+/// the same one. While the first version is unfinished, or its
+/// [record](crate::Delivery::with_record_lifetime) is kept, chunks of the second one would be
+/// taken for duplicates of the first. With `lastModified` in the identifier they are another
+/// upload. All three clients have the option `generateUniqueIdentifier`.
 ///
 /// ```
 /// use tower_resumable::{Dialect, MemoryStore, ResumableLayer};

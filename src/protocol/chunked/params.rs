@@ -65,6 +65,14 @@ impl Params {
         self.form.push((name, value));
     }
 
+    /// Adds the query and the headers of the request whose body these fields are.
+    pub(super) fn with_head(mut self, head: Self) -> Self {
+        self.query.extend(head.query);
+        self.garbled.extend(head.garbled);
+        self.others.extend(head.others);
+        self
+    }
+
     /// Sets a field that the request does not have.
     pub(super) fn set(&mut self, field: &Field, value: String) {
         self.others.push((field.clone(), Some(value)));
@@ -145,6 +153,18 @@ impl Params {
             .collect()
     }
 
+    /// The values of those of these fields that are headers of their own, by the name of the header.
+    pub(super) fn headers<'a>(
+        &'a self,
+        fields: &'a [Field],
+    ) -> impl Iterator<Item = (String, String)> {
+        let others = self.others.iter().filter(|(known, _)| fields.contains(known));
+        others.filter_map(|(field, value)| {
+            let (name, value) = (field.header_name()?, value.as_deref()?);
+            Some((name.to_owned(), value.to_owned()))
+        })
+    }
+
     fn all<'a>(&'a self, field: &'a Field) -> impl Iterator<Item = Cow<'a, str>> {
         let name = field.parameter();
         let fields = self.query.iter().chain(&self.form);
@@ -211,14 +231,36 @@ pub(crate) fn allows_whole(headers: &HeaderMap) -> bool {
 
 /// Whether fields without a position can be those of a whole file.
 ///
-/// An unknown field whose name contains `chunk`, or is `offset`, belongs to a client that the layer
+/// An unknown field whose name says that the file is in pieces belongs to a client that the layer
 /// does not know. To deliver its chunk as a whole file would be wrong.
 pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> bool {
     !params.has(|name| !known(name) && is_of_chunks(name))
 }
 
+/// Whether a name is that of a piece of a file: it contains `chunk`, or has one of these words, as
+/// `part_number`, `totalParts` and `X-Slice` do.
 fn is_of_chunks(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
+    const WORDS: [&str; 8] = [
+        "part", "parts", "slice", "slices", "segment", "segments", "fragment", "fragments",
+    ];
+    let lower = name.to_ascii_lowercase();
     // Not all names that contain `offset`: an application may send that of a time zone.
-    name.contains("chunk") || name == "offset"
+    lower.contains("chunk") || lower == "offset" || words(name).any(|word| WORDS.contains(&&*word))
+}
+
+/// The words of a name, in lower case. A capital letter after a small one starts a word.
+fn words(name: &str) -> impl Iterator<Item = String> {
+    let is_start = |at: usize| {
+        let before = name[..at].chars().next_back();
+        before.is_some_and(char::is_lowercase) && name[at..].starts_with(char::is_uppercase)
+    };
+    let mut spaced = String::with_capacity(name.len());
+    for (at, c) in name.char_indices() {
+        if is_start(at) {
+            spaced.push(' ');
+        }
+        spaced.push(if c.is_alphabetic() { c } else { ' ' });
+    }
+    let words: Vec<_> = spaced.split_whitespace().map(str::to_lowercase).collect();
+    words.into_iter()
 }

@@ -38,11 +38,6 @@ impl Dialect {
         fields.any(|field| params.contains(field))
     }
 
-    /// The application's own fields.
-    pub(super) fn extra(&self, params: &Params) -> Vec<(String, String)> {
-        params.extra(|name| self.owns(name))
-    }
-
     pub(super) fn is_file(&self, part: &str, is_text: bool) -> bool {
         self.file_field == part && (self.base64 || !is_text)
     }
@@ -59,7 +54,7 @@ impl Dialect {
             && !params.contains(&self.names.identifier);
         is_creation.then(|| {
             let length = Fields::strict(params).required_number(&self.names.total_size, 0)?;
-            let describe = created;
+            let describe = Box::new(move |random: &str| created(random, length));
             Ok(Create { length, describe })
         })
     }
@@ -90,14 +85,18 @@ impl Dialect {
 
     /// Adds the length of a whole file, if the client does not declare it.
     pub(super) fn add_total(&self, params: &mut Params, len: u64) {
+        if self.lacks_total(params) {
+            params.set(&self.names.total_size, len.to_string());
+        }
+    }
+
+    /// Whether these are the fields of a whole file whose length the client does not declare.
+    pub(super) fn lacks_total(&self, params: &Params) -> bool {
         let names = &self.names;
         let declared = [&names.offset, &names.chunk_number, &names.total_size];
-        if self.whole_files
+        self.whole_files
             && !declared.iter().any(|field| params.contains(field))
             && may_be_whole(params, |name| self.owns(name))
-        {
-            params.set(&names.total_size, len.to_string());
-        }
     }
 
     /// The upload that the fields describe, without what only chunks have.
@@ -112,16 +111,17 @@ impl Dialect {
         let length = self.length(fields, &identifier)?;
         let file_name = fields.full_text(&names.file_name, NAME_BYTES)?;
         let relative_path = fields.text(&names.relative_path, PATH_BYTES)?;
-        let mut identity = vec![identifier.clone().into_bytes()];
-        if rule == IdentityRule::Full {
-            identity.push(length.to_be_bytes().into());
-            if self.identifier_kind == IdentifierKind::ByClient {
-                let name = relative_path.as_ref().or(file_name.as_ref());
-                identity.extend(name.map(|name| name.clone().into_bytes()));
-            }
+        let mut values = vec![identifier.clone().into_bytes()];
+        if rule == IdentityRule::Full && self.identifier_kind == IdentifierKind::ByClient {
+            values.push(length.to_be_bytes().into());
+            let name = relative_path.as_ref().or(file_name.as_ref());
+            values.extend(name.map(|name| name.clone().into_bytes()));
         }
         Ok(Described {
-            identity: Identity::Named(identity),
+            identity: Identity::Named {
+                values,
+                fields: Vec::new(),
+            },
             identifier,
             length: Some(length),
             chunk_size: None,
@@ -190,6 +190,7 @@ impl Dialect {
             return Err(Reason::OutOfBounds.into());
         }
         let rest = total - offset;
+        let mut other_len = None;
         let (len, max_len) = match (declared, chunk_size) {
             _ if !self.length_check => (None, rest),
             (Some(len), _) if !self.can_be_chunk(len, chunk_size, rest) => {
@@ -198,17 +199,27 @@ impl Dialect {
             }
             (Some(len), _) => (Some(len), len),
             (None, _) if is_whole => (Some(rest), rest),
-            (None, Some(size)) if self.last_chunk == LastChunk::Rest => {
-                (Some(size.min(rest)), size.min(rest))
+            (None, Some(size)) => {
+                let is_last = self.can_be_chunk(rest, chunk_size, rest);
+                let is_inner = size < rest;
+                match (is_inner, is_last) {
+                    // The last chunk, or the one before it: the client decides.
+                    (true, true) => {
+                        other_len = Some(size);
+                        (None, rest)
+                    }
+                    (true, false) => (Some(size), size),
+                    (false, _) => (Some(rest), rest),
+                }
             }
-            (None, Some(size)) if !self.can_be_chunk(rest, chunk_size, rest) => (None, size),
-            (None, _) => (None, rest),
+            (None, None) => (None, rest),
         };
         Ok(Target {
             upload,
             offset,
             len,
             max_len,
+            other_len,
             must_exist: false,
             digest: None,
         })
@@ -235,10 +246,10 @@ impl Dialect {
 pub(super) fn created(random: &str, length: u64) -> Described {
     let identifier = format!("{random}-{length}");
     Described {
-        identity: Identity::Named(vec![
-            identifier.clone().into_bytes(),
-            length.to_be_bytes().into(),
-        ]),
+        identity: Identity::Named {
+            values: vec![identifier.clone().into_bytes()],
+            fields: Vec::new(),
+        },
         identifier,
         length: Some(length),
         chunk_size: None,

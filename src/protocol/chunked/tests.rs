@@ -11,7 +11,7 @@ use crate::{
     model::{
         ranges::RangeSet,
         state::{State, Status},
-        upload::{Scope, Upload},
+        upload::{Scope, Upload, UploadId},
     },
     protocol::{
         Described, Encode as _, Form, Identity, Outcome, Protocol, Protocols, Reply, Target,
@@ -363,7 +363,7 @@ fn requests_are_decoded_into_commands() {
             "GET",
             "resumableStatus=1&resumableIdentifier=i&resumableTotalSize=25&resumableChunkSize=10",
             None,
-            ok("status i 0+? (<=10) of 25"),
+            ok("status i 0+10 of 25"),
         ),
         ("GET", "resumableStatus=1", None, missing("Identifier")),
         // A field of the client, though it is not used.
@@ -545,7 +545,7 @@ fn final_questions_are_decoded() {
             .into()),
         ),
     ] {
-        let (command, answers) = fine.read_question(form);
+        let (command, answers) = fine.read_question(Params::default(), form);
         assert_eq!(command.map(|command| show(&command, &answers)), expected);
         let failed: Error = Reason::OutOfBounds.into();
         let failed = answers.encode(Outcome::Failed(&failed));
@@ -829,12 +829,18 @@ fn boundaries() {
         ("multipart/form-data; boundary=\"abc", None),
         ("multipart/form-data; boundary=abc\"", None),
         ("multipart/form-data; boundary=\"abc \"", None),
-        ("multipart/form-data; boundary=a b", None),
-        ("multipart/form-data; boundary= abc", None),
+        ("multipart/form-data; boundary=a b", Some("a b")),
+        ("multipart/form-data; boundary= abc", Some("abc")),
+        // Android code on HttpURLConnection, and others that the RFC does not allow.
+        ("multipart/form-data;boundary=*****", Some("*****")),
+        ("multipart/form-data; boundary={1-2}", Some("{1-2}")),
+        ("multipart/form-data; boundary=a!#$%&*|~@[]^", Some("a!#$%&*|~@[]^")),
+        ("multipart/form-data; boundary=\"a;b\"", Some("a;b")),
+        ("multipart/form-data; charset; boundary=a", Some("a")),
         ("multipart/form-data; boundary=a;boundary=b", None),
         ("multipart/form-data; boundary=a;boundary=a", None),
         ("multipart/form-data; boundary=a\tb", None),
-        ("multipart/form-data; boundary=\"a\\\"b\"", None),
+        ("multipart/form-data; boundary=\"a\\\"b\"", Some("a\"b")),
         ("multipart/form-data; boundary=é", None),
         ("multipart/form-data; xboundary=abc", None),
     ];
@@ -1164,9 +1170,15 @@ fn lengths_of_chunks_in_each_layout() {
         };
         let offset = (number - 1) * size;
         let chunk = read(&dialect, None).expect(&row);
+        // Without a declared length, it has one of these too.
+        let (len, other_len) = match lengths {
+            [only] => (Some(*only), None),
+            [other, _] => (None, Some(*other)),
+            _ => panic!("{row}"),
+        };
         assert_eq!(
-            (chunk.offset, chunk.len, chunk.max_len),
-            (offset, None, most),
+            (chunk.offset, chunk.len, chunk.max_len, chunk.other_len),
+            (offset, len, most, other_len),
             "{row}"
         );
         let all = [size, most, total - offset, 0, 1, size - 1, MAX];
@@ -1237,7 +1249,7 @@ fn fields_can_be_renamed_dropped_and_prefixed() {
                 ("", "f"),
                 ("resumableFilename", "r"),
             ];
-            assert_eq!(dialect.extra(&params), owned(&expected));
+            assert_eq!(params.extra(|name| dialect.owns(name)), owned(&expected));
         }
         assert_eq!(dialect.file_field, "up[x]blob");
         for name in ["up[x]blob", "blob", "file", "up[x]file", "up[x]n"] {
@@ -1304,7 +1316,7 @@ fn fields_of_the_application() {
         ("c", "x\ry"),
         ("d", "\u{fffd}"),
     ];
-    assert_eq!(dialect.extra(&params), owned(&alone));
+    assert_eq!(params.extra(|name| dialect.owns(name)), owned(&alone));
     let form = [
         ("resumableIdentifier", "i"),
         ("b", "2"),
@@ -1319,7 +1331,7 @@ fn fields_of_the_application() {
         ("e", "5\r\n"),
         ("b", "4"),
     ];
-    assert_eq!(dialect.extra(&with_form(params, &form)), owned(&both));
+    assert_eq!(with_form(params, &form).extra(|name| dialect.owns(name)), owned(&both));
 }
 
 /// A file that comes before its fields is spooled.
@@ -1387,7 +1399,7 @@ fn forms_without_a_file() {
     let look = form
         .no_file()
         .unwrap_or_else(|error| panic!("it is a test: {error}"));
-    assert_eq!((look.purpose, look.chunk_len), (Purpose::Test, None));
+    assert_eq!((look.purpose, look.chunk_len), (Purpose::Test, Some(10)));
     assert_eq!(look.upload.unwrap().fields, owned(&[("a", "b")]));
     let mut ranges = RangeSet::default();
     ranges.insert(0, 10);
@@ -1405,9 +1417,10 @@ fn forms_without_a_file() {
     };
     for (query, error) in [
         (resumable, missing("resumableChunkNumber")),
-        (&chunk, no_file.into()),
+        (&chunk, no_file.clone().into()),
         ("flowIdentifier=i", missing("flowTotalSize")),
-        ("x=1", missing("resumableIdentifier")),
+        ("x=1", no_file.into()),
+        ("chunk=1", missing("resumableIdentifier")),
     ] {
         let mut form = form_of(&chunked, query, &[]);
         assert_eq!(form.no_file().err(), Some(error), "{query}");
@@ -1454,7 +1467,7 @@ fn identity_of_an_upload() {
             .unwrap()
             .identity
         {
-            Identity::Named(values) => values,
+            Identity::Named { values, .. } => values,
             Identity::Fresh => panic!("it has an identifier"),
         }
     };
@@ -1475,7 +1488,40 @@ fn identity_of_an_upload() {
         "dzuuid=i&dztotalfilesize=25",
         IdentityRule::Full,
     );
-    assert_eq!(unique, [&b"i"[..], &total]);
+    assert_eq!(unique, [b"i"]);
+}
+
+/// The path and the fields change the id, and nothing can be taken for something else.
+#[test]
+fn ids_of_uploads() {
+    let id = |path: &str, name: Option<&str>, fields: &[(&str, &str)]| {
+        let mut values = vec![b"i".to_vec(), 25_u64.to_be_bytes().to_vec()];
+        values.extend(name.map(|name| name.into()));
+        let mut described = parse::created("", 25);
+        let fields = owned(fields);
+        described.identity = Identity::Named { values, fields };
+        let upload = described.upload(Scope::default(), path, || unreachable!());
+        upload.map(|upload| upload.id)
+    };
+    let without_path = UploadId::new(&Scope::default(), [&b"i"[..], &25_u64.to_be_bytes(), b"a"]);
+    assert_eq!(id("/upload", Some("a"), &[]), Ok(without_path));
+    let long = "x".repeat(5000);
+    assert_eq!(id(&long, None, &[]), Err(bad("path", "is too long")));
+    let ids = [
+        id("/upload", None, &[]),
+        id("/upload", Some("a"), &[]),
+        id("/upload", Some("/a"), &[]),
+        id("/a", None, &[]),
+        id("/a", Some("a"), &[]),
+        id("/upload", None, &[("a", "1")]),
+        id("/upload", None, &[("a", "2")]),
+        id("/upload", None, &[("a", "1"), ("b", "2")]),
+        id("/upload", None, &[("a", "1b"), ("b", "2")]),
+        id("/a", None, &[("a", "1")]),
+    ];
+    for (i, id) in ids.iter().enumerate() {
+        assert!(!ids[..i].contains(id), "id {i} is not new");
+    }
 }
 
 /// A dialect of an application, with one setter after the other.
@@ -1776,7 +1822,7 @@ fn form_of(chunked: &Arc<Chunked>, query: &str, fields: &[(&str, &str)]) -> Box<
 fn show(command: &Command, answers: &Answers) -> String {
     let of = |upload: &Described| format!("{} of {}", upload.identifier, upload.length.unwrap());
     match command {
-        Command::List => "list".into(),
+        Command::List { .. } => "list".into(),
         Command::Read { max, .. } => format!("read {max}"),
         Command::Create(create) => format!("create {}", create.length),
         Command::Conclude(upload) => format!("conclude {}", of(upload)),
@@ -1793,7 +1839,7 @@ fn show(command: &Command, answers: &Answers) -> String {
         }
         Command::Write(Write::Form { boundary, .. }) => format!("form {boundary}"),
         Command::Write(Write::Raw(target)) => format!("octets {}", show_chunk(target)),
-        Command::Write(Write::Whole { .. }) => "whole".into(),
+        Command::Write(Write::Spool(_)) => "spool".into(),
     }
 }
 
@@ -1887,7 +1933,7 @@ fn read_capture(chunked: &Arc<Chunked>, request: &[u8]) -> (Option<String>, Stri
 fn upload_and_range(upload: &Described, range: &str) -> (String, String) {
     let identifier = match upload.identity {
         Identity::Fresh => "its own",
-        Identity::Named(_) => &upload.identifier,
+        Identity::Named { .. } => &upload.identifier,
     };
     let name = upload.file_name.as_deref().unwrap();
     let length = upload.length.unwrap();

@@ -1,12 +1,24 @@
 //! The bytes of chunks in memory, with one limit for all of them.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    pin::pin,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use object_store::PutPayload;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 
-use crate::store::{ChunkBody, Keep, StoreError};
+use crate::{
+    lock::lock,
+    store::{BodyError, ChunkBody, Keep, StoreError},
+};
 
 /// Bytes that are allocated at once. Pieces of a body are copied: a small slice of a connection's
 /// buffer would keep the whole buffer.
@@ -15,11 +27,76 @@ const BLOCK: u64 = 256 << 10;
 /// Bytes per permit. A semaphore does not have a permit for each byte.
 const UNIT: u64 = 1 << 10;
 
+/// The time over which the pace of a body is measured. The current and the last one count.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// If others need memory, a body has to receive this part of what it holds in each window.
+const EARNED: u64 = 64;
+
+/// How often to look for memory that a slow body holds.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Limits the memory that chunks take.
 #[derive(Debug)]
 pub(super) struct Memory {
     free: Arc<Semaphore>,
     units: u32,
+    /// The bodies that hold memory while they arrive.
+    holders: Mutex<Vec<Weak<Holder>>>,
+}
+
+/// A body that holds memory while it arrives.
+#[derive(Debug)]
+struct Holder {
+    pace: Mutex<Pace>,
+    /// Others need the memory.
+    give_way: Notify,
+}
+
+/// The pace of a body.
+#[derive(Debug)]
+struct Pace {
+    start: Instant,
+    /// The number of the current window.
+    window: u64,
+    /// Bytes received in this window, and in the one before.
+    now: u64,
+    before: u64,
+    held: u64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            window: 0,
+            now: 0,
+            before: 0,
+            held: 0,
+        }
+    }
+
+    fn receive(&mut self, bytes: u64) {
+        self.go_on();
+        self.now += bytes;
+    }
+
+    fn go_on(&mut self) {
+        let window = self.start.elapsed().as_secs() / WINDOW.as_secs();
+        if window > self.window {
+            self.before = if window == self.window + 1 { self.now } else { 0 };
+            self.now = 0;
+            self.window = window;
+        }
+    }
+
+    /// Bytes received of each `EARNED` that have to be. `None` if it is fast enough, or too young.
+    fn slowness(&mut self) -> Option<u64> {
+        self.go_on();
+        let received = (self.before + self.now).saturating_mul(EARNED);
+        let is_slow = self.window > 0 && received < self.held;
+        is_slow.then(|| received.saturating_mul(1024) / self.held.max(1))
+    }
 }
 
 /// Bytes that are counted until they are dropped.
@@ -39,9 +116,11 @@ impl Memory {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         // The maximum is smaller on 32-bit systems.
         let units = units.min(u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
+        let units = units.max(1);
         Self {
             free: Arc::new(Semaphore::new(units as usize)),
             units,
+            holders: Mutex::default(),
         }
     }
 
@@ -50,8 +129,9 @@ impl Memory {
     /// # Errors
     ///
     /// [`ChunkTooLarge`](StoreError::ChunkTooLarge) if the body is larger than all the memory, and
-    /// [`Busy`](StoreError::Busy) if there is none left. It does not wait for memory: two requests
-    /// that hold some and wait for more would never end.
+    /// [`Busy`](StoreError::Busy) if there is none left, or if the body is slow and others need the
+    /// memory. It does not wait for memory: two requests that hold some and wait for more would
+    /// never end.
     pub(super) async fn read(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
         let (blocks, end) = self.source(body, Keep::Whole)?.take(u64::MAX).await;
         end.unwrap_or(Ok(())).map(|()| blocks)
@@ -73,8 +153,23 @@ impl Memory {
                 body,
                 rest: Bytes::new(),
                 keep,
+                holder: self.holder(),
             }),
         }
+    }
+
+    fn holder(&self) -> Arc<Holder> {
+        let holder = Arc::new(Holder {
+            pace: Mutex::new(Pace::new()),
+            give_way: Notify::new(),
+        });
+        let mut holders = lock(&self.holders);
+        // Remove those that have ended before the list grows.
+        if holders.len() == holders.capacity() {
+            holders.retain(|holder| holder.strong_count() > 0);
+        }
+        holders.push(Arc::downgrade(&holder));
+        holder
     }
 
     fn limit(&self) -> u64 {
@@ -86,13 +181,48 @@ impl Memory {
     /// The caller must not have any memory: see [`Memory::read`].
     pub(super) async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, StoreError> {
         let units = self.units_of(bytes);
-        let permit = Arc::clone(&self.free).acquire_many_owned(units);
-        permit.await.map_err(StoreError::new)
+        let mut permit = pin!(Arc::clone(&self.free).acquire_many_owned(units));
+        loop {
+            match timeout(LOOK, permit.as_mut()).await {
+                Ok(permit) => return permit.map_err(StoreError::new),
+                Err(_) => self.take_from_slow(bytes),
+            }
+        }
     }
 
     fn try_reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let units = self.units_of(bytes);
-        Arc::clone(&self.free).try_acquire_many_owned(units).ok()
+        let permit = Arc::clone(&self.free).try_acquire_many_owned(units).ok();
+        if permit.is_none() {
+            self.take_from_slow(bytes);
+        }
+        permit
+    }
+
+    /// Tells bodies that are too slow to give way, the slowest first, until they hold so many bytes.
+    /// Their memory is free a moment later.
+    fn take_from_slow(&self, bytes: u64) {
+        let mut holders = lock(&self.holders);
+        let mut slow = Vec::new();
+        holders.retain(|holder| {
+            let Some(holder) = holder.upgrade() else {
+                return false;
+            };
+            let mut pace = lock(&holder.pace);
+            if let Some(slowness) = pace.slowness() {
+                slow.push((slowness, pace.held, Arc::clone(&holder)));
+            }
+            true
+        });
+        slow.sort_unstable_by_key(|(slowness, ..)| *slowness);
+        let mut freed = 0;
+        for (_, held, holder) in slow {
+            if freed >= bytes {
+                break;
+            }
+            freed += held;
+            holder.give_way.notify_one();
+        }
     }
 
     fn units_of(&self, bytes: u64) -> u32 {
@@ -108,6 +238,7 @@ pub(super) struct Source<'a, 'b> {
     /// What was received and is not taken yet.
     rest: Bytes,
     keep: Keep,
+    holder: Arc<Holder>,
 }
 
 impl Source<'_, '_> {
@@ -125,7 +256,13 @@ impl Source<'_, '_> {
                 break None;
             }
             if self.rest.is_empty() {
-                match self.body.next().await {
+                let held = blocks.len() + block.as_ref().map_or(0, |b| b.bytes.capacity() as u64);
+                let Some(next) = self.next(held).await else {
+                    // With `Keep::Prefix` the caller stores what it got.
+                    let is_kept = self.keep == Keep::Prefix;
+                    break (!is_kept).then_some(Err(StoreError::Busy));
+                };
+                match next {
                     Some(Ok(piece)) => self.rest = piece,
                     Some(Err(error)) => break Some(Err(error.into())),
                     None => break Some(Ok(())),
@@ -149,6 +286,28 @@ impl Source<'_, '_> {
         };
         blocks.extend(block);
         (blocks, end)
+    }
+
+    /// The next bytes of the body. `None` if it has to give way: it holds this much memory, is
+    /// slow, and others need the memory.
+    async fn next(&mut self, held: u64) -> Option<Option<Result<Bytes, BodyError>>> {
+        lock(&self.holder.pace).held = held;
+        let next = if held == 0 {
+            self.body.next().await
+        } else {
+            let next = pin!(self.body.next());
+            match select(next, pin!(self.holder.give_way.notified())).await {
+                Either::Left((next, _)) => next,
+                Either::Right(_) => return None,
+            }
+        };
+        let mut pace = lock(&self.holder.pace);
+        // It is not waiting any more.
+        pace.held = 0;
+        if let Some(Ok(piece)) = &next {
+            pace.receive(piece.len() as u64);
+        }
+        Some(next)
     }
 
     /// Reads the body to its end.
@@ -244,7 +403,6 @@ mod tests {
     use http_body_util::{BodyExt as _, StreamBody};
 
     use super::*;
-    use crate::store::BodyError;
 
     async fn with_body<T>(
         pieces: &[&[u8]],
@@ -361,5 +519,79 @@ mod tests {
             assert!(found == bytes && count == segments, "{count} of {limit}");
             assert!(matches!(end, Err(StoreError::Body(_))), "{end:?}");
         }
+    }
+
+    /// A body that sends some bytes and then one now and then.
+    async fn drip(memory: &Memory, first: usize, every: Duration, keep: Keep) -> (u64, bool) {
+        let frames = stream::unfold(true, |is_first| async move {
+            let len = if is_first { first } else { 1 };
+            if !is_first {
+                tokio::time::sleep(every).await;
+            }
+            let frame = http_body::Frame::data(Bytes::from(vec![0; len]));
+            Some((Ok::<_, std::io::Error>(frame), false))
+        });
+        let mut body = pin!(StreamBody::new(frames).map_err(Into::into));
+        let mut body = ChunkBody::new(body.as_mut(), None, 1 << 30);
+        let mut source = memory.source(&mut body, keep).unwrap();
+        let (blocks, end) = source.take(u64::MAX).await;
+        (blocks.len(), matches!(end, Some(Err(StoreError::Busy))))
+    }
+
+    /// Memory has to be earned all the time, not only at the beginning of a body.
+    #[tokio::test(start_paused = true)]
+    async fn slow_bodies_give_way_when_others_need_their_memory() {
+        for keep in [Keep::Whole, Keep::Prefix] {
+            let memory = Memory::new(4 * BLOCK);
+            let first = 4 * BLOCK as usize - 1000;
+            let dripping = drip(&memory, first, Duration::from_secs(1), keep);
+            let mut dripping = pin!(dripping);
+            let others = async {
+                let mut tries = 0;
+                while read(&memory, &[b"abc"], Some(3)).await.is_err() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tries += 1;
+                }
+                tries
+            };
+            let mut others = pin!(others);
+            let started = Instant::now();
+            let (dripped, tries) = futures_util::future::join(&mut dripping, &mut others).await;
+            let (kept, is_busy) = dripped;
+            // A body that has just begun keeps its memory.
+            assert!((15..=25).contains(&tries), "{tries} tries");
+            assert!(started.elapsed() < Duration::from_secs(30));
+            assert_eq!(is_busy, keep == Keep::Whole);
+            assert!(kept >= first as u64 || keep == Keep::Whole);
+        }
+        // If there is memory for all, a slow body is left alone.
+        let memory = Memory::new(8 * BLOCK);
+        let slow = drip(&memory, BLOCK as usize, Duration::from_secs(5), Keep::Whole);
+        assert!(timeout(Duration::from_secs(3600), slow).await.is_err());
+    }
+
+    /// The slowest give way, and no more than are needed. A body with a fair pace never does.
+    #[tokio::test(start_paused = true)]
+    async fn the_slowest_bodies_give_way_first() {
+        let memory = Arc::new(Memory::new(3 * BLOCK));
+        // A body with a block has to receive 4 KiB in 10 seconds.
+        let [fast, slow, slowest] = [2, 100, 4000].map(|every| {
+            let (memory, every) = (Arc::clone(&memory), Duration::from_millis(every));
+            let first = BLOCK as usize / 2;
+            tokio::spawn(async move { drip(&memory, first, every, Keep::Whole).await })
+        });
+        for given_way in [&slowest, &slow] {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert!(!given_way.is_finished() && !fast.is_finished());
+            drop(memory.reserve(BLOCK).await.unwrap());
+            tokio::task::yield_now().await;
+            assert!(given_way.is_finished());
+            // There is room for its block, which takes the place of the one that has ended.
+            std::mem::forget(memory.reserve(BLOCK).await.unwrap());
+        }
+        let more = timeout(Duration::from_secs(60), memory.reserve(BLOCK)).await;
+        assert!(more.is_err() && !fast.is_finished());
+        fast.abort();
+        assert!(slow.await.unwrap().1 && slowest.await.unwrap().1);
     }
 }

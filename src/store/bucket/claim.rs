@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    info::{Phase, Seal},
+    info::{Info, Phase, Seal},
     inner::Inner,
     lease::Lease,
     lookup::Extent,
@@ -17,6 +17,7 @@ use crate::{
 /// The right to deliver one upload of a [`BucketStore`](crate::BucketStore).
 ///
 /// It is renewed while it lives, so a delivery may take longer than the lease time.
+/// [`Sealed::claim_is_live`] says whether the last renewal still counts.
 #[derive(Debug)]
 pub struct BucketClaim {
     lease: Lease,
@@ -30,14 +31,24 @@ impl Claim for BucketClaim {
 
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let (store, info) = (&self.lease.store, Arc::clone(&self.lease.info));
-        let settled = Arc::new(info.settled(record.clone()));
-        let now = store.reload(&info).await?.ok_or(StoreError::Superseded)?;
-        if !now.is_settled() {
-            store.put_info(&settled).await?;
-        } else if now.to_bytes()? != settled.to_bytes()? {
+        if !self.lease.confirm().await? {
             return Err(StoreError::Superseded);
         }
-        // Else an earlier call has written it, and the engine's answer was lost.
+        let now = store.reload(&info).await?.ok_or(StoreError::Superseded)?;
+        match &now.phase {
+            // An earlier call has written it, and the engine's answer was lost.
+            Phase::Settled(earlier) if is_same(earlier, record) => {}
+            Phase::Settled(_) => return Err(StoreError::Superseded),
+            Phase::Receiving | Phase::Sealed(_) => {
+                let offset = store.clock.offset(&store.engine, &store.keys).await?;
+                let expires = offset.to_engine(record.expires);
+                let record = Record {
+                    expires,
+                    ..record.clone()
+                };
+                store.put_info(&Arc::new(info.settled(record))).await?;
+            }
+        }
         self.lease.finish().await;
         // If this fails, the rest is deleted with the record.
         let _ = self.lease.store.clean_up(&info, record).await;
@@ -58,7 +69,7 @@ impl Inner {
             return Ok(Claimed::Incomplete);
         };
         if let Phase::Settled(record) = &info.phase {
-            return Ok(settled(record));
+            return Ok(settled(&info, record));
         }
         if !info.progress(&stored).complete {
             return Ok(Claimed::Incomplete);
@@ -76,7 +87,7 @@ impl Inner {
         };
         if let Phase::Settled(record) = &now.phase {
             lease.discard().await;
-            return Ok(settled(record));
+            return Ok(settled(&now, record));
         }
         lease.info = now;
         let sealed = self.seal(&mut lease, upload).await?;
@@ -122,11 +133,15 @@ impl Inner {
             attempt,
             crc32,
         } = seal;
-        Ok(Sealed::new(info.unique_id.clone(), upload, attempt, object).with_crc32(crc32))
+        let term = Arc::clone(&lease.term);
+        let sealed = Sealed::new(info.unique_id.clone(), upload, attempt, object);
+        Ok(sealed
+            .with_crc32(crc32)
+            .with_live_claim(move || term.is_live()))
     }
 
-    /// Removes an upload whose multipart upload does not exist, so that it can start again.
-    /// Something has aborted it, such as a lifecycle rule of the bucket.
+    /// Removes an upload whose multipart upload does not exist, or has become a wrong object, so
+    /// that it can start again. Something has aborted it, such as a lifecycle rule of the bucket.
     async fn remove_lost(&self, lease: &mut Lease) -> Result<StoreError, StoreError> {
         let info = Arc::clone(&lease.info);
         if lease.is_valid().await? {
@@ -134,20 +149,30 @@ impl Inner {
             self.known.forget(&info);
             lease.finish().await;
             // If it fails, a sweep deletes the rest.
-            let _ = self.delete_objects(info.id(), &info.unique_id, false).await;
+            let _ = self.delete_objects(info.id(), &info.unique_id, true).await;
             let _ = self.engine.delete(&self.keys.open(&info)).await;
         }
         Ok(StoreError::new(
-            "the multipart upload does not exist; was it aborted?",
+            "the multipart upload does not exist, so the upload begins anew; was it aborted?",
         ))
     }
 }
 
 /// The answer to a claim of a settled upload.
-fn settled(record: &Record) -> Claimed<BucketClaim> {
-    if record.is_expired() {
+fn settled(info: &Info, record: &Record) -> Claimed<BucketClaim> {
+    if info.has_expired {
         Claimed::Incomplete
     } else {
         Claimed::Settled(record.clone())
     }
+}
+
+/// Whether two records are of the same answer. A later one expires later.
+fn is_same(earlier: &Record, record: &Record) -> bool {
+    let expires = earlier.expires;
+    *earlier
+        == Record {
+            expires,
+            ..record.clone()
+        }
 }

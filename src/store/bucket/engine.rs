@@ -58,7 +58,7 @@ impl Engine {
     pub(super) async fn get(&self, path: &Path) -> Result<Option<Bytes>, StoreError> {
         match self.objects.get(path).await {
             Ok(found) => Ok(Some(found.bytes().await.map_err(store_error)?)),
-            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(store_error(error)),
         }
     }
@@ -66,13 +66,17 @@ impl Engine {
     pub(super) async fn head(&self, path: &Path) -> Result<Option<Listed>, StoreError> {
         match self.objects.head(path).await {
             Ok(meta) => Ok(Some(meta.into())),
-            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(store_error(error)),
         }
     }
 
-    pub(super) async fn put(&self, path: &Path, bytes: Bytes) -> Result<(), StoreError> {
-        let put = self.objects.put(path, bytes.into());
+    pub(super) async fn put(
+        &self,
+        path: &Path,
+        payload: impl Into<PutPayload>,
+    ) -> Result<(), StoreError> {
+        let put = self.objects.put(path, payload.into());
         put.await.map(drop).map_err(store_error)
     }
 
@@ -96,7 +100,8 @@ impl Engine {
     /// Deletes an object. No error if it does not exist.
     pub(super) async fn delete(&self, path: &Path) -> Result<(), StoreError> {
         match self.objects.delete(path).await {
-            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
             Err(error) => Err(store_error(error)),
         }
     }
@@ -108,7 +113,8 @@ impl Engine {
         let mut deleted = self.objects.delete_stream(paths);
         while let Some(result) = deleted.next().await {
             match result {
-                Ok(_) | Err(Error::NotFound { .. }) => {}
+                Ok(_) => {}
+                Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(store_error(error)),
             }
         }
@@ -188,6 +194,15 @@ pub(super) fn store_error(error: Error) -> StoreError {
     } else {
         StoreError::new(error)
     }
+}
+
+/// Whether an object or a multipart upload does not exist. If the bucket does not exist, nothing is
+/// known of its objects.
+pub(super) fn is_absent(error: &Error) -> bool {
+    matches!(error, Error::NotFound { .. })
+        && !["NoSuchBucket", "ContainerNotFound"]
+            .iter()
+            .any(|code| has_code(error, code))
 }
 
 /// Whether the engine answered with this error code. `object_store` has it in the text only.

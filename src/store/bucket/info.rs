@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::layout::Slots;
+use super::layout::{MAX_PARTS, Slots};
 use crate::{
     model::upload::{Upload, UploadId},
     store::{Progress, RangeSet, Record, State, Status, StoreError},
@@ -24,7 +24,12 @@ pub(super) struct Info {
     pub(super) slot: u64,
     /// The multipart upload of the final object. `None` for an empty file.
     pub(super) multipart: Option<String>,
+    /// The times of its record are by the engine's clock in the bucket, and by the clock of this
+    /// server in memory.
     pub(super) phase: Phase,
+    /// Whether it is settled and its record has expired.
+    #[serde(skip)]
+    pub(super) has_expired: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,9 +97,8 @@ impl Info {
         matches!(self.phase, Phase::Settled(_))
     }
 
-    /// Whether it is settled and its record has expired.
-    pub(super) fn is_expired(&self) -> bool {
-        matches!(&self.phase, Phase::Settled(record) if record.is_expired())
+    pub(super) fn is_rejected(&self) -> bool {
+        matches!(&self.phase, Phase::Settled(record) if !record.delivered)
     }
 
     /// The upload as [`Status`] and lists describe it.
@@ -128,7 +132,7 @@ impl Info {
     /// The status when these bytes are stored. `None` if the record has expired.
     pub(super) fn status(&self, stored: RangeSet) -> Option<Status> {
         let state = match &self.phase {
-            Phase::Settled(record) if record.is_expired() => return None,
+            Phase::Settled(_) if self.has_expired => return None,
             Phase::Settled(record) => State::Settled(record.clone()),
             Phase::Receiving if !self.progress(&stored).complete => State::Receiving(stored),
             Phase::Receiving | Phase::Sealed(_) => State::Complete,
@@ -151,16 +155,36 @@ impl Info {
         }
     }
 
+    /// One line of JSON, and a line with its CRC-32.
     pub(super) fn to_bytes(&self) -> Result<Bytes, StoreError> {
-        let bytes = serde_json::to_vec(self).map_err(StoreError::new)?;
+        let mut bytes = serde_json::to_vec(self).map_err(StoreError::new)?;
+        let crc = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(format!("\n{crc:08x}").as_bytes());
         Ok(bytes.into())
     }
 
     /// Parses the `info` object of this upload.
     pub(super) fn from_bytes(bytes: &[u8], id: &UploadId) -> Result<Self, Unreadable> {
-        let info: Self = serde_json::from_slice(bytes).map_err(|error| Unreadable(Some(error)))?;
-        let valid = info.slot > 0 && info.upload.length.is_some() && info.id() == id;
-        valid.then_some(info).ok_or(Unreadable(None))
+        let json = match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(end) => {
+                let crc = format!("{:08x}", crc32fast::hash(&bytes[..end]));
+                if bytes[end + 1..] != *crc.as_bytes() {
+                    return Err(Unreadable(None));
+                }
+                &bytes[..end]
+            }
+            // Early objects have no CRC-32.
+            None => bytes,
+        };
+        let info: Self = serde_json::from_slice(json).map_err(|error| Unreadable(Some(error)))?;
+        let is_valid = info.slot > 0
+            && info.upload.length.is_some()
+            && info.id() == id
+            && info.length().div_ceil(info.slot) <= MAX_PARTS
+            && info.multipart.is_some() == (info.length() > 0)
+            && !info.unique_id.is_empty()
+            && info.unique_id.bytes().all(|b| b.is_ascii_alphanumeric());
+        is_valid.then_some(info).ok_or(Unreadable(None))
     }
 }
 
@@ -197,6 +221,7 @@ pub(super) mod tests {
             slot: 5,
             multipart: Some("m".into()),
             phase: Phase::Receiving,
+            has_expired: false,
         }
     }
 
@@ -224,7 +249,6 @@ pub(super) mod tests {
         let settled = sealed.settled(record);
         assert_eq!(sealed.described(), &completing);
         assert_eq!(settled.described(), &completing);
-        assert!(settled.is_expired() && !sealed.is_expired());
         for info in [&first, &sealed, &settled] {
             let bytes = info.to_bytes().unwrap();
             assert_eq!(&Info::from_bytes(&bytes, &id).unwrap(), info);
@@ -235,8 +259,24 @@ pub(super) mod tests {
              \"multipart\":\"m\",\"phase\":\"receiving\"}}",
             serde_json::to_string(&first.upload).unwrap()
         );
-        assert_eq!(text, json);
+        let crc = crc32fast::hash(json.as_bytes());
+        assert_eq!(text, format!("{json}\n{crc:08x}"));
+        // The objects of the first releases have no CRC-32.
+        assert_eq!(Info::from_bytes(json.as_bytes(), &id).unwrap(), first);
         for broken in [
+            text.replace("\"identifier\"", "\"identifies\""),
+            text.replace(":5", ":6"),
+            format!("{text}0"),
+            text[..text.len() - 1].to_owned(),
+        ] {
+            assert!(Info::from_bytes(broken.as_bytes(), &id).is_err());
+        }
+        let text = json;
+        for broken in [
+            text.replace("\"unique_id\":\"u\"", "\"unique_id\":\"\""),
+            text.replace("\"unique_id\":\"u\"", "\"unique_id\":\"a/b\""),
+            text.replace("\"multipart\":\"m\"", "\"multipart\":null"),
+            text.replace("\"length\":9", "\"length\":50001"),
             text.replace("\"version\":1", "\"version\":2"),
             text.replace("\"version\":1,", ""),
             text.replace("\"slot\":5", "\"slot\":0"),

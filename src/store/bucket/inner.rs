@@ -8,7 +8,7 @@ use super::{
     known::{Known, Leases, Locks},
     layout::Limits,
 };
-use crate::model::upload::UploadId;
+use crate::{model::upload::UploadId, store::Observed};
 
 /// What the clones of a store share.
 pub(super) struct Inner {
@@ -25,6 +25,7 @@ pub(super) struct Inner {
     pub(super) beginnings: Locks<UploadId, tokio::sync::Mutex<()>>,
     pub(super) slots: Locks<(UploadId, usize), tokio::sync::Mutex<()>>,
     pub(super) leases: Mutex<Leases>,
+    pub(super) events: Observed,
 }
 
 impl fmt::Debug for Inner {

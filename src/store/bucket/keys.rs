@@ -1,8 +1,10 @@
 //! The names of objects. No text of a client is in any of them.
 
+use std::ops::Range;
+
 use object_store::path::Path;
 
-use super::info::Info;
+use super::{info::Info, layout::Slots};
 use crate::{
     model::{
         hex::{self, Hex},
@@ -30,6 +32,11 @@ impl Keys {
     /// Objects of the self-test, and those that are written to read the engine's clock.
     pub(super) fn scratch(&self) -> Path {
         self.root("scratch")
+    }
+
+    /// What cannot be read is set aside here.
+    pub(super) fn damaged(&self, name: &str) -> Path {
+        self.root("damaged").join(name)
     }
 
     /// All uploads and records.
@@ -98,7 +105,7 @@ impl Keys {
     }
 
     pub(super) fn slot(&self, id: &UploadId, unique_id: &str, slot: usize) -> Path {
-        self.slots(id, unique_id).join(format!("{slot:05}"))
+        self.slots(id, unique_id).join(slot_name(slot))
     }
 
     pub(super) fn entry(&self, id: &UploadId, unique_id: &str, slot: usize, entry: &Entry) -> Path {
@@ -136,15 +143,43 @@ pub(super) enum Object {
 pub(super) enum Entry {
     /// The whole slot is a part, with this CRC-32 and this part id. The object itself is empty.
     Part { crc: u32, content_id: String },
-    /// The object contains these bytes of the slot.
-    Piece { offset: u64, len: u64 },
+    /// The object contains these bytes of the slot, with this CRC-32. Early objects do not have it
+    /// in their names.
+    Piece {
+        offset: u64,
+        len: u64,
+        crc: Option<u32>,
+    },
 }
 
 impl Entry {
     fn name(&self) -> String {
         match self {
             Self::Part { crc, content_id } => format!("p-{crc:08x}-{}", Hex(content_id.as_bytes())),
-            Self::Piece { offset, len } => format!("c-{offset:020}-{len}"),
+            Self::Piece { offset, len, crc } => match crc {
+                Some(crc) => format!("c-{offset:020}-{len}-{crc:08x}"),
+                None => format!("c-{offset:020}-{len}"),
+            },
+        }
+    }
+
+    pub(super) fn is_part(&self) -> bool {
+        matches!(self, Self::Part { .. })
+    }
+
+    /// The bytes of the upload that it is about.
+    pub(super) fn range(&self, slots: Slots, slot: usize) -> Range<u64> {
+        match self {
+            Self::Part { .. } => slots.range(slot),
+            Self::Piece { offset, len, .. } => *offset..offset.saturating_add(*len),
+        }
+    }
+
+    /// The CRC-32 of these bytes, if it is known.
+    pub(super) fn crc(&self) -> Option<u32> {
+        match self {
+            Self::Part { crc, .. } => Some(*crc),
+            Self::Piece { crc, .. } => *crc,
         }
     }
 
@@ -158,18 +193,28 @@ impl Entry {
             ("c", offset, len) => Self::Piece {
                 offset: offset.parse().ok()?,
                 len: len.parse().ok()?,
+                crc: match words.next() {
+                    Some(crc) => Some(u32::from_str_radix(crc, 16).ok()?),
+                    None => None,
+                },
             },
             _ => return None,
         };
-        words.next().is_none().then_some(entry)
+        // Not in another notation: the name is made of the entry again.
+        (entry.name() == name).then_some(entry)
     }
 
     /// The slot of an object below [`Keys::slots`], and what its name says.
     pub(super) fn from_path(path: &Path) -> Option<(usize, Self)> {
         let mut parts = path.as_ref().rsplit('/');
         let (name, slot) = (parts.next()?, parts.next()?);
-        Some((slot.parse().ok()?, Self::from_name(name)?))
+        let number = slot.parse().ok()?;
+        (slot_name(number) == slot).then_some((number, Self::from_name(name)?))
     }
+}
+
+fn slot_name(slot: usize) -> String {
+    format!("{slot:05}")
 }
 
 /// Parses what [`Keys::open`] writes: the unique id of an upload, and what it takes of the limits.
@@ -186,10 +231,13 @@ pub(super) fn parse_open(path: &Path) -> Option<(String, Usage)> {
 /// The number of a lease, and whether the object says that it has ended.
 pub(super) fn parse_lease(path: &Path) -> Option<(u32, bool)> {
     let name = path.filename()?;
-    match name.strip_suffix(".free") {
-        Some(number) => Some((number.parse().ok()?, true)),
-        None => Some((name.parse().ok()?, false)),
-    }
+    let (number, has_ended) = match name.strip_suffix(".free") {
+        Some(number) => (number, true),
+        None => (name, false),
+    };
+    let number = number.parse().ok()?;
+    // No lease follows the last number, which no server reaches.
+    (number < u32::MAX).then_some((number, has_ended))
 }
 
 #[cfg(test)]
@@ -213,7 +261,11 @@ mod tests {
         for (slot, entry, name) in [
             (
                 0,
-                Entry::Piece { offset: 0, len: 1 },
+                Entry::Piece {
+                    offset: 0,
+                    len: 1,
+                    crc: None,
+                },
                 "00000/c-00000000000000000000-1",
             ),
             (
@@ -221,8 +273,9 @@ mod tests {
                 Entry::Piece {
                     offset: u64::MAX,
                     len: u64::MAX,
+                    crc: Some(7),
                 },
-                "09999/c-18446744073709551615-18446744073709551615",
+                "09999/c-18446744073709551615-18446744073709551615-00000007",
             ),
             (
                 12,
@@ -252,11 +305,13 @@ mod tests {
     fn foreign_names_are_ignored() {
         for name in [
             "", "p", "c", "p-1", "c-1", "c-1-", "c--1", "c-1-2-3", "x-1-2", "p-1-2", "p-1-zz",
-            "p-x-", "c-a-1", "p-1-ff",
+            "p-x-", "c-a-1", "p-1-ff", "c-1-2", "p-F-", "c-00000000000000000001-2-7",
         ] {
             let path = Path::from(format!("s/00001/{name}"));
             assert_eq!(Entry::from_path(&path), None, "{name}");
         }
+        let path = Path::from("s/1/c-00000000000000000001-2");
+        assert_eq!(Entry::from_path(&path), None);
         assert_eq!(Entry::from_path(&Path::from("c-1-2")), None);
     }
 
@@ -316,6 +371,7 @@ mod tests {
         assert_eq!(parse_lease(&keys.lease(&ID, "i", 3)), Some((3, false)));
         assert_eq!(parse_lease(&keys.free(&ID, "i", 30)), Some((30, true)));
         assert_eq!(parse_lease(&Path::from("x/y")), None);
+        assert_eq!(parse_lease(&Path::from("x/4294967295")), None);
         assert!(keys.lease(&ID, "i", 9) < keys.lease(&ID, "i", 10));
         assert!(keys.slot(&ID, "i", 9) < keys.slot(&ID, "i", 10));
     }

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 const MIB: u64 = 1 << 20;
 
+/// The most parts of a multipart upload, in all engines.
+pub(super) const MAX_PARTS: u64 = 10_000;
+
 /// The limits of multipart uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
@@ -25,7 +28,7 @@ impl Default for Limits {
         Self {
             min_part: 5 * MIB,
             max_part: 5 << 30,
-            max_parts: 10_000,
+            max_parts: MAX_PARTS,
             slot: 8 * MIB,
             unit: MIB,
             max_object: 5 << 40,

@@ -3,43 +3,93 @@
 //! Leases of an upload have numbers. The one with the highest number is valid until a second object
 //! says that it has ended, or until it was not renewed for the lease time. Then the server that
 //! creates the object of the next number has the lease: the engine lets only one of them create it.
+//!
+//! Leases are renewed by a thread with a runtime of its own, because a handler may block the
+//! threads of the runtime that serves it.
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
-use tokio::task::JoinHandle;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    runtime::{self, Handle},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use super::{info::Info, inner::Inner, keys::parse_lease};
 use crate::{
     lock::lock,
-    store::{StoreError, random_id},
+    model::upload::UploadId,
+    store::{StoreError, StoreEvent, random_id},
 };
 
 const RELEASE_TRIES: u32 = 5;
 
-/// The exclusive right to an upload. A task renews it. Dropping it releases it.
+/// How many copies of a request of a renewal are sent at most. See [`repeated`].
+const MOST_COPIES: usize = 32;
+
+/// How long it is remembered that another server has a lease.
+const BUSY: Duration = Duration::from_millis(500);
+
+/// The exclusive right to an upload. It is renewed while it lives. Dropping it releases it.
 pub(super) struct Lease {
     pub(super) store: Arc<Inner>,
     pub(super) info: Arc<Info>,
-    number: u32,
-    renewed: Arc<Renewed>,
+    pub(super) term: Arc<Term>,
     renewal: Option<JoinHandle<()>>,
     has_ended: bool,
 }
 
-#[derive(Debug)]
+/// What a lease, its renewal and the handler know of its validity.
+pub(super) struct Term {
+    id: UploadId,
+    unique_id: String,
+    token: Bytes,
+    /// How long a renewal is relied upon: less than the lease time, because engines tell the time
+    /// in whole seconds.
+    valid: Duration,
+    state: Mutex<Renewed>,
+    is_loss_told: AtomicBool,
+    /// Held while it is renewed.
+    renewing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Copy)]
 struct Renewed {
-    last: Mutex<Instant>,
+    number: u32,
+    /// Before the request was sent.
+    last: Instant,
     /// Another server has taken the lease, or the upload is settled or removed.
-    lost: AtomicBool,
+    is_lost: bool,
+}
+
+impl Term {
+    fn state(&self) -> MutexGuard<'_, Renewed> {
+        lock(&self.state)
+    }
+
+    /// Whether no other server can have the lease.
+    pub(super) fn is_live(&self) -> bool {
+        let now = *self.state();
+        !now.is_lost && now.last.elapsed() < self.valid
+    }
+
+    fn set(&self, number: u32, last: Instant) {
+        let is_lost = false;
+        *self.state() = Renewed {
+            number,
+            last,
+            is_lost,
+        };
+    }
 }
 
 /// The lease with the highest number.
@@ -58,48 +108,82 @@ impl Inner {
         let Some(hold) = Hold::take(self, &info.unique_id) else {
             return Ok(None);
         };
-        let number = match self.newest_lease(info).await? {
-            None => 0,
-            Some(newest) => {
-                let has_ended = newest.has_ended || self.has_ended(&info.unique_id, newest.number);
-                if !has_ended {
-                    let now = self.clock.now(&self.engine, &self.keys).await?;
-                    let age = now.duration_since(newest.modified).unwrap_or_default();
-                    if age <= self.lease {
-                        self.remember_busy(&info.unique_id);
-                        return Ok(None);
-                    }
-                }
-                newest.number.saturating_add(1)
-            }
+        let renewals = renewals()?;
+        let (token, last) = (Bytes::from(random_id()?), Instant::now());
+        let acquired = self.acquire(info.id(), &info.unique_id, &token, None);
+        let Some(number) = acquired.await? else {
+            return Ok(None);
         };
-        let asked = Instant::now();
-        let path = self.keys.lease(info.id(), &info.unique_id, number);
-        let token = Bytes::from(random_id()?);
-        if !self.engine.create(&path, token.clone().into()).await? {
-            // This request may have created it all the same: see `Engine::create`.
-            if self.engine.get(&path).await? != Some(token.clone()) {
-                return Ok(None);
-            }
-        }
         hold.keep();
-        let renewed = Arc::new(Renewed {
-            last: Mutex::new(asked),
-            lost: AtomicBool::new(false),
+        let is_lost = false;
+        let term = Arc::new(Term {
+            id: *info.id(),
+            unique_id: info.unique_id.clone(),
+            token,
+            valid: self.lease - self.lease / 6,
+            state: Mutex::new(Renewed {
+                number,
+                last,
+                is_lost,
+            }),
+            is_loss_told: AtomicBool::new(false),
+            renewing: tokio::sync::Mutex::default(),
         });
-        let renewal = Arc::clone(self).renew(Arc::clone(info), number, token, Arc::clone(&renewed));
+        let renewal = Arc::clone(self).keep_renewed(Arc::clone(&term));
         Ok(Some(Lease {
             store: Arc::clone(self),
             info: Arc::clone(info),
-            number,
-            renewed,
-            renewal: Some(tokio::spawn(renewal)),
+            term,
+            renewal: Some(renewals.spawn(renewal)),
             has_ended: false,
         }))
     }
 
-    async fn newest_lease(&self, info: &Info) -> Result<Option<Newest>, StoreError> {
-        let leases = self.keys.leases(info.id(), &info.unique_id);
+    /// Creates the object of the next lease, and returns its number. `None` if another server has
+    /// the lease. `own` is the number of a lease of the caller, which has expired.
+    pub(super) async fn acquire(
+        &self,
+        id: &UploadId,
+        unique_id: &str,
+        token: &Bytes,
+        own: Option<u32>,
+    ) -> Result<Option<u32>, StoreError> {
+        let number = match self.newest_lease(id, unique_id).await? {
+            None => 0,
+            Some(newest) => {
+                let is_free = newest.has_ended
+                    || own == Some(newest.number)
+                    || self.has_ended(unique_id, newest.number)
+                    || self.has_expired(&newest).await?;
+                if !is_free {
+                    self.remember_busy(unique_id);
+                    return Ok(None);
+                }
+                newest.number.saturating_add(1)
+            }
+        };
+        let path = self.keys.lease(id, unique_id, number);
+        if !self.engine.create(&path, token.clone().into()).await? {
+            // This request may have created it all the same: see `Engine::create`.
+            if self.engine.get(&path).await?.as_ref() != Some(token) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(number))
+    }
+
+    async fn has_expired(&self, newest: &Newest) -> Result<bool, StoreError> {
+        let now = self.clock.now(&self.engine, &self.keys).await?;
+        let age = now.duration_since(newest.modified).unwrap_or_default();
+        Ok(age > self.lease)
+    }
+
+    async fn newest_lease(
+        &self,
+        id: &UploadId,
+        unique_id: &str,
+    ) -> Result<Option<Newest>, StoreError> {
+        let leases = self.keys.leases(id, unique_id);
         let mut newest: Option<Newest> = None;
         let mut found = self.engine.list(&leases, None);
         while let Some(listed) = found.try_next().await? {
@@ -131,37 +215,82 @@ impl Inner {
     pub(super) fn was_just_busy(&self, unique_id: &str) -> bool {
         let leases = lock(&self.leases);
         let asked = leases.busy.get(unique_id);
-        asked.is_some_and(|asked| asked.elapsed() < self.lease / 60)
+        asked.is_some_and(|asked| asked.elapsed() < self.busy_for())
     }
 
     fn remember_busy(&self, unique_id: &str) {
         let mut leases = lock(&self.leases);
-        let valid = self.lease / 60;
+        let valid = self.busy_for();
         leases.busy.retain(|_, asked| asked.elapsed() < valid);
         leases.busy.insert(unique_id.to_owned(), Instant::now());
     }
 
-    /// Writes the object of a lease again and again, so that its date is new.
-    async fn renew(
-        self: Arc<Self>,
-        info: Arc<Info>,
-        number: u32,
-        token: Bytes,
-        renewed: Arc<Renewed>,
-    ) {
-        let path = self.keys.lease(info.id(), &info.unique_id, number);
+    fn busy_for(&self) -> Duration {
+        BUSY.min(self.lease / 60)
+    }
+
+    /// Renews a lease again and again. If the engine cannot be reached for longer than the lease
+    /// time, this goes on: perhaps no other server has taken the lease.
+    async fn keep_renewed(self: Arc<Self>, term: Arc<Term>) {
+        let upload = term.id;
+        let mut pause = self.lease / 3;
         loop {
-            tokio::time::sleep(self.lease / 3).await;
-            let asked = Instant::now();
-            match self.newest_lease(&info).await {
-                Ok(Some(newest)) if newest.number == number => {}
-                // Try again later: it may still be valid.
-                Err(_) => continue,
-                Ok(_) => return renewed.lost.store(true, SeqCst),
+            sleep(pause).await;
+            pause = self.lease / 3;
+            let error = match timeout(self.lease / 6, self.renew(&term)).await {
+                Ok(Ok(true)) => continue,
+                Ok(Ok(false)) => return,
+                Ok(Err(error)) => error,
+                Err(elapsed) => StoreError::new(elapsed),
+            };
+            let error = &error;
+            self.events
+                .tell(&StoreEvent::RenewalFailed { upload, error });
+            if !term.is_live() {
+                self.tell_loss(&term);
             }
-            if self.engine.put(&path, token.clone()).await.is_ok() {
-                *lock(&renewed.last) = asked;
+            pause = self.lease / 12;
+        }
+    }
+
+    /// Writes the object of a lease again, so that its date is new, unless it was just written. If
+    /// the lease has expired, takes the next one. `false` if another server has the lease, or the
+    /// upload has ended.
+    async fn renew(&self, term: &Term) -> Result<bool, StoreError> {
+        let _renewing = term.renewing.lock().await;
+        let (Renewed { number, last, .. }, asked) = (*term.state(), Instant::now());
+        let pause = self.lease / 60;
+        let newest = || self.newest_lease(&term.id, &term.unique_id);
+        let newest = repeated(pause, newest).await?;
+        let is_newest = |newest: &Newest| newest.number == number && !newest.has_ended;
+        if newest.as_ref().is_some_and(is_newest) && term.is_live() {
+            if last.elapsed() < self.lease / 4 {
+                return Ok(true);
             }
+            let path = self.keys.lease(&term.id, &term.unique_id, number);
+            repeated(pause, || self.engine.put(&path, term.token.clone())).await?;
+            // If it was too late, another server may have taken the lease meanwhile.
+            if term.is_live() {
+                term.set(number, asked);
+                return Ok(true);
+            }
+        }
+        if newest.is_some() {
+            let next = self.acquire(&term.id, &term.unique_id, &term.token, Some(number));
+            if let Some(next) = next.await? {
+                term.set(next, asked);
+                return Ok(true);
+            }
+        }
+        term.state().is_lost = true;
+        self.tell_loss(term);
+        Ok(false)
+    }
+
+    fn tell_loss(&self, term: &Term) {
+        if !term.is_loss_told.swap(true, SeqCst) {
+            let upload = term.id;
+            self.events.tell(&StoreEvent::ClaimLost { upload });
         }
     }
 
@@ -175,7 +304,7 @@ impl Inner {
                 lock(&self.leases).ended.remove(&name);
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(100 << n)).await;
+            sleep(Duration::from_millis(100 << n)).await;
         }
     }
 
@@ -185,19 +314,60 @@ impl Inner {
     }
 }
 
+/// The runtime that renews the leases of all stores of this process, on a thread of its own.
+///
+/// It is never shut down: a client of an engine may keep connections that it drives.
+fn renewals() -> Result<Handle, StoreError> {
+    static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
+    let mut started = lock(&RUNTIME);
+    if let Some(handle) = &*started {
+        return Ok(handle.clone());
+    }
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("upload-leases".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    *started = Some(handle.clone());
+    Ok(handle)
+}
+
+/// Sends a request, and sends it again, twice as many times after each `pause`, until one is
+/// answered.
+///
+/// A connection of an HTTP client is driven by the runtime that opened it. If a handler blocks that
+/// runtime, a request over an idle connection of the client is not answered. Each copy takes
+/// another connection, until one has to be opened, which this runtime drives.
+async fn repeated<T, F>(pause: Duration, request: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut copies = FuturesUnordered::new();
+    loop {
+        let more = copies.len().max(1).min(MOST_COPIES - copies.len());
+        copies.extend((0..more).map(|_| request()));
+        if let Ok(Some(answer)) = timeout(pause, copies.next()).await {
+            return answer;
+        }
+    }
+}
+
 impl Lease {
     /// Whether it is still valid. Call it before anything that cannot be undone.
     pub(super) async fn is_valid(&self) -> Result<bool, StoreError> {
-        if self.renewed.lost.load(SeqCst) {
-            return Ok(false);
-        }
-        let last = *lock(&self.renewed.last);
-        if last.elapsed() < self.store.lease / 2 {
+        let now = *self.term.state();
+        if !now.is_lost && now.last.elapsed() < self.store.lease / 2 {
             return Ok(true);
         }
-        // The process was suspended, or the engine does not answer in time.
-        let newest = self.store.newest_lease(&self.info).await?;
-        Ok(newest.is_some_and(|newest| newest.number == self.number))
+        self.confirm().await
+    }
+
+    /// The same, by asking the engine: the process may have been suspended without noticing it.
+    pub(super) async fn confirm(&self) -> Result<bool, StoreError> {
+        if self.term.state().is_lost {
+            return Ok(false);
+        }
+        self.store.renew(&self.term).await
     }
 
     /// Releases it, and waits until other servers can take it.
@@ -233,7 +403,8 @@ impl Lease {
         if std::mem::replace(&mut self.has_ended, true) {
             return None;
         }
-        let (store, info, number) = (&self.store, &self.info, self.number);
+        let number = self.term.state().number;
+        let (store, info) = (&self.store, &self.info);
         let mut leases = lock(&store.leases);
         leases.held.remove(&info.unique_id);
         if !give_back {
@@ -247,9 +418,10 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(release) = self.end(true) {
-            // Without a runtime other servers wait until the lease time is over.
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(release);
+            // Not on the current runtime, which may be shutting down. If the thread cannot be
+            // started, other servers wait until the lease time is over.
+            if let Ok(renewals) = renewals() {
+                renewals.spawn(release);
             }
         }
     }
@@ -259,7 +431,7 @@ impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
             .field("unique_id", &self.info.unique_id)
-            .field("number", &self.number)
+            .field("number", &self.term.state().number)
             .finish_non_exhaustive()
     }
 }

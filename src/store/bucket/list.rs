@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 
-use super::{info::Unreadable, inner::Inner, keys::parse_open, lookup::Extent};
+use super::{inner::Inner, keys::parse_open, lookup::Extent};
 use crate::{
     model::upload::{Scope, UploadId},
     store::{Filter, Listed, Page, ScopeHash, StoreError, Usage},
@@ -36,19 +36,22 @@ impl Inner {
             Extent::All
         };
         let found = stream::iter(ids).map(async |id| match self.find(&id, extent).await {
+            Ok(found) => found,
             // One upload that cannot be read must not hide the others.
-            Err(StoreError::Failed(error)) if error.is::<Unreadable>() => Ok(None),
-            found => found,
+            Err(error) => {
+                self.skipped(&self.keys.info(&id), &error);
+                None
+            }
         });
-        let listed = found.buffered(AT_ONCE).try_filter_map(async |found| {
+        let listed = found.buffered(AT_ONCE).filter_map(async |found| {
             let unsettled = found.filter(|(info, _)| !info.is_settled());
             let listed = unsettled.map(|(info, stored)| {
                 let progress = info.progress(&stored);
                 Listed::new(info.described().clone(), progress)
             });
-            Ok(listed.filter(|listed| filter.accepts(&listed.upload, listed.progress)))
+            listed.filter(|listed| filter.accepts(&listed.upload, listed.progress))
         });
-        Ok(Page::new(listed.try_collect().await?, next))
+        Ok(Page::new(listed.collect().await, next))
     }
 
     /// The ids of a page, and the last of them if more follow. Nothing is read but names.

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use futures_util::{Stream, TryStreamExt as _};
 use object_store::path::Path;
 
-use super::{info::Info, inner::Inner, keys::Entry};
+use super::{
+    info::{Info, Phase},
+    inner::Inner,
+    keys::Entry,
+};
 use crate::{
     model::upload::UploadId,
     store::{RangeSet, Status, StoreError},
@@ -28,12 +32,24 @@ impl Inner {
         Ok(found.and_then(|(info, stored)| info.status(stored)))
     }
 
-    /// The `info` object of the upload that has this id now.
+    /// The `info` object of the upload that has this id now. One that cannot be read is set aside,
+    /// so that the upload begins anew.
     pub(super) async fn info(&self, id: &UploadId) -> Result<Option<Arc<Info>>, StoreError> {
         let Some(bytes) = self.engine.get(&self.keys.info(id)).await? else {
             return Ok(None);
         };
-        let info = Info::from_bytes(&bytes, id).map_err(StoreError::new)?;
+        let mut info = match Info::from_bytes(&bytes, id) {
+            Ok(info) => info,
+            Err(error) => {
+                let aside = self.set_info_aside(id, bytes, error);
+                return aside.await.map(|()| None);
+            }
+        };
+        if let Phase::Settled(record) = &mut info.phase {
+            let offset = self.clock.offset(&self.engine, &self.keys).await?;
+            record.expires = offset.to_local(record.expires);
+            info.has_expired = record.expires <= self.clock.local();
+        }
         let info = Arc::new(info);
         self.known.learn(&info);
         Ok(Some(info))
@@ -117,35 +133,47 @@ impl Inner {
         info: &Info,
         slot: usize,
     ) -> Result<RangeSet, StoreError> {
-        let path = self.keys.slot(info.id(), &info.unique_id, slot);
-        let mut entries = std::pin::pin!(self.entries(info, &path, None));
         let mut stored = RangeSet::default();
-        while let Some((slot, entry)) = entries.try_next().await? {
+        for entry in self.entries_in_slot(info, slot).await? {
             insert(&mut stored, info, slot, &entry);
         }
         Ok(stored)
     }
 
-    /// The entries below a path in the slots of an upload. Names of other kinds are ignored.
+    pub(super) async fn entries_in_slot(
+        &self,
+        info: &Info,
+        slot: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let path = self.keys.slot(info.id(), &info.unique_id, slot);
+        let entries = self.entries(info, &path, None);
+        entries.map_ok(|(_, entry)| entry).try_collect().await
+    }
+
+    /// The entries below a path in the slots of an upload. Other objects are ignored, and so are
+    /// pieces that do not have the length that their names say: the client sends these bytes again.
     pub(super) fn entries(
         &self,
         info: &Info,
         path: &Path,
         after: Option<&Path>,
     ) -> impl Stream<Item = Result<(usize, Entry), StoreError>> + Send + use<> {
-        let count = info.slots().count();
+        let slots = info.slots();
         let listed = self.engine.list(path, after);
         listed.try_filter_map(move |listed| {
-            let entry = Entry::from_path(&listed.path).filter(|(slot, _)| *slot < count);
+            let entry = Entry::from_path(&listed.path).filter(|(slot, entry)| {
+                let range = entry.range(slots, *slot);
+                let whole = slots.range(*slot);
+                let is_inside = whole.start <= range.start && range.end <= whole.end;
+                let is_intact = entry.is_part() || listed.size == range.end - range.start;
+                !range.is_empty() && is_inside && is_intact
+            });
             std::future::ready(Ok(entry))
         })
     }
 }
 
-fn insert(stored: &mut RangeSet, info: &Info, slot: usize, entry: &Entry) {
-    let range = match entry {
-        Entry::Part { .. } => info.slots().range(slot),
-        Entry::Piece { offset, len } => *offset..offset.saturating_add(*len),
-    };
+pub(super) fn insert(stored: &mut RangeSet, info: &Info, slot: usize, entry: &Entry) {
+    let range = entry.range(info.slots(), slot);
     stored.insert(range.start, range.end - range.start);
 }

@@ -3,6 +3,7 @@
 mod blocks;
 mod claim;
 mod clock;
+mod damage;
 mod engine;
 mod info;
 mod inner;
@@ -42,10 +43,18 @@ use self::{
     stored::StreamBody,
 };
 use super::{
-    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Page, Progress, Status, Store, StoreError,
-    Swept, Usage,
+    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer, Page, Progress, Status,
+    Store, StoreError, Swept, Usage,
 };
 use crate::model::upload::{Upload, UploadId};
+
+const LEASE: Duration = Duration::from_secs(180);
+
+/// Shorter leases would expire between two requests.
+const SHORTEST_LEASE: Duration = Duration::from_millis(100);
+
+/// The time after which other servers deliver what a dead server has claimed.
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Keeps uploads in an object store that many servers share.
 ///
@@ -138,6 +147,55 @@ use crate::model::upload::{Upload, UploadId};
 /// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
 /// stored. Their bytes are right, and a client that probes does not send them again.
 ///
+/// # Deliveries
+///
+/// Of all servers, only the one that has the claim of an upload delivers it. The claim is an object
+/// that its server renews, from a thread that a handler cannot block, once a minute with the
+/// default [lease](BucketStoreBuilder::with_lease) of 3 minutes. It ends with the delivery. A
+/// server that shuts its runtime down releases it.
+///
+/// An upload is delivered twice, with the same [id](crate::CompletedUpload::id) and the next
+/// attempt, if
+///
+/// * the handler did not take the file: it failed, or its server died;
+/// * its server could not renew the claim for longer than the lease, because the engine did not
+///   answer or the process was suspended, and another server got a request for the upload then;
+/// * the `info` object of the upload was damaged.
+///
+/// In the second case both handlers may run at the same time.
+/// [`CompletedUpload::claim_is_live`](crate::CompletedUpload::claim_is_live) returns `false` in the
+/// first one as soon as the lease has expired, and
+/// [`StoreEvent::ClaimLost`](super::StoreEvent::ClaimLost) is told. Before that each failed renewal
+/// is [told](super::StoreEvent::RenewalFailed). The answer of a handler is recorded only if its
+/// server still has the claim, or gets it again because no other server has taken it. Else it is
+/// given to the client that waits for it, and not recorded.
+///
+/// Connections of an HTTP client are driven by the runtime that opened them. If the handler blocks
+/// that runtime, the renewal opens another connection. With HTTP/2, which clients of `object_store`
+/// use only if they are told to, there may be no other connection: then give the client a runtime
+/// that no handler blocks, with `object_store::client::SpawnedReqwestConnector`.
+///
+/// # Contradictions
+///
+/// A request that declares another length than the upload has fails with
+/// [`StoreError::Conflict`]. So does a chunk whose bytes differ from those that are stored already,
+/// because the file has changed. All parts and small chunks that lie within the new chunk are
+/// compared, by their CRC-32. Bytes that overlap a stored part or chunk in part are not compared,
+/// and the stored ones stay. Neither are those of a sealed or settled upload, and of two chunks
+/// that arrive at the same time.
+///
+/// # Damaged objects
+///
+/// Objects that cannot be read stop no other upload. An `info` object that is damaged, or of
+/// another version of this crate, is moved below `damaged/`, and its upload is absent: it begins
+/// anew. So is a small chunk that does not have the right bytes, which the client then has to send
+/// again. Both are told as [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The store never
+/// deletes what is below `damaged/`. Foreign objects are left where they are. A
+/// [sweep](Store::sweep) tells those below `up/` as
+/// [`StoreEvent::Skipped`](super::StoreEvent::Skipped), and so are uploads that cannot be read at
+/// the moment. The engine must be able to list all keys below the prefix: the crate `object_store`
+/// fails if one has an empty segment, such as `up//x`.
+///
 /// # Objects in the bucket
 ///
 /// | key, below the prefix | |
@@ -148,6 +206,7 @@ use crate::model::upload::{Upload, UploadId};
 /// | `up/<upload id>/<id>/s/<slot>/…` | small chunks, and empty objects that name the parts |
 /// | `up/<upload id>/<id>/claim/…` | which server delivers or removes the upload |
 /// | `scratch/…` | for the self-test, and to read the engine's clock |
+/// | `damaged/<upload id>-<crc>` | what was set aside |
 ///
 /// No key contains text of a client or the name of an owner.
 ///
@@ -167,8 +226,10 @@ use crate::model::upload::{Upload, UploadId};
 ///
 /// # Clocks
 ///
-/// The expiry of leases depends on the engine's clock alone. Records, and the limits of a sweep,
-/// use the clocks of the servers, which should not differ by minutes.
+/// All times in the bucket are by the engine's clock, and translated to the clock of the server at
+/// the edge of the store. So the clocks of the servers may differ, and may jump. A difference of
+/// less than 3 seconds is ignored. To know it a server writes a small object, at most once a
+/// minute.
 #[derive(Clone)]
 pub struct BucketStore {
     inner: Arc<Inner>,
@@ -225,7 +286,7 @@ impl BucketStore {
         BucketStoreBuilder {
             engine: Engine::new(engine),
             prefix: String::new(),
-            lease: Duration::from_secs(30),
+            lease: LEASE,
             limits: Limits::default(),
             max_buffered: 512 << 20,
             self_test: true,
@@ -243,11 +304,17 @@ impl BucketStoreBuilder {
         self
     }
 
-    /// Sets how long a claim outlives its server. Default: 30 seconds.
+    /// Sets how long a claim outlives its server, or the connection of its server to the engine.
+    /// Default: 3 minutes.
     ///
     /// A live server renews the claim at a third of this time, so a delivery may take longer. When
-    /// a server dies during a delivery, another server can deliver the upload after this time.
-    /// Engines tell the time in whole seconds: use at least 5 s.
+    /// a server dies during a delivery, another server can deliver that upload after this time, and
+    /// answers its chunks with a retryable error until then. Other uploads are not affected.
+    ///
+    /// Choose a time that is longer than any interruption that a server survives: the migration of
+    /// a virtual machine, or a network failure. After a longer one the upload can be
+    /// [delivered twice](BucketStore#deliveries). Values are clamped to 100 ms and one day. Engines
+    /// tell the time in whole seconds, so use at least 10 s.
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
@@ -301,7 +368,7 @@ impl BucketStoreBuilder {
             },
             engine: self.engine,
             limits: self.limits,
-            lease: self.lease,
+            lease: self.lease.clamp(SHORTEST_LEASE, LONGEST_LEASE),
             memory: Memory::new(self.max_buffered),
             clock: Clock::default(),
             known: Known::default(),
@@ -309,6 +376,7 @@ impl BucketStoreBuilder {
             beginnings: Locks::default(),
             slots: Locks::default(),
             leases: Mutex::default(),
+            events: Observed::default(),
         };
         if self.self_test {
             inner.self_test().await?;
@@ -348,6 +416,10 @@ impl Store for BucketStore {
         self.inner.remove(id).await
     }
 
+    async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.inner.forget_rejection(id).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         self.inner.list(filter, after).await
     }
@@ -358,6 +430,10 @@ impl Store for BucketStore {
 
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         self.inner.sweep(expiry).await
+    }
+
+    fn observe(&self, observer: Observer) {
+        self.inner.events.set(observer);
     }
 
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {

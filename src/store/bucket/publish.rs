@@ -1,6 +1,6 @@
 //! Makes the final object of a complete upload.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -8,7 +8,7 @@ use object_store::Error;
 
 use super::{
     blocks::Blocks,
-    engine::{has_code, store_error},
+    engine::{has_code, is_absent, store_error},
     info::Info,
     inner::Inner,
     keys::Entry,
@@ -34,13 +34,12 @@ type Part = (u32, String);
 #[derive(Debug, Default)]
 struct Contents {
     parts: Vec<Part>,
-    /// Offsets and lengths.
-    pieces: Vec<(u64, u64)>,
+    pieces: Vec<Entry>,
 }
 
 impl Inner {
     /// Makes the final object, unless an earlier attempt has, and returns its CRC-32. `None` if the
-    /// multipart upload does not exist.
+    /// multipart upload does not exist, or has become an object of another size.
     pub(super) async fn publish(&self, info: &Info) -> Result<Option<u32>, StoreError> {
         let file = self.keys.file(&info.unique_id);
         let Some(multipart) = &info.multipart else {
@@ -80,12 +79,13 @@ impl Inner {
                 if object.size == info.length() {
                     return Ok(Some(combined_crc(info, &chosen)));
                 }
-                return Err(StoreError::new("the final object has another size"));
-            }
-            if let Error::NotFound { .. } = error {
+                // It was not delivered, so it is deleted with the upload.
                 return Ok(None);
             }
-            let is_wrong_part = has_code(&error, "InvalidPart");
+            if is_absent(&error) {
+                return Ok(None);
+            }
+            let is_wrong_part = is_wrong_part(&error);
             failed = Some(error);
             if !is_wrong_part {
                 break;
@@ -106,7 +106,7 @@ impl Inner {
             let slot = contents.entry(slot).or_default();
             match entry {
                 Entry::Part { crc, content_id } => slot.parts.push((crc, content_id)),
-                Entry::Piece { offset, len } => slot.pieces.push((offset, len)),
+                Entry::Piece { .. } => slot.pieces.push(entry),
             }
         }
         Ok(contents)
@@ -117,18 +117,22 @@ impl Inner {
         &self,
         info: &Info,
         slot: usize,
-        mut pieces: Vec<(u64, u64)>,
+        pieces: Vec<Entry>,
     ) -> Result<bool, StoreError> {
         let whole = info.slots().range(slot);
         let _memory = self.memory.reserve(whole.end - whole.start).await?;
         // Pieces of two servers can overlap. Each byte is taken from the first piece that has it.
-        pieces.sort_unstable();
+        let mut pieces: Vec<_> = pieces
+            .into_iter()
+            .map(|piece| (piece.range(info.slots(), slot), piece))
+            .collect();
+        pieces.sort_unstable_by_key(|(range, piece)| (range.start, range.end, piece.crc()));
         let mut taken = RangeSet::default();
         let mut wanted = Vec::new();
-        for (offset, len) in pieces {
-            for gap in taken.gaps(offset, len) {
+        for (range, piece) in pieces {
+            for gap in taken.gaps(range.start, range.end - range.start) {
                 taken.insert(gap.start, gap.end - gap.start);
-                wanted.push((offset, len, gap));
+                wanted.push((piece.clone(), range.clone(), gap));
             }
         }
         if !taken.covers(whole.start, whole.end - whole.start) {
@@ -137,14 +141,10 @@ impl Inner {
             return Err(StoreError::new("stored bytes are missing"));
         }
         wanted.sort_unstable_by_key(|(_, _, gap)| gap.start);
-        let read = stream::iter(wanted).map(async |(offset, len, gap)| {
-            let piece = Entry::Piece { offset, len };
-            let path = self.keys.entry(info.id(), &info.unique_id, slot, &piece);
-            let bytes = self.engine.get(&path).await?;
-            let bytes = bytes.filter(|bytes| bytes.len() as u64 == len);
-            let bytes = bytes.ok_or_else(|| StoreError::new("a stored piece is damaged"))?;
-            let range = (gap.start - offset) as usize..(gap.end - offset) as usize;
-            Ok::<_, StoreError>(bytes.slice(range))
+        let read = stream::iter(wanted).map(async |(piece, range, gap)| {
+            let bytes = self.read_piece(info, slot, &piece, &range).await?;
+            let gap = (gap.start - range.start) as usize..(gap.end - range.start) as usize;
+            Ok::<_, StoreError>(bytes.slice(gap))
         });
         let mut read = std::pin::pin!(read.buffered(PIECES_AT_ONCE));
         let mut bytes = Blocks::default();
@@ -152,6 +152,32 @@ impl Inner {
             bytes.push(piece);
         }
         self.put_part(info, slot, bytes).await
+    }
+
+    /// Reads a piece. If it is damaged it is set aside: the client has to send it again.
+    async fn read_piece(
+        &self,
+        info: &Info,
+        slot: usize,
+        piece: &Entry,
+        range: &Range<u64>,
+    ) -> Result<Bytes, StoreError> {
+        let path = self.keys.entry(info.id(), &info.unique_id, slot, piece);
+        let is_intact = |bytes: &Bytes| {
+            let crc = piece.crc().unwrap_or_else(|| crc32fast::hash(bytes));
+            bytes.len() as u64 == range.end - range.start && crc32fast::hash(bytes) == crc
+        };
+        let found = self.engine.get(&path).await?;
+        if let Some(bytes) = found.as_ref().filter(|bytes| is_intact(bytes)) {
+            return Ok(bytes.clone());
+        }
+        self.known.forget(info);
+        let error = StoreError::new("a stored piece is damaged or gone");
+        if let Some(bytes) = found {
+            self.set_aside(*info.id(), &path, bytes, &error, || true)
+                .await?;
+        }
+        Err(error)
     }
 
     /// The error of an upload that could not be completed.
@@ -165,7 +191,7 @@ impl Inner {
         parts: Vec<Vec<Part>>,
         error: Error,
     ) -> Result<StoreError, StoreError> {
-        if has_code(&error, "InvalidPart") {
+        if is_wrong_part(&error) {
             let is_ambiguous = parts.iter().any(|parts| parts.len() > 1);
             for (slot, parts) in parts.into_iter().enumerate() {
                 if is_ambiguous && parts.len() < 2 {
@@ -181,6 +207,13 @@ impl Inner {
         }
         Ok(store_error(error))
     }
+}
+
+/// Whether the engine does not have one of the parts, or one is too small. The names differ.
+fn is_wrong_part(error: &Error) -> bool {
+    ["InvalidPart", "InvalidBlockList", "EntityTooSmall"]
+        .iter()
+        .any(|code| has_code(error, code))
 }
 
 /// Ways to choose one part of each slot, not more than [`COMBINATIONS`].

@@ -77,8 +77,23 @@ impl Inner {
         Ok(true)
     }
 
-    /// Removes an expired record, so that the upload can start again. `false` if another request is
-    /// doing it, or has done it.
+    pub(super) async fn forget_rejection(
+        self: &Arc<Self>,
+        id: &UploadId,
+    ) -> Result<bool, StoreError> {
+        let info = self.info(id).await?;
+        let Some(info) = info.filter(|info| info.is_rejected()) else {
+            return Ok(false);
+        };
+        let is_removed = self.remove_record(&info).await?;
+        if is_removed {
+            self.known.forget(&info);
+        }
+        Ok(is_removed)
+    }
+
+    /// Removes the record of a settled upload, so that the upload can start again. `false` if
+    /// another request is doing it, or has done it.
     pub(super) async fn remove_record(
         self: &Arc<Self>,
         info: &Arc<Info>,

@@ -9,6 +9,7 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
+    clock::Offset,
     info::{Info, Phase},
     inner::Inner,
     keys::Object,
@@ -47,7 +48,8 @@ enum Expired {
     Record,
 }
 
-/// The limits of a sweep. Objects are dated by the engine's clock, records by the servers' clocks.
+/// The limits of a sweep, by the engine's clock. The one of records is by the clock of this server,
+/// like the records that [`Inner::info`] returns.
 struct Times {
     engine: SystemTime,
     abandoned_before: Option<SystemTime>,
@@ -56,12 +58,8 @@ struct Times {
 }
 
 impl Times {
-    fn new(expiry: &Expiry, engine: SystemTime) -> Self {
-        let local = SystemTime::now();
-        let by_engine = |time: SystemTime| match time.duration_since(local) {
-            Ok(ahead) => engine.checked_add(ahead).unwrap_or(time),
-            Err(ago) => engine.checked_sub(ago.duration()).unwrap_or(time),
-        };
+    fn new(expiry: &Expiry, engine: SystemTime, offset: Offset) -> Self {
+        let by_engine = |time| offset.to_engine(time);
         Self {
             engine,
             abandoned_before: expiry.abandoned_before.map(by_engine),
@@ -78,25 +76,25 @@ impl Times {
 impl Inner {
     pub(super) async fn sweep(self: &Arc<Self>, expiry: &Expiry) -> Result<Swept, StoreError> {
         let now = self.clock.now(&self.engine, &self.keys).await?;
-        let times = Times::new(expiry, now);
+        let offset = self.clock.offset(&self.engine, &self.keys).await?;
+        let times = Times::new(expiry, now, offset);
         self.sweep_scratch(&times).await?;
         let found = self.find_all().await?;
         let mut swept = Swept::default();
         let mut each = stream::iter(found)
-            .map(|(id, found)| self.sweep_id(id, found, &times))
+            .map(async |(id, found)| (id, self.sweep_id(id, found, &times).await))
             .buffer_unordered(AT_ONCE);
-        // An upload that cannot be swept does not keep others from being swept.
-        let mut failed = None;
-        while let Some(result) = each.next().await {
+        while let Some((id, result)) = each.next().await {
             match result {
                 Ok(Some(Expired::Abandoned)) => swept.abandoned += 1,
                 Ok(Some(Expired::Undelivered)) => swept.undelivered += 1,
                 Ok(Some(Expired::Record)) => swept.records += 1,
                 Ok(None) => {}
-                Err(error) => failed = Some(error),
+                // It does not keep others from being swept.
+                Err(error) => self.skipped(&self.keys.upload(&id), &error),
             }
         }
-        failed.map_or(Ok(swept), Err)
+        Ok(swept)
     }
 
     async fn sweep_scratch(&self, times: &Times) -> Result<(), StoreError> {
@@ -121,6 +119,7 @@ impl Inner {
         let mut listed = self.engine.list(&self.keys.uploads(), None);
         while let Some(listed) = listed.try_next().await? {
             let Some((id, object)) = self.keys.parse_upload(&listed.path) else {
+                self.skipped(&listed.path, &StoreError::new("the key is none of the store"));
                 continue;
             };
             let found = all.entry(id).or_default();

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use crate::{
     model::upload::{Scope, Upload, UploadId},
     store::{
         BodyError, ChunkBody, Claim as _, Claimed, Content, Expiry, Filter, Keep, Page, Progress,
-        State, Status, Store, StoreError, Swept, Usage, conformance,
+        Record, State, Status, Store, StoreError, Swept, Usage, conformance,
     },
 };
 
@@ -236,8 +236,6 @@ async fn a_created_upload_is_known_to_other_servers() {
     assert_eq!((created.prefix(), &created.upload), (3, &upload));
     let listed = other.list(&Filter::default(), None).await.unwrap();
     assert_eq!(listed.uploads.len(), 1);
-    // The length that was declared first is that of the file.
-    again.length = Some(11);
     let result = write(&store, &again, 3, &[b"defghijk"], false, Keep::Whole).await;
     assert!(matches!(result, Err(StoreError::OutOfBounds)));
     write(&store, &again, 3, &[b"defghij"], false, Keep::Whole)
@@ -292,23 +290,193 @@ async fn lists_have_pages() {
     }
 }
 
-/// An upload that cannot be read is not listed, and harms no other.
+/// A request about another file with the same id is refused, before its body is read, in each state
+/// of the upload.
 #[tokio::test]
-async fn unreadable_uploads_are_passed_over() {
+async fn another_length_is_a_contradiction() {
     let engine = Arc::new(InMemory::new());
-    let store = open(&engine, Duration::from_secs(30)).await;
-    let (damaged, other) = (upload(1, "", 1), upload(2, "", 1));
-    write_whole(&store, &damaged, b"x").await;
-    write_whole(&store, &other, b"x").await;
-    let path = format!("a/b/up/{}/info", damaged.id).as_str().into();
-    for damage in ["{", "{\"version\":2}"] {
-        engine.put(&path, damage.into()).await.unwrap();
+    let lease = Duration::from_secs(30);
+    let (store, other) = (open(&engine, lease).await, open(&engine, lease).await);
+    let upload = upload(1, "", 6);
+    for state in ["created", "begun", "complete", "sealed", "settled"] {
+        match state {
+            "created" => drop(store.create(&upload).await.unwrap()),
+            "begun" => {
+                let part = write(&store, &upload, 0, &[b"abc"], false, Keep::Whole).await;
+                part.unwrap();
+            }
+            "complete" => drop(write_whole(&store, &upload, b"abcdef").await),
+            "sealed" => claim(&store, &upload).await.release().await,
+            _ => {
+                let record = record(SystemTime::now() + HOUR);
+                claim(&store, &upload).await.settle(&record).await.unwrap();
+            }
+        }
+        for length in [0, 5, 7] {
+            let edited = Upload {
+                length: Some(length),
+                ..upload.clone()
+            };
+            for store in [&store, &other] {
+                for keep in [Keep::Whole, Keep::Prefix] {
+                    let written = write(store, &edited, 0, &[b"xyz"], true, keep).await;
+                    let is_conflict = matches!(written, Err(StoreError::Conflict));
+                    assert!(is_conflict, "{state}, {length}: {written:?}");
+                }
+                let created = store.create(&edited).await;
+                assert!(matches!(created, Err(StoreError::Conflict)), "{state}");
+            }
+        }
+    }
+}
+
+/// Bytes that differ from those that are stored are refused. Nothing of their chunk is stored, and
+/// no file is a mixture.
+#[tokio::test]
+async fn other_bytes_are_a_contradiction() {
+    let engine = Arc::new(InMemory::new());
+    let lease = Duration::from_secs(30);
+    let (store, other) = (open(&engine, lease).await, open(&engine, lease).await);
+    let content: Vec<u8> = (0..1_000_000).map(|n| (n / 7 % 256) as u8).collect();
+    let upload = upload(1, "", content.len() as u64);
+    let at = |range: std::ops::Range<usize>| &content[range];
+    // A whole slot, and some bytes of the next two.
+    for range in [0..350_000, 400_000..500_000, 750_000..800_000] {
+        let offset = range.start as u64;
+        write(&store, &upload, offset, &[at(range)], false, Keep::Whole).await.unwrap();
+    }
+    let before = ranges(&store, &upload).await;
+    for (range, changed) in [
+        (0..350_000, 349_999),
+        (400_000..500_000, 400_000),
+        // More than what is stored, in several slots.
+        (0..1_000_000, 0),
+        (350_000..700_000, 450_000),
+        (500_000..900_000, 790_000),
+    ] {
+        let mut edited = at(range.clone()).to_vec();
+        edited[changed - range.start] ^= 1;
+        for store in [&store, &other] {
+            let offset = range.start as u64;
+            let written = write(store, &upload, offset, &[&edited], false, Keep::Whole).await;
+            assert!(matches!(written, Err(StoreError::Conflict)), "{written:?}");
+            assert_eq!(ranges(store, &upload).await, before, "{range:?}");
+        }
+    }
+    // A prefix stays up to the slot with the contradiction.
+    let mut edited = at(350_000..1_000_000).to_vec();
+    edited[410_000] ^= 1;
+    let written = write(&other, &upload, 350_000, &[&edited], false, Keep::Prefix).await;
+    assert!(matches!(written, Err(StoreError::Conflict)), "{written:?}");
+    assert_eq!(ranges(&other, &upload).await, vec![0..700_000, 750_000..800_000]);
+    // The same bytes again are no contradiction, in whatever chunks.
+    for range in [0..1_000_000, 5..450_000, 0..350_000] {
+        let offset = range.start as u64;
+        write(&other, &upload, offset, &[at(range)], false, Keep::Whole).await.unwrap();
+    }
+    let sealed = claim(&store, &upload).await.sealed().clone();
+    assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn record(expires: SystemTime) -> Record {
+    Record::new(true, http::StatusCode::OK, 6, expires)
+}
+
+async fn claim(store: &BucketStore, upload: &Upload) -> BucketClaim {
+    match store.claim(upload).await.unwrap() {
+        Claimed::Won(claim) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Makes the clock of a server differ from that of the engine by so many seconds.
+fn skew(store: &BucketStore, seconds: i64) {
+    store.inner.clock.skew.store(seconds, Relaxed);
+}
+
+fn local(store: &BucketStore) -> SystemTime {
+    store.inner.clock.local()
+}
+
+/// A record expires at the same time on all servers, whatever their clocks say.
+#[tokio::test]
+async fn records_expire_by_the_clock_of_the_engine() {
+    for (ours, theirs) in [(0, 0), (-600, 0), (0, 600), (600, -600), (86_400, -86_400)] {
+        let case = format!("{ours} s and {theirs} s");
+        let engine = Arc::new(InMemory::new());
+        let lease = Duration::from_secs(30);
+        let (a, b) = (open(&engine, lease).await, open(&engine, lease).await);
+        skew(&a, ours);
+        skew(&b, theirs);
+        let upload = upload(1, "", 6);
+        write_whole(&a, &upload, b"abcdef").await;
+        let written = record(local(&a) + Duration::from_secs(60));
+        claim(&a, &upload).await.settle(&written).await.unwrap();
+        // Neither server delivers it again, and each returns the record by its own clock.
+        for store in [&a, &b] {
+            let Claimed::Settled(found) = store.claim(&upload).await.unwrap() else {
+                panic!("{case}: it is delivered twice");
+            };
+            let left = found.expires.duration_since(local(store)).expect(&case);
+            assert!((50..70).contains(&left.as_secs()), "{case}: {left:?}");
+            assert!(matches!(
+                store.status(&upload.id).await.unwrap().unwrap().state,
+                State::Settled(_)
+            ));
+            // A sweep whose limit is now keeps it.
+            let expiry = Expiry {
+                records_before: local(store),
+                ..Expiry::default()
+            };
+            assert_eq!(store.sweep(&expiry).await.unwrap(), Swept::default(), "{case}");
+        }
+        // With the limit of a sweep two minutes from now it has expired.
+        let expiry = Expiry {
+            records_before: local(&b) + Duration::from_secs(120),
+            ..Expiry::default()
+        };
+        assert_eq!(b.sweep(&expiry).await.unwrap().records, 1, "{case}");
+        assert!(a.status(&upload.id).await.unwrap().is_none(), "{case}");
+        // A record that expires at once has expired for both, and the file can be sent again.
+        write_whole(&b, &upload, b"abcdef").await;
+        let written = record(local(&b) - Duration::from_secs(5));
+        claim(&b, &upload).await.settle(&written).await.unwrap();
+        assert!(b.status(&upload.id).await.unwrap().is_none(), "{case}");
+        assert!(a.status(&upload.id).await.unwrap().is_none(), "{case}");
+        assert!(write_whole(&a, &upload, b"abcdef").await.complete, "{case}");
+    }
+}
+
+/// A clock that jumps while uploads are under way makes none of them older. Ages are measured by
+/// the engine's clock.
+#[tokio::test]
+async fn a_clock_that_jumps_removes_nothing() {
+    for seconds in [-8 * 86_400, -600, 600, 8 * 86_400] {
+        let engine = Arc::new(InMemory::new());
         let store = open(&engine, Duration::from_secs(30)).await;
-        let listed = store.list(&Filter::complete(), None).await.unwrap();
-        assert_eq!(listed.uploads.len(), 1);
-        assert_eq!(listed.uploads[0].upload, other);
-        assert!(store.status(&damaged.id).await.is_err());
-        assert!(store.sweep(&Expiry::default()).await.is_err());
+        let (begun, complete) = (upload(1, "", 6), upload(2, "", 6));
+        let part = write(&store, &begun, 0, &[b"abc"], false, Keep::Whole).await;
+        part.unwrap();
+        write_whole(&store, &complete, b"abcdef").await;
+        // The sweep before has read the clocks.
+        store.sweep(&Expiry::default()).await.unwrap();
+        skew(&store, seconds);
+        let before = Some(local(&store) - 7 * 24 * HOUR);
+        let mut expiry = Expiry {
+            abandoned_before: before,
+            undelivered_before: before,
+            records_before: local(&store),
+        };
+        let swept = store.sweep(&expiry).await.unwrap();
+        assert_eq!(swept, Swept::default(), "{seconds}");
+        assert_eq!(ranges(&store, &begun).await, vec![0..3]);
+        // With a limit of now by the same clock, both are old enough.
+        expiry.abandoned_before = Some(local(&store) + Duration::from_secs(10));
+        expiry.undelivered_before = expiry.abandoned_before;
+        let swept = store.sweep(&expiry).await.unwrap();
+        assert_eq!((swept.abandoned, swept.undelivered), (1, 1), "{seconds}");
     }
 }
 
@@ -316,7 +484,6 @@ async fn unreadable_uploads_are_passed_over() {
 async fn extreme_settings_are_clamped() {
     let engine = Arc::new(InMemory::new());
     let builder = BucketStore::builder(engine)
-        .with_lease(Duration::MAX)
         .with_max_object_size(u64::MAX)
         .with_max_buffered_bytes(u64::MAX);
     let store = builder.open().await.unwrap();
@@ -326,6 +493,10 @@ async fn extreme_settings_are_clamped() {
         panic!("not complete");
     };
     claim.release().await;
+    // A store without memory still takes small chunks, one after the other.
+    let none = BucketStore::builder(Arc::new(InMemory::new())).with_max_buffered_bytes(0);
+    let none = none.with_self_test(false).open().await.unwrap();
+    write_whole(&none, &upload, b"abc").await;
     let huge = self::upload(2, "", u64::MAX);
     let created = store.create(&huge).await;
     let limit = 10_000 * (5 << 30);

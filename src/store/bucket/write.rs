@@ -1,6 +1,6 @@
 //! Creates uploads, and stores the bytes of chunks.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -8,11 +8,11 @@ use object_store::Error;
 
 use super::{
     blocks::Blocks,
-    engine::store_error,
+    engine::{is_absent, store_error},
     info::{Info, Phase, Version},
     inner::Inner,
     keys::Entry,
-    lookup::Extent,
+    lookup::{Extent, insert},
 };
 use crate::{
     model::upload::Upload,
@@ -46,6 +46,7 @@ impl Inner {
         let _open = gate.read().await;
         for _ in 0..TRIES {
             let (info, is_new) = self.find_or_create(upload, 0).await?;
+            check_length(upload, &info)?;
             let status = if is_new {
                 info.status(RangeSet::default())
             } else {
@@ -72,8 +73,9 @@ impl Inner {
             Some(info) => Some(info),
             None => self.info(&upload.id).await?,
         };
-        if let Some(info) = info.as_ref().filter(|info| !info.is_receiving()) {
-            if !info.is_expired() {
+        if let Some(info) = info.as_ref().filter(|info| !info.has_expired) {
+            check_length(upload, info)?;
+            if !info.is_receiving() {
                 while let Some(piece) = body.next().await {
                     piece?;
                 }
@@ -140,7 +142,7 @@ impl Inner {
         let _beginning = beginning.lock().await;
         for _ in 0..TRIES {
             match self.info(&upload.id).await? {
-                Some(info) if info.is_expired() => {
+                Some(info) if info.has_expired => {
                     if !self.remove_record(&info).await? {
                         // Another server is doing it.
                         tokio::time::sleep(PAUSE).await;
@@ -174,6 +176,7 @@ impl Inner {
             slot,
             multipart: None,
             phase: Phase::Receiving,
+            has_expired: false,
         };
         let (file, open) = (self.keys.file(&info.unique_id), self.keys.open(&info));
         let multipart = async {
@@ -225,6 +228,7 @@ impl Inner {
                 Some(now) => now,
                 None => self.find_or_create(upload, end).await?.0,
             };
+            check_length(upload, &now)?;
             if !now.is_receiving() {
                 return Ok(Some(now.complete()));
             }
@@ -254,7 +258,15 @@ impl Inner {
     /// Stores the bytes that are missing. `false` if the multipart upload does not exist.
     async fn fill(&self, info: &Info, segment: &Segment) -> Result<bool, StoreError> {
         let range = segment.offset..segment.offset + segment.bytes.len();
-        let filled = stream::iter(info.slots().touched(&range)).map(async |slot| {
+        let slots = info.slots().touched(&range);
+        if slots.len() > 1 {
+            // Nothing of a chunk is stored if some of its bytes contradict what is stored.
+            for slot in slots.clone() {
+                let entries = self.entries_in_slot(info, slot).await?;
+                check_bytes(info, slot, &entries, segment)?;
+            }
+        }
+        let filled = stream::iter(slots).map(async |slot| {
             // Only one request of this process lists and fills a slot at a time.
             let lock = self.slots.of((*info.id(), slot));
             let _lock = lock.lock().await;
@@ -270,13 +282,15 @@ impl Inner {
         slot: usize,
         segment: &Segment,
     ) -> Result<bool, StoreError> {
-        if self.known.full(info).contains(slot) {
-            return Ok(true);
-        }
         let (offset, bytes) = (segment.offset, &segment.bytes);
         let whole = info.slots().range(slot);
         let range = whole.start.max(offset)..whole.end.min(offset + bytes.len());
-        let mut stored = self.stored_in_slot(info, slot).await?;
+        let entries = self.entries_in_slot(info, slot).await?;
+        check_bytes(info, slot, &entries, segment)?;
+        let mut stored = RangeSet::default();
+        for entry in &entries {
+            insert(&mut stored, info, slot, entry);
+        }
         for gap in stored.gaps(range.start, range.end - range.start) {
             let piece = bytes.slice(gap.start - offset..gap.end - offset);
             if gap != whole {
@@ -338,7 +352,7 @@ impl Inner {
             .reload(info)
             .await?
             .is_some_and(|now| now.is_receiving());
-        if is_receiving && !matches!(error, Error::NotFound { .. }) {
+        if is_receiving && !is_absent(&error) {
             return Err(store_error(error));
         }
         Ok(false)
@@ -354,13 +368,19 @@ impl Inner {
         let piece = Entry::Piece {
             offset,
             len: bytes.len(),
+            crc: Some(bytes.crc()),
         };
         let path = self.keys.entry(info.id(), &info.unique_id, slot, &piece);
         for _ in 0..TRIES {
-            let created = self.engine.create(&path, bytes.clone().payload()).await?;
-            // Another request may still be creating it: see `Engine::create`.
-            if created || self.engine.head(&path).await?.is_some() {
+            if self.engine.create(&path, bytes.clone().payload()).await? {
                 return Ok(());
+            }
+            match self.engine.head(&path).await? {
+                Some(found) if found.size == bytes.len() => return Ok(()),
+                // It is damaged. The name says what it has to contain.
+                Some(_) => return self.engine.put(&path, bytes.payload()).await,
+                // Another request may still be creating it: see `Engine::create`.
+                None => {}
             }
         }
         Err(StoreError::Superseded)
@@ -392,5 +412,47 @@ impl Inner {
             Some(lease) => self.remove_leased(lease, None).await.map(|_| None),
             None => Err(StoreError::Superseded),
         }
+    }
+}
+
+/// A request that declares another length than the first one is about another file.
+fn check_length(upload: &Upload, info: &Info) -> Result<(), StoreError> {
+    let differs = |length| length != info.length();
+    if !info.has_expired && upload.length.is_some_and(differs) {
+        Err(StoreError::Conflict)
+    } else {
+        Ok(())
+    }
+}
+
+/// Compares the bytes of a segment with what is stored of a slot: each part and each piece whose
+/// bytes are all in the segment, by its CRC-32.
+fn check_bytes(
+    info: &Info,
+    slot: usize,
+    entries: &[Entry],
+    segment: &Segment,
+) -> Result<(), StoreError> {
+    let end = segment.offset + segment.bytes.len();
+    let (mut same, mut others) = (RangeSet::default(), Vec::new());
+    for entry in entries {
+        let range = entry.range(info.slots(), slot);
+        let Some(crc) = entry.crc() else { continue };
+        if range.start < segment.offset || end < range.end {
+            continue;
+        }
+        let bytes = range.start - segment.offset..range.end - segment.offset;
+        if segment.bytes.slice(bytes).crc() == crc {
+            same.insert(range.start, range.end - range.start);
+        } else {
+            others.push(range);
+        }
+    }
+    // Two servers may have stored different bytes at the same time.
+    let is_same = |range: &Range<u64>| same.covers(range.start, range.end - range.start);
+    if others.iter().all(is_same) {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict)
     }
 }

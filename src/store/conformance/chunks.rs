@@ -60,7 +60,7 @@ impl<S: Store + Clone> Suite<S> {
     pub(super) async fn stored_bytes_stay(&self) {
         // Small enough for one write of a store, or too large for it.
         for unit in [10, 60_000] {
-            let [first, second, third] = [1, 2, 3].map(|seed| content(seed, 6 * unit));
+            let [first, second] = [1, 2].map(|seed| content(seed, 6 * unit));
             let at = |n: usize| (n * unit) as u64;
             let upload = upload(at(6));
             self.write(&upload, at(1), &first[unit..2 * unit]).await;

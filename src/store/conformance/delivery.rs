@@ -300,6 +300,11 @@ impl<S: Store + Clone> Suite<S> {
                 !self.remove(&upload).await,
                 "`remove` removes a delivered upload"
             );
+            let forgotten = self.store.forget_rejection(&upload.id).await;
+            assert!(
+                matches!(forgotten, Ok(false)),
+                "`forget_rejection` of a delivered upload returns {forgotten:?}"
+            );
             let when = "after a late chunk and a removal";
             let found = self.settled(&upload, when).await;
             assert_eq!(found, record, "a late chunk changes the record");
@@ -341,6 +346,42 @@ impl<S: Store + Clone> Suite<S> {
         assert_eq!(found, rejection, "`status` returns another record");
         self.assert_file_is_gone(&sealed, "when the upload was rejected")
             .await;
+    }
+
+    /// It ends nothing else. A store need not support it.
+    pub(super) async fn rejections_are_forgotten(&self) {
+        let [rejected, receiving, complete] = [3, 3, 3].map(upload);
+        self.write(&rejected, 0, b"abc").await;
+        let claim = self.claim(&rejected).await;
+        self.settle(claim, &record(false, later())).await;
+        self.write(&receiving, 0, b"ab").await;
+        self.write(&complete, 0, b"abc").await;
+        let forget = async |upload: &Upload| {
+            let forgotten = self.store.forget_rejection(&upload.id).await;
+            forgotten.expect("`forget_rejection` fails")
+        };
+        for upload in [&receiving, &complete] {
+            assert!(
+                !forget(upload).await,
+                "`forget_rejection` of an upload that is not settled"
+            );
+        }
+        if !forget(&rejected).await {
+            self.settled(&rejected, "if `forget_rejection` ends nothing")
+                .await;
+            return;
+        }
+        self.assert_absent(&rejected, "after `forget_rejection`")
+            .await;
+        let progress = self.write(&rejected, 0, b"x").await;
+        assert_eq!(progress.received, 1, "the upload does not begin anew");
+        assert!(
+            !forget(&rejected).await,
+            "`forget_rejection` of an upload that has begun anew"
+        );
+        self.write(&rejected, 1, b"yz").await;
+        self.deliver(&rejected, b"xyz").await;
+        self.deliver(&complete, b"abc").await;
     }
 
     /// So is a chunk that arrives while the file is sealed.

@@ -140,6 +140,7 @@ promises! {
     records_are_kept: "a record is returned as it was recorded",
     delivered_uploads_stay: "a delivered upload stays as it is",
     rejected_files_are_removed: "the file of a rejected upload is removed",
+    rejections_are_forgotten: "`forget_rejection` ends the record of a rejection, and no other",
     late_chunks: "a chunk that arrives again during the delivery is `Ok` and changes nothing",
     finished_files: "a finished file can be read, moved and deleted",
 

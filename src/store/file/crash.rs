@@ -34,7 +34,7 @@ const CHUNK: u64 = 1300;
 const TRIES: usize = 12;
 
 /// The uploads, which have one-letter names.
-const NAMES: [char; 6] = ['a', 'z', 'r', 'c', 'p', 'e'];
+const NAMES: [char; 7] = ['a', 'z', 'r', 'c', 'p', 'e', 'm'];
 
 /// What happens to the store.
 const SCRIPT: &[Step] = &[
@@ -71,6 +71,12 @@ const SCRIPT: &[Step] = &[
     Step::Restart,
     // A late chunk, which opens the record.
     Step::Write('c', 0),
+    Step::Write('m', 0),
+    Step::Write('m', 1),
+    Step::Deliver('m', Answer::Moved),
+    Step::Restart,
+    Step::Deliver('m', Answer::Moved),
+    Step::Deliver('m', Answer::Taken),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +100,8 @@ enum Answer {
     Taken,
     Rejected,
     Failed,
+    /// It has moved the file, and then it failed.
+    Moved,
     None,
 }
 
@@ -173,6 +181,8 @@ struct World {
     disk: Arc<Simulated>,
     durability: Durability,
     promises: Vec<Promise>,
+    /// The application only reads its files.
+    moves_nothing: bool,
 }
 
 impl World {
@@ -184,6 +194,7 @@ impl World {
             disk,
             durability,
             promises: Vec::new(),
+            moves_nothing: false,
         }
     }
 
@@ -258,6 +269,15 @@ impl World {
                 match answer {
                     Answer::Taken | Answer::Rejected => claim.settle(&record(answer)).await?,
                     Answer::Failed => claim.release().await,
+                    Answer::Moved if self.moves_nothing => claim.release().await,
+                    Answer::Moved => {
+                        let sealed = claim.sealed();
+                        let target = self.dir.path().join(format!("moved-{}", sealed.attempt));
+                        let from = sealed.stored.path().ok_or("no file");
+                        let from = from.map_err(StoreError::new)?;
+                        store.folder.disk.rename_new(from, &target)?;
+                        claim.release().await;
+                    }
                     Answer::None => return Ok(()),
                 }
                 self.promise(Promise::Settled(name, answer));
@@ -406,6 +426,7 @@ async fn check_upload(
     let mut maybe_gone = false;
     let (mut maybe_settled, mut maybe_rejected) = (false, false);
     let (mut called, mut settled) = (None, None);
+    let (mut moving, mut maybe_moved) = (false, false);
     for promise in promises {
         match promise {
             Promise::Created(of) if *of == name => created = true,
@@ -417,9 +438,14 @@ async fn check_upload(
             Promise::Begun(Step::Deliver(of, answer)) if *of == name => {
                 maybe_settled |= matches!(answer, Answer::Taken | Answer::Rejected);
                 maybe_rejected |= *answer == Answer::Rejected;
+                moving = *answer == Answer::Moved;
+                maybe_moved |= moving;
             }
-            Promise::Called(of, sealed) if *of == name => called = Some(sealed.as_ref()),
-            Promise::Settled(of, answer) if *of == name && *answer != Answer::Failed => {
+            Promise::Called(of, sealed) if *of == name => {
+                called = Some(sealed.as_ref());
+                maybe_moved = moving;
+            }
+            Promise::Settled(of, answer @ (Answer::Taken | Answer::Rejected)) if *of == name => {
                 settled = Some(*answer);
             }
             _ => {}
@@ -427,7 +453,8 @@ async fn check_upload(
     }
 
     // Before the inner service was called its file was on the disk.
-    if let (Some(sealed), true, false) = (called, kept, maybe_rejected) {
+    let maybe_gone_file = maybe_rejected || maybe_moved;
+    if let (Some(sealed), true, false) = (called, kept, maybe_gone_file) {
         check_file(sealed, name, old, new)?;
     }
     let promised = kept && !maybe_gone;
@@ -533,6 +560,18 @@ async fn the_power_is_cut_after_each_call() {
     let mut world = World::new(Durability::Power, &[]);
     world.play().await.unwrap();
     world.cut_at_each(LUCKS).await.unwrap();
+}
+
+/// Then a file is renamed when it is sealed, and is gone for the next attempt if the application
+/// has moved it.
+#[tokio::test]
+async fn the_power_is_cut_after_each_call_without_hard_links() {
+    for durability in [Durability::Power, Durability::Process] {
+        let mut world = World::new(durability, &[Mishap::NoLinks]);
+        world.moves_nothing = true;
+        world.play().await.unwrap();
+        world.cut_at_each(LUCKS).await.unwrap();
+    }
 }
 
 #[tokio::test]

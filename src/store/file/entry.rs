@@ -60,7 +60,8 @@ pub(super) struct Entry {
     /// The upload as its first request described it.
     pub(super) created: Upload,
     journal: File,
-    /// `None` if the file had its final name when this process opened the upload.
+    /// The file of the upload, and of no other: no other file gets its name, and while it is open
+    /// its inode is not used again. `None` if it had lost this name when the upload was opened.
     pub(super) data: Option<File>,
     disk: Disk,
     /// Whether appends are synced.
@@ -110,8 +111,7 @@ pub(super) enum Phase {
     },
     Settled {
         record: Record,
-        /// As in the seal.
-        upload: Upload,
+        seal: Seal,
     },
     Removed,
 }
@@ -123,6 +123,12 @@ pub(super) struct View {
     pub(super) complete: bool,
     /// Milliseconds since 1970.
     pub(super) touched: u64,
+}
+
+impl View {
+    pub(super) fn is_rejected(&self) -> bool {
+        matches!(&self.phase, Phase::Settled { record, .. } if !record.delivered)
+    }
 }
 
 impl Entry {
@@ -275,7 +281,7 @@ impl Entry {
     pub(super) fn status(&self) -> Status {
         let state = self.state();
         let (upload, state) = match &state.phase {
-            Phase::Settled { record, upload } => (upload, UploadState::Settled(record.clone())),
+            Phase::Settled { record, seal } => (&seal.upload, UploadState::Settled(record.clone())),
             Phase::Sealed { seal, .. } => (&seal.upload, UploadState::Complete),
             _ if state.is_complete(self.length()) => (&self.created, UploadState::Complete),
             _ => (&self.created, UploadState::Receiving(state.ranges.to_set())),
@@ -366,7 +372,7 @@ impl Entry {
         }
     }
 
-    /// Whether the data file still has its name. For an upload that is receiving.
+    /// Whether the data file has its name below the folder of partial uploads.
     pub(super) fn has_data(&self) -> io::Result<bool> {
         match &self.data {
             Some(data) => disk::has_name(data, &self.data_path),
@@ -753,8 +759,8 @@ impl State {
             }
             Event::Settled(record) => {
                 if let Phase::Sealed { seal, .. } = &self.phase {
-                    let upload = seal.upload.clone();
-                    self.phase = Phase::Settled { record, upload };
+                    let seal = seal.clone();
+                    self.phase = Phase::Settled { record, seal };
                 }
             }
             Event::Removed => self.phase = Phase::Removed,
@@ -801,7 +807,7 @@ impl Drop for Claim {
 }
 
 /// How many bytes of a range there are, and their CRC-32.
-fn crc_of(file: &File, range: Range<u64>) -> io::Result<(u64, u32)> {
+pub(super) fn crc_of(file: &File, range: Range<u64>) -> io::Result<(u64, u32)> {
     let mut hasher = crc32fast::Hasher::new();
     let read = read_blocks(file, range, |block, _| {
         hasher.update(block);

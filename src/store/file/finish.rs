@@ -1,17 +1,26 @@
-//! Gives a complete file its final name: by a rename that overwrites nothing, and is durable.
+//! Gives a complete file its final name: a hard link that replaces nothing, and is durable.
+//!
+//! The data file keeps its name below the folder of partial uploads until the upload is settled.
+//! While it has a name its inode is not used again, so the file at the final name is that of the
+//! upload exactly if it is the same file. An inode number alone proves nothing: the application can
+//! take the file away, and a later file can get the number.
+//!
+//! On a file system without hard links, and by the first code of format version 1, the data file is
+//! renamed. While the process that did that has it open, the same proof holds. Later the content
+//! has to be that of the upload, and only a default name, which is never used twice, is removed.
 
 use std::{
     fs::File,
-    io,
+    io::{self, ErrorKind},
     path::{Component, Path, PathBuf},
 };
 
 use super::{
     Durability,
-    entry::{Entry, Phase},
+    entry::{Entry, Phase, crc_of},
     folder::Folder,
     journal::{Event, Seal},
-    stored::FileStored,
+    stored::{FileStored, trim},
 };
 use crate::{
     model::upload::Upload,
@@ -19,8 +28,11 @@ use crate::{
     store::{Sealed, StoreError, disk},
 };
 
+/// How often a name is tried whose folder another request removes at the same time.
+const TRIES: u32 = 8;
+
 impl Folder {
-    /// Gives the file its final name, the first time, and counts an attempt.
+    /// Gives the file its final name, unless it has it, and counts an attempt.
     pub(super) fn seal(&self, entry: &Entry, mut upload: Upload) -> Result<Sealed, StoreError> {
         let (seal, attempt) = match entry.view()?.phase {
             Phase::Receiving => {
@@ -35,7 +47,11 @@ impl Folder {
             Phase::Settled { .. } | Phase::Removed => return Err(StoreError::Superseded),
         };
         let (seal, path) = self.publish(entry, seal)?;
-        let sealed = Sealed::new(entry.id.clone(), seal.upload, attempt, FileStored(path));
+        let stored = FileStored {
+            path,
+            finished: self.finished.clone(),
+        };
+        let sealed = Sealed::new(entry.id.clone(), seal.upload, attempt, stored);
         Ok(sealed.with_crc32(seal.crc32))
     }
 
@@ -50,8 +66,11 @@ impl Folder {
         if self.durability == Durability::Process {
             entry.make_names_durable()?;
         }
-        let file = entry.data.as_ref().map(|data| self.disk.file_id(data));
-        let file = file.transpose()?.flatten();
+        self.name(entry, upload, crc32)
+    }
+
+    /// Writes a free name to the journal.
+    fn name(&self, entry: &Entry, upload: Upload, crc32: u32) -> Result<Seal, StoreError> {
         let chosen = self.naming.as_ref().and_then(|naming| naming(&upload));
         let default = || {
             let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
@@ -60,7 +79,6 @@ impl Folder {
         let path = free_name(&self.finished, chosen.unwrap_or_else(default))?;
         let seal = Seal {
             path,
-            file,
             crc32,
             upload,
         };
@@ -68,60 +86,76 @@ impl Folder {
         Ok(seal)
     }
 
-    /// Renames the file, unless that is done already, and makes the name durable. Returns the path
-    /// of the file.
+    /// Gives the file its final name, unless it has it, and makes the name durable. Returns the
+    /// path of the file.
     fn publish(&self, entry: &Entry, mut seal: Seal) -> Result<(Seal, PathBuf), StoreError> {
-        loop {
+        let mut tries = 0;
+        while let Some(data) = entry.data.as_ref().filter(|_| tries < TRIES) {
+            if !entry.has_data()? {
+                break;
+            }
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
-            if entry.data.is_some() {
-                match self.disk.create_dirs(dir, &self.finished) {
-                    // The file of another upload has the name of one of the folders.
-                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                        seal = self.choose_name(entry, seal.upload)?;
-                        continue;
-                    }
-                    created => created?,
+            let named = self
+                .disk
+                .create_dirs(dir, &self.finished)
+                .and_then(|()| self.give_name(&entry.data_path, &path));
+            match named {
+                Ok(()) => {}
+                // An attempt before this one has done it.
+                Err(error)
+                    if error.kind() == ErrorKind::AlreadyExists && disk::has_name(data, &path)? => {
                 }
-                match self.disk.rename_new(&entry.data_path, &path) {
-                    // A crash of the system has left the file both names.
-                    Err(error)
-                        if error.kind() == io::ErrorKind::AlreadyExists
-                            && self.open_finished(&seal)?.is_some() =>
-                    {
-                        self.disk.remove_if_there(&entry.data_path)?;
-                    }
-                    // Another file has the name. The data file still has its old one.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        seal = self.choose_name(entry, seal.upload)?;
-                        continue;
-                    }
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(error.into());
-                    }
-                    // An attempt before this one has done it.
-                    _ => {}
+                // Another file has the name, or the name of one of the folders.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::AlreadyExists | ErrorKind::NotADirectory
+                    ) =>
+                {
+                    seal = self.name(entry, seal.upload, seal.crc32)?;
+                    continue;
                 }
+                // Another request has removed the folder while it was empty.
+                Err(error) if error.kind() == ErrorKind::NotFound && tries + 1 < TRIES => {
+                    tries += 1;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             }
-            // The process that renamed it may have died before the new name was durable.
-            let Some(file) = self.open_finished(&seal)? else {
-                // The application has moved it in an earlier attempt. The path that is returned
-                // does not exist, and never becomes the path of another file.
-                return Ok((seal, entry.data_path.clone()));
-            };
-            self.disk.sync_dir(dir)?;
-            // When XFS has shut down, the sync of a folder still succeeds. The sync of a file does
-            // not.
-            self.disk.sync("sync-data", &file)?;
+            self.make_durable(dir, data)?;
             return Ok((seal, path));
+        }
+        // It was renamed, by an attempt before this one.
+        let Some(file) = self.open_finished(entry, &seal)? else {
+            // The application has moved it. The path that is returned does not exist, and never
+            // becomes the path of another file.
+            return Ok((seal, entry.data_path.clone()));
+        };
+        let path = self.finished.join(&seal.path);
+        // The process that renamed it may have died before the new name was durable.
+        self.make_durable(path.parent().unwrap_or(&self.finished), &file)?;
+        Ok((seal, path))
+    }
+
+    fn give_name(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match self.disk.link_new(from, to) {
+            Err(error) if is_unlinkable(&error) => self.disk.rename_new(from, to),
+            linked => linked,
         }
     }
 
-    /// The finished file. `None` if it is gone, or if something else has its name.
-    fn open_finished(&self, seal: &Seal) -> io::Result<Option<File>> {
+    fn make_durable(&self, dir: &Path, file: &File) -> io::Result<()> {
+        self.disk.sync_dir(dir)?;
+        // When XFS has shut down, the sync of a folder still succeeds. The sync of a file does not.
+        self.disk.sync("sync-data", file)
+    }
+
+    /// The file at the final name. `None` if it is not that of the upload, or not known to be.
+    fn open_finished(&self, entry: &Entry, seal: &Seal) -> io::Result<Option<File>> {
         let path = self.finished.join(&seal.path);
         match disk::is_dir_below(path.parent().unwrap_or(&self.finished), &self.finished) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(None),
             Ok(false) => return Ok(None),
             result => result?,
         };
@@ -132,31 +166,58 @@ impl Folder {
         let Some(file) = disk::if_there(disk::open_to_read(&path))? else {
             return Ok(None);
         };
-        Ok((self.disk.file_id(&file)? == seal.file).then_some(file))
+        let is_own = match &entry.data {
+            Some(data) => disk::has_name(data, &path)?,
+            None => {
+                let length = seal.upload.length.unwrap_or_default();
+                file.metadata()?.len() == length
+                    && crc_of(&file, 0..length)? == (length, seal.crc32)
+            }
+        };
+        Ok(is_own.then_some(file))
     }
 
-    /// Takes the final name from a file, unless the application has moved the file. This comes
-    /// before the journal says that the upload is rejected or removed: after a crash, the file
-    /// could not be distinguished from a file of another upload with the same name.
+    /// Takes the final name from a file that is rejected or removed, if it is proven to be that of
+    /// the upload. The data file has a name below the folder of partial uploads then, so nothing is
+    /// lost if the process dies before the journal says that the upload is rejected or removed.
     pub(super) fn withdraw(&self, entry: &Entry, seal: &Seal) -> Result<(), StoreError> {
-        if self.open_finished(seal)?.is_none() {
+        let is_proven = entry.data.is_some() || seal.is_default(&entry.id);
+        if !is_proven || self.open_finished(entry, seal)?.is_none() {
             return Ok(());
         }
         let path = self.finished.join(&seal.path);
-        match self.disk.rename_new(&path, &entry.data_path) {
-            // A crash of the system has left the file both names.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.disk.remove_if_there(&path)?;
-            }
-            result => result?,
+        if entry.has_data()? {
+            self.disk.remove_if_there(&path)?;
+        } else {
+            self.disk.rename_new(&path, &entry.data_path)?;
         }
         let dir = path.parent().unwrap_or(&self.finished);
         disk::if_there(self.disk.sync_dir(dir))?;
-        if dir != self.finished {
-            // Not if the application has put something there.
-            let _ = self.disk.remove_dir(dir);
-        }
+        self.trim(seal);
         Ok(())
+    }
+
+    /// Removes the folders of a final name that are empty now.
+    pub(super) fn trim(&self, seal: &Seal) {
+        trim(&self.disk, &self.finished.join(&seal.path), &self.finished);
+    }
+}
+
+/// Whether the file system may have no hard links.
+fn is_unlinkable(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::Unsupported
+    )
+}
+
+impl Seal {
+    /// Whether the final name contains the random id of the upload, so that no other file ever has
+    /// it.
+    fn is_default(&self, id: &str) -> bool {
+        self.path
+            .strip_prefix(id)
+            .is_some_and(|rest| rest.starts_with('/'))
     }
 }
 

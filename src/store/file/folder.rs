@@ -241,7 +241,7 @@ impl Folder {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let (file_id, path_of_record) = (self.disk.file_id(&journal)?, path == &record_path);
+            let path_of_record = path == &record_path;
             let durable = self.durability == Durability::Power;
             let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
             if let Some(entry) = entry {
@@ -250,7 +250,7 @@ impl Folder {
                 }
             }
             let is_valid = |journal: &File| self.is_valid(&journal_path, journal, path_of_record);
-            self.set_journal_aside(id, path, file_id, is_valid)?;
+            self.set_journal_aside(id, path, is_valid)?;
         }
         Ok(None)
     }
@@ -274,7 +274,6 @@ impl Folder {
         &self,
         id: &UploadId,
         path: &Path,
-        file_id: Option<u64>,
         is_valid: impl Fn(&File) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let Ok(journal) = disk::open(path) else {
@@ -285,10 +284,7 @@ impl Folder {
         if !ofd::try_lock(&journal, 0..1)? {
             return Err(StoreError::Busy);
         }
-        let Ok(named) = disk::open(path) else {
-            return Ok(());
-        };
-        if self.disk.file_id(&named)? == file_id && !is_valid(&named)? {
+        if disk::has_name(&journal, path)? && !is_valid(&journal)? {
             self.set_aside(Some(id), path, &StoreError::new("the journal is damaged"))?;
         }
         Ok(())
@@ -374,7 +370,7 @@ impl Folder {
         now
     }
 
-    fn close(&self, entry: &Arc<Entry>) {
+    pub(super) fn close(&self, entry: &Arc<Entry>) {
         let mut open = self.open_entries();
         if open
             .get(&entry.created.id)
@@ -464,8 +460,11 @@ impl Folder {
         if matches!(phase, Phase::Removed) || !wanted(entry) {
             return Ok(false);
         }
-        if let Phase::Sealed { seal, .. } = phase {
-            self.withdraw(entry, &seal)?;
+        match phase {
+            Phase::Sealed { seal, .. } => self.withdraw(entry, &seal)?,
+            // The application may have moved the file since.
+            Phase::Settled { seal, .. } => self.trim(&seal),
+            Phase::Receiving | Phase::Removed => {}
         }
         // Other processes that have it open read this before its name can belong to a later upload.
         if !entry.append_if(&[Event::Removed], false, wanted)? {

@@ -92,12 +92,13 @@ impl Created {
 }
 
 /// What is fixed when an upload is sealed.
+///
+/// The first code that wrote version 1 also wrote a field `file`, an inode number, and renamed the
+/// data file to its final name. It is ignored: an inode number can be used again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seal {
     /// The final name, below the folder of finished files.
     pub(super) path: String,
-    /// Distinguishes the file from others of that name. `None` if the system has no such number.
-    pub(super) file: Option<u64>,
     pub(super) crc32: u32,
     /// The upload as the request described it that completed it.
     pub(super) upload: Upload,
@@ -375,7 +376,6 @@ mod tests {
             Event::Void,
             Event::Sealed(Seal {
                 path: "a/b".into(),
-                file: Some(u64::MAX),
                 crc32: 5,
                 upload: upload(),
             }),
@@ -498,12 +498,15 @@ mod tests {
         let Event::Sealed(seal) = &events()[5] else {
             panic!("not the seal");
         };
-        let payload = format!(
-            "{{\"path\":\"a/b\",\"file\":{},\"crc32\":5,\"upload\":{}}}",
-            u64::MAX,
-            serde_json::to_string(&upload()).unwrap()
-        );
-        assert_eq!(serde_json::to_string(seal).unwrap(), payload);
+        let payload = |file: &str| {
+            let upload = serde_json::to_string(&upload()).unwrap();
+            format!("{{\"path\":\"a/b\",{file}\"crc32\":5,\"upload\":{upload}}}")
+        };
+        assert_eq!(serde_json::to_string(seal).unwrap(), payload(""));
+        for file in ["\"file\":18446744073709551615,", "\"file\":null,"] {
+            let read = Event::from_payload(3, payload(file).as_bytes()).unwrap();
+            assert_eq!(read.as_ref(), Some(&events()[5]));
+        }
         let stored = encoded(&events()[3..4]);
         let head = [
             &b"TRJ1\x02\0\0\0"[..],

@@ -293,6 +293,15 @@ impl Store for FileStore {
         .await
     }
 
+    async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let id = *id;
+        self.blocking(move |folder| match folder.look(&id)? {
+            Some((entry, view)) if view.is_rejected() => folder.try_discard(&entry, |_| true),
+            _ => Ok(false),
+        })
+        .await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         let (filter, after) = (filter.clone(), after.copied());
         self.blocking(move |folder| folder.list(&filter, after.as_ref()))
@@ -362,19 +371,24 @@ impl super::Claim for FileClaim {
         let (entry, record) = (Arc::clone(&claim.entry), record.clone());
         let settle = self.store.retried(move |folder| {
             let rejected = !record.delivered;
-            match entry.view()?.phase {
+            let seal = match entry.view()?.phase {
+                Phase::Sealed { seal, .. } => seal,
                 // An earlier call has failed after it had settled the upload.
                 Phase::Settled { .. } => return Ok(()),
-                Phase::Sealed { seal, .. } if rejected => folder.withdraw(&entry, &seal)?,
-                _ => {}
+                Phase::Receiving | Phase::Removed => return Err(StoreError::Superseded),
+            };
+            if rejected {
+                folder.withdraw(&entry, &seal)?;
             }
             entry.append(&[Event::Settled(record.clone())], true)?;
             // If this fails, a sweep does it. Until then lists read the journal.
             let _ = folder.file_record(&entry, &record);
-            if rejected {
-                // If this fails, the file is removed with the record.
-                let _ = folder.disk.remove_if_there(&entry.data_path);
-            }
+            // If this fails, the data file is removed with the record.
+            let _ = folder.disk.remove_if_there(&entry.data_path);
+            // The application may have moved the file.
+            folder.trim(&seal);
+            // The space of a file that the application removes is free only if it is not open.
+            folder.close(&entry);
             Ok(())
         });
         settle.await?;

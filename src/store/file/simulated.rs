@@ -29,8 +29,6 @@ pub(in crate::store) struct Simulated {
     boot: u64,
     mishaps: Vec<Mishap>,
     pub(in crate::store) scheduler: Option<Scheduler>,
-    /// The inodes, before the cut, of the files that it has laid out.
-    ids: HashMap<u64, u64>,
     state: Mutex<State>,
 }
 
@@ -46,6 +44,8 @@ pub(super) enum Mishap {
     /// From this call on everything fails, but syncs of folders seem to succeed, as on XFS when it
     /// has shut down.
     Dead(usize),
+    /// The file system has no hard links.
+    NoLinks,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,9 +92,10 @@ enum Event {
     Synced(usize),
     SyncFailed(usize),
     DirSynced(PathBuf),
+    Linked(PathBuf, usize),
     /// The first half of a rename, and `Removed` the second: one folder may be on the disk before
     /// the other, but no file without a name.
-    Linked(PathBuf, usize),
+    Renamed(PathBuf, usize),
     Removed(PathBuf),
     /// The store has promised something.
     Promised,
@@ -107,7 +108,6 @@ impl Simulated {
             boot,
             mishaps,
             scheduler: None,
-            ids: HashMap::new(),
             state: Mutex::default(),
         }
     }
@@ -127,10 +127,6 @@ impl Simulated {
 
     pub(in crate::store) fn boot(&self) -> u64 {
         self.boot
-    }
-
-    pub(in crate::store) fn file_id(&self, inode: u64) -> u64 {
-        self.ids.get(&inode).copied().unwrap_or(inode)
     }
 
     /// How many calls there were.
@@ -177,6 +173,9 @@ impl Simulated {
                         Op::SyncDir(_) => nothing(),
                         _ => Err(io::Error::other("dead")),
                     };
+                }
+                Mishap::NoLinks if matches!(op, Op::Link(_)) => {
+                    return Err(io::Error::from_raw_os_error(nix::libc::EPERM));
                 }
                 Mishap::Skip(skipped) if *skipped == place => return nothing(),
                 Mishap::Late(late) if *late == place => {
@@ -259,6 +258,10 @@ impl Simulated {
             Op::SyncDir(path) => Event::DirSynced(inside(path)),
             Op::Rename(_, to) => {
                 let inode = to.metadata().unwrap().ino();
+                Event::Renamed(inside(to), state.number(inode))
+            }
+            Op::Link(to) => {
+                let inode = to.metadata().unwrap().ino();
                 Event::Linked(inside(to), state.number(inode))
             }
             Op::Remove(path) | Op::RemoveDir(path) => Event::Removed(inside(path)),
@@ -280,8 +283,7 @@ impl Simulated {
             Luck::Everything => self.boot,
             _ => self.boot + 1,
         };
-        let mut disk = Self::new(dir, boot, Vec::new());
-        let inodes: HashMap<usize, u64> = state.files.iter().map(|(i, f)| (*f, *i)).collect();
+        let disk = Self::new(dir, boot, Vec::new());
         let mut written = HashMap::new();
         for (path, node) in names(log, luck) {
             let path = dir.join(path);
@@ -295,8 +297,6 @@ impl Simulated {
                     Some(name) => std::fs::hard_link(name, path).unwrap(),
                     None => {
                         std::fs::write(&path, &contents[file]).unwrap();
-                        let inode = path.metadata().unwrap().ino();
-                        disk.ids.extend(inodes.get(&file).map(|old| (inode, *old)));
                         written.insert(file, path);
                     }
                 },
@@ -383,7 +383,7 @@ fn names(log: &[Event], luck: Luck) -> BTreeMap<&Path, Option<usize>> {
     let mut names = BTreeMap::new();
     for moment in durable {
         match &log[moment] {
-            Event::Created(path, file) | Event::Linked(path, file) => {
+            Event::Created(path, file) | Event::Linked(path, file) | Event::Renamed(path, file) => {
                 names.insert(path.as_path(), Some(*file));
             }
             Event::DirCreated(path) => drop(names.insert(path, None)),
@@ -400,6 +400,7 @@ fn folder(event: &Event) -> Option<&Path> {
         Event::Created(path, _)
         | Event::DirCreated(path)
         | Event::Linked(path, _)
+        | Event::Renamed(path, _)
         | Event::Removed(path) => path.parent(),
         _ => None,
     }
@@ -422,9 +423,9 @@ fn keep_with(log: &[Event], moment: usize, durable: &mut BTreeSet<usize>) {
     };
     if durable.insert(moment) {
         keep(log, moment, dir, durable);
-        if let (Event::Removed(_), Some(linked)) = (&log[moment], moment.checked_sub(1)) {
-            if let Event::Linked(..) = log[linked] {
-                keep_with(log, linked, durable);
+        if let (Event::Removed(_), Some(before)) = (&log[moment], moment.checked_sub(1)) {
+            if let Event::Renamed(..) = log[before] {
+                keep_with(log, before, durable);
             }
         }
     }

@@ -27,7 +27,7 @@ const PAGE: usize = 1000;
 
 #[derive(Debug, Default)]
 pub struct Engine {
-    inner: InMemory,
+    inner: Arc<InMemory>,
     state: Mutex<State>,
     requests: AtomicU64,
     /// The number of the request that fails, counted from 1; 0 for none. `fail_late` says whether
@@ -36,7 +36,7 @@ pub struct Engine {
     fail_late: AtomicBool,
     down: AtomicBool,
     pub conditions: Mutex<Conditions>,
-    uploads: Mutex<BTreeMap<MultipartId, Parts>>,
+    uploads: Arc<Mutex<BTreeMap<MultipartId, Parts>>>,
     /// Requests that put a part wait for each other here.
     meeting: Mutex<Option<Arc<Barrier>>>,
     held: Mutex<Option<(u64, Arc<Held>)>>,
@@ -86,6 +86,15 @@ impl Engine {
     pub fn ignoring(conditions: Conditions) -> Self {
         Self {
             conditions: Mutex::new(conditions),
+            ..Self::default()
+        }
+    }
+
+    /// Another way to the same bucket, as another server has. It has its own faults and counts.
+    pub fn beside(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            uploads: Arc::clone(&self.uploads),
             ..Self::default()
         }
     }

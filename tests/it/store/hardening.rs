@@ -346,7 +346,7 @@ mod permissions {
         write(&store, &other, 0, b"x").await.unwrap();
         let files = files(root);
         // Two journals, the data of one upload, and a finished file.
-        assert_eq!(files.len(), 4, "{files:?}");
+        assert_eq!(files.len(), 5, "{files:?}");
         let mut dirs: Vec<_> = files
             .iter()
             .flat_map(|file| file.ancestors().skip(1))

@@ -33,6 +33,12 @@ const STEPS: usize = 40;
 /// The possible statuses of the inner service; 0 is an error.
 const ANSWERS: [u16; 6] = [200, 200, 201, 500, 0, 422];
 
+/// After this, a file is rejected, and its record expires at once.
+const REJECTED: u16 = 422;
+
+/// After more failures in a row, the next delivery waits.
+const WITHOUT_PAUSE: u32 = 4;
+
 /// Runs the steps that the bytes describe, compares each answer with the model, and finishes all
 /// uploads at the end.
 pub fn machine(data: &[u8]) {
@@ -155,7 +161,12 @@ impl World {
         let layer = layer
             .with_protocol(dialect())
             .with_list_parameter("unfinished")
-            .with_delivery(Deliveries::default().with_record_lifetime(lifetime));
+            .with_delivery(
+                Deliveries::default()
+                    .with_record_lifetime(lifetime)
+                    .with_rejection_lifetime(Duration::ZERO)
+                    .with_max_attempts(u32::MAX),
+            );
         Server::new(layer, self.inner.clone())
     }
 
@@ -253,6 +264,10 @@ impl World {
             return;
         }
         let deliveries = self.inner.take();
+        if deliveries.is_empty() && self.models[file].attempts >= WITHOUT_PAUSE {
+            assert_eq!(answer.code(), Some("delivery_failed"));
+            return;
+        }
         assert_eq!(deliveries.len(), 1, "{deliveries:?}");
         self.check_delivery(file, &deliveries[0]);
         self.check_final(file, deliveries[0].answer, answer);
@@ -298,7 +313,7 @@ impl World {
                 );
             }
         }
-        if self.forgets {
+        if self.forgets || delivery.answer == REJECTED {
             *model = Model::new(file);
         } else {
             model.answer = Some(delivery.answer);
@@ -494,16 +509,21 @@ impl World {
             assert!(answers.iter().all(|answer| answer.status == 200));
             return;
         }
-        let is_final = matches!(self.inner.answers_with(), 200..500);
+        let answer = self.inner.answers_with();
+        let is_final = matches!(answer, 200..500);
+        let forgets = self.forgets || answer == REJECTED;
         // If a delivery fails, other requests try again. If the record expires at once, they begin
         // a new upload.
-        let most = if is_final && !self.forgets {
+        let most = if is_final && !forgets {
             1
         } else {
             chunks.len()
         };
+        if deliveries.is_empty() && self.models[file].attempts >= WITHOUT_PAUSE {
+            return;
+        }
         assert!((1..=most).contains(&deliveries.len()), "{deliveries:?}");
-        if is_final && self.forgets {
+        if is_final && forgets {
             self.check_delivery(file, &deliveries[0]);
             self.settle(file, &deliveries[0]);
             return self.begin_again(file, &deliveries[1..]).await;

@@ -1,0 +1,316 @@
+//! Values of `Content-Disposition` and `Content-Type`, in requests and in the parts of forms: one
+//! reader for all of them.
+//!
+//! It reads RFC 6266 with the file names of RFC 8187, and what clients send instead: encoded words
+//! (RFC 2047), as .NET does, bytes of Latin-1, unquoted values with spaces, and backslashes of
+//! Windows paths. Nothing of that is a reason to refuse a file.
+
+use std::borrow::Cow;
+
+/// A value with parameters, such as `form-data; name="a"; filename="b"`.
+#[derive(Debug)]
+pub(crate) struct Value {
+    kind: String,
+    parameters: Vec<(String, String)>,
+}
+
+/// A parameter that was sent twice. Which one counts differs between servers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ambiguous;
+
+impl Value {
+    /// `None` if a quoted string has no end, or something follows it.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let value = text(bytes);
+        // Some clients leave out the disposition, and send parameters only.
+        let is_kind = |kind: &str| !kind.contains('=');
+        let (kind, mut rest) = value.split_once(';').unwrap_or((&value, ""));
+        let kind = if is_kind(kind) {
+            kind.trim()
+        } else {
+            rest = &value;
+            ""
+        };
+        let mut parameters = Vec::new();
+        loop {
+            rest = rest.trim_start_matches(|c: char| c == ';' || c.is_whitespace());
+            if rest.is_empty() {
+                break;
+            }
+            let name_end = rest.find(['=', ';']).unwrap_or(rest.len());
+            let (name, after) = rest.split_at(name_end);
+            let Some(after) = after.strip_prefix('=') else {
+                // A parameter without a value.
+                rest = after;
+                continue;
+            };
+            let (content, after) = quoted_or_bare(after.trim_start())?;
+            parameters.push((name.trim().to_ascii_lowercase(), content));
+            rest = after.trim_start();
+            if !(rest.is_empty() || rest.starts_with(';')) {
+                return None;
+            }
+        }
+        let kind = kind.to_ascii_lowercase();
+        Some(Self { kind, parameters })
+    }
+
+    /// The part before the parameters, in lower case.
+    pub(crate) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// The value of a parameter, by its name in lower case.
+    pub(crate) fn get(&self, name: &str) -> Result<Option<&str>, Ambiguous> {
+        let mut values = self.parameters.iter().filter(|(known, _)| known == name);
+        match (values.next(), values.next()) {
+            (_, Some(_)) => Err(Ambiguous),
+            (value, None) => Ok(value.map(|(_, value)| value.as_str())),
+        }
+    }
+
+    /// The file name: that of `filename*`, if it can be read, otherwise that of `filename`.
+    /// `decode` undoes what the sender of the latter does to certain characters.
+    pub(crate) fn file_name(
+        &self,
+        decode: impl Fn(&str) -> String,
+    ) -> Result<Option<String>, Ambiguous> {
+        let extended = self.get("filename*")?;
+        let plain = self.get("filename")?;
+        if let Some(name) = extended.and_then(extended_value) {
+            return Ok(Some(name));
+        }
+        let name = plain.map(|name| decode(&encoded_words(name)));
+        // It is in an unknown character set: better a garbled name than none.
+        let last_resort = || extended.map(|value| text(&percent_decoded(value)).into_owned());
+        Ok(name.or_else(last_resort))
+    }
+}
+
+/// Whether the media type of a `Content-Type` is this one, whatever its case and its parameters.
+pub(crate) fn is_media_type(content_type: &[u8], expected: &str) -> bool {
+    let media_type = content_type.split(|&byte| byte == b';').next();
+    media_type.is_some_and(|found| {
+        let found = found.trim_ascii();
+        found.eq_ignore_ascii_case(expected.as_bytes())
+    })
+}
+
+/// The text of a header: UTF-8, or else Latin-1.
+pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => latin_1(bytes).into(),
+    }
+}
+
+/// Decodes percent-encoded UTF-8. Text that does not become UTF-8 was not encoded.
+pub(crate) fn without_percents(encoded: &str) -> String {
+    String::from_utf8(percent_decoded(encoded)).unwrap_or_else(|_| encoded.to_owned())
+}
+
+/// Decodes the encoded words of RFC 2047 in a text. What cannot be decoded stays.
+pub(crate) fn encoded_words(value: &str) -> String {
+    let mut decoded = String::new();
+    let mut rest = value;
+    let mut after_word = false;
+    while let Some(start) = rest.find("=?") {
+        let (before, word) = rest.split_at(start);
+        let Some((content, len)) = encoded_word(word) else {
+            decoded += &rest[..start + 2];
+            rest = &rest[start + 2..];
+            after_word = false;
+            continue;
+        };
+        // The space between two words belongs to neither.
+        if !(after_word && before.trim().is_empty()) {
+            decoded += before;
+        }
+        decoded += &content;
+        rest = &word[len..];
+        after_word = true;
+    }
+    decoded + rest
+}
+
+/// The content of the encoded word at the start of `text`, and the length of the word.
+fn encoded_word(text: &str) -> Option<(String, usize)> {
+    let mut fields = text.strip_prefix("=?")?.splitn(3, '?');
+    let (charset, encoding, rest) = (fields.next()?, fields.next()?, fields.next()?);
+    let content = &rest[..rest.find("?=")?];
+    let bytes = match encoding {
+        "B" | "b" => {
+            use base64::prelude::{BASE64_STANDARD, Engine as _};
+            BASE64_STANDARD.decode(content).ok()?
+        }
+        "Q" | "q" => unescaped(&content.replace('_', " "), b'='),
+        _ => return None,
+    };
+    let len = "=???".len() + charset.len() + encoding.len() + content.len() + "?=".len();
+    // RFC 2231 allows a language after the character set.
+    let charset = charset.split('*').next()?;
+    Some((in_charset(bytes, charset)?, len))
+}
+
+/// The value of a parameter such as `filename*=UTF-8''%e2%82%ac` (RFC 8187).
+fn extended_value(value: &str) -> Option<String> {
+    let mut fields = value.splitn(3, '\'');
+    let (charset, _language, value) = (fields.next()?, fields.next()?, fields.next()?);
+    in_charset(percent_decoded(value), charset.trim()).filter(|name| !name.is_empty())
+}
+
+fn in_charset(bytes: Vec<u8>, charset: &str) -> Option<String> {
+    let is = |name| charset.eq_ignore_ascii_case(name);
+    if is("utf-8") || is("utf8") || is("us-ascii") {
+        String::from_utf8(bytes).ok()
+    } else if is("iso-8859-1") || is("latin1") || is("windows-1252") {
+        Some(latin_1(&bytes))
+    } else {
+        None
+    }
+}
+
+fn latin_1(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| char::from(byte)).collect()
+}
+
+fn percent_decoded(text: &str) -> Vec<u8> {
+    unescaped(text, b'%')
+}
+
+/// Decodes an escape byte and two hexadecimal digits. Anything else stays.
+fn unescaped(text: &str, escape: u8) -> Vec<u8> {
+    let digit = |byte: Option<&u8>| char::from(*byte?).to_digit(16);
+    let mut bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    while let Some((&byte, rest)) = bytes.split_first() {
+        match (digit(rest.first()), digit(rest.get(1))) {
+            (Some(high), Some(low)) if byte == escape => {
+                decoded.push((high << 4 | low) as u8);
+                bytes = &rest[2..];
+            }
+            _ => {
+                decoded.push(byte);
+                bytes = rest;
+            }
+        }
+    }
+    decoded
+}
+
+/// The value at the start of `text`, and the rest.
+fn quoted_or_bare(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(';').unwrap_or(text.len());
+        let (value, after) = text.split_at(end);
+        let value = value.trim_end();
+        let is_value = !value.is_empty() && !value.contains('"');
+        return is_value.then(|| (value.to_owned(), after));
+    };
+    let mut content = String::new();
+    let mut chars = quoted.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        match (c, chars.peek()) {
+            ('"', _) => return Some((content, &quoted[at + 1..])),
+            // curl escapes these; browsers send other backslashes as they are.
+            ('\\', Some((_, escaped @ ('"' | '\\')))) => {
+                content.push(*escaped);
+                chars.next();
+            }
+            _ => content.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_name(value: &[u8]) -> Option<String> {
+        Value::parse(value)?
+            .file_name(without_percents)
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn file_names_in_all_forms() {
+        for (value, expected) in [
+            ("attachment; filename=\"a b.pdf\"", Some("a b.pdf")),
+            ("attachment; filename=a.pdf", Some("a.pdf")),
+            ("attachment;filename=a.pdf;x=y", Some("a.pdf")),
+            ("attachment; filename=my report.pdf ; x=y", Some("my report.pdf")),
+            ("ATTACHMENT; FileName=\"a\"", Some("a")),
+            ("inline; filename = \"a\" ", Some("a")),
+            ("filename=\"a\"", Some("a")),
+            ("attachment; filename=\"\"", Some("")),
+            ("attachment; filename=\"a;b=c.txt\"", Some("a;b=c.txt")),
+            (r#"attachment; filename="a\"b\\c""#, Some("a\"b\\c")),
+            (r#"attachment; filename="C:\temp\x.txt""#, Some(r"C:\temp\x.txt")),
+            ("attachment; filename=\"x%20%C3%A9.txt\"", Some("x é.txt")),
+            ("attachment; filename=\"100%.txt\"", Some("100%.txt")),
+            ("attachment; filename=\"50%ab.txt\"", Some("50%ab.txt")),
+            ("attachment; filename=\"a+b&c=d\"", Some("a+b&c=d")),
+            ("attachment; filename=\"日本.txt\"", Some("日本.txt")),
+            // RFC 8187. It is preferred, wherever it is.
+            ("attachment; filename*=UTF-8''na%C3%AFve.txt", Some("naïve.txt")),
+            ("attachment; FILENAME*=utf-8'en'%e2%82%ac", Some("€")),
+            ("attachment; filename*=iso-8859-1''na%EFve", Some("naïve")),
+            ("attachment; filename*=UTF-8''b%2525; filename=a", Some("b%25")),
+            ("attachment; filename=a; filename*=UTF-8''b", Some("b")),
+            ("attachment; filename*=\"UTF-8''b\"", Some("b")),
+            // It cannot be read.
+            ("attachment; filename=a; filename*=UTF-8''%FF", Some("a")),
+            ("attachment; filename=a; filename*=koi8-r''%FF", Some("a")),
+            ("attachment; filename=a; filename*=b", Some("a")),
+            ("attachment; filename*=koi8-r''%FFb", Some("koi8-r''ÿb")),
+            // RFC 2047.
+            ("attachment; filename=\"=?utf-8?B?w7YudHh0?=\"", Some("ö.txt")),
+            ("attachment; filename==?utf-8?B?w7YudHh0?=", Some("ö.txt")),
+            ("attachment; filename=\"=?ISO-8859-1?q?na=EFve_x?=.txt\"", Some("naïve x.txt")),
+            (
+                "attachment; filename=\"=?utf-8?B?w7Y=?= =?utf-8?Q?=C3=B6?= x\"",
+                Some("öö x"),
+            ),
+            ("attachment; filename=\"=?utf-8*en?Q?a?=\"", Some("a")),
+            ("attachment; filename=\"=?koi8-r?Q?=FF?=\"", Some("=?koi8-r?Q?=FF?=")),
+            ("attachment; filename=\"=?utf-8?X?a?= =?x\"", Some("=?utf-8?X?a?= =?x")),
+            ("attachment", None),
+            ("attachment; xfilename=\"a\"", None),
+            ("attachment; filename", None),
+            ("attachment; filename=", None),
+            ("attachment; filename=\"a", None),
+            ("attachment; filename=\"a\" b", None),
+            ("attachment; filename=a; filename=b", None),
+            ("", None),
+        ] {
+            assert_eq!(file_name(value.as_bytes()).as_deref(), expected, "{value}");
+        }
+        let latin_1 = b"attachment; filename=\"na\xefve.txt\"";
+        assert_eq!(file_name(latin_1).as_deref(), Some("naïve.txt"));
+    }
+
+    #[test]
+    fn kinds_and_parameters() {
+        let value = Value::parse(b" Form-Data ; A = 1;b=\"2\";; a=3;c").unwrap();
+        assert_eq!(value.kind(), "form-data");
+        assert_eq!(value.get("b"), Ok(Some("2")));
+        assert_eq!(value.get("a"), Err(Ambiguous));
+        assert_eq!(value.get("c"), Ok(None));
+    }
+
+    #[test]
+    fn media_types() {
+        let octets = "application/octet-stream";
+        for (content_type, expected) in [
+            ("application/octet-stream", true),
+            ("Application/Octet-Stream; charset=binary", true),
+            ("application/octet-stream;", true),
+            ("application/octet-stream2", false),
+            ("text/plain; x=application/octet-stream", false),
+            ("", false),
+        ] {
+            assert_eq!(is_media_type(content_type.as_bytes(), octets), expected, "{content_type}");
+        }
+    }
+}
