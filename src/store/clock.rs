@@ -104,7 +104,10 @@ mod tests {
         };
         let about = |found: SystemTime, expected: SystemTime| {
             let difference = found.duration_since(expected).unwrap_or_default();
-            assert!(found >= expected && difference < TOLERANCE, "{difference:?}");
+            assert!(
+                found >= expected && difference < TOLERANCE,
+                "{difference:?}"
+            );
         };
         // When the earlier run ended, the clock of the system, and the clock that counts.
         for (seen, system, now) in [

@@ -8,8 +8,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Listed, Page, Progress, RangeSet,
-    Record, Sealed, State, Status, Store, StoreError, Swept, clock::Clock, random_id,
+    ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Listed, Page, Progress, RangeSet, Record,
+    Sealed, State, Status, Store, StoreError, Swept, clock::Clock, random_id,
 };
 use crate::{
     lock::lock,

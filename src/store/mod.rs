@@ -92,9 +92,9 @@
 //! ```
 
 mod body;
-mod clock;
 #[cfg(feature = "object-store")]
 pub(crate) mod bucket;
+mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub(crate) mod content;
@@ -493,6 +493,9 @@ impl std::fmt::Debug for ScopeHash {
 }
 
 /// What [`Store::sweep`] removes. The default removes expired records only.
+///
+/// A limit in the past stands for an age. A store may measure that with a clock that does not jump
+/// when the clock of the system does. A limit in the future is for everything.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {

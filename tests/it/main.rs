@@ -9,6 +9,7 @@ mod axum;
 mod bad_input;
 mod bucket;
 mod captures;
+mod changed;
 mod clients;
 mod content;
 mod damaged;
@@ -24,6 +25,8 @@ mod limits;
 mod locks;
 mod properties;
 mod recovery;
+#[cfg(target_os = "linux")]
+mod scale;
 mod sqlite;
 mod store;
 mod tonic;

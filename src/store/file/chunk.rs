@@ -279,8 +279,10 @@ struct Writer {
     room: Reserved,
     /// What of the range is not stored, once that is known.
     gaps: Option<Vec<Range<u64>>>,
-    /// What has arrived of a chunk that is stored already, and its CRC-32.
-    hashed: (Range<u64>, Crc),
+    /// The CRC-32 of what has arrived, if all of the range is stored already.
+    crc: Crc,
+    /// Where what is written or compared ends.
+    done: u64,
     /// What is written and not committed.
     written: Vec<(Range<u64>, Crc)>,
     /// How many syncs had failed before it was written.
@@ -332,7 +334,8 @@ impl Writer {
         Self {
             failed_syncs: lock.entry().failed_syncs(),
             lock,
-            hashed: (range.start..range.start, Crc::EMPTY),
+            crc: Crc::EMPTY,
+            done: range.start,
             range,
             declared,
             room,
@@ -407,7 +410,10 @@ impl Writer {
             self.check(folder, arrived.gathered.range())?;
         }
         for (at, piece) in arrived.gathered.pieces() {
-            self.write_piece(folder, piece, at)?;
+            // Some are done if another process held a lock in an earlier call.
+            if at >= self.done {
+                self.write_piece(folder, piece, at)?;
+            }
         }
         let may_conflict = self.may_conflict_after(arrived.gathered.end());
         arrived.gathered.clear();
@@ -437,36 +443,34 @@ impl Writer {
 
     /// # Errors
     ///
-    /// [`Conflict`](StoreError::Conflict) if other bytes are stored.
+    /// [`Conflict`](StoreError::Conflict) if other bytes are stored. Then nothing is written.
     fn write_piece(&mut self, folder: &Folder, bytes: &[u8], at: u64) -> Result<(), StoreError> {
         let end = at + bytes.len() as u64;
-        let slice = |piece: &Range<u64>| {
-            &bytes[(piece.start - at) as usize..(piece.end - at) as usize]
-        };
+        let slice =
+            |piece: &Range<u64>| &bytes[(piece.start - at) as usize..(piece.end - at) as usize];
+        let gaps = self.gaps.iter().flatten();
+        let gaps = gaps.map(|gap| at.max(gap.start)..end.min(gap.end));
+        let gaps: Vec<_> = gaps.filter(|gap| !gap.is_empty()).collect();
         let mut stored = at;
-        for gap in self.gaps.iter().flatten() {
-            let piece = at.max(gap.start)..end.min(gap.end);
-            if piece.is_empty() {
-                continue;
-            }
-            self.compare(slice(&(stored..piece.start)), stored)?;
-            stored = piece.end;
-            let bytes = slice(&piece);
+        for gap in gaps.iter().chain([&(end..end)]) {
+            self.compare(slice(&(stored..gap.start)), stored)?;
+            stored = gap.end;
+        }
+        for gap in gaps {
             let data = self.lock.entry().data.as_ref();
             let data = data.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            let bytes = slice(&gap);
             folder
                 .disk
-                .write_all_at("write-data", data, bytes, piece.start)?;
+                .write_all_at("write-data", data, bytes, gap.start)?;
             self.room.written(bytes.len() as u64);
-            self.written.push((piece, Crc::of(bytes)));
+            self.written.push((gap, Crc::of(bytes)));
         }
-        self.compare(slice(&(stored..end)), stored)?;
-        let (hashed, crc) = &mut self.hashed;
-        // A sealed upload has no gaps. A piece may come twice, if the first try was too early.
-        if self.gaps.as_ref().is_some_and(Vec::is_empty) && hashed.end == at {
-            *crc = crc.join(&Crc::of(bytes), end - at);
-            hashed.end = end;
+        // A sealed upload has no gaps.
+        if self.gaps.as_ref().is_some_and(Vec::is_empty) {
+            self.crc = self.crc.join(&Crc::of(bytes), end - at);
         }
+        self.done = end;
         Ok(())
     }
 
@@ -496,16 +500,16 @@ impl Writer {
     /// Compares a chunk of a sealed or settled upload, whose file belongs to the application, with
     /// the checksums in the journal, if they are of exactly its range.
     fn compare_checksums(&self) -> Result<(), StoreError> {
-        let (entry, (range, crc)) = (self.lock.entry(), &self.hashed);
-        if range.is_empty() {
+        let (entry, range) = (self.lock.entry(), self.range.start..self.done);
+        if range.is_empty() || !self.gaps.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
         entry.view()?;
         if entry.is_receiving() || entry.is_removed() {
             return Ok(());
         }
-        match entry.checksum_of(range)? {
-            Some(stored) if stored != *crc => Err(StoreError::Conflict),
+        match entry.checksum_of(&range)? {
+            Some(stored) if stored != self.crc => Err(StoreError::Conflict),
             _ => Ok(()),
         }
     }

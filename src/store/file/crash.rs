@@ -68,6 +68,9 @@ const SCRIPT: &[Step] = &[
     Step::Restart,
     Step::Create('e'),
     Step::Deliver('c', Answer::Taken),
+    Step::Restart,
+    // A late chunk, which opens the record.
+    Step::Write('c', 0),
     Step::Write('m', 0),
     Step::Write('m', 1),
     Step::Deliver('m', Answer::Moved),

@@ -431,8 +431,7 @@ impl Entry {
     ///
     /// [`InvalidData`](io::ErrorKind::InvalidData) if they are not what was stored.
     pub(super) fn sync_whole(&self) -> io::Result<u32> {
-        let damaged =
-            |what| io::Error::new(io::ErrorKind::InvalidData, format!("the data {what}"));
+        let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, format!("the data {what}"));
         let data = self.data.as_ref().ok_or_else(|| damaged("are gone"))?;
         let (length, crc) = self.whole().ok_or_else(|| damaged("are not complete"))?;
         if data.metadata()?.len() != length {
@@ -613,13 +612,11 @@ impl Entry {
 
     /// Whether no other process has the right to append. It may change at once.
     fn is_journal_free(&self) -> io::Result<bool> {
-        self.lock_journal().map(drop).map_or_else(
-            |error| match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(false),
-                _ => Err(error),
-            },
-            |()| Ok(true),
-        )
+        match self.lock_journal() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads what other processes have appended. The caller has the right to append, or does not

@@ -363,10 +363,8 @@ impl Folder {
         let shard = to.parent().unwrap_or(&self.partial);
         if !lock(&self.durable_shards).contains(shard) {
             self.disk.create_dir(shard)?;
-            if self.durability == Durability::Power {
-                // Otherwise a crash could keep only the removal of the old name.
-                self.disk.sync_dir(&self.partial)?;
-            }
+            // Otherwise a crash could keep only the removal of the old name.
+            self.disk.sync_dir(&self.partial)?;
             lock(&self.durable_shards).insert(shard.to_owned());
         }
         entry.set_expiry(record);

@@ -17,8 +17,8 @@
 //! | 40     | 8     | the time, in milliseconds since 1970                               |
 //! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
 //!
-//! The magic of another version has another digit, which differs in two bits at least: a damaged bit
-//! does not make one version look like the other.
+//! The magic of another version has another digit, which differs in two bits at least: a damaged
+//! bit does not make one version look like the other.
 //!
 //! All other bytes are zero. A head is never split between two sectors of a disk. Each check is
 //! seeded with the check of the previous record, so that remains of another file, or of a torn

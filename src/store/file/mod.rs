@@ -18,7 +18,7 @@ mod settings;
 #[cfg(all(test, target_os = "linux"))]
 pub(super) mod simulated;
 mod stored;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
 
 use std::{
@@ -67,6 +67,33 @@ use crate::model::upload::{Upload, UploadId};
 /// `partial/`: if the application has moved the file and then fails, the next attempt gets it
 /// again. So do not change the bytes of the file before the answer. Folders of finished files that
 /// become empty are removed.
+///
+/// # Damaged files
+///
+/// A bad file or folder affects its own upload only. Lists and sweeps pass over what they cannot
+/// read, and report it as [`StoreEvent::Skipped`](super::StoreEvent::Skipped).
+///
+/// A damaged journal, data of another length than was stored, and a folder in place of a file are
+/// set aside as `<id>.<random>.broken`, and reported as
+/// [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The upload begins anew: it is absent
+/// until its next chunk. A file that was set aside is swept after the time for abandoned uploads.
+/// A folder that was set aside is never removed.
+///
+/// What may be readable later stays where it is: files without permission, links, and files of
+/// another version of this crate. Requests for their uploads fail, and can be retried.
+///
+/// # Several processes
+///
+/// A request waits for another process at most some seconds: for one that is appending to the
+/// journal of the same upload, or has locked the same range. Then it fails with
+/// [`StoreError::Busy`], and can be retried. So a process that is stopped affects only the uploads
+/// that it was writing to.
+///
+/// # Clocks
+///
+/// The age of an upload is measured with the time in which the store was in use. If the clock of
+/// the system jumps ahead, no upload becomes old at once. Of the time in which no process used the
+/// store, one hour counts.
 ///
 /// # Shared file systems
 ///

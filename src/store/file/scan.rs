@@ -90,7 +90,10 @@ impl Folder {
             // Files of processes that have died, and what was set aside, are removed when they are
             // as old as an abandoned upload.
             if let Some(before) = expiry.abandoned_before {
-                for path in [&dir, &records].into_iter().flat_map(|dir| self.files_in(dir)) {
+                for path in [&dir, &records]
+                    .into_iter()
+                    .flat_map(|dir| self.files_in(dir))
+                {
                     let result = self.sweep_orphan(&path, before);
                     self.or_skip(&path, result);
                 }

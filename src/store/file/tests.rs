@@ -1,5 +1,14 @@
-use super::{Durability, FileStore};
-use crate::store::conformance;
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{Durability, FileStore, simulated::Simulated};
+use crate::{
+    model::upload::{Scope, Upload, UploadId},
+    store::{Claim as _, Claimed, Expiry, Record, Store as _, conformance, disk::Disk},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_conform() {
@@ -14,5 +23,71 @@ async fn files_conform() {
                 assert!(path.extension().is_some_and(|e| e == "journal"), "{path:?}");
             }
         }
+    }
+}
+
+/// The clock of the system jumps ahead while uploads are under way, with or without a restart, and
+/// back.
+#[tokio::test]
+async fn a_clock_that_jumps_makes_nothing_old() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let open = |dir: &Path, ahead: Duration| {
+        let disk = Arc::new(Simulated::new(dir, 1, Vec::new()));
+        disk.set_ahead(ahead);
+        let mut builder = FileStore::builder(dir);
+        builder.disk = Disk {
+            simulated: Some(Arc::clone(&disk)),
+            ..Disk::default()
+        };
+        (builder.open().unwrap(), disk)
+    };
+    // What a layer sweeps that keeps uploads for a week.
+    let week = |now: SystemTime| Expiry {
+        abandoned_before: Some(now - 7 * DAY),
+        undelivered_before: Some(now - 7 * DAY),
+        records_before: now,
+    };
+    for restart in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, mut disk) = open(dir.path(), Duration::ZERO);
+        let upload = |n: u8, length| {
+            Upload::new(
+                UploadId::from_bytes([n; 32]),
+                Scope::default(),
+                Some(length),
+            )
+        };
+        let [partial, complete, settled] = [upload(1, 1), upload(2, 0), upload(3, 0)];
+        for upload in [&partial, &complete, &settled] {
+            store.create(upload).await.unwrap();
+        }
+        let Claimed::Won(mut claim) = store.claim(&settled).await.unwrap() else {
+            panic!("no claim")
+        };
+        let expires = SystemTime::now() + DAY;
+        let record = Record::new(true, http::StatusCode::OK, 0, expires);
+        claim.settle(&record).await.unwrap();
+
+        for ahead in [8 * DAY, 80 * DAY, Duration::ZERO, 8 * DAY] {
+            if restart {
+                (store, disk) = open(dir.path(), ahead);
+            }
+            disk.set_ahead(ahead);
+            let swept = store.sweep(&week(disk.now())).await.unwrap();
+            assert_eq!(
+                (swept.abandoned, swept.undelivered, swept.records),
+                (0, 0, 0),
+                "{ahead:?} ahead"
+            );
+        }
+        for upload in [&partial, &complete, &settled] {
+            assert!(store.status(&upload.id).await.unwrap().is_some());
+        }
+        // A limit in the future is for everything.
+        let swept = store.sweep(&week(disk.now() + 100 * DAY)).await.unwrap();
+        assert_eq!(
+            (swept.abandoned, swept.undelivered, swept.records),
+            (1, 1, 1)
+        );
     }
 }
