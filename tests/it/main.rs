@@ -13,6 +13,7 @@ mod clients;
 mod content;
 mod delivery;
 mod digests;
+mod events;
 mod examples;
 mod format;
 mod gone;
