@@ -93,6 +93,7 @@ async fn shutdown() {
 
 /// Called once for each file, when all its bytes are on disk.
 async fn finished(State(files): State<Files>, upload: CompletedUpload) -> Json<Value> {
+    work().await;
     let file = json!({
         "id": upload.id(),
         "path": upload.path(),
@@ -137,6 +138,12 @@ async fn script() -> impl IntoResponse {
         Ok(script) => ([(header::CONTENT_TYPE, "text/javascript")], script).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+/// As if the application worked on the file: `--work MILLISECONDS`.
+async fn work() {
+    let millis = option("--work").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
 /// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--client NAME`.

@@ -120,6 +120,7 @@ async fn shutdown() {
 async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let answer = match request.extensions().get::<CompletedUpload>() {
         Some(upload) => {
+            work().await;
             let file = json!({
                 "path": upload.path(),
                 "file_name": upload.file_name(),
@@ -135,6 +136,12 @@ async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infalli
         None => "send uploads to /upload\n".into(),
     };
     Ok(Response::new(answer.into()))
+}
+
+/// As if the application worked on the file: `--work MILLISECONDS`.
+async fn work() {
+    let millis = option("--work").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
 /// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--durability KIND`.

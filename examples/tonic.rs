@@ -96,6 +96,7 @@ async fn shutdown() {
 }
 
 async fn finished(upload: CompletedUpload) -> String {
+    work().await;
     let file = json!({
         "path": upload.path(),
         "file_name": upload.file_name(),
@@ -107,6 +108,12 @@ async fn finished(upload: CompletedUpload) -> String {
         upload.safe_file_name(),
         upload.size()
     )
+}
+
+/// As if the application worked on the file: `--work MILLISECONDS`.
+async fn work() {
+    let millis = option("--work").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
 /// The value of a command line option: `--listen ADDRESS` or `--dir DIR`.

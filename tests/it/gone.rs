@@ -23,6 +23,7 @@ use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore, mpsc},
+    task::JoinSet,
 };
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
@@ -311,34 +312,35 @@ async fn each_stored_chunk_is_delivered_without_its_client() {
         ("files", Server::start(files, nothing).await),
         ("bucket", Server::start(slow(bucket, 10), nothing).await),
     ] {
-        let mut leaving = Vec::new();
+        let (addr, places) = (server.addr, Arc::new(Semaphore::new(64)));
+        let (mut leaving, mut tasks) = (Vec::new(), JoinSet::new());
         for n in 0..clients() {
-            let file = File::new(&format!("{n}.txt"), 25 + n);
-            // All chunks but the last have arrived.
-            for number in 1..file.chunks() {
-                assert_eq!(server.send(file.octets(number)).await, 200);
-            }
-            leaving.push((file, Duration::from_millis(DELAYS[n % DELAYS.len()])));
-        }
-        let addr = server.addr;
-        let tasks = leaving.iter().map(|(file, delay)| {
-            let (last, delay) = (file.multipart(file.chunks()), *delay);
-            tokio::spawn(async move {
-                let socket = send_whole(addr, &last).await;
+            let mut file = File::new(&format!("{n}.txt"), 35);
+            file.content[..8].copy_from_slice(&n.to_le_bytes());
+            leaving.push(file.clone());
+            let delay = Duration::from_millis(DELAYS[n % DELAYS.len()]);
+            let places = Arc::clone(&places);
+            tasks.spawn(async move {
+                let _place = places.acquire().await.unwrap();
+                // All chunks but the last have arrived.
+                for number in 1..file.chunks() {
+                    let answer = Client::connect(addr).await.send(file.octets(number)).await;
+                    assert_eq!(answer.status, 200);
+                }
+                let socket = send_whole(addr, &file.multipart(file.chunks())).await;
                 tokio::time::sleep(delay).await;
                 drop(socket);
-            })
-        });
-        for task in tasks.collect::<Vec<_>>() {
-            task.await.unwrap();
+                file.chunks()
+            });
         }
-        server.connections_end(leaving.len()).await;
+        let connections = tasks.join_all().await;
+        server.connections_end(connections.into_iter().sum()).await;
         server.uploads.drain().await;
 
         // Each upload is delivered once, or its last chunk is not stored.
         let deliveries = server.deliveries();
         let mut stored = server.unfinished().await;
-        for (file, _) in &leaving {
+        for file in &leaving {
             let delivered = deliveries
                 .iter()
                 .filter(|content| **content == file.content);
