@@ -55,7 +55,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 .with_file_size(QUOTA)
                 .with_uploads_per_scope(10),
         )
-        .with_admission(move |request| asked.clone().check(request));
+        .with_admission(move |request| asked.clone().check(request))
+        // What clients are not told, such as why the store failed.
+        .with_events(|event| eprintln!("{event}"));
     let app = Router::new()
         .route("/upload", any(finished))
         .layer(Extension(quotas))

@@ -17,7 +17,7 @@ use axum::{
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer, store::Filter};
+use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -25,7 +25,8 @@ type Files = Arc<Mutex<Vec<Value>>>;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
-    let mut layer = ResumableLayer::new(store);
+    // What clients are not told, such as why the store failed.
+    let mut layer = ResumableLayer::new(store).with_events(|event| eprintln!("{event}"));
     // Resumable.js, flow.js, Dropzone and Fine Uploader work without this.
     if let Some(name) = option("--client") {
         layer = layer.with_protocol(client(&name)?);
@@ -45,29 +46,54 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = tokio::net::TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
-    // Deliver the uploads that were complete when the last process ended.
-    let (uploads, mut after) = (layer.uploads(), None);
-    loop {
-        let page = uploads.list(&Filter::complete(), after.as_ref()).await?;
-        for listed in page.uploads {
-            let request = Request::post("/upload").body(Body::empty())?;
-            if let Err(error) = uploads.deliver(listed.upload, app.clone(), request).await {
-                eprintln!("not delivered yet: {error}");
-            }
-        }
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
+    // Deliver the uploads that were complete when the last process ended, and those whose delivery
+    // fails.
+    let uploads = layer.uploads();
+    let deliveries = tokio::spawn(uploads.deliver_every(
+        Duration::from_secs(60),
+        app.clone(),
+        |_| Request::post("/upload").body(Body::empty()),
+    ));
     // Remove abandoned uploads after a week, which is the default retention.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
-    axum::serve(listener, app.layer(layer)).await?;
+    let server = axum::serve(listener, app.layer(layer)).with_graceful_shutdown(shutdown());
+    // Clients that are slow to end their requests are not waited for without limit.
+    tokio::select! {
+        ended = server => ended?,
+        () = async { shutdown().await; tokio::time::sleep(GRACE).await } => {}
+    }
+    deliveries.abort();
+    // The deliveries whose clients have gone.
+    if tokio::time::timeout(GRACE, uploads.drain()).await.is_err() {
+        eprintln!("some uploads are delivered again after the next start");
+    }
     Ok(())
+}
+
+/// How long requests and deliveries that are running may take after the signal to end.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn shutdown() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        // Without a handler the signal ends the process at once.
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = tokio::signal::ctrl_c().await;
 }
 
 /// Called once for each file, when all its bytes are on disk.
 async fn finished(State(files): State<Files>, upload: CompletedUpload) -> Json<Value> {
+    work().await;
     let file = json!({
         "id": upload.id(),
         "path": upload.path(),
@@ -112,6 +138,12 @@ async fn script() -> impl IntoResponse {
         Ok(script) => ([(header::CONTENT_TYPE, "text/javascript")], script).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+/// As if the application worked on the file: `--work MILLISECONDS`.
+async fn work() {
+    let millis = option("--work").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
 /// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--client NAME`.

@@ -6,14 +6,14 @@
 //! cargo run --example upload -- http://127.0.0.1:3000/upload FILE
 //! ```
 
-use std::{convert::Infallible, env, error::Error, time::Duration};
+use std::{convert::Infallible, env, error::Error, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, Response, body::Incoming};
+use http_body_util::{Empty, Full};
+use hyper::{Request, Response};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+    server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
 use serde_json::json;
@@ -26,7 +26,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::builder(option("--dir").unwrap_or("uploads".into()))
         .with_durability(durability()?)
         .open()?;
-    let layer = ResumableLayer::new(store);
+    // What clients are not told, such as why the store failed.
+    let layer = ResumableLayer::new(store).with_events(|event| eprintln!("{event}"));
+    let uploads = layer.uploads();
+    // Deliver the uploads that were complete when the last process ended, and those whose delivery
+    // fails.
+    let deliveries = tokio::spawn(uploads.deliver_every(
+        Duration::from_secs(60),
+        service_fn(handle),
+        |_| Request::post("/upload").body(Empty::<Bytes>::new()),
+    ));
     let service = ServiceBuilder::new()
         .layer(layer)
         .service(service_fn(handle));
@@ -50,23 +59,68 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
+    let (connections, mut ends) = (GracefulShutdown::new(), pin!(shutdown()));
     loop {
-        let (connection, _) = listener.accept().await?;
-        let (server, service) = (server.clone(), TowerToHyperService::new(service.clone()));
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut ends => break,
+        };
+        let connection = match accepted {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                // The connection is gone, or the process has too many open files. Others end soon.
+                eprintln!("accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(service.clone());
+        let connection = server.serve_connection(TokioIo::new(connection), service);
+        let connection = connections.watch(connection.into_owned());
         tokio::spawn(async move {
-            if let Err(error) = server
-                .serve_connection(TokioIo::new(connection), service)
-                .await
-            {
+            if let Err(error) = connection.await {
                 eprintln!("connection: {error}");
             }
         });
     }
+    drop(listener);
+    deliveries.abort();
+    // The requests that are running, and then the deliveries whose clients have gone.
+    let ended = async {
+        connections.shutdown().await;
+        uploads.drain().await;
+    };
+    if tokio::time::timeout(GRACE, ended).await.is_err() {
+        eprintln!("some uploads are delivered again after the next start");
+    }
+    Ok(())
 }
 
-async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// How long requests and deliveries that are running may take after the signal to end.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn shutdown() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        // Without a handler the signal ends the process at once.
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let answer = match request.extensions().get::<CompletedUpload>() {
         Some(upload) => {
+            work().await;
             let file = json!({
                 "path": upload.path(),
                 "file_name": upload.file_name(),
@@ -82,6 +136,12 @@ async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         None => "send uploads to /upload\n".into(),
     };
     Ok(Response::new(answer.into()))
+}
+
+/// As if the application worked on the file: `--work MILLISECONDS`.
+async fn work() {
+    let millis = option("--work").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
 /// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--durability KIND`.

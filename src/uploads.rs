@@ -76,7 +76,7 @@ impl Uploads {
     ///
     /// * [`DeliveryFailed`](crate::ErrorKind::DeliveryFailed) if the inner service fails, or the
     ///   file cannot be read. The upload can be delivered again.
-    /// * [`SetAside`](crate::ErrorKind::SetAside) if the inner service fails, and the upload [is set
+    /// * [`SetAside`](crate::ErrorKind::SetAside) if the inner service fails, and the upload is [set
     ///   aside](crate::Delivery::with_max_attempts). This function can deliver it again.
     /// * [`DeliveryPending`](crate::ErrorKind::DeliveryPending) if the delivery takes longer than
     ///   the [timeout](crate::Delivery::with_timeout). It goes on.
@@ -119,13 +119,14 @@ impl Uploads {
     ///
     /// `inner` is the service that the layer is applied to. `make_request` makes the request for an
     /// upload, as for [`deliver`](Self::deliver): it should have no more rights than the
-    /// [scope](Upload::scope) of the upload. An upload for which it returns an error is passed over.
+    /// [scope](Upload::scope) of the upload. An upload for which it returns an error is passed
+    /// over.
     ///
     /// These uploads are not due:
     ///
     /// * An upload that a request or another server is delivering.
-    /// * An upload whose last delivery failed, until the pause after that has ended. The pause grows
-    ///   with each failure, up to an hour.
+    /// * An upload whose last delivery failed, until the pause after that has ended. The pause
+    ///   grows with each failure, up to an hour.
     /// * An upload that was [set aside](crate::Delivery::with_max_attempts).
     /// * An upload whose last delivery was [refused](Verdict::RefusedNow), for a day: it waits for
     ///   its client. Only this process knows that. After a restart the upload is due.
@@ -219,7 +220,8 @@ impl Uploads {
 
     /// Returns a future that [delivers all](Self::deliver_all) uploads that are due at once, and
     /// again `period` after the end of each round. `period` is at least one second and at most one
-    /// year. The future never completes. Spawn it: the layer spawns no tasks of this kind by itself.
+    /// year. The future never completes. Spawn it: the layer spawns no tasks of this kind by
+    /// itself.
     ///
     /// With this, an upload whose delivery failed is delivered again even if its client does not
     /// come back. Failures are [events](crate::Event).
@@ -325,10 +327,10 @@ impl Uploads {
 
     /// Waits until no upload request and no delivery of this layer is running.
     ///
-    /// For a graceful shutdown, call it when the server accepts no more requests, and after the task
-    /// of [`deliver_every`](Self::deliver_every) was aborted. A delivery goes on after its client
-    /// has gone. If the process ends before the delivery does, the upload is delivered again after
-    /// the restart.
+    /// For a graceful shutdown, call it when the server accepts no more requests, and after the
+    /// task of [`deliver_every`](Self::deliver_every) was aborted. A delivery goes on after its
+    /// client has gone. If the process ends before the delivery does, the upload is delivered again
+    /// after the restart.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

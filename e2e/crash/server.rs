@@ -75,7 +75,10 @@ pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         store = store.with_free_space_reserve(0);
     }
     let store = store.open()?;
-    let layer = ResumableLayer::new(store).with_hold_back(Duration::ZERO);
+    let mut layer = ResumableLayer::new(store).with_hold_back(Duration::ZERO);
+    if std::env::var_os("CRASH_EVENTS").is_some() {
+        layer = layer.with_events(|event| eprintln!("{event}"));
+    }
     let app = Router::new()
         .route("/upload", post(finished))
         .layer(Extension(args.answers_first));

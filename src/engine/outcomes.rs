@@ -15,7 +15,7 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// upload waits for its client.
 const REFUSED_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Responses are held back up to this many times [`hold_back`](crate::ResumableLayer::with_hold_back).
+/// Responses are held back up to this many times the setting of the layer.
 pub(crate) const HELD_TIMES: u32 = 8;
 
 /// The uploads whose last delivery did not end with a record of success.

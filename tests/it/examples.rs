@@ -1,6 +1,8 @@
 //! The examples as real processes: each server receives an upload of the command-line client, also
 //! if the server is killed during the upload.
 
+#[cfg(unix)]
+use std::{io::Write as _, net::TcpStream};
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
@@ -31,12 +33,17 @@ struct Server {
     process: Child,
     address: String,
     /// Stays open, because the server writes to it.
-    _errors: BufReader<ChildStderr>,
+    errors: BufReader<ChildStderr>,
 }
 
 impl Server {
     fn start(name: &str, listen: &str, dir: &Path) -> Self {
-        let mut process = example(name)
+        Self::run(example(name), listen, dir)
+    }
+
+    fn run(mut command: Command, listen: &str, dir: &Path) -> Self {
+        let name = format!("{command:?}");
+        let mut process = command
             .args(["--listen", listen, "--dir"])
             .arg(dir)
             .stdout(Stdio::piped())
@@ -53,7 +60,7 @@ impl Server {
         Self {
             process,
             address,
-            _errors: errors,
+            errors,
         }
     }
 
@@ -61,6 +68,27 @@ impl Server {
     fn kill(mut self) -> Vec<Value> {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+        self.deliveries()
+    }
+
+    /// Asks the server to end, and returns its deliveries.
+    #[cfg(unix)]
+    fn terminate(mut self) -> Vec<Value> {
+        let pid = self.process.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let status = self.process.wait().unwrap();
+        assert!(status.success(), "{status}");
+        self.deliveries()
+    }
+
+    /// The deliveries of a server that has ended.
+    fn deliveries(&mut self) -> Vec<Value> {
         let mut lines = String::new();
         self.process
             .stdout
@@ -247,4 +275,104 @@ fn a_killed_client_resumes() {
         "{before} acks, then {line}"
     );
     check(&server.kill(), &source);
+}
+
+/// One chunk of ten bytes, which is the whole file, over a connection of its own.
+#[cfg(unix)]
+fn send(address: &str, method: &str, query: &str, body: &[u8]) -> TcpStream {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let fields = "resumableChunkNumber=1&resumableChunkSize=10&resumableTotalSize=10\
+                  &resumableIdentifier=10-a&resumableFilename=source.bin";
+    let head = format!(
+        "{method} /upload?{fields}{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/octet-stream\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    socket
+}
+
+#[cfg(unix)]
+fn answer(mut socket: TcpStream) -> String {
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The delivery has begun, and its client has gone. The server ends after the delivery.
+#[cfg(unix)]
+#[test]
+fn a_server_that_is_asked_to_end_ends_its_deliveries() {
+    for name in ["axum", "hyper", "tonic"] {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = dir.path().join("uploads");
+        let mut command = example(name);
+        command.args(["--work", "2000"]);
+        let server = Server::run(command, "127.0.0.1:0", &uploads);
+        let client = send(&server.address, "POST", "", b"0123456789");
+        while !answer(send(&server.address, "GET", "&resumableStatus", b""))
+            .contains("\"state\":\"complete\"")
+        {
+            thread::yield_now();
+        }
+        drop(client);
+        let deliveries = server.terminate();
+        assert_eq!(deliveries.len(), 1, "{name}: {deliveries:?}");
+        assert_eq!(deliveries[0]["attempt"], 1);
+        // It is recorded, so it is not delivered again.
+        let server = Server::start(name, "127.0.0.1:0", &uploads);
+        let answer = answer(send(&server.address, "POST", "", b"0123456789"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+        assert!(server.terminate().is_empty(), "{name}");
+    }
+}
+
+/// There are more connections than the process may have open files.
+#[cfg(unix)]
+#[test]
+fn a_server_without_free_descriptors_goes_on() {
+    for name in ["axum", "hyper", "tonic"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        let limited = "ulimit -n 40; exec \"$0\" \"$@\"";
+        command
+            .args(["-c", limited])
+            .arg(example(name).get_program());
+        let mut server = Server::run(command, "127.0.0.1:0", &dir.path().join("uploads"));
+        let connect = |_| TcpStream::connect(&server.address).unwrap();
+        let held: Vec<_> = (0..60).map(connect).collect();
+        if name != "axum" {
+            let mut line = String::new();
+            server.errors.read_line(&mut line).unwrap();
+            assert!(line.contains("Too many open files"), "{name}: {line}");
+        }
+        drop(held);
+        let answer = answer(send(&server.address, "POST", "", b"0123456789"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+        assert_eq!(server.kill().len(), 1, "{name}");
+    }
+}
+
+/// A folder of the store is gone at run time. The log says which call failed, and why.
+#[cfg(unix)]
+#[test]
+fn a_broken_store_is_in_the_log() {
+    for name in ["axum", "hyper", "tonic"] {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = dir.path().join("uploads");
+        let mut server = Server::start(name, "127.0.0.1:0", &uploads);
+        for folder in ["partial", "files"] {
+            let folder = uploads.join(folder);
+            std::fs::remove_dir_all(&folder).unwrap();
+            std::fs::write(&folder, "something else").unwrap();
+        }
+        let answer = answer(send(&server.address, "POST", "", b"0123456789"));
+        assert!(answer.starts_with("HTTP/1.1 5"), "{name}: {answer}");
+        let mut line = String::new();
+        server.errors.read_line(&mut line).unwrap();
+        assert!(
+            line.contains("the store failed") && line.contains("os error"),
+            "{name}: {line}"
+        );
+    }
 }

@@ -18,14 +18,17 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use object_store::memory::InMemory;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore, mpsc},
+    task::JoinSet,
 };
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, FileStore, MemoryStore, ResumableLayer, Upload, UploadId, Uploads,
+    BucketStore, CompletedUpload, FileStore, MemoryStore, ResumableLayer, Upload, UploadId,
+    Uploads,
     store::{
         BoxFuture, ChunkBody, Claimed, Expiry, Filter, Keep, Page, Progress, Status, Store,
         StoreError, Swept,
@@ -49,31 +52,31 @@ type Pause = Arc<dyn Fn(Step) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// A store that pauses at each [`Step`].
 #[derive(Clone)]
-struct Paused {
-    store: MemoryStore,
+struct Paused<S> {
+    store: S,
     pause: Pause,
 }
 
-impl Paused {
-    fn new<F>(pause: impl Fn(Step) -> F + Send + Sync + 'static) -> Self
+impl<S> Paused<S> {
+    fn new<F>(store: S, pause: impl Fn(Step) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         Self {
-            store: MemoryStore::default(),
+            store,
             pause: Arc::new(move |step| Box::pin(pause(step))),
         }
     }
 }
 
-impl fmt::Debug for Paused {
+impl<S: fmt::Debug> fmt::Debug for Paused<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Paused").field(&self.store).finish()
     }
 }
 
-impl Store for Paused {
-    type Claim = <MemoryStore as Store>::Claim;
+impl<S: Store> Store for Paused<S> {
+    type Claim = S::Claim;
 
     async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
         self.store.create(upload).await
@@ -253,7 +256,7 @@ async fn a_chunk_that_was_read_is_delivered_without_its_client() {
         let gate = Gate::new();
         let store = {
             let gate = Arc::clone(&gate);
-            Paused::new(move |step| {
+            Paused::new(MemoryStore::default(), move |step| {
                 let gate = Arc::clone(&gate);
                 async move {
                     if step == gated {
@@ -280,47 +283,64 @@ async fn a_chunk_that_was_read_is_delivered_without_its_client() {
     }
 }
 
+/// How many clients leave. `GONE_CLIENTS=1000 cargo test --release --test it gone -- --nocapture`
+/// runs more.
+fn clients() -> usize {
+    let clients = std::env::var("GONE_CLIENTS").map(|number| number.parse());
+    clients.map_or(108, |number| number.expect("a number"))
+}
+
 /// Clients that disconnect at different times after their last byte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_stored_chunk_is_delivered_without_its_client() {
-    const ROUNDS: usize = 12;
     const DELAYS: [u64; 9] = [0, 1, 2, 5, 10, 20, 50, 100, 200];
-    let slow = Paused::new(|_| tokio::time::sleep(Duration::from_millis(5)));
+    // The steps of a store take this long, as with syncs of slow disks.
+    fn slow<S>(store: S, millis: u64) -> Paused<S> {
+        let pause = Duration::from_millis(millis);
+        Paused::new(store, move |_| tokio::time::sleep(pause))
+    }
+    let memory = MemoryStore::default;
     let dir = tempfile::tempdir().unwrap();
     let files = FileStore::open(dir.path()).unwrap();
+    let bucket = BucketStore::open(Arc::new(InMemory::new())).await.unwrap();
     let nothing = async || {};
     for (name, mut server) in [
-        ("slow", Server::start(slow, nothing).await),
+        ("0 ms", Server::start(slow(memory(), 0), nothing).await),
+        ("5 ms", Server::start(slow(memory(), 5), nothing).await),
+        ("10 ms", Server::start(slow(memory(), 10), nothing).await),
+        ("50 ms", Server::start(slow(memory(), 50), nothing).await),
         ("files", Server::start(files, nothing).await),
+        ("bucket", Server::start(slow(bucket, 10), nothing).await),
     ] {
-        let mut leaving = Vec::new();
-        for n in 0..ROUNDS * DELAYS.len() {
-            let file = File::new(&format!("{n}.txt"), 25 + n);
-            // All chunks but the last have arrived.
-            for number in 1..file.chunks() {
-                assert_eq!(server.send(file.octets(number)).await, 200);
-            }
-            leaving.push((file, Duration::from_millis(DELAYS[n % DELAYS.len()])));
-        }
-        let addr = server.addr;
-        let tasks = leaving.iter().map(|(file, delay)| {
-            let (last, delay) = (file.multipart(file.chunks()), *delay);
-            tokio::spawn(async move {
-                let socket = send_whole(addr, &last).await;
+        let (addr, places) = (server.addr, Arc::new(Semaphore::new(64)));
+        let (mut leaving, mut tasks) = (Vec::new(), JoinSet::new());
+        for n in 0..clients() {
+            let mut file = File::new(&format!("{n}.txt"), 35);
+            file.content[..8].copy_from_slice(&n.to_le_bytes());
+            leaving.push(file.clone());
+            let delay = Duration::from_millis(DELAYS[n % DELAYS.len()]);
+            let places = Arc::clone(&places);
+            tasks.spawn(async move {
+                let _place = places.acquire().await.unwrap();
+                // All chunks but the last have arrived.
+                for number in 1..file.chunks() {
+                    let answer = Client::connect(addr).await.send(file.octets(number)).await;
+                    assert_eq!(answer.status, 200);
+                }
+                let socket = send_whole(addr, &file.multipart(file.chunks())).await;
                 tokio::time::sleep(delay).await;
                 drop(socket);
-            })
-        });
-        for task in tasks.collect::<Vec<_>>() {
-            task.await.unwrap();
+                file.chunks()
+            });
         }
-        server.connections_end(leaving.len()).await;
+        let connections = tasks.join_all().await;
+        server.connections_end(connections.into_iter().sum()).await;
         server.uploads.drain().await;
 
         // Each upload is delivered once, or its last chunk is not stored.
         let deliveries = server.deliveries();
         let mut stored = server.unfinished().await;
-        for (file, _) in &leaving {
+        for file in &leaving {
             let delivered = deliveries
                 .iter()
                 .filter(|content| **content == file.content);

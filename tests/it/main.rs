@@ -15,6 +15,7 @@ mod content;
 mod damaged;
 mod delivery;
 mod digests;
+mod events;
 mod examples;
 mod format;
 mod gone;

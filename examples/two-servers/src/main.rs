@@ -24,7 +24,7 @@ use axum::{
     routing::any,
 };
 use object_store::aws::AmazonS3Builder;
-use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer, store::Filter};
+use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -34,25 +34,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let s3 = AmazonS3Builder::from_env().build()?;
     // `open` fails if the object store ignores conditional requests, because the servers need them.
     let store = BucketStore::open(Arc::new(s3)).await?;
-    let layer = ResumableLayer::new(store);
+    // What clients are not told, such as why the bucket failed.
+    let layer = ResumableLayer::new(store).with_events(|event| eprintln!("{event}"));
     let app = Router::new().route("/upload", any(finished));
 
-    // Deliver the uploads that were complete when a server died. Several servers may try: only one
-    // of them gets the claim.
-    let (uploads, mut after) = (layer.uploads(), None);
-    loop {
-        let page = uploads.list(&Filter::complete(), after.as_ref()).await?;
-        for listed in page.uploads {
-            let request = Request::post("/upload").body(Body::empty())?;
-            if let Err(error) = uploads.deliver(listed.upload, app.clone(), request).await {
-                eprintln!("not delivered yet: {error}");
-            }
-        }
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
+    // Deliver the uploads that were complete when a server died, and those whose delivery fails.
+    // Several servers may try: only one of them gets the claim.
+    let uploads = layer.uploads();
+    let deliveries = uploads.deliver_every(
+        Duration::from_secs(60),
+        app.clone(),
+        |_| Request::post("/upload").body(Body::empty()),
+    );
+    tokio::spawn(deliveries);
     // Each server sweeps. There is no leader.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
 
