@@ -173,7 +173,8 @@ mod tests {
             ("totalParts=2", &[], false),
             ("part_number=1", &[], false),
             ("x[slice]=1", &[], false),
-            ("SEGMENT=1", &[], false),
+            ("PIECES=1", &[], false),
+            ("segment=1", &[], true),
             ("", &[("x-part", "1")], false),
             ("department=1&partner=2&apartment=3&parted=4", &[], true),
         ] {

@@ -238,10 +238,10 @@ pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> boo
 }
 
 /// Whether a name is that of a piece of a file: it contains `chunk`, or has one of these words, as
-/// `part_number`, `totalParts` and `X-Slice` do.
+/// `part_number`, `totalParts` and `X-Slice` do. Segments of a film are whole files.
 fn is_of_chunks(name: &str) -> bool {
     const WORDS: [&str; 8] = [
-        "part", "parts", "slice", "slices", "segment", "segments", "fragment", "fragments",
+        "part", "parts", "piece", "pieces", "slice", "slices", "fragment", "fragments",
     ];
     let lower = name.to_ascii_lowercase();
     // Not all names that contain `offset`: an application may send that of a time zone.
