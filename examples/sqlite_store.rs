@@ -322,6 +322,9 @@ impl Row {
     /// The row of an upload. If there is none, returns a new row that is not saved yet.
     fn find_or_new(tx: &Transaction<'_>, upload: &Upload) -> Result<Self, BoxError> {
         if let Some(row) = Self::find(tx, &upload.id)? {
+            if row.status.upload.contradicts(upload) {
+                return Err(StoreError::Conflict.into());
+            }
             return Ok(row);
         }
         if upload.length.is_some_and(|length| length > MAX_LENGTH) {
@@ -358,8 +361,22 @@ impl Row {
         })
     }
 
-    /// Stores the bytes that are missing.
+    /// Stores the bytes that are missing, and compares the others.
     fn add(&mut self, tx: &Transaction<'_>, offset: u64, bytes: &[u8]) -> Result<(), BoxError> {
+        let end = offset.saturating_add(bytes.len() as u64).min(MAX_LENGTH);
+        let sql = "SELECT offset, bytes FROM pieces WHERE file = ?1 AND offset < ?2
+            AND offset + length(bytes) > ?3";
+        let mut statement = tx.prepare(sql)?;
+        let mut pieces = statement.query(params![self.file, end, offset.min(MAX_LENGTH)])?;
+        while let Some(piece) = pieces.next()? {
+            let (at, stored): (u64, Vec<u8>) = (piece.get(0)?, piece.get(1)?);
+            let (start, end) = (at.max(offset), end.min(at + stored.len() as u64));
+            let part =
+                |bytes: &[u8], at| bytes[(start - at) as usize..(end - at) as usize].to_vec();
+            if part(bytes, offset) != part(&stored, at) {
+                return Err(StoreError::Conflict.into());
+            }
+        }
         if let State::Receiving(ranges) = &mut self.status.state {
             let len = bytes.len() as u64;
             let max_end = self.status.upload.length.unwrap_or(MAX_LENGTH);

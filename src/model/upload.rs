@@ -214,6 +214,12 @@ impl Upload {
         self.length == Some(0)
     }
 
+    /// Whether both declare a length, and not the same one. Then a request for `other` contradicts
+    /// the upload that exists.
+    pub fn contradicts(&self, other: &Upload) -> bool {
+        self.length.zip(other.length).is_some_and(|(a, b)| a != b)
+    }
+
     /// The value of the first of the application's fields with this name.
     pub fn field(&self, name: &str) -> Option<&str> {
         let mut fields = self.fields.iter();

@@ -8,8 +8,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Listed, Page, Progress,
-    RangeSet, Record, Sealed, State, Status, Store, StoreError, Stored, Swept, random_id,
+    ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Listed, Page, Progress, RangeSet,
+    Record, Sealed, State, Status, Store, StoreError, Swept, random_id,
 };
 use crate::{
     lock::lock,
@@ -73,7 +73,7 @@ impl Store for MemoryStore {
             return Err(StoreError::OutOfBounds);
         }
         let entry = Entry::of(&mut uploads, upload)?;
-        entry.insert(offset, &bytes.freeze());
+        entry.insert(offset, &bytes.freeze())?;
         result.map(|()| entry.status().progress())
     }
 
@@ -154,7 +154,7 @@ impl Entry {
     /// The entry of an upload, which is created if it is absent.
     fn of<'a>(uploads: &'a mut Uploads, upload: &Upload) -> Result<&'a mut Self, StoreError> {
         let id = random_id()?;
-        Ok(uploads.entry(upload.id).or_insert_with(|| Self {
+        let entry = uploads.entry(upload.id).or_insert_with(|| Self {
             id,
             upload: upload.clone(),
             pieces: BTreeMap::new(),
@@ -164,7 +164,11 @@ impl Entry {
             claim: Weak::new(),
             sealed: None,
             record: None,
-        }))
+        });
+        if entry.upload.contradicts(upload) {
+            return Err(StoreError::Conflict);
+        }
+        Ok(entry)
     }
 
     fn is_claimed(&self) -> bool {
@@ -172,8 +176,7 @@ impl Entry {
     }
 
     fn is_complete(&self) -> bool {
-        let is_covered = |length| self.ranges.covers(0, length);
-        self.upload.length.is_some_and(is_covered)
+        (self.upload.length).is_some_and(|length| self.ranges.covers(0, length))
     }
 
     fn status(&self) -> Status {
@@ -185,13 +188,24 @@ impl Entry {
         Status::new(self.upload.clone(), state)
     }
 
-    /// Stores what is not stored yet: of a complete upload nothing.
-    fn insert(&mut self, offset: u64, bytes: &Bytes) {
+    /// Stores what is not stored yet: of a complete upload nothing. Compares what is stored.
+    fn insert(&mut self, offset: u64, bytes: &Bytes) -> Result<(), StoreError> {
+        let part = |start, end| &bytes[(start - offset) as usize..(end - offset) as usize];
+        let end = offset + bytes.len() as u64;
+        for (&at, piece) in self.pieces.range(..end).rev() {
+            let (start, stop) = (at.max(offset), end.min(at + piece.len() as u64));
+            if start >= stop {
+                break;
+            } else if piece[(start - at) as usize..(stop - at) as usize] != *part(start, stop) {
+                return Err(StoreError::Conflict);
+            }
+        }
         for gap in self.ranges.gaps(offset, bytes.len() as u64) {
             let piece = (gap.start - offset) as usize..(gap.end - offset) as usize;
             self.pieces.insert(gap.start, bytes.slice(piece));
             self.ranges.insert(gap.start, gap.end - gap.start);
         }
+        Ok(())
     }
 
     fn seal(&mut self, mut upload: Upload) -> Sealed {
@@ -201,25 +215,10 @@ impl Entry {
             let crc32 = crc32fast::hash(&content);
             upload.length = self.upload.length;
             self.upload = upload.clone();
-            Sealed::new(self.id.clone(), upload, 0, InMemory(content)).with_crc32(crc32)
+            Sealed::new(self.id.clone(), upload, 0, content).with_crc32(crc32)
         });
         sealed.attempt += 1;
         sealed.clone()
-    }
-}
-
-/// A finished file in memory.
-#[derive(Debug)]
-struct InMemory(Bytes);
-
-impl Stored for InMemory {
-    fn read(&self) -> Content {
-        self.0.clone().into()
-    }
-
-    /// Does nothing: the memory is free when the last handle is dropped.
-    fn delete(&self) -> BoxFuture<'_, std::io::Result<()>> {
-        Box::pin(async { Ok(()) })
     }
 }
 

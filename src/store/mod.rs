@@ -29,10 +29,15 @@
 //!   chunks with the same bytes both succeed, or one fails with
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
 //! * **Stored bytes are never written again.** A chunk that arrives twice is read to its end,
-//!   dropped, and `Ok`. So is a chunk of an upload that is sealed or settled.
-//! * **The first request declares the length**, and no later one changes it. The [`Upload`] of the
-//!   request that created the upload is kept until the first claim. Later requests may describe the
-//!   upload in another way, and declare another length or none: that changes nothing.
+//!   compared with the stored bytes, dropped, and `Ok`. So is a chunk of an upload that is sealed or
+//!   settled.
+//! * **A chunk with other bytes than the stored ones is a [`Conflict`](StoreError::Conflict)**: the
+//!   file has changed since its upload began. Nothing of the chunk is stored. When the upload is
+//!   sealed or settled, chunks are compared as far as the store still knows their bytes.
+//! * **The first request declares the length.** A request that declares another one is a
+//!   [`Conflict`](StoreError::Conflict). It may declare none. The [`Upload`] of the request that
+//!   created the upload is kept until the first claim. That later requests describe the upload in
+//!   another way changes nothing.
 //! * **A chunk beyond the length is [`OutOfBounds`](StoreError::OutOfBounds)**, and not stored. The
 //!   stored length counts, or, for the chunk that creates the upload, that of its request. Nothing
 //!   beyond the length is stored, not even with [`Keep::Prefix`]. The bounds of a chunk of a sealed
@@ -107,16 +112,16 @@ use sha2::{Digest as _, Sha256};
 #[cfg(feature = "object-store")]
 pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
-pub(crate) use self::{
-    erased::{DynClaim, DynStore},
-    event::Observed,
-};
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,
     event::{Observer, StoreEvent},
     file::{Durability, FileStoreBuilder},
     stored::{BoxFuture, Sealed, Stored},
+};
+pub(crate) use self::{
+    erased::{DynClaim, DynStore},
+    event::Observed,
 };
 use crate::model::{
     hex::{self, Hex},
@@ -152,14 +157,15 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`TooLarge`](StoreError::TooLarge) and [`Unsupported`](StoreError::Unsupported) if the store
-    /// can never keep such an upload.
+    /// can never keep such an upload. [`Conflict`](StoreError::Conflict) if the upload exists with
+    /// another length.
     fn create(&self, upload: &Upload) -> impl Future<Output = Result<Status, StoreError>> + Send;
 
     /// Stores the bytes of `body` at `offset` of the upload, and creates the upload if it is
     /// absent.
     ///
     /// Returns the progress of the upload, including these bytes. Bytes that are stored already are
-    /// dropped.
+    /// dropped if they are the same. Otherwise the error is [`Conflict`](StoreError::Conflict).
     ///
     /// # Errors
     ///

@@ -1,5 +1,7 @@
 use std::{any::Any, fmt, io, path::Path, pin::Pin, sync::Arc};
 
+use bytes::Bytes;
+
 use super::{Content, export};
 use crate::model::upload::Upload;
 
@@ -119,5 +121,17 @@ pub trait Stored: fmt::Debug + Send + Sync + 'static {
     /// [`CompletedUpload::stored_as`](crate::CompletedUpload::stored_as) downcasts it.
     fn as_any(&self) -> Option<&dyn Any> {
         None
+    }
+}
+
+/// A file in memory.
+impl Stored for Bytes {
+    fn read(&self) -> Content {
+        self.clone().into()
+    }
+
+    /// Does nothing: the memory is free when the last handle is dropped.
+    fn delete(&self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async { Ok(()) })
     }
 }

@@ -65,10 +65,15 @@ impl<S: Store + Clone> Suite<S> {
             let upload = upload(at(6));
             self.write(&upload, at(1), &first[unit..2 * unit]).await;
             self.write(&upload, at(3), &first[3 * unit..4 * unit]).await;
-            // Other bytes for the same places, and for those around them.
+            let mut expected = second;
+            for n in [1, 3] {
+                let range = n * unit..(n + 1) * unit;
+                expected[range.clone()].copy_from_slice(&first[range]);
+            }
+            // The same bytes, and those around them.
             let half = unit / 2;
-            let other = &second[half..4 * unit + half];
-            let progress = self.write(&upload, half as u64, other).await;
+            let around = &expected[half..4 * unit + half];
+            let progress = self.write(&upload, half as u64, around).await;
             assert_eq!(
                 progress,
                 receiving(at(4)),
@@ -77,15 +82,46 @@ impl<S: Store + Clone> Suite<S> {
             let stored = &[half as u64..at(4) + half as u64];
             let when = "after a chunk that overlaps stored ones";
             self.assert_receiving(&upload, stored, when).await;
-            self.write(&upload, 0, &third).await;
-
-            let mut expected = third;
-            expected[half..4 * unit + half].copy_from_slice(other);
-            for n in [1, 3] {
-                let range = n * unit..(n + 1) * unit;
-                expected[range.clone()].copy_from_slice(&first[range]);
-            }
+            self.write(&upload, 0, &expected).await;
             self.deliver(&upload, &expected).await;
+        }
+    }
+
+    /// The file has changed since its upload began. Nothing of such a chunk is stored.
+    pub(super) async fn changed_bytes(&self) {
+        for unit in [10, 60_000] {
+            let (bytes, mut changed) = (content(1, 4 * unit), content(1, 4 * unit));
+            let (upload, at) = (upload(4 * unit as u64), |n: usize| (n * unit) as u64);
+            self.write(&upload, at(1), &bytes[unit..2 * unit]).await;
+            // Only the last stored byte is different.
+            changed[2 * unit - 1] ^= 1;
+            let conflict = async |range: std::ops::Range<usize>, keep, when: &str| {
+                let source = pin!(Source::new(&changed[range.clone()]));
+                let mut body = ChunkBody::new(source, Some(range.len() as u64), 0);
+                let written = self
+                    .store
+                    .write(&upload, range.start as u64, &mut body, keep);
+                let written = self.soon("`write` of changed bytes", written).await;
+                assert!(
+                    matches!(written, Err(StoreError::Conflict)),
+                    "`write` of changed bytes does not return `Conflict` but {written:?} {when}"
+                );
+            };
+            let chunks = [unit..2 * unit, 0..3 * unit, unit + unit / 2..3 * unit];
+            for range in chunks {
+                let when = "while it is received";
+                conflict(range, Keep::Whole, when).await;
+                let stored = &[at(1)..at(2)];
+                self.assert_receiving(&upload, stored, "after changed bytes")
+                    .await;
+            }
+            let when = "with `Keep::Prefix`";
+            conflict(unit..2 * unit, Keep::Prefix, when).await;
+            self.write(&upload, 0, &bytes[..unit]).await;
+            self.write(&upload, at(2), &bytes[2 * unit..]).await;
+            conflict(unit..2 * unit, Keep::Whole, "when it is complete").await;
+            self.write(&upload, at(1), &bytes[unit..2 * unit]).await;
+            self.deliver(&upload, &bytes).await;
         }
     }
 
@@ -100,7 +136,10 @@ impl<S: Store + Clone> Suite<S> {
                 let case = format!("after a bad chunk ({len} bytes of {LEN}, end: {end:?})");
                 let source = Source::ending(&content(1, len as usize), end);
                 let result = write(&self.store, &upload, 0, source, LEN).await;
-                assert_body_error(&result, end, &case);
+                // It has other bytes than those that are stored.
+                if first || !matches!(result, Err(StoreError::Conflict)) {
+                    assert_body_error(&result, end, &case);
+                }
                 if first {
                     self.assert_absent(&upload, &case).await;
                 } else {
@@ -147,8 +186,9 @@ impl<S: Store + Clone> Suite<S> {
                 expected[offset as usize..][..stored as usize]
                     .copy_from_slice(&bytes[..stored as usize]);
                 if offset > 0 {
-                    self.write(&upload, 90, &[7; 20]).await;
-                    expected[90..110].fill(7);
+                    expected[90..100].fill(7);
+                    expected[100..110].copy_from_slice(&bytes[..10]);
+                    self.write(&upload, 90, &expected[90..110]).await;
                 }
                 let source = Source::ending(&bytes[..len as usize], end);
                 let result = self.write_prefix(&upload, offset, source, LEN).await;
@@ -175,10 +215,7 @@ impl<S: Store + Clone> Suite<S> {
                     Some(State::Complete) => assert_eq!(stored, length, "`Complete` {case}"),
                     state => panic!("{state:?} {case}"),
                 }
-                // The rest, with other bytes where something is stored.
-                let mut rest = expected.clone();
-                rest[offset as usize..][..stored as usize].fill(9);
-                let progress = self.write(&upload, 0, &rest).await;
+                let progress = self.write(&upload, 0, &expected).await;
                 assert_eq!(progress, complete(length), "`write` misses bytes {case}");
                 let (found, _) = self.take(&upload).await;
                 assert!(found == expected, "a prefix has wrong bytes {case}");
@@ -195,7 +232,7 @@ impl<S: Store + Clone> Suite<S> {
         }
         // Nor does a prefix change a sealed upload.
         let claim = self.claim(&upload).await;
-        let source = Source::ending(b"late", End::Failure);
+        let source = Source::ending(&bytes[..4], End::Failure);
         let result = self.write_prefix(&upload, 0, source, LEN).await;
         assert_body_error(&result, End::Failure, "for a late prefix");
         self.assert_content(claim.sealed(), &bytes[..LEN as usize])

@@ -98,7 +98,7 @@ impl<S: Store + Clone> Suite<S> {
             assert_eq!(sealed.attempt, attempt, "attempts are counted wrongly");
             self.assert_content(&sealed, b"abc").await;
             self.assert_complete(&begun, "while it is sealed").await;
-            let progress = self.write(&begun, 0, b"xyz").await;
+            let progress = self.write(&begun, 0, b"abc").await;
             assert_eq!(progress, complete(3), "a chunk of a sealed upload");
             self.assert_content(&sealed, b"abc").await;
             if attempt % 2 == 0 {
@@ -106,7 +106,7 @@ impl<S: Store + Clone> Suite<S> {
             } else {
                 drop(claim);
             }
-            let progress = self.write(&begun, 1, b"yz").await;
+            let progress = self.write(&begun, 1, b"bc").await;
             assert_eq!(progress, complete(3), "a chunk of a sealed upload");
             let first = first.get_or_insert_with(|| {
                 assert_eq!(sealed.upload, described, "`claim` changes the description");
@@ -130,7 +130,7 @@ impl<S: Store + Clone> Suite<S> {
         );
     }
 
-    /// A later request may declare another length, or none.
+    /// A later request may declare none.
     pub(super) async fn lengths_are_kept(&self) {
         for length in [Some(4), Some(20), Some(u64::MAX), None] {
             let first = upload(10);
@@ -139,17 +139,26 @@ impl<S: Store + Clone> Suite<S> {
                 length,
                 ..described_as(&first, "other")
             };
-            let created = self.create(&other).await.upload;
-            assert_eq!(created, first, "a later `create` changes the description");
-            let result = write(&self.store, &other, 10, Source::new(b"xyz"), 3).await;
-            assert!(
-                matches!(result, Err(StoreError::OutOfBounds)),
-                "`write` beyond the stored length does not return `OutOfBounds` but {result:?}"
-            );
+            if length.is_some() {
+                self.assert_conflict(&other, "while it is received").await;
+            } else {
+                let created = self.create(&other).await.upload;
+                assert_eq!(created, first, "a later `create` changes the description");
+                let result = write(&self.store, &other, 10, Source::new(b"xyz"), 3).await;
+                assert!(
+                    matches!(result, Err(StoreError::OutOfBounds)),
+                    "`write` beyond the stored length does not return `OutOfBounds` but {result:?}"
+                );
+            }
             let when = "after a chunk with another length";
             self.assert_receiving(&first, &[0..5], when).await;
-            let progress = self.write(&other, 5, b"56789").await;
+            let last = described_as(&first, "last");
+            let last = if length.is_some() { &last } else { &other };
+            let progress = self.write(last, 5, b"56789").await;
             assert_eq!(progress, complete(10), "a later chunk changes the length");
+            if length.is_some() {
+                self.assert_conflict(&other, "when it is complete").await;
+            }
 
             let sealed = Upload {
                 length: Some(10),
@@ -168,7 +177,24 @@ impl<S: Store + Clone> Suite<S> {
             let expected = Listed::new(sealed, complete(10));
             assert_eq!(listed, [expected], "`list` of a sealed upload");
             self.deliver(&other, b"0123456789").await;
+            if length.is_some() {
+                self.assert_conflict(&other, "when it is settled").await;
+            }
         }
+    }
+
+    /// Asserts that the upload was created with another length.
+    async fn assert_conflict(&self, other: &Upload, when: &str) {
+        let created = self.store.create(other).await;
+        assert!(
+            matches!(created, Err(StoreError::Conflict)),
+            "`create` with another length does not return `Conflict` but {created:?} {when}"
+        );
+        let written = write(&self.store, other, 0, Source::new(b"012"), 3).await;
+        assert!(
+            matches!(written, Err(StoreError::Conflict)),
+            "`write` with another length does not return `Conflict` but {written:?} {when}"
+        );
     }
 
     /// Before the seal it is the description of the first request, then that of the request that
@@ -283,7 +309,7 @@ impl<S: Store + Clone> Suite<S> {
 
     /// Late chunks of a settled upload are `Ok` if their bodies do not fail, and store nothing.
     async fn assert_late_chunks_are_dropped(&self, upload: &Upload) {
-        for (offset, bytes) in [(0, b"xyz".as_slice()), (2, b"z")] {
+        for (offset, bytes) in [(0, b"abc".as_slice()), (2, b"c")] {
             let progress = self.write(upload, offset, bytes).await;
             assert_eq!(progress, complete(3), "a late chunk of a settled upload");
         }
@@ -326,7 +352,7 @@ impl<S: Store + Clone> Suite<S> {
                 let (store, upload) = (self.store.clone(), upload.clone());
                 tokio::spawn(async move {
                     for _ in 0..5 {
-                        let source = Source::new(b"xyz");
+                        let source = Source::new(&b"abcdef"[offset as usize..][..3]);
                         let written = write(&store, &upload, offset, source, 3).await;
                         let progress = written.expect("a chunk fails during the delivery");
                         assert_eq!(progress, complete(6), "a chunk during the delivery");

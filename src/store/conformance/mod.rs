@@ -121,6 +121,7 @@ macro_rules! promises {
 promises! {
     chunks_in_any_order: "chunks are stored in any order",
     stored_bytes_stay: "stored bytes are never written again",
+    changed_bytes: "a chunk with other bytes than the stored ones is a `Conflict`",
     failed_chunks_leave_nothing: "a failed chunk leaves nothing",
     prefixes_stay: "with `Keep::Prefix` the bytes stay that arrived before the body failed",
     chunks_count_at_their_end: "a chunk counts when its body has ended, not before",
@@ -134,7 +135,7 @@ promises! {
     claims_are_exclusive: "at most one claim of an upload is live",
     lost_claims: "a claim ends when it is released or dropped",
     seals_are_kept: "the first claim seals the upload, and each claim counts an attempt",
-    lengths_are_kept: "the first request declares the length, and no later one changes it",
+    lengths_are_kept: "the first request declares the length, and another one is a `Conflict`",
     status_describes_the_upload: "`status` returns the upload as it was described or sealed",
     records_are_kept: "a record is returned as it was recorded",
     delivered_uploads_stay: "a delivered upload stays as it is",
@@ -391,11 +392,12 @@ async fn write<S: Store>(
     store.write(upload, offset, &mut body, Keep::Whole).await
 }
 
-/// The progress after a chunk, or `None` if another request has taken its range.
+/// The progress after a chunk, or `None` if another request has taken its range or has stored other
+/// bytes.
 fn ok_or_superseded(result: Result<Progress, StoreError>) -> Option<Progress> {
     match result {
         Ok(progress) => Some(progress),
-        Err(StoreError::Superseded) => None,
+        Err(StoreError::Superseded | StoreError::Conflict) => None,
         Err(error) => panic!("in a race `write` fails otherwise than with `Superseded`: {error:?}"),
     }
 }

@@ -38,6 +38,8 @@ enum Fault {
     RefusesDuplicates,
     DropsOverlaps,
     OverwritesStored,
+    DropsChangedBytes,
+    TakesOtherLength,
     IgnoresEmptyFiles,
     BlamesHugeChunks,
     SpoolLosesBytes,
@@ -130,7 +132,8 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (RefusesDuplicates, "chunks_in_any_order", "of a good chunk fails"),
     (WrongChecksum, "chunks_in_any_order", "is not the CRC-32"),
     (DropsOverlaps, "stored_bytes_stay", "is counted wrongly"),
-    (OverwritesStored, "stored_bytes_stay", "has a wrong byte"),
+    (OverwritesStored, "changed_bytes", "after changed bytes"),
+    (DropsChangedBytes, "changed_bytes", "does not return `Conflict` but Ok"),
     (KeepsFailedBody, "failed_chunks_leave_nothing", "should be absent after a bad chunk"),
     (FailedChunkLeavesUpload, "failed_chunks_leave_nothing", "should be absent after a bad chunk"),
     (HidesBodyError, "failed_chunks_leave_nothing", "does not return the error of the body"),
@@ -165,6 +168,7 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (DescribesAsLastClaim, "seals_are_kept", "a later `claim` changes the description"),
     (DropsOutOfBounds, "lengths_are_kept", "does not return `OutOfBounds` but Ok"),
     (ChecksDeclaredLength, "lengths_are_kept", "does not return `OutOfBounds` but Ok"),
+    (TakesOtherLength, "lengths_are_kept", "does not return `Conflict` but Ok"),
     (ClaimsDeclaredLength, "lengths_are_kept", "`claim` changes the length"),
     (CreateReturnsItsArgument, "lengths_are_kept", "a later `create` changes the description"),
     (StatusDescribesFirst, "status_describes_the_upload", "when it is sealed"),
@@ -213,7 +217,7 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (SweepsDeliveredFile, "delivered_files_stay", "the file of a sealed upload cannot be read"),
     //
     (SupersedesDuplicates, "identical_chunks_at_once", "a duplicate of a chunk fails"),
-    (MixesOverlaps, "overlapping_chunks_at_once", "overlapping chunks mix their bytes"),
+    (MixesOverlaps, "overlapping_chunks_at_once", "both of two chunks are a `Conflict`"),
     (RevivesRemoved, "removal_during_a_chunk", "after a removal and the first new chunk"),
     (RemovalWaits, "removal_during_a_chunk", "`remove` takes more than"),
     (RevivesRemoved, "chunks_of_removed_uploads", "a chunk that begins a new upload"),
@@ -454,6 +458,22 @@ impl Broken {
                 } else {
                     self.put(upload, offset, &bytes).await
                 }
+            }
+            DropsChangedBytes => {
+                let (bytes, result) = read_all(body).await;
+                let mut last = result.and(self.inner.create(upload).await.map(|s| s.progress()));
+                for gap in stored.gaps(offset, bytes.len() as u64) {
+                    let new = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
+                    last = last.and(self.put(upload, gap.start, new).await);
+                }
+                last
+            }
+            TakesOtherLength if is_known => {
+                let upload = Upload {
+                    length: None,
+                    ..upload.clone()
+                };
+                self.inner.write(&upload, offset, body, keep).await
             }
             OverwritesStored => {
                 let (bytes, result) = read_all(body).await;
