@@ -517,11 +517,11 @@ impl Engine {
     /// The status of the upload of a request. An error if the request contradicts it.
     async fn same(&self, upload: &Upload) -> Result<Option<Status>, Error> {
         let status = self.status(upload).await?;
-        let stored = status.as_ref().and_then(|status| status.upload.length);
-        match (stored, upload.length) {
-            (Some(stored), Some(declared)) if stored != declared => Err(Reason::Conflict.into()),
-            _ => Ok(status),
+        let stored = status.as_ref().map(|status| &status.upload);
+        if stored.is_some_and(|stored| stored.contradicts(upload)) {
+            return Err(Reason::Conflict.into());
         }
+        Ok(status)
     }
 
     async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {

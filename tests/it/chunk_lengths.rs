@@ -41,8 +41,11 @@ async fn a_chunk_without_a_declared_length_has_one_of_its_layout() {
         ] {
             for bytes in 0..20 {
                 let server = Server::start().await;
-                let Answer { status, body, .. } =
-                    server.client().await.send(chunk(number, total, bytes)).await;
+                let Answer { status, body, .. } = server
+                    .client()
+                    .await
+                    .send(chunk(number, total, bytes))
+                    .await;
                 let expected = match bytes {
                     _ if accepted.contains(&bytes) => 200,
                     // It can be sent again.

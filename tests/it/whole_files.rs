@@ -11,12 +11,8 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, Full};
 use tower::{Layer as _, ServiceExt as _, service_fn};
-use tower_http::{
-    compression::CompressionLayer, decompression::RequestDecompressionLayer,
-};
-use tower_resumable::{
-    CompletedUpload, Dialect, Error, ErrorKind, MemoryStore, ResumableLayer,
-};
+use tower_http::{compression::CompressionLayer, decompression::RequestDecompressionLayer};
+use tower_resumable::{CompletedUpload, Dialect, Error, ErrorKind, MemoryStore, ResumableLayer};
 
 use crate::common::{Client, Server, content, multipart};
 
@@ -83,7 +79,10 @@ fn parts(parts: &[(&str, &str)]) -> Request<Vec<u8>> {
         body += "------WebKitFormBoundaryX0Y1Z2\r\nContent-Disposition: form-data; ";
         body += &format!("{head}\r\n\r\n{content}\r\n");
     }
-    multipart("/upload", (body + "------WebKitFormBoundaryX0Y1Z2--\r\n").into())
+    multipart(
+        "/upload",
+        (body + "------WebKitFormBoundaryX0Y1Z2--\r\n").into(),
+    )
 }
 
 fn ok(answer: &str) -> Got {
@@ -101,8 +100,14 @@ async fn names_and_bytes_are_those_that_were_sent() {
         ("name=file; filename=a.txt", "a.txt: YWJj"),
         ("Name=\"file\"; FileName=\"a.txt\"", "a.txt: YWJj"),
         ("name=\"file\"; filename*=utf-8''%D1%82.txt", "т.txt: YWJj"),
-        ("name=\"file\"; filename=\"x\"; filename*=UTF-8''y", "y: YWJj"),
-        ("name=\"file\"; filename=\"=?utf-8?B?w7YudHh0?=\"", "ö.txt: YWJj"),
+        (
+            "name=\"file\"; filename=\"x\"; filename*=UTF-8''y",
+            "y: YWJj",
+        ),
+        (
+            "name=\"file\"; filename=\"=?utf-8?B?w7YudHh0?=\"",
+            "ö.txt: YWJj",
+        ),
         ("name=\"file\"; filename*=UTF-8''%FF", "UTF-8''ÿ: YWJj"),
         // Neither a name nor a type: it is not base64.
         ("name=\"file\"", "-: YWJj"),
@@ -113,7 +118,11 @@ async fn names_and_bytes_are_those_that_were_sent() {
         assert_eq!(answer, ok(expected), "{head}");
     }
     let mut latin_1 = parts(&[("name=\"file\"; filename=\"?\"", "abc")]);
-    let name = latin_1.body().iter().position(|&byte| byte == b'?').unwrap();
+    let name = latin_1
+        .body()
+        .iter()
+        .position(|&byte| byte == b'?')
+        .unwrap();
     latin_1.body_mut()[name] = 0xe9;
     assert_eq!(send(&layer(), latin_1).await, ok("é: abc"));
 
@@ -174,7 +183,10 @@ async fn boundaries_that_clients_use() {
 
 #[tokio::test]
 async fn a_form_without_a_chosen_file_delivers_nothing() {
-    let none = ("name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream", "");
+    let none = (
+        "name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream",
+        "",
+    );
     let other = ("name=\"second\"; filename=\"\"", "");
     let field = ("name=\"comment\"", "hi");
     let refused = (400, Some(ErrorKind::MissingFile));
@@ -203,12 +215,18 @@ async fn a_form_without_a_chosen_file_delivers_nothing() {
 
 #[tokio::test]
 async fn a_body_without_a_length_is_a_whole_file() {
-    assert_eq!(send(&layer(), raw(&[OCTETS], "0123456789")).await, ok("-: 0123456789"));
+    assert_eq!(
+        send(&layer(), raw(&[OCTETS], "0123456789")).await,
+        ok("-: 0123456789")
+    );
     assert_eq!(send(&layer(), raw(&[OCTETS], "")).await, ok("-: "));
     // Of a dialect, too.
     let name = ("content-disposition", "attachment; filename=\"a\"");
     let blueimp = layer().with_protocol(Dialect::blueimp());
-    assert_eq!(send(&blueimp, raw(&[OCTETS, name], "0123456789")).await, ok("a: 0123456789"));
+    assert_eq!(
+        send(&blueimp, raw(&[OCTETS, name], "0123456789")).await,
+        ok("a: 0123456789")
+    );
     let limits = tower_resumable::Limits::default().with_chunk_size(9);
     let limited = layer().with_limits(limits);
     let refused = send(&limited, raw(&[OCTETS], "0123456789")).await;
@@ -234,20 +252,20 @@ async fn bodies_in_a_coding_are_refused_and_nothing_is_stored() {
         form
     };
     let in_part = parts(&[(
-        "name=\"file\"; filename=\"a\"\r\nContent-Transfer-Encoding: base64",
-        "YWJj",
+        "name=\"file\"; filename=\"a\"\r\nContent-Encoding: gzip",
+        "abc",
     )]);
     let server = Server::start().await;
     let mut client = server.client().await;
-    for (request, status) in [
-        (raw(&[OCTETS, gzip], "abc"), 415),
-        (chunk(&[OCTETS, gzip]), 400),
-        (form("br"), 415),
-        (form("GZIP, identity"), 415),
-        (in_part, 415),
+    for request in [
+        raw(&[OCTETS, gzip], "abc"),
+        chunk(&[OCTETS, gzip]),
+        form("br"),
+        form("GZIP, identity"),
+        in_part,
     ] {
         let answer = client.send(request).await;
-        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.status, 415, "{answer:?}");
         assert_eq!(answer.json()["code"], "content_encoding");
         assert_eq!(answer.headers["accept-encoding"], "identity");
     }
@@ -256,7 +274,10 @@ async fn bodies_in_a_coding_are_refused_and_nothing_is_stored() {
         raw(&[OCTETS, ("content-encoding", "identity")], "abc"),
         chunk(&[OCTETS, ("content-encoding", "")]),
         form("Identity"),
-        parts(&[("name=file; filename=a\r\nContent-Transfer-Encoding: binary", "abc")]),
+        parts(&[(
+            "name=file; filename=a\r\nContent-Transfer-Encoding: binary",
+            "abc",
+        )]),
     ] {
         assert_eq!(client.send(request).await.status, 200);
     }
@@ -339,7 +360,9 @@ async fn recorded_answers_are_whole_and_not_compressed() {
     // A whole file has one client: it gets the answer that it has asked for.
     let request = with_headers("/upload", true);
     let mut parts = request;
-    parts.headers_mut().insert("accept-encoding", "identity".parse().unwrap());
+    parts
+        .headers_mut()
+        .insert("accept-encoding", "identity".parse().unwrap());
     assert_eq!(client.send(parts).await.status, 200);
     let headers = seen.lock().unwrap().clone();
     assert!(headers.contains_key("accept-encoding") && headers.contains_key("range"));
@@ -355,7 +378,10 @@ async fn the_answers_of_the_application_reach_plain_forms() {
         for form in [
             parts(&[("name=\"file\"; filename=\"a\"", "abc"), ("name=x", "1")]),
             parts(&[("name=x", "1"), ("name=\"file\"; filename=\"a\"", "abc")]),
-            parts(&[("name=\"file\"; filename=\"\"", ""), ("name=file; filename=a", "abc")]),
+            parts(&[
+                ("name=\"file\"; filename=\"\"", ""),
+                ("name=file; filename=a", "abc"),
+            ]),
             parts(&[("name=\"qqfile\"; filename=\"a\"", "abc")]),
             raw(&[OCTETS], "abc"),
         ] {
@@ -372,7 +398,11 @@ async fn a_chunk_of_an_unknown_client_is_not_a_whole_file() {
     for field in ["part", "totalParts", "slice_no", "myChunk", "offset"] {
         let name = format!("name={field}");
         let answer = send(&layer(), parts(&[(&name, "1"), file])).await;
-        assert_eq!(kind(answer), (400, Some(ErrorKind::MissingField)), "{field}");
+        assert_eq!(
+            kind(answer),
+            (400, Some(ErrorKind::MissingField)),
+            "{field}"
+        );
         let mut request = raw(&[OCTETS], "abc");
         *request.uri_mut() = format!("/upload?{field}=1").parse().unwrap();
         assert_eq!(send(&layer(), request).await, ok("passed"), "{field}");
@@ -383,10 +413,9 @@ async fn a_chunk_of_an_unknown_client_is_not_a_whole_file() {
     }
 }
 
-/// A form as many frames of a hundred bytes.
+/// A form as frames of a hundred fields. h2 itself ends a connection with too many small ones.
 struct Frames {
     left: usize,
-    is_first: bool,
 }
 
 impl Body for Frames {
@@ -401,10 +430,9 @@ impl Body for Frames {
             return Poll::Ready(None);
         }
         self.left -= 1;
-        let start = if std::mem::take(&mut self.is_first) { "" } else { "\r\n" };
-        let field = format!("name=\"{:050}\"\r\n\r\n", self.left);
-        let part = format!("{start}--X\r\nContent-Disposition: form-data; {field}");
-        Poll::Ready(Some(Ok(Frame::data(part.into()))))
+        let field = format!("name=\"{:050}\"\r\n\r\n\r\n", self.left);
+        let part = format!("--X\r\nContent-Disposition: form-data; {field}");
+        Poll::Ready(Some(Ok(Frame::data(part.repeat(100).into()))))
     }
 }
 
@@ -416,10 +444,7 @@ async fn a_form_of_many_empty_fields_is_refused_while_it_arrives() {
         let stream = tokio::net::TcpStream::connect(server.addr).await.unwrap();
         let io = hyper_util::rt::TokioIo::new(stream);
         let executor = hyper_util::rt::TokioExecutor::new();
-        let form = Frames {
-            left: 100_000,
-            is_first: true,
-        };
+        let form = Frames { left: 1000 };
         let request = Request::post("http://test/upload")
             .header("host", "test")
             .header("content-type", "multipart/form-data; boundary=X")
