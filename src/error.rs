@@ -95,8 +95,7 @@ kinds! {
     UnexpectedFile => "unexpected_file",
     /// The file is a text field that should be base64, and is not.
     Base64 => "base64",
-    /// The body, or a part of the form, has a `Content-Encoding` or `Content-Transfer-Encoding`
-    /// that nothing has decoded.
+    /// The body, or a part of the form, has a `Content-Encoding` that nothing has decoded.
     ContentEncoding => "content_encoding",
     /// The request contradicts what is stored of the upload: another length, or other bytes,
     /// because the file has changed.
@@ -205,7 +204,7 @@ impl fmt::Display for Reason {
                 f.write_str("the file part has no file name, so it should be base64, but it is not")
             }
             Self::ContentEncoding => {
-                f.write_str("the body is compressed or encoded: send the bytes of the file")
+                f.write_str("the body has a content encoding: send the bytes of the file")
             }
             Self::Conflict => f.write_str("the file has changed since its upload began"),
             Self::TooManyRanges => f.write_str("the upload is in too many pieces"),

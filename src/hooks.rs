@@ -113,8 +113,9 @@ pub enum Purpose {
     List,
     /// Create an upload that has no bytes yet.
     Create,
-    /// Spool a file part that comes before the fields that say where it belongs. The upload is not
-    /// known: a request with the purpose [`Chunk`](Self::Chunk) follows when it is.
+    /// Spool a file part that comes before the fields that say where it belongs, or a body of
+    /// unknown length. The upload is not known: a request with the purpose [`Chunk`](Self::Chunk)
+    /// follows when it is.
     Spool,
     /// Store a chunk or a whole file.
     Chunk,

@@ -29,6 +29,19 @@ use crate::{
 /// It has no type parameter for the store. All settings have safe defaults. Clones share their
 /// uploads and have their own settings.
 ///
+/// # Order of layers
+///
+/// The layer answers most requests itself. So a layer that changes all answers, such as
+/// tower-http's `CorsLayer`, or that all requests have to pass, such as authentication, goes
+/// outside of it: with `Router::layer`, it is added later. Behind it, a `CorsLayer` only sees the
+/// requests of complete files, and a browser refuses the other answers.
+///
+/// A layer that changes request bodies, such as `RequestDecompressionLayer`, goes outside too: a
+/// body in a coding is refused. A `CompressionLayer` can be on either side. Behind the layer it only
+/// compresses the answers to whole files in one request: other answers are recorded and repeated
+/// to requests with other headers, so the inner service gets those requests without
+/// `Accept-Encoding` and `Range`.
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_resumable::{Delivery, Limits, MemoryStore, ResumableLayer};
@@ -156,10 +169,7 @@ impl ResumableLayer {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn with_identity_fields<F: Into<Field>>(
-        self,
-        fields: impl IntoIterator<Item = F>,
-    ) -> Self {
+    pub fn with_identity_fields<F: Into<Field>>(self, fields: impl IntoIterator<Item = F>) -> Self {
         let fields = fields.into_iter().map(Into::into);
         let fields: Vec<Field> = fields.filter(|field| !field.is_none()).collect();
         self.with(|config| config.protocols.chunked_mut().identity_fields = fields)

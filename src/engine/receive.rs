@@ -645,10 +645,11 @@ impl Engine {
     /// The status of the upload of a request. An error if the request contradicts it.
     async fn same(&self, upload: &Upload) -> Result<Option<Status>, Error> {
         let status = self.status(upload).await?;
-        match &status {
-            Some(status) if status.upload.contradicts(upload) => Err(Reason::Conflict.into()),
-            _ => Ok(status),
+        let stored = status.as_ref().map(|status| &status.upload);
+        if stored.is_some_and(|stored| stored.contradicts(upload)) {
+            return Err(Reason::Conflict.into());
         }
+        Ok(status)
     }
 
     async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {

@@ -54,16 +54,28 @@ impl Protocol {
     /// a page without JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small. Or
     /// it is a `POST` or `PUT` request with the content type `application/octet-stream`, whose body
     /// is the file; the file name can be in `Content-Disposition`. In a form, the part `file`
-    /// carries the file, or the part that does so in a dialect of the layer.
+    /// carries the file, or the part that does so in a dialect of the layer. It need not have a file
+    /// name: `curl -F 'file=<…'` sends none. The length need not be declared: a body without one is
+    /// spooled first.
     ///
     /// On by default. The file is delivered like any other, and can be as long as a
     /// [chunk](crate::Limits::with_chunk_size). Each such request is an upload of its own. The
     /// client gets the answer of the inner service unchanged.
     ///
-    /// A request with a field or header whose name contains `chunk`, or is `offset`,
-    /// `Content-Range` or `Upload-…`, is taken for a part of a file, from a client that the layer
-    /// does not know. If it is a form it is refused. If the file is the body it passes through to
-    /// the inner service.
+    /// A form whose user has chosen no file, which browsers send as an empty part with an empty
+    /// file name, is refused with 400 and
+    /// [`ErrorKind::MissingFile`](crate::ErrorKind::MissingFile). An empty file that has a name is
+    /// delivered. A body with a `Content-Encoding` is refused with 415, because the layer would
+    /// store it as it is: put a decompression layer outside.
+    ///
+    /// A request with a field or header whose name says that the file is in pieces is taken for a
+    /// chunk of a client that the layer does not know: names that contain `chunk`, are `offset`,
+    /// `Content-Range` or `Upload-…`, or have one of the words part, piece, slice and fragment, as
+    /// `part_number` and `totalParts` do. If it is a form it is refused. If the file is the body
+    /// it passes through to the inner service. An application whose own field has such a name can
+    /// put it into [`with_identity_fields`](crate::ResumableLayer::with_identity_fields): then the
+    /// layer knows it. So a client of chunks has to keep its fields: do not replace those of
+    /// Dropzone with its option `params`, add to them.
     pub fn plain() -> Self {
         Self(Kind::Plain)
     }

@@ -4,11 +4,9 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode, header, request::Parts, response};
 
 use super::{
-    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Target, Write,
-    chunked::{
-        Chunked, Field, Fields, Params, headers,
-        params::allows_whole,
-    },
+    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Target,
+    Write,
+    chunked::{Chunked, Field, Fields, Params, headers, params::allows_whole},
     problem::{empty, problem},
 };
 use crate::{
@@ -173,7 +171,8 @@ mod tests {
             ("totalParts=2", &[], false),
             ("part_number=1", &[], false),
             ("x[slice]=1", &[], false),
-            ("SEGMENT=1", &[], false),
+            ("PIECES=1", &[], false),
+            ("segment=1", &[], true),
             ("", &[("x-part", "1")], false),
             ("department=1&partner=2&apartment=3&parted=4", &[], true),
         ] {
@@ -202,7 +201,12 @@ mod tests {
             ("GET", "", &[octets], false),
             ("POST", "", &[], false),
             ("POST", "", &[("content-type", "text/plain")], false),
-            ("POST", "", &[("content-type", "Application/Octet-Stream; a=b")], true),
+            (
+                "POST",
+                "",
+                &[("content-type", "Application/Octet-Stream; a=b")],
+                true,
+            ),
             // Refused by the engine, as all bodies in a coding are.
             ("POST", "", &[octets, ("content-encoding", "gzip")], true),
             ("POST", "", &[octets, ("upload-offset", "0")], false),
@@ -303,7 +307,10 @@ mod tests {
             assert_eq!(has_retry_after, status == 503);
             let accepted = response.headers().get(header::ACCEPT_ENCODING);
             let is_coded = error.kind() == ErrorKind::ContentEncoding;
-            assert_eq!(accepted.is_some_and(|coding| coding == "identity"), is_coded);
+            assert_eq!(
+                accepted.is_some_and(|coding| coding == "identity"),
+                is_coded
+            );
         }
     }
 }

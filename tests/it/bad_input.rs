@@ -141,7 +141,6 @@ async fn invalid_bodies_are_refused() {
             multipart(&at, named(&[7; 1 << 20])),
             "chunk_length",
         ),
-        ("empty", multipart(&at, named(b"")), "chunk_length"),
         (
             "short octets",
             Request::post(&at).body(vec![7; 9]).unwrap(),
@@ -190,6 +189,18 @@ async fn invalid_bodies_are_refused() {
         let answer = client.send(request).await;
         assert_eq!(answer.status, 400, "{name}: {answer:?}");
         assert_eq!(answer.json()["code"], code, "{name}");
+    }
+    // Safari sends a chunk without its bytes now and then. A retry helps.
+    for request in [
+        multipart(&at, named(b"")),
+        Request::post(&at)
+            .header("content-type", "application/octet-stream")
+            .body(Vec::new())
+            .unwrap(),
+    ] {
+        let answer = client.send(request).await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(answer.json()["code"], "chunk_length");
     }
     for content_type in ["multipart/form-data", "multipart/form-data; boundary="] {
         let mut request = multipart(&at, whole.clone());

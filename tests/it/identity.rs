@@ -296,7 +296,13 @@ async fn two_layers_on_one_store_have_their_own_uploads() {
             for n in [0, 1] {
                 let answer = send(layer, client.chunk(path, n)).await;
                 let delivered = answer.body.contains(&format!("{path} got 01234567"));
-                assert_eq!(delivered, n == 1, "{}: {}", client.dialect.name(), answer.body);
+                assert_eq!(
+                    delivered,
+                    n == 1,
+                    "{}: {}",
+                    client.dialect.name(),
+                    answer.body
+                );
             }
         }
     }
@@ -338,7 +344,9 @@ async fn a_header_can_tell_uploads_apart() {
         answer.body.matches("8-a").count()
     };
     assert_eq!(
-        send(&layer, of("1", client.chunk("/upload", 0))).await.status,
+        send(&layer, of("1", client.chunk("/upload", 0)))
+            .await
+            .status,
         200
     );
     assert_eq!((received("1").await, received("2").await), (4, 0));
@@ -463,7 +471,10 @@ async fn fields_hold_for_questions_at_the_end_and_for_names_of_the_layer() {
         ("/upload?album=1&", 4, true),
     ] {
         let answer = send(&layer, chunk(path, offset)).await;
-        assert_eq!((answer.status, answer.body.contains("got")), (200, delivered));
+        assert_eq!(
+            (answer.status, answer.body.contains("got")),
+            (200, delivered)
+        );
     }
 }
 
@@ -487,10 +498,10 @@ async fn the_prefix_of_a_nest_is_part_of_the_path() {
     }
 }
 
-/// Another length for the same upload, in each question. The identity of these clients has no
-/// length.
+/// Another length for the same upload, in each question and in a chunk. The identity has no length
+/// here, as that of clients with unique identifiers never has.
 #[tokio::test]
-async fn a_question_with_another_length_is_a_final_refusal() {
+async fn a_request_with_another_length_is_a_final_refusal() {
     let rule = IdentityRule::Identifier;
     for client in clients() {
         let name = client.dialect.name();
@@ -528,12 +539,22 @@ async fn a_question_with_another_length_is_a_final_refusal() {
         for request in [
             client.status("/upload"),
             client.request("GET", "/upload", 0, b""),
+            client.chunk("/upload", 1),
         ] {
             let answer = send(&layer, longer(request)).await;
             assert_eq!(answer.kind, Some(ErrorKind::Conflict), "{name}");
             assert!([400, 415].contains(&answer.status), "{name}");
         }
         assert_eq!(received(&send(&layer, client.status("/upload")).await), 4);
+        let answer = send(&layer, client.chunk("/upload", 1)).await;
+        assert!(
+            answer.body.contains("got 01234567"),
+            "{name}: {}",
+            answer.body
+        );
+        // After the delivery too, while the record is kept.
+        let answer = send(&layer, longer(client.chunk("/upload", 1))).await;
+        assert_eq!(answer.kind, Some(ErrorKind::Conflict), "{name}");
     }
     // The question at the end.
     let layer = layer();

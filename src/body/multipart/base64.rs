@@ -16,14 +16,17 @@ use crate::{
 /// A file that is decoded if it is base64.
 pub(crate) struct Decoded<'a> {
     file: Source<'a>,
-    /// Until the end.
     decoder: Option<Decoder>,
+    ended: bool,
 }
 
 impl<'a> Decoded<'a> {
     pub(crate) fn new(file: Source<'a>, is_base64: bool) -> Self {
-        let decoder = is_base64.then(Decoder::default);
-        Self { file, decoder }
+        Self {
+            file,
+            decoder: is_base64.then(Decoder::default),
+            ended: false,
+        }
     }
 }
 
@@ -32,33 +35,27 @@ impl Body for Decoded<'_> {
     type Error = BoxError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        loop {
-            let frame = ready!(self.file.as_mut().poll_frame(cx));
-            let Some(decoder) = &mut self.decoder else {
-                return Poll::Ready(frame);
+        let this = self.get_mut();
+        let Some(decoder) = &mut this.decoder else {
+            return this.file.as_mut().poll_frame(cx);
+        };
+        while !this.ended {
+            let frame = ready!(this.file.as_mut().poll_frame(cx)).transpose()?;
+            let data = frame.map(|frame| frame.into_data().unwrap_or_default());
+            this.ended = data.is_none();
+            let bytes = match data {
+                Some(data) => decoder.push(&data)?,
+                None => decoder.finish()?,
             };
-            let bytes = match frame {
-                Some(Ok(frame)) => frame.into_data().map_or(Ok(Bytes::new()), |data| {
-                    decoder.push(&data)
-                }),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => {
-                    let last = decoder.finish();
-                    self.decoder = None;
-                    last
-                }
-            };
-            match bytes {
-                Ok(bytes) if bytes.is_empty() && self.decoder.is_none() => {
-                    return Poll::Ready(None);
-                }
-                Ok(bytes) if bytes.is_empty() => {}
-                bytes => return Poll::Ready(Some(bytes.map(Frame::data).map_err(Into::into))),
+            // A few digits can yield nothing.
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
         }
+        Poll::Ready(None)
     }
 }
 

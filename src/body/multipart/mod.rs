@@ -189,6 +189,13 @@ impl<'a> Form<'a> {
                             self.stage = Stage::Between;
                             let value = match String::from_utf8(value) {
                                 Ok(value) => value,
+                                // Those of chunk clients identify the file.
+                                Err(_) if fields.is_chunk() => {
+                                    return Poll::Ready(Err(multipart(
+                                        "a text field is not UTF-8",
+                                    )));
+                                }
+                                // A page in another character set.
                                 Err(error) => text(error.as_bytes()).into_owned(),
                             };
                             return Poll::Ready(Ok(Item::Text { name, value }));
@@ -201,7 +208,15 @@ impl<'a> Form<'a> {
                         continue;
                     }
                     let stage = std::mem::replace(&mut self.stage, Stage::Between);
-                    let (Some(_), Stage::Unnamed { field, is_file, head }) = (&piece, stage) else {
+                    let (
+                        Some(_),
+                        Stage::Unnamed {
+                            field,
+                            is_file,
+                            head,
+                        },
+                    ) = (&piece, stage)
+                    else {
                         // No file was chosen.
                         continue;
                     };

@@ -12,7 +12,7 @@ use super::{
     parse::Fields,
 };
 use crate::{
-    error::Error,
+    error::{Error, ErrorKind},
     limits::LISTED_CHUNKS,
     model::{
         ranges::RangeSet,
@@ -161,6 +161,9 @@ impl Answers {
     fn failed(&self, error: &Error) -> Response<Bytes> {
         let status = if error.is_retryable() {
             StatusCode::SERVICE_UNAVAILABLE
+        } else if error.kind() == ErrorKind::ContentEncoding {
+            // Final in all dialects.
+            StatusCode::UNSUPPORTED_MEDIA_TYPE
         } else {
             self.dialect.refusal
         };
@@ -701,6 +704,8 @@ mod tests {
     fn errors_are_final_or_retryable() {
         for (reason, status) in [
             (Reason::Base64, 400),
+            (Reason::Conflict, 400),
+            (Reason::ContentEncoding, 415),
             (Reason::ChunkTooLarge { limit: 1 }, 400),
             (Reason::MethodNotAllowed, 400),
             (Reason::Storage, 503),

@@ -137,6 +137,11 @@ impl Dialect {
     /// ordinary form, which needs [`Protocol::plain`](crate::Protocol::plain). The field for a
     /// [status request](Self::with_status) is `dzstatus`.
     ///
+    /// Chunks together with `resizeWidth`, `resizeHeight` or another `transformFile` do not work:
+    /// the client cuts the changed file, and declares the length of the original one. The first
+    /// chunk is refused with 400. Resize such files with `chunking: false`. A function as
+    /// option `params` has to return the fields of the client too.
+    ///
     /// [Dropzone]: https://docs.dropzone.dev
     pub fn dropzone() -> Self {
         Self::new("Dropzone")
@@ -157,7 +162,8 @@ impl Dialect {
     /// On by default. `chunking.success.endpoint` can be the path of the uploads, or a route of the
     /// application: the file has been delivered by then. The client needs `"success": true` in
     /// every answer, so the answer of the inner service is [changed](AnswerFormat::JsonSuccess).
-    /// The field for a [status request](Self::with_status) is `qqstatus`.
+    /// The field for a [status request](Self::with_status) is `qqstatus`. If the layer answers at
+    /// several paths, the success endpoint has to be the path of the chunks.
     ///
     /// [Fine Uploader]: https://docs.fineuploader.com
     pub fn fine_uploader() -> Self {
@@ -250,6 +256,11 @@ impl Dialect {
     /// delivered with a `PATCH` request, a whole file with a `POST` request. The client's
     /// `serverId` is then [`identifier()`](crate::CompletedUpload::identifier), or, for a whole
     /// file, the answer of the inner service.
+    ///
+    /// `server.revert`, for a file that has been delivered, belongs to the application: FilePond
+    /// sends a `DELETE` request with the `serverId` as its body, and the layer passes it on. Give
+    /// it a route of its own, or handle `DELETE` in the route of the uploads. FilePond shows a
+    /// file as reverted whatever the answer is.
     ///
     /// [FilePond]: https://pqina.nl/filepond/docs/api/server/#process-chunks
     pub fn filepond() -> Self {

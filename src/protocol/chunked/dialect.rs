@@ -356,6 +356,9 @@ impl Dialect {
 /// What the client sends.
 impl Dialect {
     /// Sets how long the last chunk is. Default: [`RestOrMore`](LastChunk::RestOrMore).
+    ///
+    /// From the position of a chunk, the chunk size and the total size follow the lengths that it
+    /// can have. A chunk of any other length is refused.
     pub fn with_last_chunk(mut self, layout: LastChunk) -> Self {
         self.last_chunk = layout;
         self
@@ -384,7 +387,7 @@ impl Dialect {
     }
 
     /// Sets whether the file in a form can be a text field: base64, or a data URL. Default:
-    /// `false`.
+    /// `false`. It concerns only forms with the fields of this client.
     pub fn with_base64(mut self, accept: bool) -> Self {
         self.base64 = accept;
         self

@@ -158,7 +158,10 @@ impl Params {
         &'a self,
         fields: &'a [Field],
     ) -> impl Iterator<Item = (String, String)> {
-        let others = self.others.iter().filter(|(known, _)| fields.contains(known));
+        let others = self
+            .others
+            .iter()
+            .filter(|(known, _)| fields.contains(known));
         others.filter_map(|(field, value)| {
             let (name, value) = (field.header_name()?, value.as_deref()?);
             Some((name.to_owned(), value.to_owned()))
@@ -238,10 +241,17 @@ pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> boo
 }
 
 /// Whether a name is that of a piece of a file: it contains `chunk`, or has one of these words, as
-/// `part_number`, `totalParts` and `X-Slice` do.
+/// `part_number`, `totalParts` and `X-Slice` do. Segments of a film are whole files.
 fn is_of_chunks(name: &str) -> bool {
     const WORDS: [&str; 8] = [
-        "part", "parts", "slice", "slices", "segment", "segments", "fragment", "fragments",
+        "part",
+        "parts",
+        "piece",
+        "pieces",
+        "slice",
+        "slices",
+        "fragment",
+        "fragments",
     ];
     let lower = name.to_ascii_lowercase();
     // Not all names that contain `offset`: an application may send that of a time zone.
