@@ -35,13 +35,13 @@ use crate::{
     model::{
         BoxError,
         state::{Progress, State, Status},
-        upload::{Scope, Upload},
+        upload::{Scope, Upload, UploadId},
     },
     protocol::{
         Command, Create, Described, Exchange, FilePart, Form, Look, Outcome, Reply, Target, Write,
     },
     response::ResponseBody,
-    store::{ChunkBody, Filter, Keep, StoreError, content::Content, random_id},
+    store::{ChunkBody, Filter, Keep, Page, StoreError, content::Content, random_id},
 };
 
 /// Answers a request of a protocol.
@@ -160,10 +160,12 @@ impl Engine {
                 return self.conclude(described, head, scope, reply).await;
             }
             Command::Look(look) => self.look(look, head, scope, reply).await?,
-            Command::List => {
+            Command::List { after } => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;
-                reply.encode(Outcome::Listed(&self.unfinished(scope).await?))
+                let (uploads, next) = self.unfinished(scope, after).await?;
+                let uploads = &uploads;
+                reply.encode(Outcome::Listed { uploads, next })
             }
             Command::Create(create) => {
                 let upload = self.name(create, head, scope).await?;
@@ -517,10 +519,14 @@ impl Engine {
         Ok(reply.encode(Outcome::State(status.as_ref())))
     }
 
-    /// The unfinished uploads of a scope.
-    async fn unfinished(&self, scope: Scope) -> Result<Vec<(Upload, Progress)>, Error> {
-        let (filter, mut after, mut found) =
-            (Filter::default().with_scope(scope), None, Vec::new());
+    /// Some unfinished uploads of a scope, from the first one after this id, and the id after which
+    /// more follow.
+    async fn unfinished(
+        &self,
+        scope: Scope,
+        mut after: Option<UploadId>,
+    ) -> Result<(Vec<(Upload, Progress)>, Option<UploadId>), Error> {
+        let (filter, mut found) = (Filter::default().with_scope(scope), Vec::new());
         loop {
             let page = self.store.list(&filter, after.as_ref()).await;
             let page = page.inspect_err(fault::report)?;
@@ -530,8 +536,9 @@ impl Engine {
                     .map(|listed| (listed.upload, listed.progress)),
             );
             after = page.next;
-            if after.is_none() {
-                return Ok(found);
+            // Pages of the store may be short or empty.
+            if after.is_none() || found.len() >= Page::MAX {
+                return Ok((found, after));
             }
         }
     }

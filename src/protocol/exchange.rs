@@ -57,8 +57,8 @@ pub(crate) enum Command {
     Conclude(Described),
     /// Remove an upload.
     Remove(Described),
-    /// List the unfinished uploads of the scope.
-    List,
+    /// List the unfinished uploads of the scope, from the first one after this id.
+    List { after: Option<UploadId> },
     /// Read the command from the body, of at most `max` bytes.
     Read { max: u64, then: DecodeBody },
 }
@@ -213,8 +213,11 @@ pub(crate) enum Outcome<'a> {
     },
     /// What is stored of the upload.
     State(Option<&'a Status>),
-    /// The unfinished uploads of the scope, and how far they are.
-    Listed(&'a [(Upload, Progress)]),
+    /// Unfinished uploads of the scope, and how far they are. More follow after `next`.
+    Listed {
+        uploads: &'a [(Upload, Progress)],
+        next: Option<UploadId>,
+    },
     /// The recorded answer of the inner service.
     Answer(&'a Record),
     /// The upload that the client continues is absent.

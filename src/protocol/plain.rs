@@ -100,7 +100,7 @@ impl Encode for PlainReply {
             Outcome::Created(_)
             | Outcome::Stored { .. }
             | Outcome::State(_)
-            | Outcome::Listed(_)
+            | Outcome::Listed { .. }
             | Outcome::Gone
             | Outcome::Removed => empty(StatusCode::NO_CONTENT),
         }

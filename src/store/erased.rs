@@ -1,8 +1,8 @@
 //! [`Store`] without its type, so that no store type reaches the type of the layer.
 
 use super::{
-    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Observer, Page, Sealed, Store,
-    StoreError, Swept, Usage,
+    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Observer, Page, Sealed,
+    Store, StoreError, Swept, Usage,
 };
 use crate::model::{
     state::{Progress, Record, Status},

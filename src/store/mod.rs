@@ -107,16 +107,16 @@ use sha2::{Digest as _, Sha256};
 #[cfg(feature = "object-store")]
 pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
-pub(crate) use self::{
-    erased::{DynClaim, DynStore},
-    event::Observed,
-};
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,
     event::{Observer, StoreEvent},
     file::{Durability, FileStoreBuilder},
     stored::{BoxFuture, Sealed, Stored},
+};
+pub(crate) use self::{
+    erased::{DynClaim, DynStore},
+    event::Observed,
 };
 use crate::model::{
     hex::{self, Hex},

@@ -16,6 +16,7 @@ mod digests;
 mod examples;
 mod format;
 mod gone;
+mod heads;
 mod hyper;
 mod limits;
 mod properties;

@@ -34,6 +34,7 @@ use super::{Command, Decode, Exchange, FilePart, Look, Write};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
+    model::upload::UploadId,
 };
 
 /// A decoded request, and its answers.
@@ -57,7 +58,7 @@ fn exchange((command, answers): Read) -> Exchange {
 impl Chunked {
     fn read(self: &Arc<Self>, head: &Parts, body_is_empty: bool) -> Option<Read> {
         if self.asks_for_list(head) {
-            return Some((Ok(Command::List), Answers::default()));
+            return Some((after(head), Answers::default()));
         }
         // A preflight request has the query of the request that it asks about.
         if head.method == Method::OPTIONS {
@@ -232,6 +233,18 @@ impl Chunked {
             _ => Err(Reason::MethodNotAllowed.into()),
         }
     }
+}
+
+/// The list that follows the page with this `next`, or the first page.
+fn after(head: &Parts) -> Result<Command, Error> {
+    let Some(value) = Params::query_value(head.uri.query(), "after") else {
+        return Ok(Command::List { after: None });
+    };
+    let after = UploadId::from_hex(&value).ok_or_else(|| Reason::InvalidField {
+        name: "after".to_owned(),
+        problem: "is not the `next` of a list",
+    })?;
+    Ok(Command::List { after: Some(after) })
 }
 
 fn is_url_encoded(headers: &HeaderMap) -> bool {

@@ -1776,7 +1776,7 @@ fn form_of(chunked: &Arc<Chunked>, query: &str, fields: &[(&str, &str)]) -> Box<
 fn show(command: &Command, answers: &Answers) -> String {
     let of = |upload: &Described| format!("{} of {}", upload.identifier, upload.length.unwrap());
     match command {
-        Command::List => "list".into(),
+        Command::List { .. } => "list".into(),
         Command::Read { max, .. } => format!("read {max}"),
         Command::Create(create) => format!("create {}", create.length),
         Command::Conclude(upload) => format!("conclude {}", of(upload)),
