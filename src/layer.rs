@@ -179,6 +179,10 @@ impl ResumableLayer {
     /// answered with the unfinished uploads of its [scope](Self::with_scope): names, lengths, and
     /// how many bytes are stored.
     ///
+    /// An answer lists at most 2,000 uploads. If more follow, it has the member `next`, whose value
+    /// is the parameter `after` of the next request: `GET /upload?unfinished&after=…`. Within an
+    /// answer the uploads are sorted by name.
+    ///
     /// Default: none, because without scopes the list contains the uploads of all users.
     ///
     /// ```

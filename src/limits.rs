@@ -48,10 +48,8 @@ pub(crate) const LISTED_CHUNKS: usize = 65_536;
 pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 
 /// Most bytes of a form without those of its file.
-pub(crate) const FORM_BYTES: u64 = (PREAMBLE_BYTES
-    + TEXT_BYTES
-    + PARTS * (PART_HEADER_BYTES + 128)
-    + EPILOGUE_BYTES) as u64;
+pub(crate) const FORM_BYTES: u64 =
+    (PREAMBLE_BYTES + TEXT_BYTES + PARTS * (PART_HEADER_BYTES + 128) + EPILOGUE_BYTES) as u64;
 
 /// Bytes per second with which a body keeps its place when all places are taken.
 pub(crate) const KEEP_RATE: u64 = 32 << 10;
@@ -88,6 +86,7 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// | bytes of identifier, file name, relative path, media type | 1024, 1024, 4096, 256 | final, `invalid_field` | |
 /// | what is read of a refused body; nothing if it is declared longer, or if the client waits for `100 Continue` | 64 MiB, 5 s | the connection is closed | |
 /// | chunk numbers in a status answer | 65,536 | the rest is left out; the byte ranges are complete | |
+/// | uploads in an answer that lists them | 2,000 | the rest follows on request | |
 /// | recorded bytes of the inner service's answer | 64 KiB | not repeated | [`Delivery::with_record_body`](crate::Delivery::with_record_body) |
 ///
 /// If as many bodies are read as allowed, a new one takes the place of the slowest one, which is the

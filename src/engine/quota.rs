@@ -53,6 +53,8 @@ struct Counts {
     fresh_until: Option<Instant>,
     /// The number of the last question to the store. Tells which uploads are newer than its answer.
     round: u64,
+    /// How many questions the store has answered, with or without success.
+    answers: u64,
 }
 
 /// One unfinished upload.
@@ -154,25 +156,23 @@ impl Quota {
 
     /// Takes over what the store counts.
     async fn ask(&self, store: &dyn DynStore) -> Result<(), Error> {
-        let seen = lock(&self.counts).round;
+        let seen = lock(&self.counts).answers;
         let mut failed = self.asking.lock().await;
         let round = {
             let mut counts = lock(&self.counts);
-            if counts.round != seen {
+            if counts.answers != seen {
                 // Another request has asked meanwhile.
                 return failed.clone().map_or(Ok(()), Err);
             }
             counts.round += 1;
             counts.round
         };
-        // In case the store panics.
-        *failed = Some(Reason::Storage.into());
         let start = Instant::now();
         let usage = store.usage().await.map_err(Error::from);
         *failed = usage.as_ref().err().cloned();
-        let usage = usage?;
         let mut counts = lock(&self.counts);
-        counts.take_over(round, usage);
+        counts.answers += 1;
+        counts.take_over(round, usage?);
         counts.fresh_until = Some(Instant::now() + FRESH.max(start.elapsed() * FRESH_TIMES));
         Ok(())
     }
@@ -450,7 +450,10 @@ mod tests {
 
     fn reserve(counts: &mut Counts, upload: Usage) {
         let bounds = Bounds::new(&Limits::default(), true);
-        assert!(matches!(counts.reserve(&bounds, upload, false), Reserved::Yes));
+        assert!(matches!(
+            counts.reserve(&bounds, upload, false),
+            Reserved::Yes
+        ));
     }
 
     #[test]

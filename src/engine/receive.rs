@@ -40,14 +40,14 @@ use crate::{
     model::{
         BoxError,
         state::{Progress, State, Status},
-        upload::{Scope, Upload},
+        upload::{Scope, Upload, UploadId},
     },
     protocol::{
         Command, Create, Described, Exchange, FilePart, Form, Look, Outcome, Reply, Target, Write,
     },
     response::ResponseBody,
     route::sent_path,
-    store::{ChunkBody, Filter, Keep, StoreError, content::Content, random_id},
+    store::{ChunkBody, Filter, Keep, Page, StoreError, content::Content, random_id},
 };
 
 /// Answers a request of a protocol.
@@ -212,16 +212,17 @@ impl Engine {
                 return self.conclude(described, head, scope, reply).await;
             }
             Command::Look(look) => return self.look(look, head, scope, reply).await,
-            Command::List { fields } => {
+            Command::List { after, fields } => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;
-                let mut uploads = self.unfinished(scope).await?;
-                uploads.retain(|(upload, _)| {
+                let is_asked = |upload: &Upload| {
                     let mut fields = fields.iter();
                     upload.is_at(sent_path(head))
                         && fields.all(|(name, value)| upload.field(name) == Some(value))
-                });
-                reply.encode(Outcome::Listed(&uploads))
+                };
+                let (uploads, next) = self.unfinished(scope, after, is_asked).await?;
+                let uploads = &uploads;
+                reply.encode(Outcome::Listed { uploads, next })
             }
             Command::Create(create) => {
                 let upload = self.name(create, head, scope).await?;
@@ -611,21 +612,25 @@ impl Engine {
         Ok(Found::Response(state))
     }
 
-    /// The unfinished uploads of a scope.
-    async fn unfinished(&self, scope: Scope) -> Result<Vec<(Upload, Progress)>, Error> {
-        let (filter, mut after, mut found) =
-            (Filter::default().with_scope(scope), None, Vec::new());
+    /// Some unfinished uploads of a scope, from the first one after this id, and the id after which
+    /// more follow.
+    async fn unfinished(
+        &self,
+        scope: Scope,
+        mut after: Option<UploadId>,
+        is_asked: impl Fn(&Upload) -> bool,
+    ) -> Result<(Vec<(Upload, Progress)>, Option<UploadId>), Error> {
+        let (filter, mut found) = (Filter::default().with_scope(scope), Vec::new());
         loop {
             let page = self.store.list(&filter, after.as_ref()).await;
             let page = page.map_err(|error| self.store_failed(None, error))?;
-            found.extend(
-                page.uploads
-                    .into_iter()
-                    .map(|listed| (listed.upload, listed.progress)),
-            );
+            let listed = page.uploads.into_iter();
+            let asked = listed.filter(|listed| is_asked(&listed.upload));
+            found.extend(asked.map(|listed| (listed.upload, listed.progress)));
             after = page.next;
-            if after.is_none() {
-                return Ok(found);
+            // Pages of the store may be short or empty.
+            if after.is_none() || found.len() >= Page::MAX {
+                return Ok((found, after));
             }
         }
     }

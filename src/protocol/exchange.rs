@@ -70,8 +70,12 @@ pub(crate) enum Command {
     Conclude(Described),
     /// Remove an upload.
     Remove(Described),
-    /// List the unfinished uploads of the scope at this path that have these fields.
-    List { fields: Vec<(String, String)> },
+    /// List the unfinished uploads of the scope at this path that have these fields, from the first
+    /// one after this id.
+    List {
+        after: Option<UploadId>,
+        fields: Vec<(String, String)>,
+    },
     /// Read the command from the body, of at most `max` bytes.
     Read { max: u64, then: DecodeBody },
 }
@@ -284,8 +288,11 @@ pub(crate) enum Outcome<'a> {
     },
     /// What is stored of the upload.
     State(Option<&'a Status>),
-    /// The unfinished uploads of the scope, and how far they are.
-    Listed(&'a [(Upload, Progress)]),
+    /// Unfinished uploads of the scope, and how far they are. More follow after `next`.
+    Listed {
+        uploads: &'a [(Upload, Progress)],
+        next: Option<UploadId>,
+    },
     /// The recorded answer of the inner service.
     Answer(&'a Record),
     /// The upload that the client continues is absent.

@@ -102,7 +102,7 @@ impl Encode for PlainReply {
             Outcome::Created(_)
             | Outcome::Stored { .. }
             | Outcome::State(_)
-            | Outcome::Listed(_)
+            | Outcome::Listed { .. }
             | Outcome::Gone
             | Outcome::Removed => empty(StatusCode::NO_CONTENT),
         }

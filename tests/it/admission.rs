@@ -96,6 +96,7 @@ async fn admission_sees_all_that_each_request_declares() {
         (List, None, 0, None, Vec::new()),
         of_file(Cancel),
         (Create, None, 7, None, Vec::new()),
+        (Spool, None, 0, None, Vec::new()),
         of_file(Chunk),
         of_file(Chunk),
         of_file(Deliver),

@@ -5,7 +5,10 @@ use std::{
     fmt,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -39,32 +42,37 @@ use crate::common::{self, Client, File};
 
 /// Where a [`Paused`] store pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub enum Step {
     /// The body of a chunk is read, but not stored yet.
     Read,
     /// A chunk is stored.
     Written,
     /// An upload is claimed.
     Claimed,
+    /// The uploads are about to be listed.
+    List,
 }
 
 type Pause = Arc<dyn Fn(Step) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// A store that pauses at each [`Step`].
 #[derive(Clone)]
-struct Paused<S> {
+pub struct Paused<S> {
     store: S,
     pause: Pause,
+    /// Whether lists fail.
+    pub fails: Arc<AtomicBool>,
 }
 
 impl<S> Paused<S> {
-    fn new<F>(store: S, pause: impl Fn(Step) -> F + Send + Sync + 'static) -> Self
+    pub fn new<F>(store: S, pause: impl Fn(Step) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         Self {
             store,
             pause: Arc::new(move |step| Box::pin(pause(step))),
+            fails: Arc::default(),
         }
     }
 }
@@ -118,6 +126,10 @@ impl<S: Store> Store for Paused<S> {
     }
 
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        (self.pause)(Step::List).await;
+        if self.fails.load(SeqCst) {
+            return Err(std::io::Error::other("the list fails").into());
+        }
         self.store.list(filter, after).await
     }
 
@@ -225,26 +237,26 @@ async fn send_begin(addr: SocketAddr, request: &Request<Vec<u8>>, len: usize) ->
 }
 
 /// Sends a request, and returns before its answer arrives.
-async fn send_whole(addr: SocketAddr, request: &Request<Vec<u8>>) -> TcpStream {
+pub async fn send_whole(addr: SocketAddr, request: &Request<Vec<u8>>) -> TcpStream {
     send_begin(addr, request, request.body().len()).await
 }
 
 /// A place where a task waits for the test.
 #[derive(Debug)]
-struct Gate {
-    reached: Notify,
-    open: Semaphore,
+pub struct Gate {
+    pub reached: Notify,
+    pub open: Semaphore,
 }
 
 impl Gate {
-    fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self {
             reached: Notify::new(),
             open: Semaphore::new(0),
         })
     }
 
-    async fn pass(&self) {
+    pub async fn pass(&self) {
         self.reached.notify_one();
         self.open.acquire().await.unwrap().forget();
     }

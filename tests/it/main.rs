@@ -20,6 +20,7 @@ mod events;
 mod examples;
 mod format;
 mod gone;
+mod heads;
 mod hyper;
 mod identity;
 mod limits;

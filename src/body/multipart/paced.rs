@@ -224,6 +224,10 @@ impl Unread {
         let of_front = len.min(self.front.len());
         self.front.advance(of_front);
         self.last.advance((len - of_front).min(self.last.len()));
+        if self.front.is_empty() {
+            // A form that stalls must not hold the memory of the heads that it has passed.
+            self.front = BytesMut::new();
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     model::{
         ranges::RangeSet,
         state::{Progress, Record, State, Status},
-        upload::Upload,
+        upload::{Upload, UploadId},
     },
     protocol::{
         Encode, Outcome, Target,
@@ -103,7 +103,7 @@ impl Encode for Answers {
                 Some((Asked::Offset, _)) => upload_offset(status),
                 None => missing(),
             },
-            Outcome::Listed(uploads) => list_uploads(uploads),
+            Outcome::Listed { uploads, next } => list_uploads(uploads, next),
             Outcome::Answer(record) => self.recorded(record),
             Outcome::Gone => ok(json!({ "success": false, "reset": true })),
             Outcome::Removed => missing(),
@@ -369,7 +369,7 @@ fn missing() -> Response<Bytes> {
 }
 
 /// The unfinished uploads of a scope, by name.
-fn list_uploads(uploads: &[(Upload, Progress)]) -> Response<Bytes> {
+fn list_uploads(uploads: &[(Upload, Progress)], next: Option<UploadId>) -> Response<Bytes> {
     let mut uploads: Vec<_> = uploads.iter().collect();
     uploads.sort_by_key(|(upload, _)| (&upload.file_name, &upload.identifier));
     let each = uploads.iter().map(|(upload, progress)| {
@@ -383,7 +383,11 @@ fn list_uploads(uploads: &[(Upload, Progress)]) -> Response<Bytes> {
             "total": upload.length,
         })
     });
-    ok(json!({ "uploads": each.collect::<Vec<_>>() }))
+    let mut list = json!({ "uploads": each.collect::<Vec<_>>() });
+    if let Some(next) = next {
+        list["next"] = next.to_string().into();
+    }
+    ok(list)
 }
 
 fn ok(body: Value) -> Response<Bytes> {
@@ -398,10 +402,7 @@ mod tests {
 
     use super::{super::IdentityRule, *};
     use crate::{
-        error::Reason,
-        hooks::Refusal,
-        model::upload::{Scope, UploadId},
-        protocol::chunked::parse::Subject,
+        error::Reason, hooks::Refusal, model::upload::Scope, protocol::chunked::parse::Subject,
     };
 
     fn upload() -> Upload {
@@ -609,7 +610,10 @@ mod tests {
             + r#""received":25,"relative_path":null,"state":"receiving","total":25},"#
             + r#"{"content_type":null,"file_name":"a","identifier":"a","received":25,"#
             + r#""relative_path":null,"state":"complete","total":null}]}"#;
-        assert_answer(&answers.encode(Outcome::Listed(&uploads)), 200, &listed);
+        let page = |uploads, next| answers.encode(Outcome::Listed { uploads, next });
+        assert_answer(&page(&uploads, None), 200, &listed);
+        let next = format!(r#"{{"next":"{}","uploads":[]}}"#, upload().id);
+        assert_answer(&page(&[], Some(upload().id)), 200, &next);
     }
 
     /// The status of the inner service, whether it took the file, and what the client gets.

@@ -35,6 +35,7 @@ use crate::{
     error::{Error, Reason},
     hooks::Purpose,
     mime::is_media_type,
+    model::upload::UploadId,
 };
 
 /// A decoded request, and its answers.
@@ -135,7 +136,8 @@ impl Chunked {
         let mut params = Params::from_query(head.uri.query())?;
         self.add_headers(&mut params, &head.headers);
         let fields = self.identity_values(&params)?;
-        Ok(Command::List { fields })
+        let after = after(head)?;
+        Ok(Command::List { after, fields })
     }
 
     fn reads_forms(&self) -> bool {
@@ -264,6 +266,18 @@ impl Chunked {
             _ => Err(Reason::MethodNotAllowed.into()),
         }
     }
+}
+
+/// The `next` of the page before the one that is asked for.
+fn after(head: &Parts) -> Result<Option<UploadId>, Error> {
+    let Some(value) = Params::query_value(head.uri.query(), "after") else {
+        return Ok(None);
+    };
+    let after = UploadId::from_hex(&value).ok_or_else(|| Reason::InvalidField {
+        name: "after".to_owned(),
+        problem: "is not the `next` of a list",
+    })?;
+    Ok(Some(after))
 }
 
 fn is_url_encoded(headers: &HeaderMap) -> bool {

@@ -316,10 +316,17 @@ async fn endless(world: &World) {
             other => other.to_owned(),
         };
         let piece = Bytes::from(repeated.repeat((64 << 10) / repeated.len()));
-        let head = chunk.request_head("content-length: 1099511627776");
-        let pieces = [head.into(), start.into()]
-            .into_iter()
-            .chain(std::iter::repeat(piece));
+        // A declared length would be refused at once.
+        let head = chunk.request_head("transfer-encoding: chunked");
+        let framed = |piece: &[u8]| {
+            let size = format!("{:x}\r\n", piece.len());
+            Bytes::from([size.as_bytes(), piece, b"\r\n"].concat())
+        };
+        // An empty chunk would end the body.
+        let start = Some(&start[..]).filter(|start| !start.is_empty());
+        let pieces = std::iter::once(head.into())
+            .chain(start.map(framed))
+            .chain(std::iter::repeat(framed(&piece)));
         let (memory, mut most) = (process::memory(), 0);
         let answer = {
             let sending = exchange_pieces(world.addr, pieces);
