@@ -46,6 +46,8 @@ pub(super) struct Folder {
     pub(super) max_ranges: usize,
     /// Most bytes of the name of a finished file.
     pub(super) longest_name: usize,
+    /// Whether the final name is a link. Otherwise the file is renamed when it is sealed.
+    pub(super) has_links: bool,
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,

@@ -516,7 +516,7 @@ impl FileStoreBuilder {
         self.create_folders()?;
         // Now that they exist, the file system may show other modes than those they were given.
         self.check_folders()?;
-        let longest_name = self.try_delivery()?;
+        let found = self.try_delivery()?;
         Ok(FileStore {
             folder: Arc::new(Folder {
                 partial: self.partial,
@@ -524,7 +524,8 @@ impl FileStoreBuilder {
                 disk: self.disk,
                 durability: self.durability,
                 naming: self.naming,
-                longest_name,
+                longest_name: found.longest_name,
+                has_links: found.has_links,
                 max_ranges: self.max_ranges,
                 room: Room::new(self.reserve),
                 stall: self.stall,
