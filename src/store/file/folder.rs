@@ -81,8 +81,8 @@ impl Folder {
         })
     }
 
-    /// Creates a folder of the store again that was removed meanwhile. Not the folder above it: that
-    /// may be the mount point of a disk that is not mounted.
+    /// Creates a folder of the store again that was removed meanwhile. Not the folder above it,
+    /// which may be the mount point of a disk that is not mounted.
     pub(super) fn ensure(&self, dir: &Path) -> io::Result<()> {
         if self.disk.is_dir(dir)? {
             return Ok(());
