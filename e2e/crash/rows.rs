@@ -329,7 +329,7 @@ fn killed_twice(rng: &mut Rng) -> Result<Seen, Stop> {
     for second in 1..=20 {
         // A step after those of the start.
         let faults = [
-            format!("kill@{}", 10 + rng.below(75)),
+            format!("kill@{}", 20 + rng.below(75)),
             format!("kill@{second}"),
         ];
         let disk = Disk::new(Kind::Plain)?;

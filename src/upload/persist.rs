@@ -134,11 +134,9 @@ mod tests {
         let [mine, other] = collision();
         for (name, checksum) in [("with", Some(crc32fast::hash(&mine))), ("without", None)] {
             let of_attempt = |attempt| {
-                let sealed = sealed(attempt, mine.clone());
-                Sealed {
-                    crc32: checksum,
-                    ..sealed
-                }
+                let mut sealed = sealed(attempt, mine.clone());
+                sealed.crc32 = checksum;
+                sealed
             };
             let to = dir.path().join(name);
             copy(&of_attempt(1), &to).await.unwrap();

@@ -158,6 +158,9 @@ impl Folder {
     }
 
     fn give_name(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if !self.has_links {
+            return self.disk.rename_new(from, to);
+        }
         match self.disk.link_new(from, to) {
             Err(error) if is_unlinkable(&error) => self.disk.rename_new(from, to),
             linked => linked,

@@ -56,6 +56,8 @@ pub(super) struct Folder {
     pub(super) max_ranges: usize,
     /// Most bytes of the name of a finished file.
     pub(super) longest_name: usize,
+    /// Whether the final name is a link. Otherwise the file is renamed when it is sealed.
+    pub(super) has_links: bool,
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,
@@ -95,8 +97,8 @@ impl Folder {
         })
     }
 
-    /// Creates a folder of the store again that was removed meanwhile. Not the folder above it: that
-    /// may be the mount point of a disk that is not mounted.
+    /// Creates a folder of the store again that was removed meanwhile. Not the folder above it,
+    /// which may be the mount point of a disk that is not mounted.
     pub(super) fn ensure(&self, dir: &Path) -> io::Result<()> {
         if self.disk.is_dir(dir)? {
             return Ok(());

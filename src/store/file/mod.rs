@@ -589,7 +589,7 @@ impl FileStoreBuilder {
         self.create_folders()?;
         // Now that they exist, the file system may show other modes than those they were given.
         self.check_folders()?;
-        let longest_name = self.try_delivery()?;
+        let found = self.try_delivery()?;
         let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
@@ -602,7 +602,8 @@ impl FileStoreBuilder {
                 disk: self.disk,
                 durability: self.durability,
                 naming: self.naming,
-                longest_name,
+                longest_name: found.longest_name,
+                has_links: found.has_links,
                 max_ranges: self.max_ranges,
                 room: Room::new(self.reserve),
                 stall: self.stall,

@@ -83,7 +83,7 @@ impl FileStoreBuilder {
         let shards = (0..=u8::MAX).map(|shard| self.partial.join(Hex(&[shard]).to_string()));
         for dir in levels.into_iter().chain(shards) {
             let Ok(there) = dir.symlink_metadata() else {
-                // It does not exist, or its name is found by all or by none.
+                // It does not exist, or the process cannot look at it, so it cannot use it either.
                 continue;
             };
             access.check(&dir, &there).map_err(|error| {
@@ -107,9 +107,8 @@ impl FileStoreBuilder {
         Ok(())
     }
 
-    /// Does what a delivery needs, with real files in both folders. Returns how many bytes the name
-    /// of a finished file may have.
-    pub(super) fn try_delivery(&self) -> Result<usize, StoreError> {
+    /// Does what a delivery needs, with real files in both folders.
+    pub(super) fn try_delivery(&self) -> Result<Found, StoreError> {
         let id = random_id()?;
         // Not through a disk that a test simulates: nothing of this stays.
         let disk = Disk {
@@ -129,7 +128,7 @@ impl FileStoreBuilder {
         result.map_err(|error| advise(error).into())
     }
 
-    fn steps(&self, disk: &Disk, data: &Path, dir: &Path) -> io::Result<usize> {
+    fn steps(&self, disk: &Disk, data: &Path, dir: &Path) -> io::Result<Found> {
         let file = disk.create(data)?;
         let written = disk
             .write_all_at("try-write", &file, b"x", 0)
@@ -151,21 +150,39 @@ impl FileStoreBuilder {
         disk.create_dir(dir)?;
         let named = |len: usize| {
             let path = dir.join("x".repeat(len));
-            let named = match disk.link_new(data, &path) {
-                Err(error) if is_unlinkable(&error) => disk.rename_new(data, &path),
-                linked => linked,
+            let has_links = match disk.link_new(data, &path) {
+                Err(error) if is_unlinkable(&error) => {
+                    disk.rename_new(data, &path)?;
+                    disk.rename_new(&path, data)?;
+                    false
+                }
+                // Some file systems in user space give each name an inode number of its own.
+                linked => linked.and_then(|()| disk::has_name(&file, &path))?,
             };
-            named.and_then(|()| disk.remove_if_there(&path))
+            disk.remove_if_there(&path)?;
+            Ok(Found {
+                longest_name: len,
+                has_links,
+            })
         };
+        // First with a name that is short enough for a message.
+        named(1)?;
         match named(LONGEST) {
             Err(error) if disk::is_name_too_long(&error) => {
                 let said = disk::longest_name(dir).unwrap_or(SHORTEST);
-                let len = said.min(LONGEST - 1);
-                named(len).map(|()| len)
+                named(said.min(LONGEST - 1))
             }
-            result => result.map(|()| LONGEST),
+            found => found,
         }
     }
+}
+
+/// What the file system can do.
+pub(super) struct Found {
+    /// Most bytes of the name of a finished file.
+    pub(super) longest_name: usize,
+    /// Whether a file can have two names, and they can be recognised as those of one file.
+    pub(super) has_links: bool,
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

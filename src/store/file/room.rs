@@ -18,8 +18,9 @@ use crate::{
 /// The default reserve. It is less on small file systems.
 const RESERVE: u64 = 1 << 30;
 
-/// How many inodes an upload takes: two files, a folder for them, and one for the finished file.
-const FILES: u64 = 4;
+/// How many inodes an upload takes: two files, a folder for them, and one for the finished file. A
+/// tmpfs counts the second name of the finished file too.
+const FILES: u64 = 5;
 
 /// How long a reading of the free space is used, less what was written since. A reading takes tens
 /// of microseconds, and a small chunk a hundred.

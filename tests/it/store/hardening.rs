@@ -887,3 +887,196 @@ mod missing {
         }
     }
 }
+
+/// Other file systems and mounts. Needs root.
+#[cfg(target_os = "linux")]
+mod mounts {
+    use super::*;
+
+    /// Runs an ignored test of this module in a folder with these mounts.
+    fn run(mounts: &str, test: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c"])
+            .arg(format!("{mounts} && exec \"$0\" --exact --ignored \"$1\""))
+            .arg(std::env::current_exe().unwrap())
+            .arg(format!("store::hardening::mounts::{test}"))
+            .current_dir(dir.path())
+            .output();
+        let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        // Without root there are no mounts.
+        let said = said.unwrap_or_default();
+        assert!(
+            !said.contains("running 1 test") || said.contains("1 passed"),
+            "{said}"
+        );
+    }
+
+    fn here() -> PathBuf {
+        std::env::current_dir().unwrap()
+    }
+
+    const TMPFS: &str = "mkdir root && mount -t tmpfs -o mode=700";
+
+    #[test]
+    fn folders_below_different_mounts_are_refused() {
+        run(
+            "mkdir -p partial files a b && mount --bind a partial && mount --bind b files",
+            "two_mounts_of_one_file_system",
+        );
+        run(
+            "mkdir -p mount/files && mount --bind mount mount",
+            "a_mount_above_the_finished_files",
+        );
+    }
+
+    #[test]
+    #[ignore = "needs its mounts"]
+    fn two_mounts_of_one_file_system() {
+        let why = refusal(FileStore::builder(here()));
+        assert!(why.contains("below different mounts"), "{why}");
+        assert!(
+            why.contains(&format!("{}/files/", here().display())),
+            "{why}"
+        );
+        for name in ["partial", "files"] {
+            assert_eq!(std::fs::read_dir(name).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    #[ignore = "needs its mounts"]
+    fn a_mount_above_the_finished_files() {
+        let builder = FileStore::builder(here()).with_finished_dir(here().join("mount/files"));
+        let why = refusal(builder);
+        assert!(why.contains("below different mounts"), "{why}");
+    }
+
+    #[test]
+    fn a_read_only_file_system_is_refused() {
+        run(&format!("{TMPFS},ro none root"), "read_only");
+        run(
+            &format!(
+                "{TMPFS} none root && mkdir root/partial root/files && mount -o remount,ro root"
+            ),
+            "read_only",
+        );
+    }
+
+    #[test]
+    #[ignore = "needs its mounts"]
+    fn read_only() {
+        let why = refusal(FileStore::builder(here().join("root")));
+        assert!(why.starts_with("could not create"), "{why}");
+        assert!(
+            why.contains(&format!("{}/root/partial", here().display())),
+            "{why}"
+        );
+        assert!(
+            why.contains("Read-only") && why.contains("mount the"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_file_system_without_inodes_is_refused() {
+        for inodes in 1..5 {
+            run(
+                &format!("{TMPFS},nr_inodes={inodes} none root"),
+                "no_inodes",
+            );
+        }
+    }
+
+    #[test]
+    #[ignore = "needs its mounts"]
+    fn no_inodes() {
+        let why = refusal(FileStore::builder(here().join("root")));
+        assert!(why.starts_with("could not create"), "{why}");
+        assert!(why.contains("no free inodes"), "{why}");
+    }
+
+    /// It can still deliver, and sweep.
+    #[test]
+    fn a_full_file_system_is_opened() {
+        run(
+            &format!("{TMPFS},size=64k none root && (head -c 1m /dev/zero > root/all || true)"),
+            "no_bytes",
+        );
+    }
+
+    #[tokio::test]
+    #[ignore = "needs its mounts"]
+    async fn no_bytes() {
+        let builder = FileStore::builder(here().join("root")).with_free_space_reserve(0);
+        let store = builder.open().unwrap();
+        assert_full(write(&store, &upload(20), 0, b"x").await);
+        std::fs::remove_file("root/all").unwrap();
+        finish(&store).await;
+    }
+
+    #[test]
+    fn a_name_below_another_mount_is_an_error_with_its_path() {
+        run(
+            "mkdir -p files/other && mount -t tmpfs -o mode=700 none files/other",
+            "naming_below_another_mount",
+        );
+    }
+
+    #[tokio::test]
+    #[ignore = "needs its mounts"]
+    async fn naming_below_another_mount() {
+        let builder = FileStore::builder(here()).with_naming(|_| Some("other/file".into()));
+        let store = builder.open().unwrap();
+        write(&store, &upload(1), 0, b"x").await.unwrap();
+        for _ in 0..2 {
+            let error = store.claim(&upload(1)).await.unwrap_err();
+            assert!(matches!(error, StoreError::Impossible(_)), "{error:?}");
+            let why = error.source().unwrap().to_string();
+            assert!(
+                why.contains(&format!("{}/files/other/file", here().display())),
+                "{why}"
+            );
+        }
+        // With another naming the same upload is delivered.
+        let store = FileStore::open(here()).unwrap();
+        let path = deliver(&store, &upload(1)).await;
+        assert_eq!(std::fs::read(path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn bodies_that_come_together_leave_the_reserve() {
+        run(&format!("{TMPFS},size=24m none root"), "small_disk");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs its mounts"]
+    async fn small_disk() {
+        const MIB: usize = 1 << 20;
+        let builder = FileStore::builder(here().join("root"));
+        let store = builder
+            .with_free_space_reserve(5 * MIB as u64)
+            .open()
+            .unwrap();
+        let mut bodies = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let store = store.clone();
+            bodies.spawn(async move {
+                let upload = upload_named(number, 8 * MIB as u64);
+                let pieces = futures_util::stream::unfold(0, async |sent: usize| {
+                    tokio::task::yield_now().await;
+                    (sent < 32).then(|| (Ok(Bytes::from(vec![7; MIB / 4])), sent + 1))
+                });
+                write_pieces(&store, &upload, 0, 8 * MIB, pieces).await
+            });
+        }
+        let mut stored = 0;
+        for result in bodies.join_all().await {
+            match result {
+                Ok(is_complete) => stored += u32::from(is_complete),
+                full => assert_full(full),
+            }
+        }
+        assert_eq!(stored, 2);
+    }
+}
