@@ -156,10 +156,7 @@ impl ResumableLayer {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn with_identity_fields<F: Into<Field>>(
-        self,
-        fields: impl IntoIterator<Item = F>,
-    ) -> Self {
+    pub fn with_identity_fields<F: Into<Field>>(self, fields: impl IntoIterator<Item = F>) -> Self {
         let fields = fields.into_iter().map(Into::into);
         let fields: Vec<Field> = fields.filter(|field| !field.is_none()).collect();
         self.with(|config| config.protocols.chunked_mut().identity_fields = fields)

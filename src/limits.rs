@@ -48,10 +48,8 @@ pub(crate) const LISTED_CHUNKS: usize = 65_536;
 pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 
 /// Most bytes of a form without those of its file.
-pub(crate) const FORM_BYTES: u64 = (PREAMBLE_BYTES
-    + TEXT_BYTES
-    + PARTS * (PART_HEADER_BYTES + 128)
-    + EPILOGUE_BYTES) as u64;
+pub(crate) const FORM_BYTES: u64 =
+    (PREAMBLE_BYTES + TEXT_BYTES + PARTS * (PART_HEADER_BYTES + 128) + EPILOGUE_BYTES) as u64;
 
 /// Bytes per second with which a body keeps its place when all places are taken.
 pub(crate) const KEEP_RATE: u64 = 32 << 10;

@@ -239,24 +239,36 @@ mod tests {
             ("attachment; filename=\"a b.pdf\"", Some("a b.pdf")),
             ("attachment; filename=a.pdf", Some("a.pdf")),
             ("attachment;filename=a.pdf;x=y", Some("a.pdf")),
-            ("attachment; filename=my report.pdf ; x=y", Some("my report.pdf")),
+            (
+                "attachment; filename=my report.pdf ; x=y",
+                Some("my report.pdf"),
+            ),
             ("ATTACHMENT; FileName=\"a\"", Some("a")),
             ("inline; filename = \"a\" ", Some("a")),
             ("filename=\"a\"", Some("a")),
             ("attachment; filename=\"\"", Some("")),
             ("attachment; filename=\"a;b=c.txt\"", Some("a;b=c.txt")),
             (r#"attachment; filename="a\"b\\c""#, Some("a\"b\\c")),
-            (r#"attachment; filename="C:\temp\x.txt""#, Some(r"C:\temp\x.txt")),
+            (
+                r#"attachment; filename="C:\temp\x.txt""#,
+                Some(r"C:\temp\x.txt"),
+            ),
             ("attachment; filename=\"x%20%C3%A9.txt\"", Some("x é.txt")),
             ("attachment; filename=\"100%.txt\"", Some("100%.txt")),
             ("attachment; filename=\"50%ab.txt\"", Some("50%ab.txt")),
             ("attachment; filename=\"a+b&c=d\"", Some("a+b&c=d")),
             ("attachment; filename=\"日本.txt\"", Some("日本.txt")),
             // RFC 8187. It is preferred, wherever it is.
-            ("attachment; filename*=UTF-8''na%C3%AFve.txt", Some("naïve.txt")),
+            (
+                "attachment; filename*=UTF-8''na%C3%AFve.txt",
+                Some("naïve.txt"),
+            ),
             ("attachment; FILENAME*=utf-8'en'%e2%82%ac", Some("€")),
             ("attachment; filename*=iso-8859-1''na%EFve", Some("naïve")),
-            ("attachment; filename*=UTF-8''b%2525; filename=a", Some("b%25")),
+            (
+                "attachment; filename*=UTF-8''b%2525; filename=a",
+                Some("b%25"),
+            ),
             ("attachment; filename=a; filename*=UTF-8''b", Some("b")),
             ("attachment; filename*=\"UTF-8''b\"", Some("b")),
             // It cannot be read.
@@ -265,16 +277,28 @@ mod tests {
             ("attachment; filename=a; filename*=b", Some("a")),
             ("attachment; filename*=koi8-r''%FFb", Some("koi8-r''ÿb")),
             // RFC 2047.
-            ("attachment; filename=\"=?utf-8?B?w7YudHh0?=\"", Some("ö.txt")),
+            (
+                "attachment; filename=\"=?utf-8?B?w7YudHh0?=\"",
+                Some("ö.txt"),
+            ),
             ("attachment; filename==?utf-8?B?w7YudHh0?=", Some("ö.txt")),
-            ("attachment; filename=\"=?ISO-8859-1?q?na=EFve_x?=.txt\"", Some("naïve x.txt")),
+            (
+                "attachment; filename=\"=?ISO-8859-1?q?na=EFve_x?=.txt\"",
+                Some("naïve x.txt"),
+            ),
             (
                 "attachment; filename=\"=?utf-8?B?w7Y=?= =?utf-8?Q?=C3=B6?= x\"",
                 Some("öö x"),
             ),
             ("attachment; filename=\"=?utf-8*en?Q?a?=\"", Some("a")),
-            ("attachment; filename=\"=?koi8-r?Q?=FF?=\"", Some("=?koi8-r?Q?=FF?=")),
-            ("attachment; filename=\"=?utf-8?X?a?= =?x\"", Some("=?utf-8?X?a?= =?x")),
+            (
+                "attachment; filename=\"=?koi8-r?Q?=FF?=\"",
+                Some("=?koi8-r?Q?=FF?="),
+            ),
+            (
+                "attachment; filename=\"=?utf-8?X?a?= =?x\"",
+                Some("=?utf-8?X?a?= =?x"),
+            ),
             ("attachment", None),
             ("attachment; xfilename=\"a\"", None),
             ("attachment; filename", None),
@@ -310,7 +334,11 @@ mod tests {
             ("text/plain; x=application/octet-stream", false),
             ("", false),
         ] {
-            assert_eq!(is_media_type(content_type.as_bytes(), octets), expected, "{content_type}");
+            assert_eq!(
+                is_media_type(content_type.as_bytes(), octets),
+                expected,
+                "{content_type}"
+            );
         }
     }
 }

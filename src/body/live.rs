@@ -125,8 +125,14 @@ impl Live {
     fn leave(&mut self, meter: &Meter) {
         // It is not there any more if it had to end.
         if self.meters.remove(&meter.number).is_some() {
-            meter.scope.iter().for_each(|s| decrement(&mut self.of_scope, s));
-            meter.peer.iter().for_each(|p| decrement(&mut self.of_peer, p));
+            meter
+                .scope
+                .iter()
+                .for_each(|s| decrement(&mut self.of_scope, s));
+            meter
+                .peer
+                .iter()
+                .for_each(|p| decrement(&mut self.of_peer, p));
         }
     }
 }

@@ -450,7 +450,10 @@ mod tests {
 
     fn reserve(counts: &mut Counts, upload: Usage) {
         let bounds = Bounds::new(&Limits::default(), true);
-        assert!(matches!(counts.reserve(&bounds, upload, false), Reserved::Yes));
+        assert!(matches!(
+            counts.reserve(&bounds, upload, false),
+            Reserved::Yes
+        ));
     }
 
     #[test]

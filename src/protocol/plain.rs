@@ -4,11 +4,9 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode, header, request::Parts, response};
 
 use super::{
-    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Target, Write,
-    chunked::{
-        Chunked, Field, Fields, Params, headers,
-        params::allows_whole,
-    },
+    Command, Decode, Described, Encode, Exchange, FilePart, Identity, Outcome, Reply, Target,
+    Write,
+    chunked::{Chunked, Field, Fields, Params, headers, params::allows_whole},
     problem::{empty, problem},
 };
 use crate::{
@@ -202,7 +200,12 @@ mod tests {
             ("GET", "", &[octets], false),
             ("POST", "", &[], false),
             ("POST", "", &[("content-type", "text/plain")], false),
-            ("POST", "", &[("content-type", "Application/Octet-Stream; a=b")], true),
+            (
+                "POST",
+                "",
+                &[("content-type", "Application/Octet-Stream; a=b")],
+                true,
+            ),
             // Refused by the engine, as all bodies in a coding are.
             ("POST", "", &[octets, ("content-encoding", "gzip")], true),
             ("POST", "", &[octets, ("upload-offset", "0")], false),
@@ -303,7 +306,10 @@ mod tests {
             assert_eq!(has_retry_after, status == 503);
             let accepted = response.headers().get(header::ACCEPT_ENCODING);
             let is_coded = error.kind() == ErrorKind::ContentEncoding;
-            assert_eq!(accepted.is_some_and(|coding| coding == "identity"), is_coded);
+            assert_eq!(
+                accepted.is_some_and(|coding| coding == "identity"),
+                is_coded
+            );
         }
     }
 }

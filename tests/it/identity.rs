@@ -296,7 +296,13 @@ async fn two_layers_on_one_store_have_their_own_uploads() {
             for n in [0, 1] {
                 let answer = send(layer, client.chunk(path, n)).await;
                 let delivered = answer.body.contains(&format!("{path} got 01234567"));
-                assert_eq!(delivered, n == 1, "{}: {}", client.dialect.name(), answer.body);
+                assert_eq!(
+                    delivered,
+                    n == 1,
+                    "{}: {}",
+                    client.dialect.name(),
+                    answer.body
+                );
             }
         }
     }
@@ -338,7 +344,9 @@ async fn a_header_can_tell_uploads_apart() {
         answer.body.matches("8-a").count()
     };
     assert_eq!(
-        send(&layer, of("1", client.chunk("/upload", 0))).await.status,
+        send(&layer, of("1", client.chunk("/upload", 0)))
+            .await
+            .status,
         200
     );
     assert_eq!((received("1").await, received("2").await), (4, 0));
@@ -463,7 +471,10 @@ async fn fields_hold_for_questions_at_the_end_and_for_names_of_the_layer() {
         ("/upload?album=1&", 4, true),
     ] {
         let answer = send(&layer, chunk(path, offset)).await;
-        assert_eq!((answer.status, answer.body.contains("got")), (200, delivered));
+        assert_eq!(
+            (answer.status, answer.body.contains("got")),
+            (200, delivered)
+        );
     }
 }
 

@@ -41,9 +41,9 @@ impl Body for Decoded<'_> {
                 return Poll::Ready(frame);
             };
             let bytes = match frame {
-                Some(Ok(frame)) => frame.into_data().map_or(Ok(Bytes::new()), |data| {
-                    decoder.push(&data)
-                }),
+                Some(Ok(frame)) => frame
+                    .into_data()
+                    .map_or(Ok(Bytes::new()), |data| decoder.push(&data)),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => {
                     let last = decoder.finish();

@@ -117,7 +117,10 @@ mod tests {
                 "form-data; name=\"=?utf-8?B?w7Y=?=\"; filename=\"=?utf-8?B?w7YudHh0?=\"",
                 Some(("ö", Some("ö.txt"))),
             ),
-            ("form-data; name=a; filename=b c.txt", Some(("a", Some("b c.txt")))),
+            (
+                "form-data; name=a; filename=b c.txt",
+                Some(("a", Some("b c.txt"))),
+            ),
             ("form-data", None),
             ("form-data; filename=\"x; name=b\"", None),
             ("form-data; name=\"\"", None),

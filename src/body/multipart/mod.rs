@@ -201,7 +201,15 @@ impl<'a> Form<'a> {
                         continue;
                     }
                     let stage = std::mem::replace(&mut self.stage, Stage::Between);
-                    let (Some(_), Stage::Unnamed { field, is_file, head }) = (&piece, stage) else {
+                    let (
+                        Some(_),
+                        Stage::Unnamed {
+                            field,
+                            is_file,
+                            head,
+                        },
+                    ) = (&piece, stage)
+                    else {
                         // No file was chosen.
                         continue;
                     };

@@ -183,7 +183,9 @@ impl Form for ChunkForm {
             Stage::Test(answers) => answers.clone(),
             Stage::Plain => plain::reply(),
             // So far it looks like a whole file.
-            Stage::Fields | Stage::Spooled if self.may_be_whole && self.dialect().is_none() => plain::reply(),
+            Stage::Fields | Stage::Spooled if self.may_be_whole && self.dialect().is_none() => {
+                plain::reply()
+            }
             _ => Box::new(Answers::new(self.dialect(), &self.params)),
         }
     }

@@ -65,7 +65,9 @@ fn content_range(value: &str) -> Option<(u64, u64, u64)> {
 pub(in crate::protocol) fn file_name(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_DISPOSITION)?;
     // A header that cannot be read has no name. That is no reason to refuse the file.
-    Value::parse(value.as_bytes())?.file_name(without_percents).ok()?
+    Value::parse(value.as_bytes())?
+        .file_name(without_percents)
+        .ok()?
 }
 
 /// The declared length of the body in bytes.

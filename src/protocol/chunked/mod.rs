@@ -144,7 +144,8 @@ impl Chunked {
 
     /// Reads a request that has no form and no field of a dialect.
     fn read_bare(self: &Arc<Self>, head: &Parts) -> Option<Read> {
-        if self.dialects.is_empty() || Params::query_has(head.uri.query(), |n| !self.identifies(n)) {
+        if self.dialects.is_empty() || Params::query_has(head.uri.query(), |n| !self.identifies(n))
+        {
             return None;
         }
         match head.method {
@@ -237,9 +238,7 @@ impl Chunked {
         body_is_empty: bool,
     ) -> Result<Command, Error> {
         match head.method {
-            Method::DELETE => {
-                Ok(Command::Remove(self.upload(dialect, params)?))
-            }
+            Method::DELETE => Ok(Command::Remove(self.upload(dialect, params)?)),
             Method::POST | Method::PUT | Method::PATCH => {
                 // The type of the request is that of the file, if the client sends no other.
                 let content_type = head.headers.get(header::CONTENT_TYPE);
@@ -269,7 +268,6 @@ impl Chunked {
 
 fn is_url_encoded(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE);
-    content_type.is_some_and(|value| {
-        is_media_type(value.as_bytes(), "application/x-www-form-urlencoded")
-    })
+    content_type
+        .is_some_and(|value| is_media_type(value.as_bytes(), "application/x-www-form-urlencoded"))
 }

@@ -158,7 +158,10 @@ impl Params {
         &'a self,
         fields: &'a [Field],
     ) -> impl Iterator<Item = (String, String)> {
-        let others = self.others.iter().filter(|(known, _)| fields.contains(known));
+        let others = self
+            .others
+            .iter()
+            .filter(|(known, _)| fields.contains(known));
         others.filter_map(|(field, value)| {
             let (name, value) = (field.header_name()?, value.as_deref()?);
             Some((name.to_owned(), value.to_owned()))
@@ -241,7 +244,14 @@ pub(crate) fn may_be_whole(params: &Params, known: impl Fn(&str) -> bool) -> boo
 /// `part_number`, `totalParts` and `X-Slice` do.
 fn is_of_chunks(name: &str) -> bool {
     const WORDS: [&str; 8] = [
-        "part", "parts", "slice", "slices", "segment", "segments", "fragment", "fragments",
+        "part",
+        "parts",
+        "slice",
+        "slices",
+        "segment",
+        "segments",
+        "fragment",
+        "fragments",
     ];
     let lower = name.to_ascii_lowercase();
     // Not all names that contain `offset`: an application may send that of a time zone.

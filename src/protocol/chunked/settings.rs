@@ -200,7 +200,10 @@ impl Chunked {
         for field in &self.identity_fields {
             let name = field.parameter().or(field.header_name());
             let value = fields.text(field, NAME_BYTES)?;
-            values.extend(name.zip(value).map(|(name, value)| (name.to_owned(), value)));
+            values.extend(
+                name.zip(value)
+                    .map(|(name, value)| (name.to_owned(), value)),
+            );
         }
         Ok(values)
     }

@@ -834,7 +834,10 @@ fn boundaries() {
         // Android code on HttpURLConnection, and others that the RFC does not allow.
         ("multipart/form-data;boundary=*****", Some("*****")),
         ("multipart/form-data; boundary={1-2}", Some("{1-2}")),
-        ("multipart/form-data; boundary=a!#$%&*|~@[]^", Some("a!#$%&*|~@[]^")),
+        (
+            "multipart/form-data; boundary=a!#$%&*|~@[]^",
+            Some("a!#$%&*|~@[]^"),
+        ),
         ("multipart/form-data; boundary=\"a;b\"", Some("a;b")),
         ("multipart/form-data; charset; boundary=a", Some("a")),
         ("multipart/form-data; boundary=a;boundary=b", None),
@@ -1331,7 +1334,10 @@ fn fields_of_the_application() {
         ("e", "5\r\n"),
         ("b", "4"),
     ];
-    assert_eq!(with_form(params, &form).extra(|name| dialect.owns(name)), owned(&both));
+    assert_eq!(
+        with_form(params, &form).extra(|name| dialect.owns(name)),
+        owned(&both)
+    );
 }
 
 /// A file that comes before its fields is spooled.
