@@ -545,7 +545,7 @@ impl World {
     /// stored of it, the bytes are right.
     async fn begin_again(&mut self, file: usize, deliveries: &[Delivery]) {
         for delivery in deliveries {
-            let content: Vec<u8> = (0..FILES[file].1).map(|at| byte(file, 0, at)).collect();
+            let content: Vec<u8> = (0..FILES[file].1).map(|at| byte(file, at)).collect();
             assert!(delivery.is(&content), "other bytes");
             self.ids.push(delivery.id.clone());
             if let (Some(path), 200..400) = (&delivery.path, delivery.answer) {
@@ -555,7 +555,7 @@ impl World {
         let (_, ranges) = self.servers[0].ranges(file).await;
         let model = &mut self.models[file];
         for at in ranges.into_iter().flatten() {
-            model.store(at, byte(file, 0, at));
+            model.store(at, byte(file, at));
         }
     }
 
