@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use self::{active::Active, outcomes::Outcomes, quota::Quota, registry::Registry};
 use crate::{
-    body::live::Bodies,
-    config::Config, error::Error, events::Event, model::upload::UploadId, store::DynStore,
+    body::live::Bodies, config::Config, error::Error, events::Event, model::upload::UploadId,
+    store::DynStore,
 };
 
 /// What all clones of a layer share.

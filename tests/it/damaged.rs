@@ -351,15 +351,19 @@ impl Random {
     }
 }
 
-/// Damages the journal, or the length of the data.
-fn damage_at_random(root: &Path, random: &mut Random) {
+/// Damages the journal, or the length of the data. Those of a sealed upload are the finished file,
+/// which the application may change.
+fn damage_at_random(root: &Path, stage: Stage, random: &mut Random) {
     let mut files = Vec::new();
     for shard in [shard(root), shard(root).with_extension("settled")] {
         let found = std::fs::read_dir(shard).into_iter().flatten();
         files.extend(found.map(|file| file.unwrap().path()));
     }
+    let is_data = |path: &PathBuf| path.extension().is_some_and(|it| it == "data");
+    let is_sealed = !matches!(stage, Stage::Parts | Stage::Complete);
+    files.retain(|path| !is_sealed || !is_data(path));
     let path = &files[random.below(files.len())];
-    let is_data = path.extension().is_some_and(|it| it == "data");
+    let is_data = is_data(path);
     change(path, |bytes| {
         let used = bytes
             .iter()
@@ -404,7 +408,7 @@ async fn after_any_damage_the_upload_can_be_finished() {
         ][n % 5];
         let dir = tempdir();
         prepare(dir.path(), stage).await;
-        damage_at_random(dir.path(), &mut random);
+        damage_at_random(dir.path(), stage, &mut random);
         let store = FileStore::open(dir.path()).unwrap();
         let others = store.list(&Filter::default(), None).await.unwrap();
         let ids = others.uploads.iter().map(|listed| listed.upload.id);

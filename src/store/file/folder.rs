@@ -541,15 +541,20 @@ impl Folder {
             // This sets it aside.
             return self.look(id).map(|_| false);
         };
-        let is_expired = match entry.glance()?.phase {
-            Phase::Settled { record, .. } => record.expires < before,
-            Phase::Removed => true,
+        let seal = match entry.glance()?.phase {
+            Phase::Settled { record, seal } if record.expires < before => Some(seal),
+            Phase::Settled { .. } => return Ok(false),
+            Phase::Removed => None,
             Phase::Receiving | Phase::Sealed { .. } => return self.look(id).map(|_| false),
         };
         // The claim keeps others from removing it, and then the name from belonging to a later one.
-        let claim = entry.try_claim()?.filter(|_| is_expired);
+        let claim = entry.try_claim()?;
         if claim.is_none() || !entry.is_named(path)? {
             return Ok(false);
+        }
+        if let Some(seal) = seal {
+            // The application may have moved the file since.
+            self.trim(&seal);
         }
         self.disk.remove_if_there(&entry.data_path)?;
         self.disk.remove_if_there(path)?;

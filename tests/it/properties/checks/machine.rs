@@ -545,7 +545,7 @@ impl World {
     /// stored of it, the bytes are right.
     async fn begin_again(&mut self, file: usize, deliveries: &[Delivery]) {
         for delivery in deliveries {
-            let content: Vec<u8> = (0..FILES[file].1).map(|at| byte(file, 0, at)).collect();
+            let content: Vec<u8> = (0..FILES[file].1).map(|at| byte(file, at)).collect();
             assert!(delivery.is(&content), "other bytes");
             self.ids.push(delivery.id.clone());
             if let (Some(path), 200..400) = (&delivery.path, delivery.answer) {
@@ -555,7 +555,7 @@ impl World {
         let (_, ranges) = self.servers[0].ranges(file).await;
         let model = &mut self.models[file];
         for at in ranges.into_iter().flatten() {
-            model.store(at, byte(file, 0, at));
+            model.store(at, byte(file, at));
         }
     }
 
@@ -577,7 +577,6 @@ impl World {
                 let chunk = Chunk {
                     file,
                     range,
-                    version: 2,
                     way: Way::Octets,
                     with_len: false,
                     fault: Fault::None,
@@ -621,10 +620,10 @@ impl Server {
 
 const NAME: &str = "a.bin";
 
-/// The byte at an offset of a file, in one of its versions.
-fn byte(file: usize, version: u8, at: u64) -> u8 {
+/// The byte at an offset of a file. Other bytes in its place are a conflict, which other tests try.
+fn byte(file: usize, at: u64) -> u8 {
     let mixed = (at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 56) as u8 ^ (file as u8 * 17) ^ (version * 101)
+    (mixed >> 56) as u8 ^ (file as u8 * 17)
 }
 
 fn range(input: &mut Input<'_>, total: u64) -> Range<u64> {
@@ -692,8 +691,6 @@ enum Fault {
 struct Chunk {
     file: usize,
     range: Range<u64>,
-    /// The version of the bytes: a client can send other bytes the second time.
-    version: u8,
     way: Way,
     /// Whether the length of the chunk is declared.
     with_len: bool,
@@ -702,9 +699,9 @@ struct Chunk {
 
 impl Chunk {
     fn choose(input: &mut Input<'_>, file: usize, range: Range<u64>) -> Self {
-        let version = input.u8() % 3;
+        // The recorded inputs have a byte here.
+        let _ = input.u8();
         let mut chunk = Self::good(input, file, range);
-        chunk.version = version;
         chunk.fault = match input.below(10) {
             0 => Fault::Breaks,
             1 => Fault::WrongLength,
@@ -719,7 +716,6 @@ impl Chunk {
         Self {
             file,
             range,
-            version: 0,
             way: *input.pick(&ways),
             with_len: input.bool(),
             fault: Fault::None,
@@ -727,7 +723,7 @@ impl Chunk {
     }
 
     fn byte(&self, at: u64) -> u8 {
-        byte(self.file, self.version, at)
+        byte(self.file, at)
     }
 
     fn request(&self) -> Request<Script> {
