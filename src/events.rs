@@ -137,9 +137,11 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+type Hook = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
+
 /// The hook for events.
 #[derive(Clone, Default)]
-pub(crate) struct Events(Option<Arc<dyn Fn(&Event<'_>) + Send + Sync>>);
+pub(crate) struct Events(Option<Hook>);
 
 impl Events {
     pub(crate) fn new(hook: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {

@@ -76,8 +76,8 @@ impl Uploads {
     ///
     /// * [`DeliveryFailed`](crate::ErrorKind::DeliveryFailed) if the inner service fails, or the
     ///   file cannot be read. The upload can be delivered again.
-    /// * [`SetAside`](crate::ErrorKind::SetAside) if the inner service fails, and the upload is [set
-    ///   aside](crate::Delivery::with_max_attempts). This function can deliver it again.
+    /// * [`SetAside`](crate::ErrorKind::SetAside) if the inner service fails, and the upload is
+    ///   [set aside](crate::Delivery::with_max_attempts). This function can deliver it again.
     /// * [`DeliveryPending`](crate::ErrorKind::DeliveryPending) if the delivery takes longer than
     ///   the [timeout](crate::Delivery::with_timeout). It goes on.
     /// * [`Superseded`](crate::ErrorKind::Superseded) if the upload is absent or not complete.

@@ -602,9 +602,11 @@ impl Engine {
             status = self.status(&upload).await?;
         }
         let is_complete = |status: &Status| matches!(status.state, State::Complete);
-        if reply.probe_delivers() && status.as_ref().is_some_and(is_complete) {
+        let complete = status.as_ref().filter(|status| is_complete(status));
+        if let Some(status) = complete.filter(|_| reply.probe_delivers()) {
+            // As the requests with its bytes have described it.
             return Ok(Found::Complete {
-                upload,
+                upload: status.upload.clone(),
                 is_probe: true,
             });
         }

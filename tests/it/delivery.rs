@@ -20,9 +20,11 @@ use tokio::{
     sync::{Notify, Semaphore},
 };
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, Delivery, Event, MemoryStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, Delivery, Dialect, Event, MemoryStore, ResumableLayer};
 
-use crate::common::{Client, File, Server, serve};
+use crate::common::{
+    Client, Delivery as Delivered, File, FilePart, Server, form, multipart, serve,
+};
 
 const QUICK: Duration = Duration::from_millis(1);
 
@@ -406,6 +408,56 @@ async fn a_refusal_is_about_one_request() {
     assert_eq!(old.await.unwrap(), 400);
     assert_eq!(new.await.unwrap(), 200);
     assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+/// FilePond asks how many bytes are stored, and sends nothing more if these are all.
+#[tokio::test]
+async fn a_probe_delivers_if_its_client_sends_nothing_more() {
+    let server = Server::answering(
+        |layer| {
+            layer
+                .with_protocol(Dialect::filepond())
+                .with_hold_back(QUICK)
+        },
+        |n| match n {
+            1 | 2 => (StatusCode::BAD_GATEWAY, "no".into()),
+            3 => (StatusCode::UNAUTHORIZED, "sign in".into()),
+            _ => (StatusCode::OK, "fine".into()),
+        },
+    )
+    .await;
+    let mut client = server.client().await;
+    let fields = [("filepond".to_owned(), "{}".to_owned())];
+    let mut create = multipart("/upload", form(&fields, FilePart::None, b""));
+    let length = "10".parse().unwrap();
+    create.headers_mut().insert("upload-length", length);
+    let url = format!("/upload?patch={}", client.send(create).await.body);
+    let patch = Request::patch(&url)
+        .header("upload-offset", "0")
+        .header("upload-length", "10")
+        .header("upload-name", "a.txt")
+        .header("content-type", "application/offset+octet-stream")
+        .body(b"0123456789".to_vec())
+        .unwrap();
+    assert_eq!(client.send(patch).await.status, 503);
+    let mut probe = async || {
+        client
+            .send(Request::head(&url).body(Vec::new()).unwrap())
+            .await
+    };
+    assert_eq!(probe().await.status, 503);
+    let refused = probe().await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.headers["x-resumable-status"], "401");
+    for _ in 0..2 {
+        let stored = probe().await;
+        assert_eq!(stored.status, 200);
+        assert_eq!(stored.headers["upload-offset"], "10");
+    }
+    let deliveries = server.deliveries();
+    assert_eq!(deliveries.len(), 4);
+    let named = |delivery: &Delivered| delivery.upload.file_name() == Some("a.txt");
+    assert!(deliveries.iter().all(named));
 }
 
 #[tokio::test]

@@ -77,6 +77,7 @@ enum Fault {
     RefusesLateChunks,
     LateChunkIsIncomplete,
     KeepsRejectedFile,
+    ForgetsUnsettled,
     KeepsRemovedFile,
     RemovesClaimed,
     RemovesSettled,
@@ -180,6 +181,7 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (LateChunkIsIncomplete, "delivered_uploads_stay", "a late chunk of a settled upload"),
     (RemovesSettled, "delivered_uploads_stay", "`remove` removes a delivered upload"),
     (KeepsRejectedFile, "rejected_files_are_removed", "still there when the upload was rejected"),
+    (ForgetsUnsettled, "rejections_are_forgotten", "of an upload that is not settled"),
     (RefusesLateChunks, "late_chunks", "a chunk fails during the delivery"),
     (LateChunkIsIncomplete, "late_chunks", "a chunk during the delivery"),
     (MovesOverFiles, "finished_files", "a finished file is moved over another one"),
@@ -800,6 +802,13 @@ impl Store for Broken {
             _ => {}
         }
         Ok(self.claim_of(Some(inner), sealed))
+    }
+
+    async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
+        if self.is(ForgetsUnsettled) {
+            return self.inner.remove(id).await;
+        }
+        Ok(false)
     }
 
     async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
