@@ -113,8 +113,8 @@ pub enum Purpose {
     List,
     /// Create an upload that has no bytes yet.
     Create,
-    /// Store a chunk or a whole file. A file part that comes before its fields, or a body of unknown
-    /// length, has already been read and spooled, but is not part of an upload yet.
+    /// Store a chunk or a whole file. A file part that comes before its fields, or a body of
+    /// unknown length, has already been read and spooled, but is not part of an upload yet.
     Chunk,
     /// Deliver a complete file. A final refusal removes it.
     Deliver,
