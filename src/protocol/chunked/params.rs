@@ -153,7 +153,7 @@ impl Params {
             .collect()
     }
 
-    /// The values of those of these fields that are headers of their own, by the name of the header.
+    /// The values of those of these fields that are headers of their own, by the header's name.
     pub(super) fn headers<'a>(
         &'a self,
         fields: &'a [Field],
