@@ -37,9 +37,9 @@ use crate::{
 /// requests of complete files, and a browser refuses the other answers.
 ///
 /// A layer that changes request bodies, such as `RequestDecompressionLayer`, goes outside too: a
-/// body in a coding is refused. A `CompressionLayer` can be on either side. Behind the layer it only
-/// compresses the answers to whole files in one request: other answers are recorded and repeated
-/// to requests with other headers, so the inner service gets those requests without
+/// body in a coding is refused. A `CompressionLayer` can be on either side. Behind the layer it
+/// only compresses the answers to whole files in one request: other answers are recorded and
+/// repeated to requests with other headers, so the inner service gets those requests without
 /// `Accept-Encoding` and `Range`.
 ///
 /// ```

@@ -54,9 +54,9 @@ impl Protocol {
     /// a page without JavaScript, from `curl -F file=@…`, or from Dropzone if the file is small. Or
     /// it is a `POST` or `PUT` request with the content type `application/octet-stream`, whose body
     /// is the file; the file name can be in `Content-Disposition`. In a form, the part `file`
-    /// carries the file, or the part that does so in a dialect of the layer. It need not have a file
-    /// name: `curl -F 'file=<…'` sends none. The length need not be declared: a body without one is
-    /// spooled first.
+    /// carries the file, or the part that does so in a dialect of the layer. It need not have a
+    /// file name: `curl -F 'file=<…'` sends none. The length need not be declared: a body without
+    /// one is spooled first.
     ///
     /// On by default. The file is delivered like any other, and can be as long as a
     /// [chunk](crate::Limits::with_chunk_size). Each such request is an upload of its own. The

@@ -60,6 +60,12 @@ impl Params {
         pairs.any(|(n, _)| name(&n))
     }
 
+    /// The value of the field with this name. For queries of any length.
+    pub(super) fn query_value(query: Option<&str>, name: &str) -> Option<String> {
+        let mut pairs = query.unwrap_or_default().split('&').filter_map(decode);
+        pairs.find(|(n, _)| n == name).map(|(_, value)| value)
+    }
+
     /// Adds a field of the form.
     pub(super) fn push_form(&mut self, name: String, value: String) {
         self.form.push((name, value));

@@ -405,7 +405,13 @@ async fn other_total(world: &World) {
         let file = world.file(client, way);
         let mut other = file.clone();
         other.content.extend(*b"more bytes");
-        both(world, file, other).await;
+        if client == Client::Dropzone {
+            // Its identifier is unique: it names the same upload.
+            let attacks = vec![("35 bytes".to_owned(), other.chunk(2))];
+            world.refused(&file, "conflict", attacks).await;
+        } else {
+            both(world, file, other).await;
+        }
     }
 }
 
