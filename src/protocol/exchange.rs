@@ -102,7 +102,10 @@ pub(crate) struct Create {
 }
 
 /// How a request carries its bytes.
-#[allow(clippy::large_enum_variant, reason = "there is one of them per request")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of them per request"
+)]
 pub(crate) enum Write {
     /// The body is the chunk.
     Raw(Target),
