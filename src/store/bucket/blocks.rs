@@ -84,7 +84,11 @@ impl Pace {
     fn go_on(&mut self) {
         let window = self.start.elapsed().as_secs() / WINDOW.as_secs();
         if window > self.window {
-            self.before = if window == self.window + 1 { self.now } else { 0 };
+            self.before = if window == self.window + 1 {
+                self.now
+            } else {
+                0
+            };
             self.now = 0;
             self.window = window;
         }

@@ -108,7 +108,9 @@ impl Offset {
 /// A time that would be out of range stays as it is.
 fn shifted(time: SystemTime, forward: Duration, back: Duration) -> SystemTime {
     let shifted = time.checked_add(forward);
-    shifted.and_then(|time| time.checked_sub(back)).unwrap_or(time)
+    shifted
+        .and_then(|time| time.checked_sub(back))
+        .unwrap_or(time)
 }
 
 fn difference(a: SystemTime, b: SystemTime) -> Duration {

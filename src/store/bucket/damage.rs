@@ -44,7 +44,10 @@ impl Inner {
                     self.set_aside(*id, &path, bytes, &error, is_valid).await
                 };
                 // If it fails, a sweep deletes the rest, and other requests wait for the lease.
-                let _ = self.engine.delete_below(&self.keys.of(id, &unique_id)).await;
+                let _ = self
+                    .engine
+                    .delete_below(&self.keys.of(id, &unique_id))
+                    .await;
                 return moved;
             }
             if is_gone {

@@ -304,8 +304,23 @@ mod tests {
     #[test]
     fn foreign_names_are_ignored() {
         for name in [
-            "", "p", "c", "p-1", "c-1", "c-1-", "c--1", "c-1-2-3", "x-1-2", "p-1-2", "p-1-zz",
-            "p-x-", "c-a-1", "p-1-ff", "c-1-2", "p-F-", "c-00000000000000000001-2-7",
+            "",
+            "p",
+            "c",
+            "p-1",
+            "c-1",
+            "c-1-",
+            "c--1",
+            "c-1-2-3",
+            "x-1-2",
+            "p-1-2",
+            "p-1-zz",
+            "p-x-",
+            "c-a-1",
+            "p-1-ff",
+            "c-1-2",
+            "p-F-",
+            "c-00000000000000000001-2-7",
         ] {
             let path = Path::from(format!("s/00001/{name}"));
             assert_eq!(Entry::from_path(&path), None, "{name}");

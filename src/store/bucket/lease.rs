@@ -323,7 +323,9 @@ fn renewals() -> Result<Handle, StoreError> {
     if let Some(handle) = &*started {
         return Ok(handle.clone());
     }
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name("upload-leases".into())

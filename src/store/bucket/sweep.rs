@@ -119,7 +119,10 @@ impl Inner {
         let mut listed = self.engine.list(&self.keys.uploads(), None);
         while let Some(listed) = listed.try_next().await? {
             let Some((id, object)) = self.keys.parse_upload(&listed.path) else {
-                self.skipped(&listed.path, &StoreError::new("the key is none of the store"));
+                self.skipped(
+                    &listed.path,
+                    &StoreError::new("the key is none of the store"),
+                );
                 continue;
             };
             let found = all.entry(id).or_default();

@@ -343,7 +343,9 @@ async fn other_bytes_are_a_contradiction() {
     // A whole slot, and some bytes of the next two.
     for range in [0..350_000, 400_000..500_000, 750_000..800_000] {
         let offset = range.start as u64;
-        write(&store, &upload, offset, &[at(range)], false, Keep::Whole).await.unwrap();
+        write(&store, &upload, offset, &[at(range)], false, Keep::Whole)
+            .await
+            .unwrap();
     }
     let before = ranges(&store, &upload).await;
     for (range, changed) in [
@@ -368,11 +370,16 @@ async fn other_bytes_are_a_contradiction() {
     edited[410_000] ^= 1;
     let written = write(&other, &upload, 350_000, &[&edited], false, Keep::Prefix).await;
     assert!(matches!(written, Err(StoreError::Conflict)), "{written:?}");
-    assert_eq!(ranges(&other, &upload).await, vec![0..700_000, 750_000..800_000]);
+    assert_eq!(
+        ranges(&other, &upload).await,
+        vec![0..700_000, 750_000..800_000]
+    );
     // The same bytes again are no contradiction, in whatever chunks.
     for range in [0..1_000_000, 5..450_000, 0..350_000] {
         let offset = range.start as u64;
-        write(&other, &upload, offset, &[at(range)], false, Keep::Whole).await.unwrap();
+        write(&other, &upload, offset, &[at(range)], false, Keep::Whole)
+            .await
+            .unwrap();
     }
     let sealed = claim(&store, &upload).await.sealed().clone();
     assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
@@ -430,7 +437,11 @@ async fn records_expire_by_the_clock_of_the_engine() {
                 records_before: local(store),
                 ..Expiry::default()
             };
-            assert_eq!(store.sweep(&expiry).await.unwrap(), Swept::default(), "{case}");
+            assert_eq!(
+                store.sweep(&expiry).await.unwrap(),
+                Swept::default(),
+                "{case}"
+            );
         }
         // With the limit of a sweep two minutes from now it has expired.
         let expiry = Expiry {

@@ -34,7 +34,9 @@ async fn an_unreadable_upload_is_set_aside() {
     let key = format!("up/{id}/info");
     let other = upload(1, None);
     // Each request may be the first that meets it.
-    for request in ["write", "create", "status", "claim", "list", "sweep", "remove"] {
+    for request in [
+        "write", "create", "status", "claim", "list", "sweep", "remove",
+    ] {
         for damage in [&b""[..], b"{", b"{\"version\":2}", b"\xff\0", b"null"] {
             let engine = Arc::new(Engine::default());
             let store = open(&engine).await;
@@ -167,7 +169,14 @@ async fn a_damaged_piece_is_sent_again() {
             let mut sent = 0;
             let found = loop {
                 let complete = write(&store, &upload, 3, b"def").await.unwrap().complete;
-                if complete && store.status(&upload.id).await.unwrap().unwrap().progress().complete
+                if complete
+                    && store
+                        .status(&upload.id)
+                        .await
+                        .unwrap()
+                        .unwrap()
+                        .progress()
+                        .complete
                 {
                     match store.claim(&upload).await {
                         Ok(Claimed::Won(claim)) => break read(claim.sealed()).await,
@@ -222,7 +231,13 @@ async fn damage(engine: &Engine, rng: &mut Rng) -> String {
     let mut bytes = engine.bytes(&path).await.unwrap();
     let how = rng.below(6);
     match how {
-        0 => return engine.delete(&path).await.map(|()| format!("{key} deleted")).unwrap(),
+        0 => {
+            return engine
+                .delete(&path)
+                .await
+                .map(|()| format!("{key} deleted"))
+                .unwrap();
+        }
         1 => bytes.truncate(rng.below(bytes.len() + 1)),
         2 => bytes.clear(),
         3 => bytes.extend_from_slice(b"more"),
@@ -279,11 +294,17 @@ async fn random_damage_neither_stops_an_upload_nor_changes_its_bytes() {
                 Err(error) => panic!("seed {seed}: {error:?}, {done:?}"),
             }
         };
-        assert!(found.as_deref() == Some(&bytes[..]), "seed {seed}: {done:?}");
+        assert!(
+            found.as_deref() == Some(&bytes[..]),
+            "seed {seed}: {done:?}"
+        );
         for store in [&store, &open(&engine).await] {
             store.usage().await.unwrap();
             store.list(&Filter::default(), None).await.unwrap();
-            store.sweep(&everything(Duration::from_secs(60))).await.unwrap();
+            store
+                .sweep(&everything(Duration::from_secs(60)))
+                .await
+                .unwrap();
         }
     }
 }

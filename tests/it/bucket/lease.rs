@@ -150,7 +150,10 @@ async fn a_server_that_is_cut_off_loses_its_claim() {
     assert!(matches!(settled, Err(StoreError::Failed(_))), "{settled:?}");
     way.set_down(false);
     let settled = first.settle(&record()).await;
-    assert!(matches!(settled, Err(StoreError::Superseded)), "{settled:?}");
+    assert!(
+        matches!(settled, Err(StoreError::Superseded)),
+        "{settled:?}"
+    );
     assert!(!first.sealed().claim_is_live());
     drop(first);
     second.settle(&record()).await.unwrap();
@@ -169,7 +172,10 @@ async fn a_claim_that_no_server_has_taken_is_renewed_late() {
     write(&cut, &upload, 0, b"abc").await.unwrap();
     let mut claim = claim(&cut, &upload).await;
     way.set_down(true);
-    until("the lease expires", async || !claim.sealed().claim_is_live()).await;
+    until("the lease expires", async || {
+        !claim.sealed().claim_is_live()
+    })
+    .await;
     way.set_down(false);
     until("the claim is live again", async || {
         claim.sealed().claim_is_live()
@@ -209,7 +215,10 @@ async fn settling_again_with_a_later_expiry_succeeds() {
         let mut other = record();
         other.status = StatusCode::CREATED;
         let settled = claim.settle(&other).await;
-        assert!(matches!(settled, Err(StoreError::Superseded)), "{settled:?}");
+        assert!(
+            matches!(settled, Err(StoreError::Superseded)),
+            "{settled:?}"
+        );
     }
 }
 
