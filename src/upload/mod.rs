@@ -78,16 +78,14 @@ impl CompletedUpload {
     ///
     /// The claims of `FileStore` and `MemoryStore` live as long as the process, so this is always
     /// `true`. A claim of a `BucketStore` has to be renewed in the bucket. While that is impossible
-    /// for longer than the [lease time], this is `false`: another server may deliver the upload at
-    /// the same time, with the same [`id`](Self::id) and the next [`attempt`](Self::attempt). It
-    /// becomes `true` again if the claim can be renewed before another server takes it.
+    /// for longer than its lease, this is `false`: another server may deliver the upload at the
+    /// same time, with the same [`id`](Self::id) and the next [`attempt`](Self::attempt). It becomes
+    /// `true` again if the claim can be renewed before another server takes it.
     ///
     /// Ask before an effect that must not happen twice, and answer with 503 if the claim is lost.
     /// The check makes two effects unlikely. Only the [`id`](Self::id), stored together with the
     /// effect, excludes them: a process that was suspended does not notice it at once. After the
     /// handler has answered, the value has no meaning.
-    ///
-    /// [lease time]: https://docs.rs/tower-resumable/latest/tower_resumable/store/struct.BucketStoreBuilder.html#method.with_lease
     ///
     /// ```
     /// use http::{Response, StatusCode};
@@ -114,8 +112,8 @@ impl CompletedUpload {
     /// #     let upload = request.extensions().get::<CompletedUpload>().unwrap().clone();
     /// #     assert!(upload.claim_is_live());
     /// #     let response = handler(upload).await;
-    /// #     Ok::<_, Infallible>(response.map(|text| Full::new(text.into())))
-    /// #     as Result<Response<Full<bytes::Bytes>>, _>
+    /// #     let response = response.map(|text| Full::<bytes::Bytes>::new(text.into()));
+    /// #     Ok::<_, Infallible>(response)
     /// # });
     /// # let service = ResumableLayer::new(MemoryStore::default()).layer(inner);
     /// # let request = Request::post("/upload?resumableChunkNumber=1&resumableChunkSize=5\

@@ -2,6 +2,7 @@
 //! Servers are killed, and the object store is slow, busy or unreachable. `./run` starts the tests.
 
 mod balanced;
+mod blocked;
 mod conformance;
 mod counts;
 mod engine;
@@ -22,7 +23,7 @@ const USAGE: &str = "\
 usage: object-store-tests COMMAND OPTION...
 
 commands
-  conformance            run the self-test and the conformance suite
+  conformance            run the self-test and the conformance suite, and block a server
   servers                run servers with faults, and print a table
   counts                 count requests, and measure the time of the last answer
   example                run the example with two servers
@@ -79,7 +80,10 @@ async fn run(words: &[String]) -> Result<bool, Error> {
         seed: options.seed,
     };
     match command.as_str() {
-        "conformance" => conformance::all(&case.engine).await.map(|()| true),
+        "conformance" => {
+            conformance::all(&case.engine).await?;
+            blocked::run(&case.engine).await.map(|()| true)
+        }
         "servers" => Ok(rows::all(&case, options.rounds, &options.only).await),
         "counts" => counts::all(&case).await.map(|()| true),
         "example" => example::run(&case, &options.example).await.map(|()| true),

@@ -203,8 +203,8 @@ impl Memory {
         permit
     }
 
-    /// Tells bodies that are too slow to give way, the slowest first, until they hold so many bytes.
-    /// Their memory is free a moment later.
+    /// Tells bodies that are too slow to give way, the slowest first, until they hold this many
+    /// bytes. Their memory is free a moment later.
     fn take_from_slow(&self, bytes: u64) {
         let mut holders = lock(&self.holders);
         let mut slow = Vec::new();

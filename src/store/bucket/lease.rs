@@ -148,12 +148,14 @@ impl Inner {
         token: &Bytes,
         own: Option<u32>,
     ) -> Result<Option<u32>, StoreError> {
+        // Before the objects are listed, because one that says so may be written meanwhile.
+        let ended = self.ended_leases(unique_id);
         let number = match self.newest_lease(id, unique_id).await? {
             None => 0,
             Some(newest) => {
                 let is_free = newest.has_ended
                     || own == Some(newest.number)
-                    || self.has_ended(unique_id, newest.number)
+                    || ended.contains(&newest.number)
                     || self.has_expired(&newest).await?;
                 if !is_free {
                     self.remember_busy(unique_id);
@@ -308,9 +310,14 @@ impl Inner {
         }
     }
 
-    fn has_ended(&self, unique_id: &str, number: u32) -> bool {
-        let name = (unique_id.to_owned(), number);
-        lock(&self.leases).ended.contains(&name)
+    /// The leases of this process that have ended, and whose objects do not say so yet.
+    fn ended_leases(&self, unique_id: &str) -> Vec<u32> {
+        let leases = lock(&self.leases);
+        let ended = leases.ended.iter();
+        ended
+            .filter(|(of, _)| of == unique_id)
+            .map(|(_, number)| *number)
+            .collect()
     }
 }
 

@@ -127,7 +127,7 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// | per upload: GET (DELETE is free) | 135 | 2,060 |
 /// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
 /// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
-/// | after the last chunk | 12 requests, in sequence | the same, and 1 GiB read and written |
+/// | after the last chunk | 13 requests, in sequence | the same, and 1 GiB read and written |
 ///
 /// A list request returns 1,000 names. Files with more parts or pieces need more list requests at
 /// the end. [`usage`](Store::usage), which the limits of the layer need, lists the uploads that are
@@ -179,10 +179,10 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// A request that declares another length than the upload has fails with
 /// [`StoreError::Conflict`]. So does a chunk whose bytes differ from those that are stored already,
-/// because the file has changed. All parts and small chunks that lie within the new chunk are
-/// compared, by their CRC-32. Bytes that overlap a stored part or chunk in part are not compared,
-/// and the stored ones stay. Neither are those of a sealed or settled upload, and of two chunks
-/// that arrive at the same time.
+/// because the file has changed. All stored bytes are compared, by their CRC-32, with these
+/// exceptions: those of a part that the new chunk does not cover, those of a sealed or settled
+/// upload, and those of two chunks that two servers get at the same time. The bytes that were
+/// stored first stay then.
 ///
 /// # Damaged objects
 ///

@@ -155,7 +155,7 @@ impl Inner {
     }
 
     /// Reads a piece. If it is damaged it is set aside: the client has to send it again.
-    async fn read_piece(
+    pub(super) async fn read_piece(
         &self,
         info: &Info,
         slot: usize,

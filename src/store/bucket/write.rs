@@ -40,6 +40,18 @@ struct Segment {
     is_last: bool,
 }
 
+impl Segment {
+    fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.bytes.len()
+    }
+
+    /// The bytes of this range of the upload, which must lie within.
+    fn slice(&self, range: &Range<u64>) -> Blocks {
+        self.bytes
+            .slice(range.start - self.offset..range.end - self.offset)
+    }
+}
+
 impl Inner {
     pub(super) async fn create(self: &Arc<Self>, upload: &Upload) -> Result<Status, StoreError> {
         let gate = self.gates.of(upload.id);
@@ -257,22 +269,22 @@ impl Inner {
 
     /// Stores the bytes that are missing. `false` if the multipart upload does not exist.
     async fn fill(&self, info: &Info, segment: &Segment) -> Result<bool, StoreError> {
-        let range = segment.offset..segment.offset + segment.bytes.len();
-        let slots = info.slots().touched(&range);
-        if slots.len() > 1 {
-            // Nothing of a chunk is stored if some of its bytes contradict what is stored.
-            for slot in slots.clone() {
-                let entries = self.entries_in_slot(info, slot).await?;
-                check_bytes(info, slot, &entries, segment)?;
-            }
+        let slots = info.slots().touched(&segment.range());
+        // Only one request of this process lists and fills a slot at a time.
+        let mut locks = Vec::new();
+        for slot in slots.clone() {
+            locks.push(self.slots.of((*info.id(), slot)).lock_owned().await);
         }
-        let filled = stream::iter(slots).map(async |slot| {
-            // Only one request of this process lists and fills a slot at a time.
-            let lock = self.slots.of((*info.id(), slot));
-            let _lock = lock.lock().await;
-            self.fill_slot(info, slot, segment).await
+        let listed = stream::iter(slots).map(async |slot| {
+            let entries = self.entries_in_slot(info, slot).await?;
+            self.check_bytes(info, slot, &entries, segment).await?;
+            Ok::<_, StoreError>((slot, entries))
         });
-        let filled = filled.buffer_unordered(SLOTS_AT_ONCE);
+        // Nothing of a chunk is stored if some of its bytes contradict what is stored.
+        let listed: Vec<_> = listed.buffered(SLOTS_AT_ONCE).try_collect().await?;
+        let filled = stream::iter(listed)
+            .map(async |(slot, entries)| self.fill_slot(info, slot, &entries, segment).await)
+            .buffer_unordered(SLOTS_AT_ONCE);
         filled.try_all(async |filled| filled).await
     }
 
@@ -280,19 +292,17 @@ impl Inner {
         &self,
         info: &Info,
         slot: usize,
+        entries: &[Entry],
         segment: &Segment,
     ) -> Result<bool, StoreError> {
-        let (offset, bytes) = (segment.offset, &segment.bytes);
-        let whole = info.slots().range(slot);
-        let range = whole.start.max(offset)..whole.end.min(offset + bytes.len());
-        let entries = self.entries_in_slot(info, slot).await?;
-        check_bytes(info, slot, &entries, segment)?;
+        let (whole, bytes) = (info.slots().range(slot), segment.range());
+        let range = whole.start.max(bytes.start)..whole.end.min(bytes.end);
         let mut stored = RangeSet::default();
-        for entry in &entries {
+        for entry in entries {
             insert(&mut stored, info, slot, entry);
         }
         for gap in stored.gaps(range.start, range.end - range.start) {
-            let piece = bytes.slice(gap.start - offset..gap.end - offset);
+            let piece = segment.slice(&gap);
             if gap != whole {
                 self.put_piece(info, slot, gap.start, piece).await?;
             } else if !self.put_part(info, slot, piece).await? {
@@ -304,6 +314,48 @@ impl Inner {
             self.known.set_full(info, [slot]);
         }
         Ok(true)
+    }
+
+    /// Compares the bytes of a segment with what is stored of a slot. A part cannot be read before
+    /// the upload is complete, so one that has other bytes, too, is not compared.
+    async fn check_bytes(
+        &self,
+        info: &Info,
+        slot: usize,
+        entries: &[Entry],
+        segment: &Segment,
+    ) -> Result<(), StoreError> {
+        let bytes = segment.range();
+        let (mut same, mut others) = (RangeSet::default(), Vec::new());
+        for entry in entries {
+            let range = entry.range(info.slots(), slot);
+            let both = range.start.max(bytes.start)..range.end.min(bytes.end);
+            if both.is_empty() || (both != range && entry.is_part()) {
+                continue;
+            }
+            let crc = match entry.crc().filter(|_| both == range) {
+                Some(crc) => crc,
+                None => {
+                    let piece = self.read_piece(info, slot, entry, &range).await?;
+                    let from = (both.start - range.start) as usize;
+                    crc32fast::hash(&piece[from..from + (both.end - both.start) as usize])
+                }
+            };
+            if segment.slice(&both).crc() == crc {
+                same.insert(both.start, both.end - both.start);
+            } else {
+                others.push(both);
+            }
+        }
+        // Two servers may have stored different bytes at the same time.
+        if others
+            .iter()
+            .all(|range| same.covers(range.start, range.end - range.start))
+        {
+            Ok(())
+        } else {
+            Err(StoreError::Conflict)
+        }
     }
 
     /// Stores a whole slot as a part. `false` if the multipart upload does not exist.
@@ -417,42 +469,9 @@ impl Inner {
 
 /// A request that declares another length than the first one is about another file.
 fn check_length(upload: &Upload, info: &Info) -> Result<(), StoreError> {
-    let differs = |length| length != info.length();
-    if !info.has_expired && upload.length.is_some_and(differs) {
+    if !info.has_expired && info.upload.contradicts(upload) {
         Err(StoreError::Conflict)
     } else {
         Ok(())
-    }
-}
-
-/// Compares the bytes of a segment with what is stored of a slot: each part and each piece whose
-/// bytes are all in the segment, by its CRC-32.
-fn check_bytes(
-    info: &Info,
-    slot: usize,
-    entries: &[Entry],
-    segment: &Segment,
-) -> Result<(), StoreError> {
-    let end = segment.offset + segment.bytes.len();
-    let (mut same, mut others) = (RangeSet::default(), Vec::new());
-    for entry in entries {
-        let range = entry.range(info.slots(), slot);
-        let Some(crc) = entry.crc() else { continue };
-        if range.start < segment.offset || end < range.end {
-            continue;
-        }
-        let bytes = range.start - segment.offset..range.end - segment.offset;
-        if segment.bytes.slice(bytes).crc() == crc {
-            same.insert(range.start, range.end - range.start);
-        } else {
-            others.push(range);
-        }
-    }
-    // Two servers may have stored different bytes at the same time.
-    let is_same = |range: &Range<u64>| same.covers(range.start, range.end - range.start);
-    if others.iter().all(is_same) {
-        Ok(())
-    } else {
-        Err(StoreError::Conflict)
     }
 }

@@ -385,8 +385,9 @@ async fn the_number_of_requests_is_bounded() {
         let (chunk, end, all) = costs(5 * MIB, total).await;
         println!("parts of 5 MiB, {parts} chunks: each {chunk:?}\n  end {end:?}\n  all {all:?}");
         assert_eq!(chunk.all(), 5, "{chunk:?}");
-        assert!(end.all() <= 14, "{end:?}");
-        assert!(all.all() <= 5 * parts + 18, "{all:?}");
+        // Three of them read the clock of the engine, once a minute.
+        assert!(end.all() <= 16, "{end:?}");
+        assert!(all.all() <= 5 * parts + 20, "{all:?}");
         assert!(
             all.bytes_in < total + 10_000 && all.bytes_out < 1000 * parts,
             "{all:?}"
@@ -399,15 +400,15 @@ async fn the_number_of_requests_is_bounded() {
         println!("pieces of 1 MiB, {chunks} chunks: each {chunk:?}\n  end {end:?}\n  all {all:?}");
         assert_eq!(chunk.all(), 4, "{chunk:?}");
         // A slot consists of eight pieces.
-        assert!(end.all() <= chunks + chunks / 8 * 2 + 15, "{end:?}");
-        assert!(all.all() <= 5 * chunks + chunks / 8 * 2 + 18, "{all:?}");
+        assert!(end.all() <= chunks + chunks / 8 * 2 + 18, "{end:?}");
+        assert!(all.all() <= 5 * chunks + chunks / 8 * 2 + 21, "{all:?}");
         assert!(all.bytes_in < 2 * total + 10_000, "{all:?}");
         assert!(all.bytes_out < total + 1000 * chunks, "{all:?}");
     }
     // A small file in one request.
     let (_, end, all) = costs(MIB, 1000).await;
     println!("one chunk of 1000 bytes: end {end:?}\n  all {all:?}");
-    assert!(all.all() <= 24, "{all:?}");
+    assert!(all.all() <= 27, "{all:?}");
 }
 
 /// Begins an upload of `length` bytes with one byte.
