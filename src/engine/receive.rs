@@ -333,7 +333,8 @@ impl Engine {
             if size.lower() > form_bytes(limit, is_encoded) {
                 return Err(Reason::ChunkTooLarge { limit }.into());
             }
-            return self.write_spooled(parts, form, head, scope, size).await;
+            // Boxed, so that all other requests do not hold the memory for it.
+            return Box::pin(self.write_spooled(parts, form, head, scope, size)).await;
         };
         let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));
