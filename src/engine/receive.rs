@@ -373,7 +373,8 @@ impl Engine {
             content_type: head_of_part.content_type,
         };
         let Some(target) = form.file(part)? else {
-            return self.write_spooled(parts, form, head, scope, size).await;
+            // Boxed, so that all other requests do not hold the memory for it.
+            return Box::pin(self.write_spooled(parts, form, head, scope, size)).await;
         };
         let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));

@@ -1,13 +1,13 @@
 //! The examples as real processes: each server receives an upload of the command-line client, also
 //! if the server is killed during the upload.
 
-#[cfg(unix)]
-use std::{io::Write as _, net::TcpStream};
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -373,6 +373,104 @@ fn a_broken_store_is_in_the_log() {
         assert!(
             line.contains("the store failed") && line.contains("os error"),
             "{name}: {line}"
+        );
+    }
+}
+
+impl Server {
+    /// KiB of memory.
+    fn memory(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.unwrap()
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id()))
+            .unwrap()
+            .count()
+    }
+
+    /// Waits until the server has as many open files, and all connections are idle.
+    fn wait_for_files(&self, is_right: impl Fn(usize) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_right(self.open_files()) {
+            assert!(
+                Instant::now() < deadline,
+                "{} open files",
+                self.open_files()
+            );
+            thread::yield_now();
+        }
+    }
+}
+
+/// Prints the memory of clients that stall, and asserts that it is small.
+///
+/// ```sh
+/// cargo build --release --examples
+/// ulimit -n 10000
+/// cargo test --release --test it stalled_clients -- --ignored --nocapture
+/// ```
+#[test]
+#[ignore = "thousands of connections; Linux only"]
+fn stalled_clients_take_little_memory() {
+    const CLIENTS: usize = 4000;
+    let forms = |n: usize| {
+        let fields = [
+            ("resumableChunkNumber", "1".to_owned()),
+            ("resumableChunkSize", "1000000".to_owned()),
+            ("resumableTotalSize", "2000000".to_owned()),
+            ("resumableIdentifier", format!("id-{n}")),
+            ("resumableFilename", format!("{n}.bin")),
+        ];
+        let fields = fields.map(|(name, value)| {
+            format!("--X\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+        });
+        format!(
+            "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1001000\r\n\
+             content-type: multipart/form-data; boundary=X\r\n\r\n{}--X\r\n\
+             Content-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nbytes",
+            fields.concat()
+        )
+    };
+    let raw = |n: usize| {
+        format!(
+            "POST /upload?resumableChunkNumber=1&resumableChunkSize=1000000\
+             &resumableTotalSize=2000000&resumableIdentifier=id-{n} HTTP/1.1\r\nhost: x\r\n\
+             content-length: 1000000\r\ncontent-type: application/octet-stream\r\n\r\nbytes"
+        )
+    };
+    for (kind, request) in [("raw", &raw as &dyn Fn(usize) -> String), ("forms", &forms)] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start("hyper", "127.0.0.1:0", dir.path());
+        let (before, files) = (server.memory(), server.open_files());
+        let sockets: Vec<_> = (0..CLIENTS)
+            .map(|n| {
+                let mut socket = TcpStream::connect(&server.address).unwrap();
+                socket.write_all(request(n).as_bytes()).unwrap();
+                socket
+            })
+            .collect();
+        server.wait_for_files(|open| open >= files + CLIENTS);
+        let during = server.memory();
+        drop(sockets);
+        server.wait_for_files(|open| open < files + 50);
+        let after = server.memory();
+        let each = (during - before) as f64 / CLIENTS as f64;
+        println!(
+            "{kind}: {before} KiB, {during} with {CLIENTS}, {after} afterwards: {each:.1} each"
+        );
+        // 10,000 of them in 300 MB.
+        assert!(
+            each < 300e6 / 1024.0 / 10e3 * 1.05,
+            "{kind}: {each:.1} KiB each"
         );
     }
 }
