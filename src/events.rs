@@ -1,5 +1,4 @@
 use std::{
-    error::Error as _,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -8,7 +7,7 @@ use std::{
 use crate::{
     error::Error,
     model::upload::{Upload, UploadId},
-    store::{StoreEvent, Swept},
+    store::{Chain, StoreEvent, Swept},
 };
 
 /// Something that the operator of a layer may want to know, for
@@ -74,9 +73,9 @@ impl fmt::Display for Event<'_> {
                 if let Some(id) = upload {
                     write!(f, ", upload {id}")?;
                 }
-                write!(f, ": {}", Chain(error))
+                write!(f, ": {}", Chain(*error))
             }
-            Self::Store(event) => write!(f, "the store: {event:?}"),
+            Self::Store(event) => write!(f, "the store {event}"),
             Self::DeliveryFailed {
                 upload,
                 attempt,
@@ -86,7 +85,7 @@ impl fmt::Display for Event<'_> {
                 write!(
                     f,
                     "attempt {attempt} to deliver upload {id} failed: {}",
-                    Chain(error)
+                    Chain(*error)
                 )
             }
             Self::SetAside {
@@ -98,7 +97,7 @@ impl fmt::Display for Event<'_> {
                 write!(
                     f,
                     "upload {id} is set aside after attempt {attempts}: {}",
-                    Chain(error)
+                    Chain(*error)
                 )
             }
             Self::FileRemoved { upload, status } => {
@@ -113,27 +112,8 @@ impl fmt::Display for Event<'_> {
                 "swept {} abandoned uploads, {} undelivered ones and {} records",
                 swept.abandoned, swept.undelivered, swept.records
             ),
-            Self::SweepFailed { error } => write!(f, "a sweep failed: {}", Chain(error)),
+            Self::SweepFailed { error } => write!(f, "a sweep failed: {}", Chain(*error)),
         }
-    }
-}
-
-/// An error with its causes. A cause that says no more than its error is left out.
-struct Chain<'a>(&'a Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut last = self.0.to_string();
-        f.write_str(&last)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if text != last {
-                write!(f, ": {text}")?;
-            }
-            (last, cause) = (text, error.source());
-        }
-        Ok(())
     }
 }
 

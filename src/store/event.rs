@@ -1,4 +1,5 @@
 use std::{
+    error::Error,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
@@ -43,6 +44,36 @@ pub enum StoreEvent<'a> {
     },
 }
 
+/// A part of a line for a log, after `the store`. Errors are written with all their causes.
+impl fmt::Display for StoreEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetAside {
+                upload,
+                place,
+                error,
+            } => {
+                f.write_str("set aside ")?;
+                if let Some(id) = upload {
+                    write!(f, "upload {id}, which is now ")?;
+                }
+                write!(f, "{place}: {}", Chain(*error))
+            }
+            Self::Skipped { place, error } => {
+                write!(f, "passed over {place}: {}", Chain(*error))
+            }
+            Self::RenewalFailed { upload, error } => {
+                write!(
+                    f,
+                    "could not renew the claim of upload {upload}: {}",
+                    Chain(*error)
+                )
+            }
+            Self::ClaimLost { upload } => write!(f, "lost the claim of upload {upload}"),
+        }
+    }
+}
+
 /// Receives the [events](StoreEvent) of a store.
 ///
 /// It is called on the thread where the event happens, so it must not block.
@@ -69,5 +100,24 @@ impl Observed {
 impl fmt::Debug for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Observed")
+    }
+}
+
+/// An error with its causes. A cause that says no more than its error is left out.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = self.0.to_string();
+        f.write_str(&last)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if text != last {
+                write!(f, ": {text}")?;
+            }
+            (last, cause) = (text, error.source());
+        }
+        Ok(())
     }
 }

@@ -124,7 +124,7 @@ pub use self::{
 };
 pub(crate) use self::{
     erased::{DynClaim, DynStore},
-    event::Observed,
+    event::{Chain, Observed},
 };
 use crate::model::{
     hex::{self, Hex},

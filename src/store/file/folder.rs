@@ -273,7 +273,7 @@ impl Folder {
             let durable = self.durability == Durability::Power;
             let entry = Entry::open(journal_path.clone(), journal, durable, self.disk.clone())?;
             if let Some(entry) = entry {
-                if !path_of_record || matches!(entry.view()?.phase, Phase::Settled { .. }) {
+                if !path_of_record || is_record(&entry.view()?) {
                     return Ok(Some(self.trust(entry)?));
                 }
             }
@@ -290,10 +290,10 @@ impl Folder {
         journal: &File,
         is_record: bool,
     ) -> Result<bool, StoreError> {
-        let is_settled = |_: &Entry, view: &View| matches!(view.phase, Phase::Settled { .. });
         let journal = journal.try_clone()?;
-        let settled = self.peek_at(journal_path.to_owned(), journal, is_settled)?;
-        Ok(settled.is_some_and(|is_settled| is_settled || !is_record))
+        let valid = |_: &Entry, view: &View| !is_record || self::is_record(view);
+        let found = self.peek_at(journal_path.to_owned(), journal, valid)?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Renames a journal that is not valid. Without syncs, a crash of the system can leave only the
@@ -338,7 +338,10 @@ impl Folder {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let stem = name.split('.').next().unwrap_or_default();
         let aside = path.with_file_name(format!("{stem}.{}.broken", random_id()?));
-        self.disk.rename_new(path, &aside)?;
+        if disk::if_there(self.disk.rename_new(path, &aside))?.is_none() {
+            // Another request has removed it meanwhile.
+            return Ok(());
+        }
         // It is kept for as long as an abandoned upload from now on. If the time cannot be set, it
         // is kept from its last change on.
         let _ = disk::open(&aside).and_then(|file| file.set_modified(self.now()));
@@ -569,6 +572,12 @@ impl Folder {
 pub(super) fn last_seen(partial: &Path) -> Option<SystemTime> {
     let seen = partial.join(CLOCK).symlink_metadata().ok()?;
     seen.is_dir().then(|| seen.modified().ok())?
+}
+
+/// Whether the journal of this upload may be in a folder of records. A removed one is about to be
+/// unlinked.
+fn is_record(view: &View) -> bool {
+    matches!(view.phase, Phase::Settled { .. } | Phase::Removed)
 }
 
 /// Whether stored bytes are not what they were.

@@ -451,6 +451,8 @@ async fn revoked(world: &World) {
         let answer = world.attack(&last).await;
         assert_eq!(answer.status, client.refusal(), "{answer:?}");
         assert_eq!(world.deliveries().len(), before);
+        // The file is kept: the permission can be given again. So it can be removed.
+        world.attack_bytes(file.cancel()).await;
     }
 }
 
