@@ -185,8 +185,8 @@ mod tests {
             let expected = match status {
                 400 | 409 | 410 | 413 | 415 | 422 | 451 => Verdict::Rejected,
                 408 | 425 | 429 => Verdict::Failed,
-                ..400 => Verdict::Delivered,
-                ..500 => Verdict::RefusedNow,
+                100..400 => Verdict::Delivered,
+                401..500 => Verdict::RefusedNow,
                 _ => Verdict::Failed,
             };
             assert_eq!(of(status), expected, "{status}");

@@ -252,7 +252,8 @@ async fn a_damaged_later_record_loses_its_chunk_only() {
 #[tokio::test]
 async fn what_cannot_be_read_is_passed_over() {
     use std::os::unix::fs::symlink;
-    let cases: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage); 4] = [
         ("a link as a journal", |root| {
             let journal = journal(root);
             let moved = root.join("moved");

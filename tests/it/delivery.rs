@@ -272,7 +272,8 @@ async fn a_rejected_upload_can_be_sent_again() {
     let cancel = |file: &File| Request::delete(file.uri(1)).body(Vec::new()).unwrap();
     let probe = |file: &File| file.probe(2);
     let first = |file: &File| file.octets(1);
-    let again: [&dyn Fn(&File) -> Request<Vec<u8>>; 3] = [&cancel, &probe, &first];
+    type Ask<'a> = &'a dyn Fn(&File) -> Request<Vec<u8>>;
+    let again: [Ask<'_>; 3] = [&cancel, &probe, &first];
     for again in again {
         let server = Server::answering(
             |layer| layer,

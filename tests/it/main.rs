@@ -2,6 +2,9 @@
 //!
 //! `cargo test --test it delivery` runs the tests of one module.
 
+// Ranges of bytes are compared with lists of one range.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod common;
 
 mod admission;

@@ -41,11 +41,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Deliver the uploads that were complete when a server died, and those whose delivery fails.
     // Several servers may try: only one of them gets the claim.
     let uploads = layer.uploads();
-    let deliveries = uploads.deliver_every(
-        Duration::from_secs(60),
-        app.clone(),
-        |_| Request::post("/upload").body(Body::empty()),
-    );
+    let deliveries = uploads.deliver_every(Duration::from_secs(60), app.clone(), |_| {
+        Request::post("/upload").body(Body::empty())
+    });
     tokio::spawn(deliveries);
     // Each server sweeps. There is no leader.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));

@@ -570,7 +570,7 @@ async fn the_power_is_cut_after_each_call_without_hard_links() {
         let mut world = World::new(durability, &[Mishap::NoLinks]);
         world.moves_nothing = true;
         world.play().await.unwrap();
-        world.cut_at_each(LUCKS).await.unwrap();
+        world.cut_at_each(&LUCKS[1..3]).await.unwrap();
     }
 }
 

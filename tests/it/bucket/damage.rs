@@ -75,7 +75,11 @@ async fn an_unreadable_upload_is_set_aside() {
             assert_eq!(list(&store, &Filter::complete()).await.len(), 1, "{case}");
             // It is kept for the operator.
             store.sweep(&everything(Duration::ZERO)).await.unwrap();
-            assert_eq!(engine.keys("damaged").await, [place.clone()], "{case}");
+            assert_eq!(
+                engine.keys("damaged").await,
+                std::slice::from_ref(place),
+                "{case}"
+            );
         }
     }
 }
