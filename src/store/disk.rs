@@ -640,9 +640,10 @@ pub(in crate::store) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> i
     let mut read = 0;
     while read < bytes.len() {
         let at = offset + read as u64;
-        match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[read..], at)? {
-            0 => break,
-            n => read += n,
+        match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[read..], at) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(error) => return Err(with("read", file)(error)),
         }
     }
     Ok(read)

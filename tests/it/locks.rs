@@ -249,6 +249,59 @@ async fn a_stopped_process_holds_only_its_own_uploads() {
     }
 }
 
+/// Prints how long other uploads take while a process is stopped, and how many threads this process
+/// has.
+///
+/// ```sh
+/// cargo test --release --test it stopped_for_a_minute -- --ignored --nocapture
+/// ```
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a minute; it asserts nothing about time"]
+async fn a_process_is_stopped_for_a_minute() {
+    /// The latencies of chunks of other uploads, and the highest number of threads.
+    async fn measure(store: &FileStore, byte: u8, time: Duration) -> (Vec<Duration>, usize) {
+        let (start, mut latencies, mut most) = (Instant::now(), Vec::new(), 0);
+        for offset in 0.. {
+            let chunk = Instant::now();
+            if chunk.duration_since(start) > time {
+                break;
+            }
+            let upload = upload(byte, LENGTH);
+            write(store, &upload, offset << 10, 1 << 10).await.unwrap();
+            latencies.push(chunk.elapsed());
+            most = most.max(threads());
+        }
+        latencies.sort();
+        (latencies, most)
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let other = Other::start(dir.path());
+    other.stop_with_locks(dir.path()).await;
+    let store = FileStore::open(dir.path()).unwrap();
+    let alone = measure(&store, 100, Duration::from_secs(5)).await;
+    let mut held = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let store = store.clone();
+        held.spawn(async move {
+            loop {
+                let upload = upload([RECEIVING, APPENDING][n % 2], LENGTH);
+                assert_busy(write(&store, &upload, 0, 3).await);
+            }
+        });
+    }
+    let loaded = measure(&store, 101, Duration::from_secs(60)).await;
+    held.shutdown().await;
+    for (name, (latencies, threads)) in [("alone", alone), ("64 clients wait", loaded)] {
+        let at = |percent: usize| latencies[latencies.len() * percent / 100];
+        let (half, high, most) = (at(50), at(99), latencies.last());
+        println!(
+            "{name}: {} chunks, p50 {half:.1?}, p99 {high:.1?}, most {most:.1?}, {threads} threads",
+            latencies.len()
+        );
+    }
+}
+
 /// New chunks come at once when the old ones have to stop.
 #[tokio::test]
 async fn a_removal_is_not_starved_by_new_chunks() {
