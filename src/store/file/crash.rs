@@ -547,13 +547,8 @@ fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
     dirs.flat_map(|dir| paths(&dir)).collect()
 }
 
-const LUCKS: &[Luck] = &[
-    Luck::Everything,
-    Luck::Nothing,
-    Luck::Random(1),
-    Luck::Random(2),
-    Luck::Random(3),
-];
+/// A test that is ignored tries many more random ones.
+const LUCKS: &[Luck] = &[Luck::Everything, Luck::Nothing, Luck::Random(1)];
 
 #[tokio::test]
 async fn the_power_is_cut_after_each_call() {
@@ -570,7 +565,7 @@ async fn the_power_is_cut_after_each_call_without_hard_links() {
         let mut world = World::new(durability, &[Mishap::NoLinks]);
         world.moves_nothing = true;
         world.play().await.unwrap();
-        world.cut_at_each(&LUCKS[1..3]).await.unwrap();
+        world.cut_at_each(&LUCKS[1..]).await.unwrap();
     }
 }
 
@@ -626,7 +621,7 @@ async fn each_call_fails_with_process() {
 }
 
 #[tokio::test]
-#[ignore = "long; run by tests/crash/run"]
+#[ignore = "long; `.ci/run` runs it"]
 async fn each_call_fails_in_every_way() {
     each_call_fails(Durability::Power, every_way).await;
     each_call_fails(Durability::Process, every_way).await;
