@@ -623,13 +623,13 @@ async fn each_call_fails_with_process() {
 }
 
 #[tokio::test]
-#[ignore = "long; `.ci/run` runs it"]
+#[ignore = "it takes minutes"]
 async fn each_call_fails_in_every_way_with_power() {
     each_call_fails(Durability::Power, every_way).await;
 }
 
 #[tokio::test]
-#[ignore = "long; `.ci/run` runs it"]
+#[ignore = "it takes minutes"]
 async fn each_call_fails_in_every_way_with_process() {
     each_call_fails(Durability::Process, every_way).await;
 }
