@@ -89,10 +89,11 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// | uploads in an answer that lists them | 2,000 | the rest follows on request | |
 /// | recorded bytes of the inner service's answer | 64 KiB | not repeated | [`Delivery::with_record_body`](crate::Delivery::with_record_body) |
 ///
-/// If as many bodies are read as allowed, a new one takes the place of the slowest one, which is the
-/// one that has made the server wait the longest for its bytes. A body at 32 KiB/s or more keeps its
-/// place. What has arrived of a body that loses its place is stored or discarded by the rules of its
-/// protocol, and its client is told to try again. Earlier bytes do not make up for a later pause.
+/// If as many bodies are read as allowed, a new one takes the place of the slowest one, which is
+/// the one that has made the server wait the longest for its bytes. A body at 32 KiB/s or more
+/// keeps its place. What has arrived of a body that loses its place is stored or discarded by the
+/// rules of its protocol, and its client is told to try again. Earlier bytes do not make up for a
+/// later pause.
 ///
 /// The server limits the time for the head of a request, the number of connections and the streams
 /// of each: with hyper, set a timer, `header_read_timeout` and `max_concurrent_streams`.

@@ -29,8 +29,8 @@
 //!   chunks with the same bytes both succeed, or one fails with
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
 //! * **Stored bytes are never written again.** A chunk that arrives twice is read to its end,
-//!   compared with the stored bytes, dropped, and `Ok`. So is a chunk of an upload that is sealed or
-//!   settled.
+//!   compared with the stored bytes, dropped, and `Ok`. So is a chunk of an upload that is sealed
+//!   or settled.
 //! * **A chunk with other bytes than the stored ones is a [`Conflict`](StoreError::Conflict)**: the
 //!   file has changed since its upload began. Nothing of the chunk is stored. When the upload is
 //!   sealed or settled, chunks are compared as far as the store still knows their bytes.

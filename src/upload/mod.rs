@@ -79,8 +79,8 @@ impl CompletedUpload {
     /// The claims of `FileStore` and `MemoryStore` live as long as the process, so this is always
     /// `true`. A claim of a `BucketStore` has to be renewed in the bucket. While that is impossible
     /// for longer than its lease, this is `false`: another server may deliver the upload at the
-    /// same time, with the same [`id`](Self::id) and the next [`attempt`](Self::attempt). It becomes
-    /// `true` again if the claim can be renewed before another server takes it.
+    /// same time, with the same [`id`](Self::id) and the next [`attempt`](Self::attempt). It
+    /// becomes `true` again if the claim can be renewed before another server takes it.
     ///
     /// Ask before an effect that must not happen twice, and answer with 503 if the claim is lost.
     /// The check makes two effects unlikely. Only the [`id`](Self::id), stored together with the
