@@ -7,6 +7,7 @@ pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
 pub(crate) mod verify;
+mod write;
 
 use std::sync::Arc;
 

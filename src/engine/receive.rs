@@ -1,53 +1,42 @@
 //! The async path of an upload request: scope, limits, body into the store, response.
 
-use std::{
-    io,
-    pin::{Pin, pin},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
 };
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use tower_service::Service;
 
 use super::{
     Engine,
     deliver::{Delivered, deliver},
     outcomes::HELD_TIMES,
-    quota::{Reservation, Spooling},
     verify::By,
 };
 use crate::{
     body::{
-        Source,
-        digest::{Expected, Verified},
+        digest::Expected,
         live::BodyGuard,
-        multipart::{self, Decoded, Item},
         pace::Paced,
-        raw::{self, Drained, OneOf, Pieces},
-        sniff::Sniffed,
+        raw::{self, Drained, Pieces},
     },
     config::Config,
     delivery::Verdict,
     error::{Error, Reason},
     events::Event,
     hooks::Purpose,
-    limits::{DRAIN, FORM_BYTES},
+    limits::DRAIN,
     model::{
         BoxError,
         state::{Progress, State, Status},
         upload::{Scope, Upload, UploadId},
     },
-    protocol::{
-        Command, Create, Described, Exchange, FilePart, Form, Look, Outcome, Reply, Target, Write,
-    },
+    protocol::{Command, Create, Described, Exchange, Look, Outcome, Reply},
     response::ResponseBody,
     route::sent_path,
-    store::{ChunkBody, Filter, Keep, Page, StoreError, content::Content, random_id},
+    store::{ChunkBody, Filter, Page, random_id},
 };
 
 /// Answers a request of a protocol.
@@ -119,7 +108,7 @@ where
 }
 
 /// The result of a command.
-enum Found {
+pub(super) enum Found {
     Response(Response<Bytes>),
     /// The upload is complete, and is to be delivered.
     Complete {
@@ -130,7 +119,7 @@ enum Found {
 }
 
 impl Found {
-    fn complete(upload: Upload) -> Self {
+    pub(super) fn complete(upload: Upload) -> Self {
         Self::Complete {
             upload,
             is_probe: false,
@@ -268,267 +257,6 @@ impl Engine {
         })
     }
 
-    async fn write<B>(
-        &self,
-        write: Write,
-        head: &Parts,
-        scope: Scope,
-        body: &mut Paced<B>,
-        reply: &mut Reply,
-    ) -> Result<Found, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
-        let digest = Expected::of_content(head)?;
-        let size = body.size_hint();
-        let stored = match write {
-            Write::Raw(target) => {
-                let mut source = pin!(Pieces::new(&mut *body, digest));
-                self.write_to(target, head, scope, size, source.as_mut())
-                    .await?
-            }
-            Write::Spool(place) => {
-                let mut source = pin!(Pieces::new(&mut *body, digest));
-                let spooling = self.spooling(head, &scope, size).await?;
-                let (spooled, len) = self.spool(spooling.max(), source.as_mut()).await?;
-                let mut source = pin!(Reread(spooled));
-                let exact = SizeHint::with_exact(len);
-                self.write_to(place(len)?, head, scope, exact, source.as_mut())
-                    .await?
-            }
-            Write::Form { boundary, mut form } => {
-                let limit = self.config.limits.chunk_size;
-                // The file may be base64.
-                if size.lower() > form_bytes(limit, true) {
-                    return Err(Reason::ChunkTooLarge { limit }.into());
-                }
-                let parts = multipart::Form::new(&mut *body, boundary, digest);
-                let written = self.write_form(parts, &mut *form, head, scope, size).await;
-                // Only the parts of the form say which reply the client needs.
-                *reply = form.reply();
-                match written? {
-                    Written::Stored(stored) => stored,
-                    Written::Asked(look, scope) => {
-                        return self.look(look, head, scope, reply).await;
-                    }
-                }
-            }
-        };
-        let Some((upload, progress)) = stored else {
-            return Ok(Found::Response(reply.encode(Outcome::Gone)));
-        };
-        if progress.complete {
-            return Ok(Found::complete(upload));
-        }
-        let status = if reply.needs_status() {
-            self.status(&upload).await?
-        } else {
-            None
-        };
-        Ok(Found::Response(reply.encode(Outcome::Stored {
-            upload: &upload,
-            progress,
-            status: status.as_ref(),
-        })))
-    }
-
-    /// Stores a body at its target. `None` if the client continues an upload that is gone.
-    async fn write_to(
-        &self,
-        target: Target,
-        head: &Parts,
-        scope: Scope,
-        size: SizeHint,
-        source: Source<'_>,
-    ) -> Result<Option<(Upload, Progress)>, Error> {
-        let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
-            return Ok(None);
-        };
-        chunk.check(size.lower(), size.upper())?;
-        self.store_chunk(chunk, source).await.map(Some)
-    }
-
-    async fn write_form(
-        &self,
-        mut parts: multipart::Form<'_>,
-        form: &mut dyn Form,
-        head: &Parts,
-        scope: Scope,
-        size: SizeHint,
-    ) -> Result<Written, Error> {
-        loop {
-            match parts.next(&Fields(form)).await? {
-                Item::Text { name, value } => form.field(name, value),
-                Item::File => break,
-                Item::End => {
-                    return Ok(Written::Asked(form.no_file()?, scope));
-                }
-            }
-        }
-        let head_of_part = parts.file_part().cloned().unwrap_or_default();
-        let part = FilePart {
-            file_name: head_of_part.file_name,
-            content_type: head_of_part.content_type,
-        };
-        let Some(target) = form.file(part)? else {
-            // Boxed, so that all other requests do not hold the memory for it.
-            return Box::pin(self.write_spooled(parts, form, head, scope, size)).await;
-        };
-        let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
-            return Ok(Written::Stored(None));
-        };
-        let is_base64 = form.is_base64();
-        if size.lower() > form_bytes(chunk.len.unwrap_or(chunk.max_len), is_base64) {
-            chunk.check(size.lower(), None)?;
-        }
-        let mut fields = Fields(form);
-        let content = pin!(parts.content(&mut fields));
-        let mut decoded = pin!(Decoded::new(content, is_base64));
-        let (mut upload, progress) = self.store_chunk(chunk, decoded.as_mut()).await?;
-        // Including those after the file.
-        upload.fields = form.fields();
-        Ok(Written::Stored(Some((upload, progress))))
-    }
-
-    /// Spools the file of a form until the fields after it have said where it belongs.
-    async fn write_spooled(
-        &self,
-        mut parts: multipart::Form<'_>,
-        form: &mut dyn Form,
-        head: &Parts,
-        scope: Scope,
-        size: SizeHint,
-    ) -> Result<Written, Error> {
-        let spooling = self.spooling(head, &scope, size).await?;
-        let (spooled, len) = {
-            let mut fields = Fields(form);
-            let mut content = pin!(parts.content(&mut fields));
-            self.spool(spooling.max(), content.as_mut()).await?
-        };
-        let target = form.place(len)?;
-        let source = pin!(Reread(spooled));
-        let mut source = pin!(Decoded::new(source, form.is_base64()));
-        let stored = self
-            .write_to(target, head, scope, SizeHint::default(), source.as_mut())
-            .await?;
-        Ok(Written::Stored(stored))
-    }
-
-    /// Reserves room for a file whose length or target is not known yet, if the application admits
-    /// it.
-    async fn spooling(
-        &self,
-        head: &Parts,
-        scope: &Scope,
-        size: SizeHint,
-    ) -> Result<Spooling, Error> {
-        let Config { hooks, limits, .. } = &*self.config;
-        hooks.admit(Purpose::Spool, head, scope, None).await?;
-        let max = size.upper().unwrap_or(u64::MAX).min(limits.chunk_size);
-        let has_scopes = hooks.scope.is_some();
-        let spooling = self
-            .quota
-            .spool(&*self.store, limits, has_scopes, scope, max);
-        spooling.await
-    }
-
-    /// Spools a file of at most `limit` bytes. Returns it with its length in bytes.
-    async fn spool(&self, limit: u64, source: Source<'_>) -> Result<(Content, u64), Error> {
-        let mut body = ChunkBody::new(source, None, limit);
-        let spooled = self.store.spool(&mut body).await;
-        let spooled = spooled.map_err(|error| self.store_failed(None, error));
-        let spooled = spooled.map_err(|error| match error.reason() {
-            // No length was declared: the limit is exceeded.
-            Reason::ChunkLength { .. } if limit < self.config.limits.chunk_size => {
-                Reason::FileTooLarge { limit }.into()
-            }
-            Reason::ChunkLength { .. } => Reason::ChunkTooLarge { limit }.into(),
-            _ => error,
-        });
-        Ok((spooled?, body.received()))
-    }
-
-    /// Returns the chunk, if the limits and the application admit it. `None` if the client
-    /// continues an upload that is gone, without having asked.
-    async fn admit_chunk(
-        &self,
-        target: Target,
-        head: &Parts,
-        scope: Scope,
-    ) -> Result<Option<Chunk>, Error> {
-        self.config.check(target.upload.length, target.len)?;
-        let digest = match (&self.config.digests.chunk, &target.digest) {
-            (Some((name, algorithm)), Some(value)) => {
-                Some(Expected::of_field(name, *algorithm, value)?)
-            }
-            _ => None,
-        };
-        let upload = self.upload(target.upload, head, scope)?;
-        if target.must_exist && self.status(&upload).await?.is_none() {
-            return Ok(None);
-        }
-        self.admit(Purpose::Chunk, head, &upload).await?;
-        Ok(Some(Chunk {
-            upload,
-            offset: target.offset,
-            len: target.len,
-            lengths: target.other_len.map(|other| [target.max_len, other]),
-            max_len: target.max_len.min(self.config.limits.chunk_size),
-            digest,
-        }))
-    }
-
-    async fn store_chunk(
-        &self,
-        chunk: Chunk,
-        source: Source<'_>,
-    ) -> Result<(Upload, Progress), Error> {
-        let Chunk { upload, offset, .. } = chunk;
-        let reserved = self.reserve(&upload).await?;
-        // Only this process knows without asking the store. For the others the record ends soon.
-        if offset == 0 && self.outcomes.is_rejected(&upload.id) {
-            self.forget_rejection(&upload).await?;
-        }
-        let sniff = self.config.hooks.sniff.as_ref().filter(|_| offset == 0);
-        let source = pin!(OneOf::new(source, chunk.lengths));
-        let sniffed = pin!(Sniffed::new(source, sniff, &upload));
-        let mut verified = pin!(Verified::new(sniffed, chunk.digest));
-        let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
-        let written = self
-            .store
-            .write(&upload, offset, &mut body, Keep::Whole)
-            .await;
-        match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
-            Ok(progress) => {
-                if let Some(reserved) = reserved {
-                    reserved.keep();
-                }
-                Ok((upload, progress))
-            }
-            Err(error) => {
-                let refusal = error.refusal().filter(|refusal| !refusal.is_retryable());
-                if let Some(refusal) = refusal {
-                    // Other chunks of the file may be stored. If the upload cannot be removed now,
-                    // it is swept later, and the operator is told.
-                    let _ = self.remove(&upload, Some(refusal.status())).await;
-                }
-                if *error.reason() == Reason::Busy {
-                    // The memory of the store is taken, perhaps by bodies that bring nothing.
-                    self.bodies.end_slowest();
-                }
-                if let Some(reserved) = reserved.filter(Reservation::needs_status) {
-                    // If that is unknown, the upload stays counted.
-                    if let Ok(status) = self.status(&upload).await {
-                        reserved.found(status.as_ref());
-                    }
-                }
-                Err(error)
-            }
-        }
-    }
-
     /// Delivers a complete upload, and encodes the answer of the inner service. The answer to a
     /// probe is what is stored, unless the inner service refuses the file.
     async fn complete<S, B, R>(
@@ -576,7 +304,7 @@ impl Engine {
     }
 
     /// Answers a question about what is stored.
-    async fn look(
+    pub(super) async fn look(
         &self,
         look: Look,
         head: &Parts,
@@ -638,12 +366,22 @@ impl Engine {
         }
     }
 
-    fn upload(&self, described: Described, head: &Parts, scope: Scope) -> Result<Upload, Error> {
+    pub(super) fn upload(
+        &self,
+        described: Described,
+        head: &Parts,
+        scope: Scope,
+    ) -> Result<Upload, Error> {
         described.upload(scope, sent_path(head), || Ok(random_id()?))
     }
 
     /// Asks the application whether a request is admitted.
-    async fn admit(&self, purpose: Purpose, head: &Parts, upload: &Upload) -> Result<(), Error> {
+    pub(super) async fn admit(
+        &self,
+        purpose: Purpose,
+        head: &Parts,
+        upload: &Upload,
+    ) -> Result<(), Error> {
         let hooks = &self.config.hooks;
         Ok(hooks
             .admit(purpose, head, &upload.scope, Some(upload))
@@ -660,14 +398,18 @@ impl Engine {
         Ok(status)
     }
 
-    async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {
+    pub(super) async fn status(&self, upload: &Upload) -> Result<Option<Status>, Error> {
         let status = self.store.status(&upload.id).await;
         status.map_err(|error| self.store_failed(Some(&upload.id), error))
     }
 
     /// Removes an upload, unless it is being delivered or was delivered. `status` is that with
     /// which the application rejected it.
-    async fn remove(&self, upload: &Upload, status: Option<StatusCode>) -> Result<(), Error> {
+    pub(super) async fn remove(
+        &self,
+        upload: &Upload,
+        status: Option<StatusCode>,
+    ) -> Result<(), Error> {
         let removed = self.store.remove(&upload.id).await;
         if removed.map_err(|error| self.store_failed(Some(&upload.id), error))? {
             self.quota.release(&upload.id);
@@ -680,7 +422,7 @@ impl Engine {
     }
 
     /// Ends the record of a rejection, so that the upload can begin anew.
-    async fn forget_rejection(&self, upload: &Upload) -> Result<(), Error> {
+    pub(super) async fn forget_rejection(&self, upload: &Upload) -> Result<(), Error> {
         let forgotten = self.store.forget_rejection(&upload.id).await;
         if forgotten.map_err(|error| self.store_failed(Some(&upload.id), error))? {
             self.outcomes.forget(&upload.id);
@@ -700,22 +442,6 @@ impl Engine {
         let reading = self.bodies.enter(&limits.bodies, scope, hooks.peer(head))?;
         body.set_meter(reading.meter());
         Ok(reading)
-    }
-
-    /// Counts an upload as unfinished, if it is within the limits.
-    async fn reserve(&self, upload: &Upload) -> Result<Option<Reservation>, Error> {
-        let Config { hooks, limits, .. } = &*self.config;
-        let has_scopes = hooks.scope.is_some();
-        let reserved = self.quota.reserve(&*self.store, limits, has_scopes, upload);
-        let reserved = reserved.await;
-        match reserved.map_err(|error| self.store_failed(Some(&upload.id), error)) {
-            Err(error) if error.is_retryable() => match self.status(upload).await? {
-                None => Err(error),
-                // It is not new: another server has created it, or it is delivered.
-                Some(_) => Ok(None),
-            },
-            reserved => reserved.map(Some),
-        }
     }
 
     /// Reads a body of at most `max` bytes.
@@ -769,81 +495,4 @@ impl Engine {
         response.extensions_mut().insert(error);
         response
     }
-}
-
-/// An admitted chunk.
-struct Chunk {
-    upload: Upload,
-    offset: u64,
-    len: Option<u64>,
-    /// The two lengths that it can have, if it is one of two.
-    lengths: Option<[u64; 2]>,
-    max_len: u64,
-    digest: Option<Expected>,
-}
-
-impl Chunk {
-    /// Checks that a body of at least `least` and at most `most` bytes can have the right length.
-    fn check(&self, least: u64, most: Option<u64>) -> Result<(), Error> {
-        let expected = self.len.unwrap_or(self.max_len);
-        let received = match most {
-            Some(most) if self.len.is_some_and(|len| most < len) => most,
-            _ if least > expected => least,
-            _ => return Ok(()),
-        };
-        Err(Reason::ChunkLength { expected, received }.into())
-    }
-}
-
-/// The most bytes of a form with a file of at most this many bytes.
-fn form_bytes(file: u64, is_encoded: bool) -> u64 {
-    // Base64 takes a third more, and line breaks.
-    let encoding = if is_encoded { file / 2 } else { 0 };
-    file.saturating_add(encoding).saturating_add(FORM_BYTES)
-}
-
-/// What a form contained.
-enum Written {
-    /// A chunk. `None` if the client continues an upload that is gone.
-    Stored(Option<(Upload, Progress)>),
-    /// A question about what is stored.
-    Asked(Look, Scope),
-}
-
-/// The fields of a form, for the reader of its parts.
-struct Fields<'a>(&'a mut dyn Form);
-
-impl multipart::Fields for Fields<'_> {
-    fn is_file(&self, name: &str, is_text: bool) -> bool {
-        self.0.is_file(name, is_text)
-    }
-
-    fn is_chunk(&self) -> bool {
-        self.0.is_chunk()
-    }
-
-    fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
-        self.0.late_field(name, value)
-    }
-}
-
-/// A spooled file that is read again.
-struct Reread(Content);
-
-impl Body for Reread {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = Pin::new(&mut self.0).poll_frame(cx);
-        frame.map(|frame| frame.map(|frame| frame.map_err(unreadable)))
-    }
-}
-
-/// An error of the store, not of the client.
-fn unreadable(error: io::Error) -> BoxError {
-    Error::from(StoreError::from(error)).into()
 }
