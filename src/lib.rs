@@ -47,6 +47,7 @@ mod error;
 mod events;
 mod fault;
 mod future;
+pub mod guide;
 mod hooks;
 mod layer;
 mod limits;
@@ -96,3 +97,9 @@ pub use self::{
     upload::CompletedUpload,
     uploads::{Deliveries, Uploads},
 };
+
+/// The examples of the README are tests too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[derive(Debug)]
+pub struct Readme;
