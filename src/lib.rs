@@ -72,7 +72,7 @@ pub use self::{
     config::Digests,
     delivery::{Delivery, Verdict},
     error::{Error, ErrorKind},
-    events::Event,
+    events::{Event, EventLevel},
     future::ResponseFuture,
     hooks::{Admission, Purpose, Refusal},
     layer::ResumableLayer,
@@ -94,5 +94,5 @@ pub use self::{
     service::Resumable,
     store::{content::Content, file::FileStore, memory::MemoryStore},
     upload::CompletedUpload,
-    uploads::{Deliveries, Uploads},
+    uploads::{Counts, Deliveries, Uploads},
 };

@@ -9,7 +9,7 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    engine::{Engine, receive},
+    engine::{Engine, head::Head, receive},
     future::ResponseFuture,
     model::BoxError,
     response::ResponseBody,
@@ -93,6 +93,7 @@ where
         let inner = self.inner.clone();
         self.inner = inner.clone();
         let engine = self.engine.clone();
+        let head = Head::new(head);
         ResponseFuture::upload(receive::handle(engine, inner, exchange, head, body))
     }
 }

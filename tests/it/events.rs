@@ -14,12 +14,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_resumable::{
-    ErrorKind, Event, MemoryStore, ResumableLayer, Upload, UploadId,
+    ErrorKind, MemoryStore, ResumableLayer, Upload, UploadId,
     store::{
         ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Page, Progress, Record, Sealed, Status,
         Store, StoreError, Swept,
     },
 };
+
+use crate::common::Told;
 
 type Body = Full<bytes::Bytes>;
 
@@ -119,25 +121,9 @@ impl Claim for BrokenClaim {
     }
 }
 
-/// The kind of an event, and its line in a log.
-type Told = Arc<Mutex<Vec<(&'static str, String)>>>;
-
 fn telling(layer: ResumableLayer) -> (ResumableLayer, Told) {
     let told = Told::default();
-    let hook = Arc::clone(&told);
-    let layer = layer
-        .with_hold_back(Duration::ZERO)
-        .with_events(move |event| {
-            let kind = match event {
-                Event::StoreFailed { .. } => "store failed",
-                Event::DeliveryFailed { .. } => "delivery failed",
-                Event::SweepFailed { .. } => "sweep failed",
-                Event::FileRemoved { .. } => "file removed",
-                Event::Swept(_) => "swept",
-                _ => "other",
-            };
-            hook.lock().unwrap().push((kind, event.to_string()));
-        });
+    let layer = told.of(layer.with_hold_back(Duration::ZERO));
     (layer, told)
 }
 
@@ -178,9 +164,9 @@ async fn each_fault_of_the_store_is_told() {
         let response = app.oneshot(request).await.unwrap();
         let case = format!("{method} {asked} {list}");
         assert_eq!(response.status(), status, "{case}");
-        let told = told.lock().unwrap();
+        let told = told.take_faults();
         assert_eq!(told.len(), 1, "{case}: {told:?}");
-        assert_eq!(told[0].0, "store failed", "{case}");
+        assert_eq!(told[0].0, "store_failed", "{case}");
         assert!(
             told[0].1.contains("no access to partial/7f"),
             "{case}: {told:?}"
@@ -196,16 +182,16 @@ async fn faults_of_the_background_are_told() {
     let app =
         service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::new(Body::default())));
     let uploads = layer.uploads();
-    let take = || std::mem::take(&mut *told.lock().unwrap());
+    let take = || told.take_faults();
     let make_request = |_: &Upload| Request::post("/upload").body(Body::default());
 
     store.fails("list", 1);
     let failed = uploads.deliver_all(app, make_request).await;
     assert_eq!(failed.unwrap_err().kind(), ErrorKind::Storage);
-    assert_eq!(take()[0].0, "store failed");
+    assert_eq!(take()[0].0, "store_failed");
 
     // It goes on after a fault.
-    for (method, kind) in [("list", "store failed"), ("sweep", "sweep failed")] {
+    for (method, kind) in [("list", "store_failed"), ("sweep", "sweep_failed")] {
         store.fails(method, 2);
         let rounds = Duration::from_secs(35);
         let period = Duration::from_secs(10);
@@ -225,7 +211,7 @@ async fn faults_of_the_background_are_told() {
 
 /// The record of a delivery is written until that succeeds.
 #[tokio::test(start_paused = true)]
-async fn each_failed_record_is_told() {
+async fn a_late_record_is_told() {
     let store = Broken::default();
     let (layer, told) = telling(ResumableLayer::new(store.clone()));
     let app = layer.layer(service_fn(async |_: Request<Body>| {
@@ -234,12 +220,13 @@ async fn each_failed_record_is_told() {
     store.fails("settle", 3);
     let response = app.oneshot(request(Method::POST, "")).await.unwrap();
     assert_eq!(response.status(), 200);
-    let told = told.lock().unwrap();
-    assert_eq!(told.len(), 3, "{told:?}");
-    assert!(
-        told.iter().all(|(kind, _)| *kind == "store failed"),
-        "{told:?}"
-    );
+    // All of them say the same.
+    let late = told.all().pop().unwrap();
+    assert_eq!(late.0, "record_late");
+    assert!(late.1.contains("in try 4"), "{late:?}");
+    let told = told.take_faults();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "store_failed");
 }
 
 /// The cause of a failed delivery, as far as its type allows.
@@ -257,9 +244,9 @@ async fn the_cause_of_a_failed_delivery_is_told() {
         }));
         let response = app.oneshot(request(Method::POST, "")).await;
         assert!(response.is_ok_and(|response| response.status() == 503));
-        let told = told.lock().unwrap();
+        let told = told.take_faults();
         assert_eq!(told.len(), 1, "{told:?}");
-        assert_eq!(told[0].0, "delivery failed");
+        assert_eq!(told[0].0, "delivery_failed");
         told[0].1.clone()
     }
     let boxed = || Err::<_, Box<dyn std::error::Error + Send + Sync>>("the pool is closed".into());
@@ -301,7 +288,7 @@ async fn a_late_panic_is_told() {
     assert_eq!(response.status(), 503);
     layer.uploads().drain().await;
     {
-        let told = told.lock().unwrap();
+        let told = told.take_faults();
         assert!(
             told.len() == 1 && told[0].1.contains("too late"),
             "{told:?}"
@@ -324,18 +311,18 @@ async fn each_removal_is_told() {
     }));
     let send = async |method| app.clone().oneshot(request(method, "")).await.unwrap();
     assert_eq!(send(Method::POST).await.status(), 400);
-    assert_eq!(told.lock().unwrap().len(), 0);
-    for _ in 0..2 {
+    assert_eq!(told.take_faults(), []);
+    for expected in [&["file_removed"][..], &[]] {
         assert_eq!(send(Method::DELETE).await.status(), 204);
         // The second time there is nothing.
-        assert_eq!(told.lock().unwrap().len(), 1);
+        assert_eq!(told.names(), expected);
+        told.take();
     }
-    assert_eq!(told.lock().unwrap()[0].0, "file removed");
     assert_eq!(send(Method::POST).await.status(), 400);
     let all = tower_resumable::Retention::default().with_undelivered(Duration::ZERO);
     let sweeping = layer.with_retention(all).uploads();
     while sweeping.sweep().await.unwrap().undelivered == 0 {}
-    let told = told.lock().unwrap();
-    assert_eq!(told[1].0, "swept");
-    assert!(told[1].1.contains("1 undelivered"), "{told:?}");
+    let told = told.take_faults();
+    assert_eq!(told[0].0, "swept");
+    assert!(told[0].1.contains("1 undelivered"), "{told:?}");
 }
