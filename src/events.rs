@@ -1,6 +1,9 @@
+#[cfg(feature = "tracing")]
+mod forward;
+
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::StatusCode;
+use http::{Response, StatusCode, Uri, uri::PathAndQuery};
 
 use crate::{
     delivery::Verdict,
@@ -19,6 +22,46 @@ use crate::{
 /// kinds apart, and the [`level`](Self::level) tells what needs attention. Durations and numbers of
 /// bytes are values, so that metrics need nothing else; [`Uploads::counts`](crate::Uploads::counts)
 /// returns what is there at the moment.
+///
+/// # The crate `tracing`
+///
+/// With the feature `tracing`, the same events are events of the crate `tracing`, whether there is
+/// a hook or not. Their target is `tower_resumable`, and their message is what `Display` writes.
+/// No field has content, the name of a file or another text of a client, but `error` can have the
+/// text of an error of the application. Events that a request causes are in its span, also if its
+/// client has gone.
+///
+/// | name | level | fields |
+/// |---|---|---|
+/// | `created`, `completed` | info | `upload.id`, `scope`, `length` |
+/// | `resumed` | info | `upload.id`, `scope`, `received` |
+/// | `stored` | debug | `upload.id`, `scope`, `offset`, `bytes`, `duplicate`, `received`, `elapsed` |
+/// | `refused` | warn for a limit of the server, else info | `upload.id`, `scope`, `error.kind`, `error` |
+/// | `taken_over` | info | `upload.id`, `scope`, `error.kind`, `error` |
+/// | `interrupted` | debug | `upload.id`, `scope`, `error.kind`, `error` |
+/// | `store_failed` | error | `upload.id`, `error.kind`, `error` |
+/// | `store_set_aside` | error | `upload.id`, `place`, `error` |
+/// | `store_skipped` | warn | `place`, `error` |
+/// | `store_renewal_failed` | warn | `upload.id`, `error` |
+/// | `store_claim_lost` | error | `upload.id` |
+/// | `delivery_started` | debug | `upload.id`, `scope`, `attempt` |
+/// | `delivery_ended` | info | `upload.id`, `scope`, `attempt`, `status`, `verdict`, `elapsed`, `since_last_byte` |
+/// | `delivery_failed` | warn | `upload.id`, `scope`, `attempt`, `elapsed`, `error.kind`, `error` |
+/// | `record_late` | info | `upload.id`, `scope`, `tries`, `elapsed` |
+/// | `set_aside` | error | `upload.id`, `scope`, `attempts`, `error.kind`, `error` |
+/// | `file_removed` | info | `upload.id`, `scope`, `status`, `error.kind`, `error` |
+/// | `swept` | info | `abandoned`, `undelivered`, `records` |
+/// | `sweep_failed` | error | `error.kind`, `error` |
+/// | `missing_upload` | error | `path` |
+///
+/// `upload.id` is the hash that names the upload; `scope` is what the application calls its owner.
+/// `offset`, `bytes`, `duplicate`, `received` and `length` are in bytes, `elapsed` and
+/// `since_last_byte` in seconds. `error` has the error with all its causes, `error.kind` is
+/// [`ErrorKind::as_str`]. A field without a value is left out. [`EventLevel`] has the reasons for
+/// the levels. The `store_*` events are those of the stores of this crate: another store has to
+/// forward its own.
+///
+/// # Logs
 ///
 /// `Display` writes one line for a log. It contains no names of files and no content. `Debug` does
 /// contain what the client says of its file.
@@ -430,10 +473,48 @@ impl Events {
         Self(Some(Arc::new(hook)))
     }
 
+    /// Watches for a handler that misses an upload in the request for `uri`, if that is told to
+    /// anything.
+    pub(crate) fn watch(&self, uri: &Uri) -> Watch {
+        let is_on = self.0.is_some();
+        #[cfg(feature = "tracing")]
+        let is_on = is_on || forward::is_on();
+        let path = uri
+            .path_and_query()
+            .filter(|_| is_on && cfg!(feature = "axum"));
+        Watch(path.map(|path| (self.clone(), path.clone())))
+    }
+
     /// Calls the hook. If it panics, that is all that happens.
     pub(crate) fn emit(&self, event: &Event<'_>) {
+        #[cfg(feature = "tracing")]
+        call_hook(|| forward::forward(event));
         if let Some(hook) = &self.0 {
             call_hook(|| hook(event));
+        }
+    }
+}
+
+/// A request that is passed to the inner service.
+pub(crate) struct Watch(Option<(Events, PathAndQuery)>);
+
+/// In the extensions of a response: the handler has asked for an upload that was missing.
+#[derive(Clone)]
+#[cfg_attr(
+    not(feature = "axum"),
+    allow(dead_code, reason = "the extractor makes it")
+)]
+pub(crate) struct Missed;
+
+impl Watch {
+    /// Tells that the handler has missed an upload, if it has.
+    pub(crate) fn look_at<B>(&self, response: &mut Response<B>) {
+        let Some((events, path)) = &self.0 else {
+            return;
+        };
+        // Another layer outside of this one tells nothing.
+        if response.extensions_mut().remove::<Missed>().is_some() {
+            events.emit(&Event::MissingUpload { path: path.path() });
         }
     }
 }

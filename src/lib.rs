@@ -29,6 +29,8 @@
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
 //! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible
 //!   engines, Azure, Google Cloud Storage) that many servers share.
+//! * `tracing`: forwards all [events](Event) to the crate `tracing`, with and without a hook for
+//!   them. Deliveries run in the span of the request that has caused them.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
 //! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
 //!   versioning.
@@ -59,6 +61,7 @@ mod response;
 mod retention;
 mod route;
 mod service;
+mod span;
 pub mod store;
 mod upload;
 mod uploads;

@@ -85,7 +85,9 @@ where
             None
         };
         let Some(exchange) = exchange else {
-            return ResponseFuture::inner(self.inner.call(Request::from_parts(head, body)));
+            let watch = config.events.watch(&head.uri);
+            let request = Request::from_parts(head, body);
+            return ResponseFuture::inner(self.inner.call(request), watch);
         };
         // A slow chunk must not hold the readiness (a concurrency permit, a buffer slot) that
         // `poll_ready` reserved. So the ready service is dropped for a fresh clone, and another

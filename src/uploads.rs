@@ -22,6 +22,7 @@ use crate::{
         upload::{Upload, UploadId},
     },
     response::ResponseBody,
+    span::Context,
     store::{Filter, Listed, Page, Swept},
 };
 
@@ -204,7 +205,7 @@ impl Uploads {
                 if tasks.len() >= AT_ONCE {
                     deliveries.add(tasks.join_next().await);
                 }
-                tasks.spawn(async move {
+                tasks.spawn(Context::current().run(async move {
                     let scope = upload.scope.clone();
                     let delivered = deliver(&engine, inner, request, upload, By::Background).await;
                     if let Err(error) = &delivered {
@@ -213,7 +214,7 @@ impl Uploads {
                         }
                     }
                     (id, delivered.map(|delivered| delivered.verdict))
-                });
+                }));
             }
             after = page.next;
             if after.is_none() {

@@ -32,7 +32,8 @@ use crate::{
         state::{Record, State},
         upload::{Role, Upload},
     },
-    response::{PartlyRead, ResponseBody, read_up_to},
+    response::{PartlyRead, ResponseBody, is_read, read_up_to},
+    span::Context,
     store::{Chain, Claimed, DynClaim, Sealed, StoreError},
     upload::CompletedUpload,
 };
@@ -110,7 +111,8 @@ where
         deadline,
     };
     // A separate task, so that the inner service goes on when this request has timed out.
-    let task = tokio::spawn(delivery.run(entered, inner, request));
+    let running = Context::current().run(delivery.run(entered, inner, request));
+    let task = tokio::spawn(running);
     match timeout_at(deadline, task).await {
         Ok(Ok(delivered)) => delivered,
         Ok(Err(error)) => Err(Error::new(Reason::DeliveryFailed, error)),
@@ -415,7 +417,8 @@ where
         return Err(failed(format!("the answer was {}", head.status)));
     }
     // An answer whose body fails is a failed delivery.
-    let read = read_up_to(body, config.delivery.record_body).await;
+    let bound = is_read(&head.headers).then_some(config.delivery.record_body);
+    let read = read_up_to(body, bound).await;
     let read = read.map_err(failed)?;
     Ok(Answer {
         verdict,

@@ -86,6 +86,54 @@ impl StoreEvent<'_> {
     }
 }
 
+/// The target of all events of the crate `tracing`.
+#[cfg(feature = "tracing")]
+pub(crate) const TRACING_TARGET: &str = "tower_resumable";
+
+#[cfg(feature = "tracing")]
+impl StoreEvent<'_> {
+    /// Forwards the event to the crate `tracing`. The docs of [`Event`](crate::Event) have the
+    /// fields.
+    fn forward(&self) {
+        use tracing::{Level, event};
+        const TARGET: &str = TRACING_TARGET;
+        match self {
+            Self::SetAside {
+                upload,
+                place,
+                error,
+            } => event!(
+                name: "store_set_aside",
+                target: TARGET,
+                Level::ERROR,
+                { upload.id = upload.map(display), place, error = %Chain(*error) },
+                "the store {self}"
+            ),
+            Self::Skipped { place, error } => event!(
+                name: "store_skipped",
+                target: TARGET,
+                Level::WARN,
+                { place, error = %Chain(*error) },
+                "the store {self}"
+            ),
+            Self::RenewalFailed { upload, error } => event!(
+                name: "store_renewal_failed",
+                target: TARGET,
+                Level::WARN,
+                { upload.id = %upload, error = %Chain(*error) },
+                "the store {self}"
+            ),
+            Self::ClaimLost { upload } => event!(
+                name: "store_claim_lost",
+                target: TARGET,
+                Level::ERROR,
+                { upload.id = %upload },
+                "the store {self}"
+            ),
+        }
+    }
+}
+
 /// Receives the [events](StoreEvent) of a store.
 ///
 /// It is called on the thread where the event happens, so it must not block.
@@ -102,6 +150,8 @@ impl Observed {
 
     /// Tells the observer. If it panics, that is all that happens.
     pub(crate) fn tell(&self, event: &StoreEvent<'_>) {
+        #[cfg(feature = "tracing")]
+        call_hook(|| event.forward());
         let observer = lock(&self.0).clone();
         if let Some(observer) = observer {
             call_hook(|| observer(event));

@@ -115,6 +115,8 @@ use sha2::{Digest as _, Sha256};
 #[cfg(feature = "object-store")]
 pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
+#[cfg(feature = "tracing")]
+pub(crate) use self::event::TRACING_TARGET;
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,

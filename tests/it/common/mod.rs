@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "the binary `hostile` uses a part of it")]
 
 mod told;
+mod traced;
 
 use std::{
     convert::Infallible,
@@ -28,7 +29,10 @@ use tower::{Service, ServiceBuilder, service_fn};
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
 
 #[allow(unused_imports, reason = "the binary `hostile` uses a part of it")]
-pub use self::told::{LIFE, Told};
+pub use self::{
+    told::{LIFE, Told},
+    traced::{Line, Traced},
+};
 
 /// Serves `service` on a port of loopback until the test ends.
 pub async fn serve<S, R>(service: S) -> SocketAddr
