@@ -77,7 +77,7 @@ impl Verdict {
 impl Default for Delivery {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_secs(50),
             max_attempts: 20,
             record_lifetime: Duration::from_secs(5 * 60),
             rejection_lifetime: Duration::from_secs(10),
@@ -89,9 +89,13 @@ impl Default for Delivery {
 
 impl Delivery {
     /// Sets how long a request waits for the answer of the inner service before the client is told
-    /// to try again. Default: 60 seconds. At most one year.
+    /// to try again. Default: 50 seconds. At most one year.
     ///
     /// The inner service goes on, and the next attempt of the client gets its answer.
+    ///
+    /// Set it below the timeout of proxies and load balancers in front of the server, which is 60
+    /// seconds in nginx and for AWS load balancers. Otherwise the proxy answers first, with an
+    /// error that does not tell the client to try again.
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self {
             timeout: timeout.min(LONGEST),
@@ -142,7 +146,14 @@ impl Delivery {
 
     /// Sets how many bytes of the body of the inner service's answer are recorded. Default: 64 KiB.
     ///
-    /// A longer body is sent to the completing request only.
+    /// A longer body is sent to the completing request only. So is a body that does not end within
+    /// one second, and every body of the type `text/event-stream`: the client gets it while it
+    /// arrives, and the delivery is recorded at once, without the body.
+    ///
+    /// A body that fails before that is a failed delivery. After that, it is cut off for its client,
+    /// and the file is delivered. If the client goes, or gets another body by its protocol, or if
+    /// the delivery is one of the background, the rest of the body is dropped. So the work on the
+    /// file has to be done, or to be in a task of its own, when the inner service answers.
     pub fn with_record_body(self, bytes: usize) -> Self {
         Self {
             record_body: bytes,

@@ -1,4 +1,11 @@
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{
+    error::Error as StdError,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use crate::{
     hooks::Refusal,
@@ -39,6 +46,8 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     reason: Reason,
     source: Option<BoxError>,
+    /// Whether an event has told the error.
+    is_told: AtomicBool,
 }
 
 /// Defines [`ErrorKind`], and which kind a [`Reason`] has: that of the same name.
@@ -236,8 +245,21 @@ impl fmt::Display for Reason {
 
 impl Error {
     pub(crate) fn new(reason: Reason, source: impl Into<BoxError>) -> Self {
-        let source = Some(source.into());
-        Self(Arc::new(Inner { reason, source }))
+        Self::with_source(reason, Some(source.into()))
+    }
+
+    fn with_source(reason: Reason, source: Option<BoxError>) -> Self {
+        Self(Arc::new(Inner {
+            reason,
+            source,
+            is_told: AtomicBool::new(false),
+        }))
+    }
+
+    /// Notes that an event tells the error. `false` if one has told it before, because requests
+    /// that wait for the same thing get the same error.
+    pub(crate) fn mark_told(&self) -> bool {
+        !self.0.is_told.swap(true, Relaxed)
     }
 
     /// The error of a request body: the layer's own, or that the request was interrupted.
@@ -322,8 +344,7 @@ impl StdError for Error {
 
 impl From<Reason> for Error {
     fn from(reason: Reason) -> Self {
-        let source = None;
-        Self(Arc::new(Inner { reason, source }))
+        Self::with_source(reason, None)
     }
 }
 

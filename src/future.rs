@@ -9,7 +9,9 @@ use http::Response;
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 
-use crate::{body::pace::without_client, response::ResponseBody};
+use crate::{
+    body::pace::without_client, events::Watch, response::ResponseBody, span::Context as Span,
+};
 
 pin_project! {
     /// Response future of [`Resumable`](crate::Resumable).
@@ -26,15 +28,15 @@ pin_project! {
 pin_project! {
     #[project = KindProj]
     enum Kind<F, R> {
-        Inner { #[pin] future: F },
+        Inner { #[pin] future: F, watch: Watch },
         Upload { upload: Upload<R> },
     }
 }
 
 impl<F, R> ResponseFuture<F, R> {
-    pub(crate) fn inner(future: F) -> Self {
+    pub(crate) fn inner(future: F, watch: Watch) -> Self {
         Self {
-            kind: Kind::Inner { future },
+            kind: Kind::Inner { future, watch },
         }
     }
 
@@ -45,7 +47,7 @@ impl<F, R> ResponseFuture<F, R> {
     {
         let upload = Upload {
             future: Some(Box::pin(future)),
-            has_begun: false,
+            span: None,
         };
         Self {
             kind: Kind::Upload { upload },
@@ -61,9 +63,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().kind.project() {
-            KindProj::Inner { future } => future
-                .poll(cx)
-                .map_ok(|response| response.map(ResponseBody::inner)),
+            KindProj::Inner { future, watch } => future.poll(cx).map_ok(|mut response| {
+                watch.look_at(&mut response);
+                response.map(ResponseBody::inner)
+            }),
             KindProj::Upload { upload } => upload.poll(cx).map(Ok),
         }
     }
@@ -79,8 +82,8 @@ impl<F, R> fmt::Debug for ResponseFuture<F, R> {
 struct Upload<R> {
     /// `None` when it has finished.
     future: Option<Pin<Box<dyn Detach<R>>>>,
-    /// Whether it was ever polled. If not, nothing of the request was accepted.
-    has_begun: bool,
+    /// The span of the request, once it was polled. Before that, nothing of it was accepted.
+    span: Option<Span>,
 }
 
 impl<R> Upload<R> {
@@ -89,7 +92,8 @@ impl<R> Upload<R> {
         let Some(mut future) = self.future.take() else {
             return Poll::Pending;
         };
-        self.has_begun = true;
+        // A future is dropped outside of the span that it is polled in.
+        self.span.get_or_insert_with(Span::current);
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {
             self.future = Some(future);
@@ -100,8 +104,8 @@ impl<R> Upload<R> {
 
 impl<R> Drop for Upload<R> {
     fn drop(&mut self) {
-        if let Some(future) = self.future.take().filter(|_| self.has_begun) {
-            future.detach();
+        if let (Some(future), Some(span)) = (self.future.take(), self.span.take()) {
+            future.detach(span);
         }
     }
 }
@@ -109,7 +113,7 @@ impl<R> Drop for Upload<R> {
 /// A request that can go on without its client.
 trait Detach<R>: Future<Output = Response<ResponseBody<R>>> + Send {
     /// Moves the rest of the work into a task of its own.
-    fn detach(self: Pin<Box<Self>>);
+    fn detach(self: Pin<Box<Self>>, span: Span);
 }
 
 impl<F, R> Detach<R> for F
@@ -117,10 +121,10 @@ where
     F: Future<Output = Response<ResponseBody<R>>> + Send + 'static,
     R: 'static,
 {
-    fn detach(self: Pin<Box<Self>>) {
+    fn detach(self: Pin<Box<Self>>, span: Span) {
         // Without a runtime the work stops here, as in a crash.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(without_client(async move { drop(self.await) }));
+            runtime.spawn(span.run(without_client(async move { drop(self.await) })));
         }
     }
 }

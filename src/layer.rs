@@ -69,9 +69,17 @@ impl ResumableLayer {
     /// Sets the path that the layer answers on. Default: `/upload`.
     ///
     /// It has to equal the path that the layer sees: inside an axum `nest`, that is the path
-    /// without the prefix.
+    /// without the prefix. It is compared as the client sends it, that is percent-encoded.
+    ///
+    /// # Panics
+    ///
+    /// If no request can have this path: it does not begin with `/`, it has a query or a fragment,
+    /// or it has a character that clients encode, such as a space, a letter that is not ASCII, or
+    /// the braces of a pattern. A router panics for such a route, too.
+    #[track_caller]
     pub fn with_path(self, path: impl Into<String>) -> Self {
-        self.with(|config| config.route = Route::Path(path.into()))
+        let route = Route::of_path(path.into());
+        self.with(|config| config.route = route)
     }
 
     /// Answers the requests for which `matcher` returns `true`, instead of those with a certain
@@ -420,14 +428,18 @@ impl ResumableLayer {
     /// Sets the hook that receives [events](Event): what the operator has to know, and what no
     /// client is told. Default: none.
     ///
-    /// The hook is called on the thread where the event happens, so it must not block. If it
-    /// panics, that harms no upload. The events of the store go to the last layer that sets a hook.
+    /// The hook is called on the thread where the event happens, so it must not block: the request
+    /// that causes the event waits for it, and so do others on the same thread. If it panics or is
+    /// slow, that harms no upload. The events of the store go to the last layer that sets a hook.
+    ///
+    /// With the feature `tracing`, all events are events of the crate `tracing`, too, with or
+    /// without a hook: see [`Event`].
     ///
     /// ```
     /// use tower_resumable::{MemoryStore, ResumableLayer};
     ///
     /// let layer = ResumableLayer::new(MemoryStore::default())
-    ///     .with_events(|event| eprintln!("{event:?}"));
+    ///     .with_events(|event| eprintln!("{event}"));
     /// # let _ = layer;
     /// ```
     pub fn with_events(self, hook: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {

@@ -29,6 +29,8 @@
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
 //! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible
 //!   engines, Azure, Google Cloud Storage) that many servers share.
+//! * `tracing`: forwards all [events](Event) to the crate `tracing`, with and without a hook for
+//!   them. Deliveries run in the span of the request that has caused them.
 //! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
 //! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
 //!   versioning.
@@ -60,6 +62,7 @@ mod response;
 mod retention;
 mod route;
 mod service;
+mod span;
 pub mod store;
 mod upload;
 mod uploads;
@@ -73,7 +76,7 @@ pub use self::{
     config::Digests,
     delivery::{Delivery, Verdict},
     error::{Error, ErrorKind},
-    events::Event,
+    events::{Event, EventLevel},
     future::ResponseFuture,
     hooks::{Admission, Purpose, Refusal},
     layer::ResumableLayer,
@@ -95,7 +98,7 @@ pub use self::{
     service::Resumable,
     store::{content::Content, file::FileStore, memory::MemoryStore},
     upload::CompletedUpload,
-    uploads::{Deliveries, Uploads},
+    uploads::{Counts, Deliveries, Uploads},
 };
 
 /// The examples of the README are tests too.

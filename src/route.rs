@@ -12,6 +12,31 @@ pub(crate) enum Route {
 }
 
 impl Route {
+    /// The route of requests for exactly this path.
+    ///
+    /// # Panics
+    ///
+    /// If no request can have this path.
+    #[track_caller]
+    pub(crate) fn of_path(path: String) -> Self {
+        assert!(
+            path.starts_with('/'),
+            "the path of a `ResumableLayer` must start with a `/`, and `{path}` does not"
+        );
+        // What clients encode before they send it, and where the path ends.
+        let is_sent = |c: char| c.is_ascii_graphic() && !r##""#<>?\`{}"##.contains(c);
+        let found = path.chars().find(|c| !is_sent(*c));
+        if let Some(found) = found {
+            panic!(
+                "no request can match the path `{}` of a `ResumableLayer`, because of {found:?}: \
+                 it is compared with the path of the request, without its query and not decoded. \
+                 `with_matcher` can match anything",
+                path.escape_debug()
+            );
+        }
+        Self::Path(path)
+    }
+
     pub(crate) fn matches(&self, head: &Parts) -> bool {
         match self {
             Self::Path(path) => path == head.uri.path(),
@@ -47,5 +72,46 @@ impl Default for Route {
 impl fmt::Debug for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Route").field(&self.path()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_no_request_has_panics() {
+        for path in [
+            "/",
+            "/upload",
+            "/a/b/",
+            "/a%20b",
+            "/~a.b-c_d!$&'()*+,;=:@[]|^",
+        ] {
+            assert_eq!(Route::of_path(path.into()).path(), Some(path));
+        }
+        for path in [
+            "",
+            "upload",
+            " /upload",
+            "*",
+            "http://a/upload",
+            "/upload?",
+            "/upload?a=1",
+            "/upload#a",
+            "/my files",
+            "/b\u{fc}cher",
+            "/a\n",
+            "/a\0",
+            "/upload/{id}",
+            "/a\"",
+            "/a\\b",
+            "/<a>",
+        ] {
+            let made = std::panic::catch_unwind(|| Route::of_path(path.into()));
+            let panic = made.expect_err(path);
+            let text = panic.downcast_ref::<String>().unwrap();
+            assert!(text.contains("`ResumableLayer`"), "{path}: {text}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    engine::{Engine, receive},
+    engine::{Engine, head::Head, receive},
     future::ResponseFuture,
     model::BoxError,
     response::ResponseBody,
@@ -85,7 +85,9 @@ where
             None
         };
         let Some(exchange) = exchange else {
-            return ResponseFuture::inner(self.inner.call(Request::from_parts(head, body)));
+            let watch = config.events.watch(&head.uri);
+            let request = Request::from_parts(head, body);
+            return ResponseFuture::inner(self.inner.call(request), watch);
         };
         // A slow chunk must not hold the readiness (a concurrency permit, a buffer slot) that
         // `poll_ready` reserved. So the ready service is dropped for a fresh clone, and another
@@ -93,6 +95,7 @@ where
         let inner = self.inner.clone();
         self.inner = inner.clone();
         let engine = self.engine.clone();
+        let head = Head::new(head);
         ResponseFuture::upload(receive::handle(engine, inner, exchange, head, body))
     }
 }

@@ -22,6 +22,7 @@ use crate::{
         upload::{Upload, UploadId},
     },
     response::ResponseBody,
+    span::Context,
     store::{Filter, Listed, Page, Swept},
 };
 
@@ -189,9 +190,11 @@ impl Uploads {
                     Ok(request) => request,
                     Err(error) => {
                         let error = Error::new(Reason::DeliveryFailed, error);
+                        error.mark_told();
                         self.engine.config.events.emit(&Event::DeliveryFailed {
                             upload: &upload,
                             attempt: 0,
+                            elapsed: Duration::ZERO,
                             error: &error,
                         });
                         deliveries.failed.push((id, error));
@@ -202,10 +205,16 @@ impl Uploads {
                 if tasks.len() >= AT_ONCE {
                     deliveries.add(tasks.join_next().await);
                 }
-                tasks.spawn(async move {
-                    let delivered = deliver(&engine, inner, request, upload, By::Background);
-                    (id, delivered.await.map(|delivered| delivered.verdict))
-                });
+                tasks.spawn(Context::current().run(async move {
+                    let scope = upload.scope.clone();
+                    let delivered = deliver(&engine, inner, request, upload, By::Background).await;
+                    if let Err(error) = &delivered {
+                        if !is_pending(error) {
+                            engine.refused(Some(&id), Some(&scope), error);
+                        }
+                    }
+                    (id, delivered.map(|delivered| delivered.verdict))
+                }));
             }
             after = page.next;
             if after.is_none() {
@@ -325,6 +334,33 @@ impl Uploads {
         }
     }
 
+    /// Returns what the layer has and does at the moment, for metrics. Looks at memory only.
+    ///
+    /// ```
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    ///
+    /// let counts = ResumableLayer::new(MemoryStore::default()).uploads().counts();
+    /// assert_eq!((counts.running, counts.unfinished_uploads), (0, None));
+    /// ```
+    pub fn counts(&self) -> Counts {
+        let engine = &self.engine;
+        let (waiting, set_aside) = engine.outcomes.counts();
+        let mut counts = Counts {
+            running: engine.active.count(),
+            bodies: engine.bodies.count(),
+            deliveries: engine.registry.count(),
+            waiting,
+            set_aside,
+            ..Counts::default()
+        };
+        if let Some((uploads, bytes, spooled)) = engine.quota.counts() {
+            counts.unfinished_uploads = Some(uploads);
+            counts.unfinished_bytes = Some(bytes);
+            counts.spooled_bytes = spooled;
+        }
+        counts
+    }
+
     /// Waits until no upload request and no delivery of this layer is running.
     ///
     /// For a graceful shutdown, call it when the server accepts no more requests, and after the
@@ -344,6 +380,32 @@ impl Uploads {
     pub async fn drain(&self) {
         self.engine.active.idle().await;
     }
+}
+
+/// What a layer has and does at the moment, for metrics: see [`Uploads::counts`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Uploads that are neither delivered nor rejected, as this process knows them. The store knows
+    /// those of other servers better: see [`Uploads::list`]. `None` before the first new upload of
+    /// this process, because the store is asked then.
+    pub unfinished_uploads: Option<u64>,
+    /// The declared bytes of these uploads.
+    pub unfinished_bytes: Option<u64>,
+    /// The most bytes that files may have which are spooled now, because their upload is not known
+    /// yet.
+    pub spooled_bytes: u64,
+    /// Upload requests and deliveries that are running, including those whose client has gone.
+    pub running: u64,
+    /// Request bodies that are being read.
+    pub bodies: u64,
+    /// Deliveries that are running.
+    pub deliveries: u64,
+    /// Uploads that wait for another delivery, because the last one of this process has failed or
+    /// was refused.
+    pub waiting: u64,
+    /// Uploads that this process has [set aside](crate::Event::SetAside).
+    pub set_aside: u64,
 }
 
 /// What [`Uploads::deliver_all`] has done.
@@ -375,13 +437,19 @@ impl Deliveries {
             Ok(Verdict::Rejected) => self.rejected += 1,
             Ok(Verdict::RefusedNow) => self.refused += 1,
             Ok(Verdict::Failed) => {}
-            Err(error) => match error.kind() {
-                // Superseded: it was removed or delivered since it was listed.
-                ErrorKind::DeliveryPending | ErrorKind::Superseded => self.pending += 1,
-                _ => self.failed.push((id, error)),
-            },
+            Err(error) if is_pending(&error) => self.pending += 1,
+            Err(error) => self.failed.push((id, error)),
         }
     }
+}
+
+/// Whether a delivery in the background had nothing to do.
+fn is_pending(error: &Error) -> bool {
+    // Superseded: it was removed or delivered since it was listed.
+    matches!(
+        error.kind(),
+        ErrorKind::DeliveryPending | ErrorKind::Superseded
+    )
 }
 
 /// Pauses for the period of a background task.

@@ -64,6 +64,11 @@ impl Bodies {
         })
     }
 
+    /// How many bodies are being read.
+    pub(crate) fn count(&self) -> u64 {
+        lock(&self.live).meters.len() as u64
+    }
+
     /// Ends the body that owes the most, if one owes enough, because the store needs what it holds.
     pub(crate) fn end_slowest(&self) {
         let ended = lock(&self.live).end_slowest(|_| true);

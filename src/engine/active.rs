@@ -22,6 +22,10 @@ impl Active {
         ActiveGuard(Arc::clone(self))
     }
 
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(SeqCst) as u64
+    }
+
     /// Waits until nothing is running.
     pub(crate) async fn idle(&self) {
         loop {

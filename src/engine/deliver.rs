@@ -32,8 +32,9 @@ use crate::{
         state::{Record, State},
         upload::{Role, Upload},
     },
-    response::{PartlyRead, ResponseBody, read_up_to},
-    store::{Claimed, DynClaim, Sealed, StoreError},
+    response::{PartlyRead, ResponseBody, is_read, read_up_to},
+    span::Context,
+    store::{Chain, Claimed, DynClaim, Sealed, StoreError},
     upload::CompletedUpload,
 };
 
@@ -110,7 +111,8 @@ where
         deadline,
     };
     // A separate task, so that the inner service goes on when this request has timed out.
-    let task = tokio::spawn(delivery.run(entered, inner, request));
+    let running = Context::current().run(delivery.run(entered, inner, request));
+    let task = tokio::spawn(running);
     match timeout_at(deadline, task).await {
         Ok(Ok(delivered)) => delivered,
         Ok(Err(error)) => Err(Error::new(Reason::DeliveryFailed, error)),
@@ -222,6 +224,7 @@ impl Delivery {
             claim.release().await;
             return Err(Failure::Failed(self.set_aside(&sealed, None)));
         }
+        let begun = Instant::now();
         let Answer {
             verdict,
             head,
@@ -230,7 +233,11 @@ impl Delivery {
             Ok(answer) => answer,
             Err(Failure::Failed(error)) => {
                 claim.release().await;
-                return Err(Failure::Failed(self.failed(&sealed, error)));
+                return Err(Failure::Failed(self.failed(
+                    &sealed,
+                    error,
+                    begun.elapsed(),
+                )));
             }
             Err(Failure::Refused(error)) => {
                 claim.release().await;
@@ -247,10 +254,19 @@ impl Delivery {
                 let answer = status.unwrap_or(StatusCode::BAD_REQUEST);
                 let record = Record::new(false, answer, sealed.size(), SystemTime::now());
                 self.settle(claim, &record).await;
-                self.removed(&sealed.upload, status);
+                self.engine.removed(&sealed.upload, None, Some(&error));
                 return Err(Failure::Rejected(error));
             }
         };
+        let last_stored = self.engine.quota.last_stored(&sealed.upload.id);
+        config.events.emit(&Event::DeliveryEnded {
+            upload: &sealed.upload,
+            attempt: sealed.attempt,
+            status: head.status,
+            verdict,
+            elapsed: begun.elapsed(),
+            since_last_byte: last_stored.map(|last| last.elapsed()),
+        });
         let lifetime = if verdict == Verdict::Delivered {
             config.delivery.record_lifetime
         } else {
@@ -269,7 +285,7 @@ impl Delivery {
             Verdict::Rejected => {
                 self.settle(claim, &record).await;
                 outcomes.rejected(&sealed);
-                self.removed(&sealed.upload, Some(head.status));
+                self.engine.removed(&sealed.upload, Some(head.status), None);
             }
             Verdict::Delivered | Verdict::Failed => self.settle(claim, &record).await,
         }
@@ -281,13 +297,15 @@ impl Delivery {
     }
 
     /// Tells the operator that an attempt has failed. Returns the error for the client.
-    fn failed(&self, sealed: &Sealed, error: Error) -> Error {
+    fn failed(&self, sealed: &Sealed, error: Error, elapsed: Duration) -> Error {
         let Engine {
             config, outcomes, ..
         } = &self.engine;
+        error.mark_told();
         config.events.emit(&Event::DeliveryFailed {
             upload: &sealed.upload,
             attempt: sealed.attempt,
+            elapsed,
             error: &error,
         });
         outcomes.failed(sealed, &error, config.hold_back, true);
@@ -304,6 +322,8 @@ impl Delivery {
             Some(cause) => Error::new(Reason::SetAside, cause),
             None => Reason::SetAside.into(),
         };
+        // Told now, or earlier.
+        error.mark_told();
         if self.engine.outcomes.set_aside(sealed, &error) {
             self.engine.config.events.emit(&Event::SetAside {
                 upload: &sealed.upload,
@@ -314,11 +334,6 @@ impl Delivery {
         error
     }
 
-    fn removed(&self, upload: &Upload, status: Option<StatusCode>) {
-        let event = Event::FileRemoved { upload, status };
-        self.engine.config.events.emit(&event);
-    }
-
     fn store_failed(&self, error: StoreError) -> Error {
         self.engine.store_failed(Some(&self.upload.id), error)
     }
@@ -326,7 +341,8 @@ impl Delivery {
     /// Records the answer. Until that succeeds the upload must not be delivered again, so this
     /// keeps the claim, and tries as long as the process lives.
     async fn settle(&self, mut claim: Box<dyn DynClaim>, record: &Record) {
-        let mut pause = SETTLE_AGAIN;
+        let (begun, mut pause) = (Instant::now(), SETTLE_AGAIN);
+        let (mut tries, mut told) = (1_u32, None);
         loop {
             let settled = match fault::step("settle") {
                 Ok(_) => claim.settle(record).await,
@@ -336,12 +352,24 @@ impl Delivery {
                 // A superseded upload cannot be delivered again.
                 Ok(()) | Err(StoreError::Superseded) => break,
                 Err(error) => {
-                    // Told to the operator. The client waits.
-                    self.store_failed(error);
+                    // The client waits. The operator is told of each error once.
+                    let text = Some(Chain(&error).to_string());
+                    if told != text {
+                        told = text;
+                        self.store_failed(error);
+                    }
                     sleep(pause).await;
                 }
             }
             pause = (pause * 2).min(SETTLE_AGAIN_MAX);
+            tries = tries.saturating_add(1);
+        }
+        if tries > 1 {
+            self.engine.config.events.emit(&Event::RecordLate {
+                upload: &self.upload,
+                tries,
+                elapsed: begun.elapsed(),
+            });
         }
         self.engine.quota.release(&self.upload.id);
         self.engine.outcomes.forget(&self.upload.id);
@@ -375,6 +403,10 @@ where
     fault::step("deliver").map_err(failed)?;
     let ready = std::future::poll_fn(|cx| inner.poll_ready(cx)).await;
     ready.map_err(failed)?;
+    config.events.emit(&Event::DeliveryStarted {
+        upload: &sealed.upload,
+        attempt: sealed.attempt,
+    });
     let response = inner.call(Request::from_parts(head, body)).await;
     let response = response.map_err(failed)?;
     // Only a place for tests to kill the process. An injected error is ignored.
@@ -385,7 +417,8 @@ where
         return Err(failed(format!("the answer was {}", head.status)));
     }
     // An answer whose body fails is a failed delivery.
-    let read = read_up_to(body, config.delivery.record_body).await;
+    let bound = is_read(&head.headers).then_some(config.delivery.record_body);
+    let read = read_up_to(body, bound).await;
     let read = read.map_err(failed)?;
     Ok(Answer {
         verdict,

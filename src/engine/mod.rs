@@ -2,6 +2,7 @@
 
 pub(crate) mod active;
 pub(crate) mod deliver;
+pub(crate) mod head;
 mod outcomes;
 pub(crate) mod quota;
 pub(crate) mod receive;
@@ -13,7 +14,11 @@ use std::sync::Arc;
 
 use self::{active::Active, outcomes::Outcomes, quota::Quota, registry::Registry};
 use crate::{
-    body::live::Bodies, config::Config, error::Error, events::Event, model::upload::UploadId,
+    body::live::Bodies,
+    config::Config,
+    error::{Error, ErrorKind},
+    events::Event,
+    model::upload::{Scope, UploadId},
     store::DynStore,
 };
 
@@ -46,7 +51,7 @@ impl Engine {
     /// it.
     pub(crate) fn store_failed(&self, upload: Option<&UploadId>, error: impl Into<Error>) -> Error {
         let error = error.into();
-        if error.is_of_store() {
+        if error.is_of_store() && error.mark_told() {
             let event = Event::StoreFailed {
                 upload,
                 error: &error,
@@ -54,5 +59,29 @@ impl Engine {
             self.config.events.emit(&event);
         }
         error
+    }
+
+    /// Tells the operator of the error of a request, unless an event has told it.
+    pub(crate) fn refused(&self, upload: Option<&UploadId>, scope: Option<&Scope>, error: &Error) {
+        if !error.mark_told() {
+            return;
+        }
+        self.config.events.emit(&match error.kind() {
+            ErrorKind::Interrupted => Event::Interrupted {
+                upload,
+                scope,
+                error,
+            },
+            ErrorKind::Superseded => Event::TakenOver {
+                upload,
+                scope,
+                error,
+            },
+            _ => Event::Refused {
+                upload,
+                scope,
+                error,
+            },
+        });
     }
 }

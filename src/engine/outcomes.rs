@@ -135,6 +135,15 @@ impl Outcomes {
         lock(&self.0).remove(id);
     }
 
+    /// How many uploads wait for another delivery, and how many are set aside.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let outcomes = lock(&self.0);
+        let set_aside = outcomes.values().filter(|it| it.is_set_aside).count();
+        let settled = outcomes.values().filter(|it| it.is_rejected).count();
+        let waiting = outcomes.len() - set_aside - settled;
+        (waiting as u64, set_aside as u64)
+    }
+
     /// Forgets uploads that were not delivered for a long time. They may be gone.
     pub(crate) fn forget_old(&self) {
         let now = Instant::now();

@@ -57,6 +57,9 @@ struct Counts {
     answers: u64,
 }
 
+/// A client comes back if no request has stored anything of its upload for this time.
+const RETURN: Duration = Duration::from_secs(60);
+
 /// One unfinished upload.
 struct Counted {
     scope: ScopeHash,
@@ -69,6 +72,10 @@ struct Counted {
     is_stored: bool,
     /// Whether it is finished or gone, so that the last of the requests releases it.
     is_released: bool,
+    /// When a request of this process has stored something of it.
+    last_stored: Option<Instant>,
+    /// Whether it was told that the upload is complete.
+    is_completed: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -106,6 +113,7 @@ impl Quota {
                     return Ok(Reservation {
                         quota: Arc::clone(self),
                         id: upload.id,
+                        begun: Instant::now(),
                         is_stored: false,
                     });
                 }
@@ -147,6 +155,23 @@ impl Quota {
     /// does.
     pub(crate) fn release(&self, id: &UploadId) {
         lock(&self.counts).release(id);
+    }
+
+    /// When a request of this process has stored something of an upload.
+    pub(crate) fn last_stored(&self, id: &UploadId) -> Option<Instant> {
+        let counts = lock(&self.counts);
+        counts
+            .uploads
+            .get(id)
+            .and_then(|counted| counted.last_stored)
+    }
+
+    /// The unfinished uploads and their bytes, and the bytes of spooled files. `None` before the
+    /// store was asked.
+    pub(crate) fn counts(&self) -> Option<(u64, u64, u64)> {
+        let counts = lock(&self.counts);
+        let Sum { uploads, bytes } = counts.all;
+        counts.asked.then_some((uploads, bytes, counts.all_spooled))
     }
 
     /// Makes the next refusal ask the store first.
@@ -218,6 +243,8 @@ impl Counts {
             requests: 0,
             is_stored: false,
             is_released: false,
+            last_stored: None,
+            is_completed: false,
         })
     }
 
@@ -355,14 +382,51 @@ impl Bounds {
 pub(crate) struct Reservation {
     quota: Arc<Quota>,
     id: UploadId,
+    begun: Instant,
     /// Whether the upload is known to be stored.
     is_stored: bool,
 }
 
+/// What a stored chunk means for its upload.
+pub(crate) struct Kept {
+    pub(crate) begun: Begun,
+    /// Whether this is the first chunk to complete it.
+    pub(crate) has_completed: bool,
+}
+
+/// Whether an upload begins with a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    Created,
+    /// Its client has come back.
+    Resumed,
+    Earlier,
+}
+
 impl Reservation {
-    /// The request has stored something. If it has completed the upload, the delivery releases it.
-    pub(crate) fn keep(mut self) {
+    /// The request has stored something: new bytes, or a new upload, if it `is_new`. If it has
+    /// completed the upload, the delivery releases it.
+    pub(crate) fn keep(mut self, is_new: bool, is_complete: bool) -> Kept {
         self.is_stored = true;
+        let mut counts = lock(&self.quota.counts);
+        let mut kept = Kept {
+            begun: Begun::Earlier,
+            has_completed: false,
+        };
+        let Some(counted) = counts.uploads.get_mut(&self.id) else {
+            return kept;
+        };
+        let last = counted.last_stored.replace(Instant::now());
+        let is_return = |last: Instant| self.begun.duration_since(last) >= RETURN;
+        if !std::mem::replace(&mut counted.is_stored, true) && is_new {
+            kept.begun = Begun::Created;
+        } else if last.is_none_or(is_return) {
+            kept.begun = Begun::Resumed;
+        }
+        if is_complete && is_new {
+            kept.has_completed = !std::mem::replace(&mut counted.is_completed, true);
+        }
+        kept
     }
 
     /// Whether the status of the upload decides whether it is still counted: the request has

@@ -12,6 +12,7 @@ use tower_service::Service;
 use super::{
     Engine,
     deliver::{Delivered, deliver},
+    head::Head,
     outcomes::HELD_TIMES,
     verify::By,
 };
@@ -26,7 +27,7 @@ use crate::{
     delivery::Verdict,
     error::{Error, Reason},
     events::Event,
-    hooks::Purpose,
+    hooks::{Purpose, Refusal},
     limits::DRAIN,
     model::{
         BoxError,
@@ -44,7 +45,7 @@ pub(crate) async fn handle<S, B, R>(
     engine: Engine,
     inner: S,
     exchange: Exchange,
-    head: Parts,
+    head: Head,
     body: B,
 ) -> Response<ResponseBody<R>>
 where
@@ -65,12 +66,15 @@ where
     };
     let found = match found {
         Ok(Found::Complete { upload, is_probe }) => {
-            let request = delivered(head, body.into_inner(), reply.forwards_all());
+            let request = delivered(head.into_parts(), body.into_inner(), reply.forwards_all());
             let complete = engine.complete(inner, request, upload, is_probe, &reply);
             return complete.await;
         }
         Ok(Found::Response(response)) => Ok(response),
-        Err(error) => Err(error),
+        Err(error) => {
+            engine.refused(head.upload(), head.scope(), &error);
+            Err(error)
+        }
     };
     let is_read = drain(&head, &mut body).await;
     let mut response = match found {
@@ -172,7 +176,7 @@ impl Engine {
     async fn run<B>(
         &self,
         mut command: Command,
-        head: &Parts,
+        head: &Head,
         body: &mut Paced<B>,
         reply: &mut Reply,
     ) -> Result<Found, Error>
@@ -183,6 +187,7 @@ impl Engine {
     {
         // The owner is known before a byte of the body is read.
         let scope = self.config.hooks.scope(head)?;
+        head.set_scope(&scope);
         if let Command::Read { .. } | Command::Write(_) = command {
             check_coding(head)?;
         }
@@ -231,7 +236,7 @@ impl Engine {
     }
 
     /// Names a new upload. Nothing is stored before its first byte.
-    async fn name(&self, create: Create, head: &Parts, scope: Scope) -> Result<Upload, Error> {
+    async fn name(&self, create: Create, head: &Head, scope: Scope) -> Result<Upload, Error> {
         let Create { length, describe } = create;
         self.config.check(Some(length), None)?;
         let upload = self.upload(describe(&random_id()?), head, scope)?;
@@ -243,7 +248,7 @@ impl Engine {
     async fn conclude(
         &self,
         described: Described,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
         reply: &Reply,
     ) -> Result<Found, Error> {
@@ -282,6 +287,7 @@ impl Engine {
         } = match delivered {
             Ok(delivered) => delivered,
             Err(error) => {
+                self.refused(Some(&upload.id), Some(&upload.scope), &error);
                 let pause = self.outcomes.pause(&upload.id);
                 let refused = self.refuse(reply, error, pause).await;
                 return refused.map(ResponseBody::answer);
@@ -307,7 +313,7 @@ impl Engine {
     pub(super) async fn look(
         &self,
         look: Look,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
         reply: &Reply,
     ) -> Result<Found, Error> {
@@ -369,10 +375,12 @@ impl Engine {
     pub(super) fn upload(
         &self,
         described: Described,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
     ) -> Result<Upload, Error> {
-        described.upload(scope, sent_path(head), || Ok(random_id()?))
+        let upload = described.upload(scope, sent_path(head), || Ok(random_id()?))?;
+        head.set_upload(upload.id);
+        Ok(upload)
     }
 
     /// Asks the application whether a request is admitted.
@@ -403,22 +411,39 @@ impl Engine {
         status.map_err(|error| self.store_failed(Some(&upload.id), error))
     }
 
-    /// Removes an upload, unless it is being delivered or was delivered. `status` is that with
-    /// which the application rejected it.
+    /// Removes an upload, unless it is being delivered or was delivered. `refused` is why the
+    /// application rejected it.
     pub(super) async fn remove(
         &self,
         upload: &Upload,
-        status: Option<StatusCode>,
+        refused: Option<&Error>,
     ) -> Result<(), Error> {
         let removed = self.store.remove(&upload.id).await;
         if removed.map_err(|error| self.store_failed(Some(&upload.id), error))? {
             self.quota.release(&upload.id);
             self.outcomes.forget(&upload.id);
-            let event = Event::FileRemoved { upload, status };
-            self.config.events.emit(&event);
+            self.removed(upload, None, refused);
             return Ok(());
         }
         self.forget_rejection(upload).await
+    }
+
+    /// Tells the operator that an upload was removed: the application rejected it with a status or
+    /// with an error, or its client removed it.
+    pub(super) fn removed(
+        &self,
+        upload: &Upload,
+        status: Option<StatusCode>,
+        error: Option<&Error>,
+    ) {
+        let refusal = error.and_then(Error::refusal);
+        let status = status.or(refusal.map(Refusal::status));
+        let error = error.filter(|error| error.mark_told());
+        self.config.events.emit(&Event::FileRemoved {
+            upload,
+            status,
+            error,
+        });
     }
 
     /// Ends the record of a rejection, so that the upload can begin anew.

@@ -44,6 +44,11 @@ pub(crate) struct Entered {
 pub(crate) struct Other(watch::Receiver<Option<Ended>>);
 
 impl Registry {
+    /// How many deliveries are running.
+    pub(crate) fn count(&self) -> u64 {
+        lock(&self.live).len() as u64
+    }
+
     /// Enters the delivery of an upload, unless another request has entered it.
     pub(crate) fn enter(self: &Arc<Self>, id: &UploadId) -> Result<Entered, Other> {
         match lock(&self.live).entry(*id) {

@@ -4,15 +4,17 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 use super::{
     Engine,
-    quota::{Reservation, Spooling},
+    head::Head,
+    quota::{Begun, Reservation, Spooling},
     receive::Found,
 };
 use crate::{
@@ -26,6 +28,7 @@ use crate::{
     },
     config::Config,
     error::{Error, Reason},
+    events::Event,
     hooks::Purpose,
     limits::FORM_BYTES,
     model::{
@@ -41,7 +44,7 @@ impl Engine {
     pub(super) async fn write<B>(
         &self,
         write: Write,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
         body: &mut Paced<B>,
         reply: &mut Reply,
@@ -108,7 +111,7 @@ impl Engine {
     async fn write_to(
         &self,
         target: Target,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
         size: SizeHint,
         source: Source<'_>,
@@ -124,7 +127,7 @@ impl Engine {
         &self,
         mut parts: multipart::Form<'_>,
         form: &mut dyn Form,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
         size: SizeHint,
     ) -> Result<Written, Error> {
@@ -167,7 +170,7 @@ impl Engine {
         &self,
         mut parts: multipart::Form<'_>,
         form: &mut dyn Form,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
         size: SizeHint,
     ) -> Result<Written, Error> {
@@ -190,7 +193,7 @@ impl Engine {
     /// it.
     async fn spooling(
         &self,
-        head: &Parts,
+        head: &Head,
         scope: &Scope,
         size: SizeHint,
     ) -> Result<Spooling, Error> {
@@ -225,7 +228,7 @@ impl Engine {
     async fn admit_chunk(
         &self,
         target: Target,
-        head: &Parts,
+        head: &Head,
         scope: Scope,
     ) -> Result<Option<Chunk>, Error> {
         self.config.check(target.upload.length, target.len)?;
@@ -266,23 +269,27 @@ impl Engine {
         let sniffed = pin!(Sniffed::new(source, sniff, &upload));
         let mut verified = pin!(Verified::new(sniffed, chunk.digest));
         let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
+        let begun = Instant::now();
         let written = self
             .store
             .write(&upload, offset, &mut body, Keep::Whole)
             .await;
         match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
             Ok(progress) => {
-                if let Some(reserved) = reserved {
-                    reserved.keep();
-                }
+                let chunk = Stored {
+                    offset,
+                    bytes: body.received(),
+                    duplicate: body.duplicate(),
+                    elapsed: begun.elapsed(),
+                };
+                self.stored(&upload, chunk, progress, reserved);
                 Ok((upload, progress))
             }
             Err(error) => {
-                let refusal = error.refusal().filter(|refusal| !refusal.is_retryable());
-                if let Some(refusal) = refusal {
+                if error.refusal().is_some() && !error.is_retryable() {
                     // Other chunks of the file may be stored. If the upload cannot be removed now,
                     // it is swept later, and the operator is told.
-                    let _ = self.remove(&upload, Some(refusal.status())).await;
+                    let _ = self.remove(&upload, Some(&error)).await;
                 }
                 if *error.reason() == Reason::Busy {
                     // The memory of the store is taken, perhaps by bodies that bring nothing.
@@ -296,6 +303,40 @@ impl Engine {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Tells the operator that a chunk is stored, and what that means for its upload.
+    pub(super) fn stored(
+        &self,
+        upload: &Upload,
+        chunk: Stored,
+        progress: Progress,
+        reserved: Option<Reservation>,
+    ) {
+        let new = chunk.bytes.saturating_sub(chunk.duplicate);
+        let is_new = new > 0 || (chunk.bytes == 0 && upload.is_empty_file());
+        let kept = reserved.map(|reserved| reserved.keep(is_new, progress.complete));
+        let events = &self.config.events;
+        match kept.as_ref().map(|kept| kept.begun) {
+            Some(Begun::Created) => events.emit(&Event::Created { upload }),
+            Some(Begun::Resumed) if !progress.complete || new > 0 => {
+                let received = progress.received.saturating_sub(new);
+                events.emit(&Event::Resumed { upload, received });
+            }
+            _ => {}
+        }
+        events.emit(&Event::Stored {
+            upload,
+            offset: chunk.offset,
+            bytes: chunk.bytes,
+            duplicate: chunk.duplicate,
+            progress,
+            elapsed: chunk.elapsed,
+        });
+        // Two chunks can find that they have completed the upload.
+        if kept.map_or(progress.complete && is_new, |kept| kept.has_completed) {
+            events.emit(&Event::Completed { upload });
         }
     }
 
@@ -314,6 +355,15 @@ impl Engine {
             reserved => reserved.map(Some),
         }
     }
+}
+
+/// A chunk that is stored.
+pub(super) struct Stored {
+    pub(super) offset: u64,
+    /// Bytes that have arrived, and how many of them were stored before.
+    pub(super) bytes: u64,
+    pub(super) duplicate: u64,
+    pub(super) elapsed: Duration,
 }
 
 /// An admitted chunk.

@@ -31,6 +31,7 @@ pub struct ChunkBody<'a> {
     exact: Option<u64>,
     max: u64,
     received: u64,
+    duplicate: u64,
 }
 
 impl<'a> ChunkBody<'a> {
@@ -45,6 +46,7 @@ impl<'a> ChunkBody<'a> {
             exact,
             max: exact.unwrap_or(max),
             received: 0,
+            duplicate: 0,
         }
     }
 
@@ -61,6 +63,20 @@ impl<'a> ChunkBody<'a> {
     /// How many bytes have arrived.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Counts bytes that the store has dropped, because it had stored them before.
+    ///
+    /// Optional. The operator is told the sum by [`Event::Stored`](crate::Event::Stored), and the
+    /// layer tells new uploads from repeated requests by it. Without it, all bytes count as new.
+    pub fn count_duplicate(&mut self, bytes: u64) {
+        self.duplicate = self.duplicate.saturating_add(bytes);
+    }
+
+    /// How many bytes were [counted as duplicates](Self::count_duplicate), at most as many as have
+    /// arrived.
+    pub fn duplicate(&self) -> u64 {
+        self.duplicate.min(self.received)
     }
 
     /// Returns the next bytes, `None` at the end. Cancel safe.

@@ -74,6 +74,66 @@ impl fmt::Display for StoreEvent<'_> {
     }
 }
 
+impl StoreEvent<'_> {
+    /// See [`Event::name`](crate::Event::name).
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::SetAside { .. } => "store_set_aside",
+            Self::Skipped { .. } => "store_skipped",
+            Self::RenewalFailed { .. } => "store_renewal_failed",
+            Self::ClaimLost { .. } => "store_claim_lost",
+        }
+    }
+}
+
+/// The target of all events of the crate `tracing`.
+#[cfg(feature = "tracing")]
+pub(crate) const TRACING_TARGET: &str = "tower_resumable";
+
+#[cfg(feature = "tracing")]
+impl StoreEvent<'_> {
+    /// Forwards the event to the crate `tracing`. The docs of [`Event`](crate::Event) have the
+    /// fields.
+    fn forward(&self) {
+        use tracing::{Level, event};
+        const TARGET: &str = TRACING_TARGET;
+        match self {
+            Self::SetAside {
+                upload,
+                place,
+                error,
+            } => event!(
+                name: "store_set_aside",
+                target: TARGET,
+                Level::ERROR,
+                { upload.id = upload.map(display), place, error = %Chain(*error) },
+                "the store {self}"
+            ),
+            Self::Skipped { place, error } => event!(
+                name: "store_skipped",
+                target: TARGET,
+                Level::WARN,
+                { place, error = %Chain(*error) },
+                "the store {self}"
+            ),
+            Self::RenewalFailed { upload, error } => event!(
+                name: "store_renewal_failed",
+                target: TARGET,
+                Level::WARN,
+                { upload.id = %upload, error = %Chain(*error) },
+                "the store {self}"
+            ),
+            Self::ClaimLost { upload } => event!(
+                name: "store_claim_lost",
+                target: TARGET,
+                Level::ERROR,
+                { upload.id = %upload },
+                "the store {self}"
+            ),
+        }
+    }
+}
+
 /// Receives the [events](StoreEvent) of a store.
 ///
 /// It is called on the thread where the event happens, so it must not block.
@@ -90,10 +150,21 @@ impl Observed {
 
     /// Tells the observer. If it panics, that is all that happens.
     pub(crate) fn tell(&self, event: &StoreEvent<'_>) {
+        #[cfg(feature = "tracing")]
+        call_hook(|| event.forward());
         let observer = lock(&self.0).clone();
         if let Some(observer) = observer {
-            let _ = catch_unwind(AssertUnwindSafe(|| observer(event)));
+            call_hook(|| observer(event));
         }
+    }
+}
+
+/// Calls a hook for events. If it panics, that is all that happens.
+pub(crate) fn call_hook(hook: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(hook)) {
+        // What a panic carries can panic when it is dropped. The second one is leaked.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        dropped.unwrap_or_else(std::mem::forget);
     }
 }
 
@@ -103,20 +174,34 @@ impl fmt::Debug for Observed {
     }
 }
 
-/// An error with its causes. A cause that says no more than its error is left out.
+/// An error with its causes, in one line. A cause that says no more than its error is left out.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut last = self.0.to_string();
-        f.write_str(&last)?;
+        OneLine(&last).fmt(f)?;
         let mut cause = self.0.source();
         while let Some(error) = cause {
             let text = error.to_string();
             if text != last {
-                write!(f, ": {text}")?;
+                write!(f, ": {}", OneLine(&text))?;
             }
             (last, cause) = (text, error.source());
+        }
+        Ok(())
+    }
+}
+
+/// A text whose control characters are escaped: the error of an application can contain text of a
+/// client, and must not look like another line of a log.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for piece in self.0.split_inclusive(char::is_control) {
+            let text = piece.trim_end_matches(char::is_control);
+            write!(f, "{text}{}", piece[text.len()..].escape_default())?;
         }
         Ok(())
     }

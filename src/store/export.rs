@@ -13,6 +13,7 @@ use super::{
     disk::{self, Disk},
     random_id,
 };
+use crate::span::Context;
 
 /// Copies `content` to `to`, with the mode of the file `like`, if there is one.
 ///
@@ -32,6 +33,8 @@ pub(crate) async fn copy(mut content: Content, like: Option<PathBuf>, to: &Path)
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    let context = Context::current();
+    let work = move || context.call(work);
     spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

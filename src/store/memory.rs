@@ -74,7 +74,8 @@ impl Store for MemoryStore {
             return Err(StoreError::OutOfBounds);
         }
         let entry = Entry::of(&mut uploads, upload)?;
-        entry.insert(offset, &bytes.freeze())?;
+        let bytes = bytes.freeze();
+        body.count_duplicate(bytes.len() as u64 - entry.insert(offset, &bytes)?);
         result.map(|()| entry.status().progress())
     }
 
@@ -197,8 +198,9 @@ impl Entry {
         Status::new(self.upload.clone(), state)
     }
 
-    /// Stores what is not stored yet: of a complete upload nothing. Compares what is stored.
-    fn insert(&mut self, offset: u64, bytes: &Bytes) -> Result<(), StoreError> {
+    /// Stores what is not stored yet: of a complete upload nothing. Compares what is stored. Returns
+    /// how many bytes are new.
+    fn insert(&mut self, offset: u64, bytes: &Bytes) -> Result<u64, StoreError> {
         let part = |start, end| &bytes[(start - offset) as usize..(end - offset) as usize];
         let end = offset + bytes.len() as u64;
         for (&at, piece) in self.pieces.range(..end).rev() {
@@ -209,12 +211,14 @@ impl Entry {
                 return Err(StoreError::Conflict);
             }
         }
+        let mut new = 0;
         for gap in self.ranges.gaps(offset, bytes.len() as u64) {
+            new += gap.end - gap.start;
             let piece = (gap.start - offset) as usize..(gap.end - offset) as usize;
             self.pieces.insert(gap.start, bytes.slice(piece));
             self.ranges.insert(gap.start, gap.end - gap.start);
         }
-        Ok(())
+        Ok(new)
     }
 
     fn seal(&mut self, mut upload: Upload) -> Sealed {

@@ -30,7 +30,7 @@
 //!   [`Superseded`](StoreError::Superseded). No byte is a mixture.
 //! * **Stored bytes are never written again.** A chunk that arrives twice is read to its end,
 //!   compared with the stored bytes, dropped, and `Ok`. So is a chunk of an upload that is sealed
-//!   or settled.
+//!   or settled. A store may [count](ChunkBody::count_duplicate) such bytes, for the operator.
 //! * **A chunk with other bytes than the stored ones is a [`Conflict`](StoreError::Conflict)**: the
 //!   file has changed since its upload began. Nothing of the chunk is stored. When the upload is
 //!   sealed or settled, chunks are compared as far as the store still knows their bytes.
@@ -115,6 +115,8 @@ use sha2::{Digest as _, Sha256};
 #[cfg(feature = "object-store")]
 pub use self::bucket::{BucketStoreBuilder, StoredObject};
 use self::content::Content;
+#[cfg(feature = "tracing")]
+pub(crate) use self::event::TRACING_TARGET;
 pub use self::{
     body::{BodyError, ChunkBody},
     error::StoreError,
@@ -124,7 +126,7 @@ pub use self::{
 };
 pub(crate) use self::{
     erased::{DynClaim, DynStore},
-    event::{Chain, Observed},
+    event::{Chain, Observed, call_hook},
 };
 use crate::model::{
     hex::{self, Hex},

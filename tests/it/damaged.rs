@@ -4,7 +4,6 @@
 use std::{
     path::{Path, PathBuf},
     pin::pin,
-    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -16,10 +15,11 @@ use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, Scope, Upload, UploadId,
     store::{
-        ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, Record, State, Store as _,
-        StoreError, StoreEvent,
+        ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, Record, State, Store as _, StoreError,
     },
 };
+
+use crate::common::Told;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -50,27 +50,6 @@ fn tempdir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap()
-}
-
-/// What a store tells.
-#[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
-
-impl Told {
-    fn observe(&self, store: &FileStore) {
-        let told = self.clone();
-        store.observe(Arc::new(move |event| {
-            told.0.lock().unwrap().push(match event {
-                StoreEvent::SetAside { place, .. } => format!("set aside {place}"),
-                StoreEvent::Skipped { place, .. } => format!("skipped {place}"),
-                event => format!("{event:?}"),
-            });
-        }));
-    }
-
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
 }
 
 fn later() -> SystemTime {
@@ -185,7 +164,7 @@ async fn a_damaged_upload_begins_anew() {
                 if !is_open {
                     store = FileStore::open(dir.path()).unwrap();
                 }
-                told.observe(&store);
+                store.observe(told.observer());
                 let listed = store.list(&Filter::default(), None).await.unwrap();
                 let ids = listed.uploads.iter().map(|listed| listed.upload.id);
                 assert!(ids.into_iter().any(|id| id == upload(OTHER).id), "{what}");
@@ -196,7 +175,7 @@ async fn a_damaged_upload_begins_anew() {
                     .await
                     .unwrap_or_else(|error| panic!("{what}, {chunks:?}: {error}"));
                 let told = told.take();
-                let told = told.iter().any(|told| told.starts_with("set aside"));
+                let told = told.iter().any(|(name, _)| *name == "store_set_aside");
                 // A store that has it open goes on with it, or finds that it has lost its name.
                 assert!(told || is_open || !is_set_aside, "{what}");
 
@@ -282,7 +261,7 @@ async fn what_cannot_be_read_is_passed_over() {
         damage(dir.path());
         let store = FileStore::open(dir.path()).unwrap();
         let told = Told::default();
-        told.observe(&store);
+        store.observe(told.observer());
         for filter in [Filter::default(), Filter::complete()] {
             let listed = store.list(&filter, None).await.unwrap();
             assert_eq!(
@@ -290,11 +269,11 @@ async fn what_cannot_be_read_is_passed_over() {
                 usize::from(!filter.complete),
                 "{what}"
             );
-            assert!(told.take()[0].starts_with("skipped"), "{what}");
+            assert!(told.take()[0].0 == "store_skipped", "{what}");
         }
         assert_eq!(store.usage().await.unwrap().len(), 1, "{what}");
         store.sweep(&Expiry::default()).await.unwrap();
-        assert!(told.take()[0].starts_with("skipped"), "{what}");
+        assert!(told.take()[0].0 == "store_skipped", "{what}");
         finish(&store, OTHER).await.unwrap();
         finish(&store, 9).await.unwrap();
         let failed = write(&store, DAMAGED, 10).await;
@@ -304,7 +283,7 @@ async fn what_cannot_be_read_is_passed_over() {
         );
         let told = told.take();
         assert!(
-            !told.iter().any(|told| told.starts_with("set aside")),
+            !told.iter().any(|(name, _)| *name == "store_set_aside"),
             "{told:?}"
         );
     }

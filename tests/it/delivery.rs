@@ -238,7 +238,7 @@ async fn a_rejected_upload_is_removed_and_stays_rejected() {
         let server = Server::answering(
             |layer| {
                 layer.with_events(move |event| {
-                    if let Event::FileRemoved { upload, status } = event {
+                    if let Event::FileRemoved { upload, status, .. } = event {
                         let status = status.map(|status| status.as_u16());
                         seen.lock().unwrap().push((upload.length, status));
                     }

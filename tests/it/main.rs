@@ -35,6 +35,8 @@ mod recovery;
 mod scale;
 mod sqlite;
 mod store;
+mod streaming;
 mod tonic;
+mod tracing;
 mod upload;
 mod whole_files;

@@ -21,6 +21,8 @@ use tower_resumable::{
     store::{Filter, Store},
 };
 
+use crate::common::Told;
+
 type Body = Full<Bytes>;
 
 /// A chunk of ten bytes of a file of twenty.
@@ -323,21 +325,6 @@ fn request(_: &Upload) -> http::Result<Request<Body>> {
     Request::post("/upload").body(Full::default())
 }
 
-/// The events of a layer, as text.
-#[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
-
-impl Told {
-    fn of(&self, layer: ResumableLayer) -> ResumableLayer {
-        let told = self.clone();
-        layer.with_events(move |event| told.0.lock().unwrap().push(event.to_string()))
-    }
-
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
-    }
-}
-
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The inner service fails, and no client comes back.
@@ -403,7 +390,7 @@ async fn an_upload_that_always_fails_is_set_aside() {
     for status in [503, 503, 400, 400] {
         assert_eq!(send(app.clone(), chunk(2)).await.0, status);
     }
-    let events = told.take();
+    let events = told.take_lines();
     assert_eq!(events.len(), 4, "{events:?}");
     assert!(
         events[2].contains("attempt 3") && events[2].contains("500"),
@@ -427,7 +414,7 @@ async fn an_upload_that_always_fails_is_set_aside() {
         assert_eq!(calls.attempts(), [1, 2, 3]);
     }
     // Once by the first process, and once by the second.
-    let events = told.take();
+    let events = told.take_lines();
     assert_eq!(events.len(), 1, "{events:?}");
 
     // The operator asks.
@@ -472,7 +459,7 @@ async fn attempts_are_counted_before_the_inner_service_is_called() {
     assert_eq!(status, 400);
     assert!(body.contains("set_aside"), "{body}");
     assert!(calls.attempts().is_empty());
-    let events = told.take();
+    let events = told.take_lines();
     assert!(
         events.len() == 1 && events[0].contains("set aside"),
         "{events:?}"
@@ -542,7 +529,7 @@ async fn all_uploads_are_delivered_some_at_a_time() {
     assert_eq!(deliveries.failed.len(), 2);
     let most = most.load(SeqCst);
     assert!((2..=8).contains(&most), "{most} at once");
-    let events = told.take().join("\n");
+    let events = told.take_lines().join("\n");
     assert!(
         events.contains("owner is gone") && events.contains("502"),
         "{events}"
@@ -638,7 +625,7 @@ async fn no_time_of_a_setting_overflows() {
             layer.uploads().drain().await;
             layer.uploads().sweep().await.unwrap();
             assert_eq!(calls.attempts(), [1], "{case}");
-            let told = told.take().join("\n");
+            let told = told.take_lines().join("\n");
             assert!(!told.contains("panic"), "{case}: {told}");
         }
     }

@@ -314,13 +314,20 @@ impl Source<'_, '_> {
         Some(next)
     }
 
-    /// Reads the body to its end.
+    /// Reads the body to its end. All of it is stored already.
     pub(super) async fn skip(&mut self) -> Result<(), StoreError> {
+        let read = self.body.received() - self.rest.len() as u64;
         self.rest.clear();
         while let Some(piece) = self.body.next().await {
             piece?;
         }
+        self.count_duplicate(self.body.received() - read);
         Ok(())
+    }
+
+    /// See [`ChunkBody::count_duplicate`].
+    pub(super) fn count_duplicate(&mut self, bytes: u64) {
+        self.body.count_duplicate(bytes);
     }
 
     async fn block(&mut self, room: u64, is_first: bool) -> Result<Counted, StoreError> {

@@ -1,6 +1,13 @@
 //! Creates uploads, and stores the bytes of chunks.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -38,6 +45,8 @@ struct Segment {
     bytes: Blocks,
     is_first: bool,
     is_last: bool,
+    /// How many of the bytes were not stored before.
+    new: AtomicU64,
 }
 
 impl Segment {
@@ -91,6 +100,7 @@ impl Inner {
                 while let Some(piece) = body.next().await {
                     piece?;
                 }
+                body.count_duplicate(body.received());
                 return Ok(info.complete());
             }
         }
@@ -116,6 +126,7 @@ impl Inner {
                 bytes,
                 is_first: at == offset,
                 is_last: end.is_some(),
+                new: AtomicU64::new(0),
             };
             let is_kept = keep == Keep::Prefix && !(segment.is_first && segment.bytes.is_empty());
             match end {
@@ -124,6 +135,8 @@ impl Inner {
             }
             let stored = self.store(upload, &mut info, &segment).await?;
             at += segment.bytes.len();
+            let new = segment.new.into_inner();
+            source.count_duplicate(segment.bytes.len().saturating_sub(new));
             match (stored, end) {
                 (_, Some(Err(error))) => return Err(error),
                 (Some(progress), Some(Ok(()))) => return Ok(progress),
@@ -303,6 +316,7 @@ impl Inner {
         }
         for gap in stored.gaps(range.start, range.end - range.start) {
             let piece = segment.slice(&gap);
+            segment.new.fetch_add(gap.end - gap.start, Relaxed);
             if gap != whole {
                 self.put_piece(info, slot, gap.start, piece).await?;
             } else if !self.put_part(info, slot, piece).await? {

@@ -80,7 +80,10 @@ impl FileStore {
                 (Writer::new(lock, range, upload.length, room), arrived)
             }
             None => match self.start(upload, range, arrived).await? {
-                (_, arrived, Some(progress)) => return arrived.outcome(progress),
+                (writer, arrived, Some(progress)) => {
+                    body.count_duplicate(writer.duplicate);
+                    return arrived.outcome(progress);
+                }
                 (writer, arrived, None) => (writer, arrived),
             },
         };
@@ -159,7 +162,10 @@ impl FileStore {
             });
             (writer, arrived, result) = write.await?;
             match result {
-                Ok(Some(progress)) => return arrived.outcome(progress),
+                Ok(Some(progress)) => {
+                    body.count_duplicate(writer.duplicate);
+                    return arrived.outcome(progress);
+                }
                 Ok(None) => retries = None,
                 Err(StoreError::Busy) => {
                     let retries = retries.get_or_insert_with(Retries::default);
@@ -283,6 +289,8 @@ struct Writer {
     crc: Crc,
     /// Where what is written or compared ends.
     done: u64,
+    /// Bytes that were stored already.
+    duplicate: u64,
     /// What is written and not committed.
     written: Vec<(Range<u64>, Crc)>,
     /// How many syncs had failed before it was written.
@@ -336,6 +344,7 @@ impl Writer {
             lock,
             crc: Crc::EMPTY,
             done: range.start,
+            duplicate: 0,
             range,
             declared,
             room,
@@ -456,6 +465,7 @@ impl Writer {
             self.compare(slice(&(stored..gap.start)), stored)?;
             stored = gap.end;
         }
+        let new: u64 = gaps.iter().map(|gap| gap.end - gap.start).sum();
         for gap in gaps {
             let data = self.lock.entry().data.as_ref();
             let data = data.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
@@ -471,6 +481,7 @@ impl Writer {
             self.crc = self.crc.join(&Crc::of(bytes), end - at);
         }
         self.done = end;
+        self.duplicate += end - at - new;
         Ok(())
     }
 

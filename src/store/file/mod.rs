@@ -44,7 +44,10 @@ use super::{
     clock::Clock,
     disk::{self, Disk},
 };
-use crate::model::upload::{Upload, UploadId};
+use crate::{
+    model::upload::{Upload, UploadId},
+    span::Context,
+};
 
 /// Keeps uploads in a folder: the default store.
 ///
@@ -170,8 +173,9 @@ impl FileStore {
         &self,
         work: impl FnOnce(&Folder) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let folder = Arc::clone(&self.folder);
-        tokio::task::spawn_blocking(move || folder.disk.work(|| work(&folder)))
+        let (folder, context) = (Arc::clone(&self.folder), Context::current());
+        let work = move || context.call(|| folder.disk.work(|| work(&folder)));
+        tokio::task::spawn_blocking(work)
             .await
             .map_err(StoreError::new)?
     }

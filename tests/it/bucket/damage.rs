@@ -1,26 +1,9 @@
 //! Objects that are damaged, of another version, or not of the store.
 
 use object_store::{ObjectStoreExt as _, path::Path};
-use tower_resumable::store::StoreEvent;
 
 use super::*;
-
-/// What was set aside or passed over, and where.
-type Told = Arc<Mutex<Vec<(&'static str, String)>>>;
-
-fn observe(store: &BucketStore) -> Told {
-    let events = Told::default();
-    let told = Arc::clone(&events);
-    store.observe(Arc::new(move |event: &StoreEvent<'_>| {
-        let event = match event {
-            StoreEvent::SetAside { place, .. } => ("set aside", *place),
-            StoreEvent::Skipped { place, .. } => ("skipped", *place),
-            _ => return,
-        };
-        told.lock().unwrap().push((event.0, event.1.to_owned()));
-    }));
-    events
-}
+use crate::common::Told;
 
 async fn put(engine: &Engine, key: &str, bytes: &[u8]) {
     let path = Path::from(key);
@@ -44,7 +27,8 @@ async fn an_unreadable_upload_is_set_aside() {
             write(&store, &other, 0, b"x").await.unwrap();
             put(&engine, &key, damage).await;
             let store = open(&engine).await;
-            let events = observe(&store);
+            let events = Told::default();
+            store.observe(events.observer());
             let case = format!("{request}, {damage:?}");
             match request {
                 "write" => drop(write(&store, &damaged, 0, b"abc").await.expect(&case)),
@@ -64,8 +48,8 @@ async fn an_unreadable_upload_is_set_aside() {
                 }
                 _ => assert!(!store.remove(&id).await.expect(&case)),
             }
-            let told = events.lock().unwrap().clone();
-            let [("set aside", place)] = &told[..] else {
+            let told = events.all();
+            let [("store_set_aside", place)] = &told[..] else {
                 panic!("{case}: {told:?}");
             };
             let kept = engine.bytes(&Path::from(place.as_str())).await;
@@ -107,7 +91,8 @@ async fn two_servers_set_an_upload_aside_once() {
 async fn foreign_objects_are_passed_over() {
     let engine = Arc::new(Engine::default());
     let store = open(&engine).await;
-    let events = observe(&store);
+    let events = Told::default();
+    store.observe(events.observer());
     let upload = upload(6, None);
     write(&store, &upload, 0, b"abc").await.unwrap();
     let keys = engine.keys("up").await;
@@ -139,12 +124,12 @@ async fn foreign_objects_are_passed_over() {
     assert_eq!(listed.uploads[0].progress.received, 3);
     let expiry = everything(Duration::from_secs(60));
     assert_eq!(store.sweep(&expiry).await.unwrap(), Swept::default());
-    let told = events.lock().unwrap().clone();
+    let told = events.all();
     assert_eq!(
         told,
         [
-            ("skipped", "up/readme.txt".into()),
-            ("skipped", "up/x/info".into()),
+            ("store_skipped", "up/readme.txt".into()),
+            ("store_skipped", "up/x/info".into()),
         ]
     );
     for key in &foreign {

@@ -2,28 +2,10 @@
 
 use std::sync::mpsc;
 
-use tower_resumable::store::StoreEvent;
-
 use super::*;
+use crate::common::Told;
 
 const LEASE: Duration = Duration::from_secs(1);
-
-/// What a store tells: the names of its events.
-fn observe(store: &BucketStore) -> Arc<Mutex<Vec<&'static str>>> {
-    let events = Arc::<Mutex<Vec<_>>>::default();
-    let told = Arc::clone(&events);
-    store.observe(Arc::new(move |event: &StoreEvent<'_>| {
-        let name = match event {
-            StoreEvent::RenewalFailed { .. } => "renewal failed",
-            StoreEvent::ClaimLost { .. } => "claim lost",
-            StoreEvent::SetAside { .. } => "set aside",
-            StoreEvent::Skipped { .. } => "skipped",
-            _ => "unknown",
-        };
-        told.lock().unwrap().push(name);
-    }));
-    events
-}
 
 async fn claim(store: &BucketStore, upload: &Upload) -> impl Claim + std::fmt::Debug {
     match store.claim(upload).await.unwrap() {
@@ -49,7 +31,8 @@ async fn a_blocked_runtime_keeps_its_claim() {
     let other = open_with_lease(&engine, LEASE).await;
     let upload = upload(3, None);
     let (blocked, described) = (open_with_lease(&engine, LEASE).await, upload.clone());
-    let events = observe(&blocked);
+    let events = Told::default();
+    blocked.observe(events.observer());
     let (claimed, is_claimed) = tokio::sync::oneshot::channel();
     let (unblock, is_unblocked) = mpsc::channel::<()>();
     let server = std::thread::spawn(move || {
@@ -78,7 +61,7 @@ async fn a_blocked_runtime_keeps_its_claim() {
         .unwrap();
     let settled = other.claim(&upload).await.unwrap();
     assert!(matches!(settled, Claimed::Settled(_)), "{settled:?}");
-    assert_eq!(*events.lock().unwrap(), Vec::<&str>::new());
+    assert_eq!(events.all(), []);
 }
 
 /// The same with a runtime whose time stands still.
@@ -119,7 +102,8 @@ async fn a_server_that_is_cut_off_loses_its_claim() {
     let (way, upload) = (Arc::new(engine.beside()), upload(3, None));
     let cut = open_with_lease(&way, LEASE).await;
     let other = open_with_lease(&engine, LEASE).await;
-    let events = observe(&cut);
+    let events = Told::default();
+    cut.observe(events.observer());
     write(&cut, &upload, 0, b"abc").await.unwrap();
     let mut first = claim(&cut, &upload).await;
     assert!(first.sealed().claim_is_live());
@@ -141,10 +125,10 @@ async fn a_server_that_is_cut_off_loses_its_claim() {
     assert_eq!(second.sealed().attempt, 2);
     assert_eq!(second.sealed().id, first.sealed().id);
     until("the loss is told", async || {
-        events.lock().unwrap().contains(&"claim lost")
+        events.names().contains(&"store_claim_lost")
     })
     .await;
-    assert_eq!(events.lock().unwrap()[0], "renewal failed");
+    assert_eq!(events.names()[0], "store_renewal_failed");
     // While the way is cut, the answer cannot be recorded, but it is not refused.
     let settled = first.settle(&record()).await;
     assert!(matches!(settled, Err(StoreError::Failed(_))), "{settled:?}");
@@ -157,8 +141,11 @@ async fn a_server_that_is_cut_off_loses_its_claim() {
     assert!(!first.sealed().claim_is_live());
     drop(first);
     second.settle(&record()).await.unwrap();
-    let told = events.lock().unwrap();
-    let lost = told.iter().filter(|event| **event == "claim lost").count();
+    let told = events.names();
+    let lost = told
+        .iter()
+        .filter(|event| **event == "store_claim_lost")
+        .count();
     assert_eq!(lost, 1, "{told:?}");
 }
 

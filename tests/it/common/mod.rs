@@ -1,6 +1,9 @@
 //! A real server and a real client over loopback, and the requests that Resumable.js sends.
 #![allow(dead_code, reason = "the binary `hostile` uses a part of it")]
 
+mod told;
+mod traced;
+
 use std::{
     convert::Infallible,
     fmt::Write as _,
@@ -24,6 +27,12 @@ use tokio::{
 };
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+
+#[allow(unused_imports, reason = "the binary `hostile` uses a part of it")]
+pub use self::{
+    told::{LIFE, Told},
+    traced::{Line, Traced},
+};
 
 /// Serves `service` on a port of loopback until the test ends.
 pub async fn serve<S, R>(service: S) -> SocketAddr
