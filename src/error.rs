@@ -81,6 +81,8 @@ kinds! {
     TooManyFields => "too_many_fields",
     /// The chunk lies beyond the end of the file.
     OutOfBounds => "out_of_bounds",
+    /// The append does not begin at the end of what is stored.
+    Offset => "offset",
     /// The body has more or fewer bytes than declared.
     ChunkLength => "chunk_length",
     /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
@@ -153,6 +155,7 @@ pub(crate) enum Reason {
     ConflictingField { name: String },
     TooManyFields,
     OutOfBounds,
+    Offset { stored: u64 },
     ChunkLength { expected: u64, received: u64 },
     ChunkTooLarge { limit: u64 },
     FileTooLarge { limit: u64 },
@@ -191,6 +194,7 @@ impl fmt::Display for Reason {
             }
             Self::TooManyFields => f.write_str("too many fields, or too long ones"),
             Self::OutOfBounds => f.write_str("the chunk lies beyond the end of the file"),
+            Self::Offset { stored } => write!(f, "{stored} bytes of the upload are stored"),
             Self::ChunkLength { expected, received } => {
                 let received = format_args!("but {received} were read");
                 write!(f, "the chunk should have {expected} bytes, {received}")
@@ -355,6 +359,7 @@ impl From<StoreError> for Error {
             StoreError::TooLarge { limit } => Reason::FileTooLarge { limit },
             StoreError::ChunkTooLarge { limit } => Reason::ChunkTooLarge { limit },
             StoreError::OutOfBounds => Reason::OutOfBounds,
+            StoreError::Offset { stored } => Reason::Offset { stored },
             StoreError::Busy => Reason::Busy,
             StoreError::Unsupported | StoreError::Impossible(_) => Reason::Unsupported,
             StoreError::Failed(_) => Reason::Storage,

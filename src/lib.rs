@@ -79,7 +79,7 @@ pub use self::{
     limits::Limits,
     model::{
         BoxError,
-        upload::{Role, Scope, Upload, UploadId},
+        upload::{Creation, Role, Scope, Upload, UploadId},
     },
     names::{safe_file_name, safe_relative_path},
     protocol::{

@@ -77,6 +77,13 @@
 //!   as old as the last request that wrote to it or asked for its [`status`](Store::status).
 //! * **A damaged upload harms no other.** [`list`](Store::list) and `sweep` skip what they cannot
 //!   read.
+//! * **Appends are optional**: clients of tus 1.0 and of the IETF draft need them. See
+//!   [`append`](Store::append), [`interrupt`](Store::interrupt) and [`concat`](Store::concat), and
+//!   name what the store can do in its [`capabilities`](Store::capabilities).
+//! * **One append at a time.** The newest request wins at once, on all servers that share the store:
+//!   the older append ends with [`Superseded`](StoreError::Superseded) as soon as its bytes so far
+//!   are durable. What `interrupt` returns is durable, and no append that had begun before adds to
+//!   it.
 //! * **Futures are polled to their end**, even if the client goes away. Only the end of the
 //!   process, or of its runtime, stops them: a store has to recover from that as from a crash.
 //!
@@ -261,6 +268,80 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         }
     }
 
+    /// What the store can do beside the required methods. The default is nothing.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    /// Ends the [append](Self::append) that is running, on any server, and returns what is stored.
+    /// `None` if the upload is absent, or its record has expired.
+    ///
+    /// Waits until the bytes of that append are durable. The result is durable, and no append that
+    /// had begun before adds to it. Touches the upload, as [`status`](Self::status) does.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if the append does not end in time: wait for about two seconds.
+    fn interrupt(
+        &self,
+        id: &UploadId,
+    ) -> impl Future<Output = Result<Option<Status>, StoreError>> + Send {
+        let _ = id;
+        async { Err(StoreError::Unsupported) }
+    }
+
+    /// Adds the bytes of `body` at the end of what is stored of an upload that
+    /// [`create`](Self::create) has made. All its bytes come by appends, so its stored bytes are
+    /// one range.
+    ///
+    /// The append that is running ends first, as by [`interrupt`](Self::interrupt). Then
+    /// [`Append::offset`] has to be the number of stored bytes. The body can be a whole file: the
+    /// bytes are made durable every few MiB, so that a crash loses little.
+    ///
+    /// If no length is stored, the [length](Upload::length) of `upload` becomes that of the upload,
+    /// durably, even if the body fails. The upload of a settled or complete upload takes an empty
+    /// body at its end.
+    ///
+    /// # Errors
+    ///
+    /// * [`Offset`](StoreError::Offset) if another number of bytes is stored. Nothing is changed.
+    /// * [`OutOfBounds`](StoreError::OutOfBounds) if the body reaches beyond the length, or the
+    ///   length is less than what is stored. Nothing beyond the length is stored.
+    /// * [`Conflict`](StoreError::Conflict) if another length is stored.
+    /// * [`Body`](StoreError::Body) with the error of `body`. With [`Keep::Prefix`] the bytes
+    ///   before it are stored, durably. With [`Keep::Whole`] none of the append are.
+    /// * [`Superseded`](StoreError::Superseded) if a newer request has ended this append, or the
+    ///   upload is absent or was removed. The bytes so far are treated as if the body had failed.
+    /// * [`Busy`](StoreError::Busy) as for `interrupt`.
+    fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> impl Future<Output = Result<Progress, StoreError>> + Send {
+        let _ = (upload, append, body);
+        async { Err(StoreError::Unsupported) }
+    }
+
+    /// Makes `upload` of the bytes of `parts`, one after another, and completes it: its length is
+    /// the sum of theirs. The parts stay.
+    ///
+    /// Idempotent: if the upload is complete nothing changes. If it fails, what it has written is
+    /// removed, at the latest by the next call or by a sweep.
+    ///
+    /// # Errors
+    ///
+    /// [`Superseded`](StoreError::Superseded) if a part is absent or not complete, and those of
+    /// [`create`](Self::create).
+    fn concat(
+        &self,
+        upload: &Upload,
+        parts: &[UploadId],
+    ) -> impl Future<Output = Result<Progress, StoreError>> + Send {
+        let _ = (upload, parts);
+        async { Err(StoreError::Unsupported) }
+    }
+
     /// Sets what receives the [events](StoreEvent) of this store. A store that several layers use
     /// may report to the last one only.
     ///
@@ -338,6 +419,56 @@ impl<C> Claimed<C> {
             Self::Busy => Claimed::Busy,
             Self::Settled(record) => Claimed::Settled(record),
             Self::Incomplete => Claimed::Incomplete,
+        }
+    }
+}
+
+/// What a store can do beside the required methods of [`Store`].
+///
+/// ```
+/// use tower_resumable::store::Capabilities;
+///
+/// let mut capabilities = Capabilities::default();
+/// assert!(!capabilities.append);
+/// capabilities.append = true;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// [`append`](Store::append) and [`interrupt`](Store::interrupt) work.
+    pub append: bool,
+    /// [`concat`](Store::concat) works.
+    pub concat: bool,
+}
+
+/// How [`Store::append`] adds bytes.
+///
+/// ```
+/// use tower_resumable::store::{Append, Keep};
+///
+/// let mut append = Append::at(100);
+/// assert_eq!((append.keep, append.ends_here), (Keep::Prefix, false));
+/// append.ends_here = true;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Append {
+    /// How many bytes are stored, as the client believes.
+    pub offset: u64,
+    /// Which bytes stay if the body fails. Default: [`Keep::Prefix`].
+    pub keep: Keep,
+    /// The file ends with this body: if no length is known, the end of the body becomes the
+    /// length, once the body has ended well. Default: `false`.
+    pub ends_here: bool,
+}
+
+impl Append {
+    /// An append at this offset, with the defaults.
+    pub fn at(offset: u64) -> Self {
+        Self {
+            offset,
+            keep: Keep::Prefix,
+            ends_here: false,
         }
     }
 }
