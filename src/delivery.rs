@@ -130,8 +130,8 @@ impl Delivery {
         }
     }
 
-    /// The same for uploads that have a URL, such as those of [tus](crate::Protocol::tus). Default: a
-    /// day. At most one year. After that the upload is absent.
+    /// The same for uploads that have a URL, such as those of [tus](crate::Protocol::tus). Default:
+    /// a day. At most one year. After that the upload is absent.
     ///
     /// A client that has lost the last answer asks at the URL, maybe much later. If the upload is
     /// absent by then, the client sends the whole file again, and it is delivered again. While the

@@ -35,8 +35,8 @@ impl Default for Retention {
 
 impl Retention {
     /// Sets how long an incomplete upload is kept after its last request. Default: 7 days. The same
-    /// holds for a complete [part](crate::Role::Part) of a file. Clients of tus are told the time in
-    /// `Upload-Expires`.
+    /// holds for a complete [part](crate::Role::Part) of a file. Clients of tus are told the time
+    /// in `Upload-Expires`.
     pub fn with_abandoned(self, abandoned: Duration) -> Self {
         Self { abandoned, ..self }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, Method, header, request::Parts};
+use http::request::Parts;
 use http_body::{Body, Frame};
 
 use super::{
@@ -25,7 +25,7 @@ use crate::{
         upload::{Role, Scope, Upload},
     },
     protocol::{Data, Held, New, Outcome, Reply, UrlCommand},
-    route::{sent_path, set_uri},
+    route::sent_path,
     store::{Append, ChunkBody, Keep, random_id},
 };
 
@@ -404,34 +404,6 @@ fn probed(upload: Upload) -> Found {
 pub(super) fn is_concatenated(upload: &Upload) -> bool {
     let creation = upload.creation.as_ref();
     creation.is_some_and(|creation| !creation.parts.is_empty())
-}
-
-/// Gives a request the method and the URI of the one that created the upload, and removes the
-/// headers that say how its bytes came.
-pub(super) fn as_created(head: &mut Parts, upload: &Upload) {
-    const OTHERS: [HeaderName; 4] = [
-        HeaderName::from_static("x-http-method-override"),
-        HeaderName::from_static("repr-digest"),
-        header::EXPECT,
-        header::TRAILER,
-    ];
-    let Some(creation) = &upload.creation else {
-        return;
-    };
-    let is_of_transfer = |name: &HeaderName| {
-        let prefixes = ["tus-", "upload-", "content-"];
-        prefixes
-            .iter()
-            .any(|prefix| name.as_str().starts_with(prefix))
-            || OTHERS.contains(name)
-    };
-    let names: Vec<_> = head.headers.keys().cloned().collect();
-    for name in names.iter().filter(|name| is_of_transfer(name)) {
-        head.headers.remove(name);
-    }
-    // Both were those of a request.
-    head.method = Method::from_bytes(creation.method.as_bytes()).unwrap_or(Method::POST);
-    set_uri(head, &creation.uri, upload.request_path.as_deref());
 }
 
 /// Bytes that are counted while they arrive.

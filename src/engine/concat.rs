@@ -1,51 +1,20 @@
 //! Uploads that are made of other uploads, their parts.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
-};
+use std::collections::{HashMap, HashSet};
 
 use http::request::Parts;
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    Engine,
-    receive::Found,
-    registry::{Ended, Registry},
-};
+use super::{Engine, receive::Found, registry::Ended};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
-    lock::lock,
     model::{
         state::State,
-        upload::{Role, Upload, UploadId},
+        upload::{Role, Upload},
     },
     protocol::{Outcome, Reply, named},
 };
-
-/// How many parts are remembered that an upload waits for.
-const WAITED_FOR: usize = 10_000;
-
-/// The uploads that are put together now, and those that wait for parts.
-#[derive(Debug, Default)]
-pub(crate) struct Concats {
-    running: Arc<Registry>,
-    /// The upload that waits for a part. Only this process knows; on other servers, and after a
-    /// restart, a question about the upload puts it together.
-    waiting: Mutex<HashMap<UploadId, Upload>>,
-}
-
-impl Concats {
-    fn wait_for_parts(&self, upload: &Upload) {
-        let mut waiting = lock(&self.waiting);
-        for part in parts(upload) {
-            if waiting.len() < WAITED_FOR {
-                waiting.insert(part.id, upload.clone());
-            }
-        }
-    }
-}
 
 impl Engine {
     /// Creates an upload of parts, and puts it together if these are complete. A request that is
@@ -63,7 +32,8 @@ impl Engine {
         }
         self.create(&upload).await?;
         reply.created(&upload);
-        self.concats.wait_for_parts(&upload);
+        let ids = parts(&upload).map(|part| part.id);
+        self.finals.wait_for(ids, &upload);
         // One of them may be complete since they were looked at.
         if let Some(upload) = self.put_together(&upload).await? {
             return Ok(Found::complete(upload));
@@ -74,7 +44,7 @@ impl Engine {
 
     /// The upload that this part has completed, if one waits for it.
     pub(super) async fn completed_by(&self, part: &Upload) -> Option<Upload> {
-        let upload = lock(&self.concats.waiting).get(&part.id).cloned()?;
+        let upload = self.finals.waits_for(&part.id)?;
         // Errors of the store are told to the operator. The client asks at the URL of that upload.
         self.put_together(&upload).await.ok()?
     }
@@ -97,7 +67,7 @@ impl Engine {
             self.config.check(Some(length), None)?;
             let mut whole = upload.clone();
             whole.length = Some(length);
-            let entered = match self.concats.running.enter(&upload.id) {
+            let entered = match self.finals.running.enter(&upload.id) {
                 Ok(entered) => entered,
                 Err(other) => match other.wait(deadline).await {
                     Ended::Failed(error) => return Err(error),
@@ -114,8 +84,7 @@ impl Engine {
                 let made = made.map_err(|error| engine.store_failed(Some(&whole.id), error));
                 if let (Ok(_), Some(reserved)) = (&made, reserved) {
                     reserved.keep();
-                    let mut waiting = lock(&engine.concats.waiting);
-                    ids.iter().for_each(|id| drop(waiting.remove(id)));
+                    engine.finals.forget(&ids);
                 }
                 // Others look at what is stored.
                 entered.end(match &made {

@@ -4,16 +4,18 @@ pub(crate) mod active;
 mod append;
 mod concat;
 pub(crate) mod deliver;
+mod finals;
 mod outcomes;
 pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
+mod request;
 pub(crate) mod verify;
 mod write;
 
 use std::sync::Arc;
 
-use self::{active::Active, concat::Concats, outcomes::Outcomes, quota::Quota, registry::Registry};
+use self::{active::Active, finals::Finals, outcomes::Outcomes, quota::Quota, registry::Registry};
 use crate::{
     body::live::Bodies, config::Config, error::Error, events::Event, model::upload::UploadId,
     store::DynStore,
@@ -29,7 +31,7 @@ pub(crate) struct Engine {
     pub(crate) quota: Arc<Quota>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
-    concats: Arc<Concats>,
+    finals: Arc<Finals>,
 }
 
 impl Engine {
@@ -45,7 +47,7 @@ impl Engine {
             quota: Arc::default(),
             bodies: Arc::default(),
             active: Arc::default(),
-            concats: Arc::default(),
+            finals: Arc::default(),
         }
     }
 

@@ -3,17 +3,15 @@
 use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
-};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
 use super::{
     Engine,
-    append::as_created,
     deliver::{Delivered, deliver},
     outcomes::HELD_TIMES,
+    request::delivered,
     verify::By,
 };
 use crate::{
@@ -137,34 +135,6 @@ impl Found {
             is_probe: false,
         }
     }
-}
-
-/// The request for the inner service. Its body has been read, so the headers about it are removed.
-///
-/// An answer that is recorded is read by the layer and repeated to requests with other headers. So
-/// the headers that choose a form of the answer are removed too: a compressed or partial answer
-/// would be the wrong one for them. Preconditions such as `If-Match` stay, because they say whether
-/// the file is wanted.
-fn delivered<B>(mut head: Parts, body: B, forwards_all: bool, upload: &Upload) -> Request<B> {
-    const ABOUT_BODY: [HeaderName; 4] = [
-        header::CONTENT_ENCODING,
-        header::CONTENT_LENGTH,
-        header::CONTENT_TYPE,
-        header::TRANSFER_ENCODING,
-    ];
-    const ABOUT_ANSWER: [HeaderName; 5] = [
-        header::ACCEPT_ENCODING,
-        header::IF_MODIFIED_SINCE,
-        header::IF_RANGE,
-        header::RANGE,
-        header::TE,
-    ];
-    let about_answer = ABOUT_ANSWER.iter().filter(|_| !forwards_all);
-    for name in ABOUT_BODY.iter().chain(about_answer) {
-        head.headers.remove(name);
-    }
-    as_created(&mut head, upload);
-    Request::from_parts(head, body)
 }
 
 /// Refuses a body in a coding: its bytes would be stored as they are.

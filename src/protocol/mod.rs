@@ -127,9 +127,12 @@ impl Protocol {
     ///
     /// | answer of the inner service | answer to the client |
     /// |---|---|
-    /// | it takes the file | 204 (201 for `POST`), with its headers, and its `Location` as `Content-Location` |
-    /// | it [rejects or refuses](crate::Verdict) the file | its status, with its body; 404, 409 and 423 become 400 |
+    /// | it takes the file | 204 (201 for `POST`), with its headers |
+    /// | it [rejects or refuses](crate::Verdict) the file | its status and body |
     /// | it fails | 503 |
+    ///
+    /// Its `Location` becomes `Content-Location`. 404, 409, 423 and other statuses at which clients
+    /// do not stop become 400.
     ///
     /// A tus client that finds all bytes stored sends nothing more. So `HEAD` of a complete upload
     /// that is not delivered delivers it, and waits. If that fails the answer is 423, and the

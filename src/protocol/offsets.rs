@@ -1,5 +1,5 @@
-//! What tus 1.0 and the IETF draft share: uploads that have a URL, which a token in it names, and to
-//! which bytes are appended at an offset.
+//! What tus 1.0 and the IETF draft share: uploads that have a URL with a token in it, and to which
+//! bytes are appended at an offset.
 
 use std::time::{Duration, SystemTime};
 
