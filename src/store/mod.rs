@@ -646,11 +646,11 @@ impl std::fmt::Debug for ScopeHash {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads that were last touched before this time: by a request that wrote to them
+    /// Incomplete uploads, and complete [parts](Role::Part), that were last touched before this time: by a request that wrote to them
     /// or [asked for their status](Store::status). `None` keeps all.
     pub abandoned_before: Option<SystemTime>,
-    /// Complete uploads that are not settled and were last touched before this time. `None` keeps
-    /// all.
+    /// Complete uploads but parts that are not settled and were last touched before this time.
+    /// `None` keeps all.
     pub undelivered_before: Option<SystemTime>,
     /// Records that expired before this time. Default: now.
     pub records_before: SystemTime,
