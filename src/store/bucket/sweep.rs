@@ -176,8 +176,13 @@ impl Inner {
         let Some(written) = self.engine.head(&self.keys.info(&id)).await? else {
             return Ok(None);
         };
-        let stored = self.stored(&info, Extent::UpToGap).await?;
-        let (kind, limit) = if info.progress(&stored).complete {
+        let progress = if info.is_receiving() {
+            let (info, stored) = self.stored(&info, Extent::UpToGap).await?;
+            info.progress(&stored)
+        } else {
+            info.complete()
+        };
+        let (kind, limit) = if progress.complete {
             (Expired::Undelivered, times.undelivered_before)
         } else {
             (Expired::Abandoned, times.abandoned_before)
