@@ -113,6 +113,12 @@ impl Store for MemoryStore {
         Ok(is_rejected && uploads.remove(id).is_some())
     }
 
+    async fn forget(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let mut uploads = lock(&self.uploads);
+        let is_settled = uploads.get(id).is_some_and(|entry| entry.record.is_some());
+        Ok(is_settled && uploads.remove(id).is_some())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         let uploads = lock(&self.uploads);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);

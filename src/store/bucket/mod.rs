@@ -421,7 +421,11 @@ impl Store for BucketStore {
     }
 
     async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
-        self.inner.forget_rejection(id).await
+        self.inner.forget(id, |info| info.is_rejected()).await
+    }
+
+    async fn forget(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.inner.forget(id, |info| info.is_settled()).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {

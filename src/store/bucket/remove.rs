@@ -82,12 +82,14 @@ impl Inner {
         Ok(true)
     }
 
-    pub(super) async fn forget_rejection(
+    /// Removes the record of an upload if it is `wanted`.
+    pub(super) async fn forget(
         self: &Arc<Self>,
         id: &UploadId,
+        wanted: impl Fn(&Info) -> bool,
     ) -> Result<bool, StoreError> {
         let info = self.info(id).await?;
-        let Some(info) = info.filter(|info| info.is_rejected()) else {
+        let Some(info) = info.filter(|info| wanted(info)) else {
             return Ok(false);
         };
         let is_removed = self.remove_record(&info).await?;

@@ -17,7 +17,7 @@ use super::{
     lookup::Extent,
 };
 use crate::{
-    model::upload::UploadId,
+    model::upload::{Role, UploadId},
     store::{Expiry, StoreError, Swept},
 };
 
@@ -182,7 +182,8 @@ impl Inner {
         } else {
             info.complete()
         };
-        let (kind, limit) = if progress.complete {
+        // A part is never delivered.
+        let (kind, limit) = if progress.complete && info.upload.role == Role::Whole {
             (Expired::Undelivered, times.undelivered_before)
         } else {
             (Expired::Abandoned, times.abandoned_before)

@@ -648,6 +648,11 @@ impl<S: Store + Clone> Suite<S> {
         }
     }
 
+    async fn forget(&self, upload: &Upload) -> bool {
+        let forgotten = self.store.forget(&upload.id).await;
+        forgotten.expect("`forget` fails")
+    }
+
     /// Its parts may be empty, and may be used more than once.
     pub(super) async fn concatenations(&self) {
         let lens = [10, 0, 600_000, 70_001, 1];
@@ -788,14 +793,32 @@ impl<S: Store + Clone> Suite<S> {
         self.deliver(&upload, &expected).await;
         let claim = self.claim(&part).await;
         self.settle(claim, &record(true, later())).await;
+        assert!(
+            !self.forget(&parts[0]).await,
+            "`forget` of a complete upload"
+        );
         let result = self.store.concat(&other, &ids).await;
         assert!(
             matches!(result, Err(StoreError::Superseded | StoreError::Conflict)),
             "`concat` of a settled part returns {result:?}"
         );
-        for upload in [&other, &parts[0], &parts[1]] {
-            assert!(self.remove(upload).await, "`remove` removes nothing");
-        }
+        assert!(self.remove(&other).await, "`remove` removes nothing");
+        assert!(self.forget(&part).await, "`forget` of a settled upload");
+        self.assert_absent(&part, "after `forget`").await;
+
+        // Parts are not delivered, so they are no complete uploads to lists and sweeps.
+        let listed = self.list_of(&Filter::complete(), &[&parts[0]]).await;
+        assert!(
+            listed.is_empty(),
+            "`list` of what can be delivered has a part"
+        );
+        self.sweep(&undelivered()).await;
+        let when = "after a sweep of complete uploads";
+        self.assert_complete(&parts[0], when).await;
+        self.sweep(&abandoned()).await;
+        let when = "after a sweep of incomplete uploads";
+        self.assert_absent(&parts[0], when).await;
+        self.assert_absent(&parts[1], when).await;
     }
 
     /// All calls make one file.

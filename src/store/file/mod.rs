@@ -311,6 +311,17 @@ impl Store for FileStore {
         .await
     }
 
+    async fn forget(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let id = *id;
+        self.blocking(move |folder| match folder.look(&id)? {
+            Some((entry, view)) if matches!(view.phase, Phase::Settled { .. }) => {
+                folder.try_discard(&entry, |_| true)
+            }
+            _ => Ok(false),
+        })
+        .await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         let (filter, after) = (filter.clone(), after.copied());
         self.blocking(move |folder| folder.list(&filter, after.as_ref()))

@@ -4,6 +4,7 @@ use http::StatusCode;
 use tower_resumable::{Limits, Purpose, Refusal};
 
 use super::{BYTES, LETTERS, Server, assert_code, header, offset};
+use crate::common;
 
 #[tokio::test]
 async fn options_announce_what_the_layer_can_do() {
@@ -217,7 +218,9 @@ async fn uploads_can_be_removed() {
     let url = client.create_of(25).await;
     assert_eq!(client.patch(&url, 0, LETTERS).await.status, 204);
     assert_eq!(client.send("DELETE", &url, &[], "").await.status, 204);
-    assert_eq!(server.contents(), [LETTERS]);
+    assert_eq!(client.head(&url).await.status, 404);
+    let delivery = server.deliveries().pop().unwrap();
+    assert_eq!(common::content(&delivery.upload).await, LETTERS.as_bytes());
 }
 
 #[tokio::test]
