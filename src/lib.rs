@@ -31,7 +31,7 @@
 //!   engines, Azure, Google Cloud Storage) that many servers share.
 //! * `tracing`: forwards all [events](Event) to the crate `tracing`, with and without a hook for
 //!   them. Deliveries run in the span of the request that has caused them.
-//! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
+//! * `digests`: MD5 and CRC-32C for [`DigestAlgorithm`].
 //! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
 //!   versioning.
 //!
@@ -83,11 +83,11 @@ pub use self::{
     limits::Limits,
     model::{
         BoxError,
-        upload::{Role, Scope, Upload, UploadId},
+        upload::{Creation, Role, Scope, Upload, UploadId},
     },
     names::{safe_file_name, safe_relative_path},
     protocol::{
-        Protocol,
+        CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, Protocol,
         chunked::{
             AnswerFormat, ClientOptions, Dialect, Field, IdentifierKind, IdentityRule, LastChunk,
             Resume,

@@ -267,10 +267,12 @@ impl Delivery {
             elapsed: begun.elapsed(),
             since_last_byte: last_stored.map(|last| last.elapsed()),
         });
-        let lifetime = if verdict == Verdict::Delivered {
-            config.delivery.record_lifetime
-        } else {
-            config.delivery.rejection_lifetime
+        let lifetime = match verdict {
+            Verdict::Delivered if sealed.upload.creation.is_some() => {
+                config.delivery.url_record_lifetime
+            }
+            Verdict::Delivered => config.delivery.record_lifetime,
+            _ => config.delivery.rejection_lifetime,
         };
         let expires = SystemTime::now() + lifetime;
         let delivered = verdict == Verdict::Delivered;
@@ -373,6 +375,7 @@ impl Delivery {
         }
         self.engine.quota.release(&self.upload.id);
         self.engine.outcomes.forget(&self.upload.id);
+        self.engine.remove_parts(&self.upload);
     }
 }
 

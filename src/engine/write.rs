@@ -282,7 +282,7 @@ impl Engine {
                     duplicate: body.duplicate(),
                     elapsed: begun.elapsed(),
                 };
-                self.stored(&upload, chunk, progress, reserved);
+                self.stored(&upload, Some(chunk), progress, reserved);
                 Ok((upload, progress))
             }
             Err(error) => {
@@ -306,16 +306,21 @@ impl Engine {
         }
     }
 
-    /// Tells the operator that a chunk is stored, and what that means for its upload.
+    /// Tells the operator that a chunk is stored, and what that means for its upload. Without a
+    /// chunk: that an upload is created without bytes, or of other uploads.
     pub(super) fn stored(
         &self,
         upload: &Upload,
-        chunk: Stored,
+        chunk: Option<Stored>,
         progress: Progress,
         reserved: Option<Reservation>,
     ) {
-        let new = chunk.bytes.saturating_sub(chunk.duplicate);
-        let is_new = new > 0 || (chunk.bytes == 0 && upload.is_empty_file());
+        let new = chunk
+            .as_ref()
+            .map_or(0, |chunk| chunk.bytes.saturating_sub(chunk.duplicate));
+        // A late chunk that is a duplicate says nothing of its upload. Appends are never that.
+        let is_late = chunk.as_ref().is_some_and(|chunk| chunk.bytes > 0) && new == 0;
+        let is_new = !is_late && (new > 0 || upload.is_empty_file() || upload.creation.is_some());
         let kept = reserved.map(|reserved| reserved.keep(is_new, progress.complete));
         let events = &self.config.events;
         match kept.as_ref().map(|kept| kept.begun) {
@@ -326,14 +331,16 @@ impl Engine {
             }
             _ => {}
         }
-        events.emit(&Event::Stored {
-            upload,
-            offset: chunk.offset,
-            bytes: chunk.bytes,
-            duplicate: chunk.duplicate,
-            progress,
-            elapsed: chunk.elapsed,
-        });
+        if let Some(chunk) = chunk {
+            events.emit(&Event::Stored {
+                upload,
+                offset: chunk.offset,
+                bytes: chunk.bytes,
+                duplicate: chunk.duplicate,
+                progress,
+                elapsed: chunk.elapsed,
+            });
+        }
         // Two chunks can find that they have completed the upload.
         if kept.map_or(progress.complete && is_new, |kept| kept.has_completed) {
             events.emit(&Event::Completed { upload });
@@ -341,7 +348,7 @@ impl Engine {
     }
 
     /// Counts an upload as unfinished, if it is within the limits.
-    async fn reserve(&self, upload: &Upload) -> Result<Option<Reservation>, Error> {
+    pub(super) async fn reserve(&self, upload: &Upload) -> Result<Option<Reservation>, Error> {
         let Config { hooks, limits, .. } = &*self.config;
         let has_scopes = hooks.scope.is_some();
         let reserved = self.quota.reserve(&*self.store, limits, has_scopes, upload);

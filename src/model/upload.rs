@@ -165,7 +165,8 @@ pub struct Upload {
     /// not store paths, at the path `/upload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_path: Option<String>,
-    /// The client's name for the upload.
+    /// The client's name for the upload. If the layer has made a URL for the upload, it is the
+    /// random token in that URL.
     pub identifier: String,
     /// Length of the whole file in bytes. `None` until the client declares it.
     pub length: Option<u64>,
@@ -184,6 +185,28 @@ pub struct Upload {
     pub content_type: Option<String>,
     /// The application's own form and query fields.
     pub fields: Vec<(String, String)>,
+    /// The request that created the upload, if the layer has made a URL for it: the inner service
+    /// gets a request with this method and URI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<Creation>,
+}
+
+/// The request that created an upload which has a URL, as clients of tus 1.0 use them.
+///
+/// It is stored with the upload, because later requests have another method, URI and headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Creation {
+    /// The method.
+    pub method: String,
+    /// The path and the query.
+    pub uri: String,
+    /// The header `Upload-Metadata`, as it was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<String>,
+    /// The tokens of the uploads that this one is made of, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<String>,
 }
 
 impl Upload {
@@ -201,6 +224,7 @@ impl Upload {
             relative_path: None,
             content_type: None,
             fields: Vec::new(),
+            creation: None,
         }
     }
 

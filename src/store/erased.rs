@@ -1,8 +1,8 @@
 //! [`Store`] without its type, so that no store type reaches the type of the layer.
 
 use super::{
-    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Observer, Page, Sealed,
-    Store, StoreError, Swept, Usage,
+    Append, BoxFuture, Capabilities, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep,
+    Observer, Page, Sealed, Store, StoreError, Swept, Usage,
 };
 use crate::model::{
     state::{Progress, Record, Status},
@@ -24,10 +24,21 @@ pub(crate) trait DynStore: Send + Sync {
     fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>>;
     fn remove<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
     fn forget_rejection<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
+    fn forget<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
     fn list<'a>(&'a self, filter: &'a Filter, after: Option<&'a UploadId>) -> Result<'a, Page>;
     fn usage(&self) -> Result<'_, Vec<Usage>>;
     fn sweep<'a>(&'a self, expiry: &'a Expiry) -> Result<'a, Swept>;
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>) -> Result<'a, Content>;
+    fn capabilities(&self) -> Capabilities;
+    fn create<'a>(&'a self, upload: &'a Upload) -> Result<'a, Status>;
+    fn interrupt<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>>;
+    fn append<'a>(
+        &'a self,
+        upload: &'a Upload,
+        append: Append,
+        body: &'a mut ChunkBody<'_>,
+    ) -> Result<'a, Progress>;
+    fn concat<'a>(&'a self, upload: &'a Upload, parts: &'a [UploadId]) -> Result<'a, Progress>;
     fn observe(&self, observer: Observer);
 }
 
@@ -63,6 +74,10 @@ impl<T: Store> DynStore for T {
         Box::pin(Store::forget_rejection(self, id))
     }
 
+    fn forget<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool> {
+        Box::pin(Store::forget(self, id))
+    }
+
     fn list<'a>(&'a self, filter: &'a Filter, after: Option<&'a UploadId>) -> Result<'a, Page> {
         Box::pin(Store::list(self, filter, after))
     }
@@ -77,6 +92,31 @@ impl<T: Store> DynStore for T {
 
     fn spool<'a>(&'a self, body: &'a mut ChunkBody<'_>) -> Result<'a, Content> {
         Box::pin(Store::spool(self, body))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Store::capabilities(self)
+    }
+
+    fn create<'a>(&'a self, upload: &'a Upload) -> Result<'a, Status> {
+        Box::pin(Store::create(self, upload))
+    }
+
+    fn interrupt<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>> {
+        Box::pin(Store::interrupt(self, id))
+    }
+
+    fn append<'a>(
+        &'a self,
+        upload: &'a Upload,
+        append: Append,
+        body: &'a mut ChunkBody<'_>,
+    ) -> Result<'a, Progress> {
+        Box::pin(Store::append(self, upload, append, body))
+    }
+
+    fn concat<'a>(&'a self, upload: &'a Upload, parts: &'a [UploadId]) -> Result<'a, Progress> {
+        Box::pin(Store::concat(self, upload, parts))
     }
 
     fn observe(&self, observer: Observer) {

@@ -50,6 +50,11 @@ pub enum StoreError {
     },
     /// The chunk reaches beyond the stored length of the upload. Final.
     OutOfBounds,
+    /// The append does not begin at the end of what is stored. Final: the client asks first.
+    Offset {
+        /// How many bytes are stored.
+        stored: u64,
+    },
     /// The store has too many requests at the moment, or another process holds a lock of the upload
     /// for too long. The client may try again later.
     Busy,
@@ -108,6 +113,7 @@ impl fmt::Display for StoreError {
             Self::TooLarge { .. } => "the upload is larger than the store can keep",
             Self::ChunkTooLarge { .. } => "the chunk is larger than the store can take",
             Self::OutOfBounds => "the chunk lies outside of the upload",
+            Self::Offset { .. } => "the append does not begin at the end of what is stored",
             Self::Busy => "the store is busy",
             Self::Unsupported => "the store does not support this",
             Self::Impossible(_) => "the store can never do this",

@@ -77,6 +77,13 @@
 //!   as old as the last request that wrote to it or asked for its [`status`](Store::status).
 //! * **A damaged upload harms no other.** [`list`](Store::list) and `sweep` skip what they cannot
 //!   read.
+//! * **Appends are optional**: clients of tus 1.0 and of the IETF draft need them. See
+//!   [`append`](Store::append), [`interrupt`](Store::interrupt) and [`concat`](Store::concat), and
+//!   name what the store can do in its [`capabilities`](Store::capabilities).
+//! * **One append at a time.** The newest request wins at once, on all servers that share the store:
+//!   the older append ends with [`Superseded`](StoreError::Superseded) as soon as its bytes so far
+//!   are durable. What `interrupt` returns is durable, and no append that had begun before adds to
+//!   it.
 //! * **Futures are polled to their end**, even if the client goes away. Only the end of the
 //!   process, or of its runtime, stops them: a store has to recover from that as from a crash.
 //!
@@ -130,7 +137,7 @@ pub(crate) use self::{
 };
 use crate::model::{
     hex::{self, Hex},
-    upload::{Scope, Upload, UploadId},
+    upload::{Role, Scope, Upload, UploadId},
 };
 pub use crate::model::{
     ranges::RangeSet,
@@ -229,6 +236,17 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         async { Ok(false) }
     }
 
+    /// Ends the [record](Record) of an upload that was settled, before it expires: the upload is
+    /// absent then. Returns `false` if nothing was ended. The file of a delivered upload stays: it
+    /// belongs to the application.
+    ///
+    /// The default ends nothing. A store with [appends](Capabilities::append) should do it: a
+    /// client of tus that removes an upload expects it to be absent.
+    fn forget(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let _ = id;
+        async { Ok(false) }
+    }
+
     /// Lists uploads that are not settled, in the order of their ids, starting after the id
     /// `after`, which need not exist. A page has at most [`Page::MAX`] uploads.
     ///
@@ -261,6 +279,95 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
                 }
             }
         }
+    }
+
+    /// What the store can do beside the required methods. The default is nothing.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    /// Ends the [append](Self::append) that is running, on any server, and returns what is stored.
+    /// `None` if the upload is absent, or its record has expired.
+    ///
+    /// The append need not have returned, but the result is durable, and no append that began
+    /// before this call adds to it. An append at [`Status::prefix`] of the result succeeds, unless
+    /// another one begins before. Touches the upload, as [`status`](Self::status) does.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if the append does not end in time: wait for about two seconds.
+    fn interrupt(
+        &self,
+        id: &UploadId,
+    ) -> impl Future<Output = Result<Option<Status>, StoreError>> + Send {
+        let _ = id;
+        async { Err(StoreError::Unsupported) }
+    }
+
+    /// Adds the bytes of `body` at the end of what is stored of an upload that
+    /// [`create`](Self::create) has made. All its bytes come by appends, so its stored bytes are
+    /// one range.
+    ///
+    /// The append that is running ends first, as by [`interrupt`](Self::interrupt), even if this
+    /// one then fails. Then [`Append::offset`] has to be the number of stored bytes. The body can
+    /// be a whole file: the bytes are made durable every few MiB, so that a crash loses little.
+    /// They count before the body has ended, so the upload may be complete, and be claimed, before
+    /// `append` returns.
+    ///
+    /// If no length is stored, the [length](Upload::length) of `upload` becomes that of the upload,
+    /// durably, even if the body fails. A complete or settled upload takes an empty body at its
+    /// end.
+    ///
+    /// # Errors
+    ///
+    /// The first of these:
+    ///
+    /// * [`Superseded`](StoreError::Superseded) if the upload is absent.
+    /// * [`Offset`](StoreError::Offset) if another number of bytes is stored. Nothing is changed.
+    /// * [`Conflict`](StoreError::Conflict) if another length is stored. Nothing is changed.
+    /// * [`OutOfBounds`](StoreError::OutOfBounds) if the length is less than what is stored, or the
+    ///   body [declares](ChunkBody::exact_len) more bytes than are missing. Nothing is changed.
+    ///
+    /// And these, while the body is read. With [`Keep::Prefix`] the bytes before the failure are
+    /// stored, durably. With [`Keep::Whole`] none of the append are.
+    ///
+    /// * [`Body`](StoreError::Body) with the error of `body`.
+    /// * [`Superseded`](StoreError::Superseded) if a newer request has ended this append, or the
+    ///   upload was removed.
+    /// * [`OutOfBounds`](StoreError::OutOfBounds) if a body that declares no length has more bytes
+    ///   than are missing. Nothing beyond the length is stored. The last bytes before it may be
+    ///   missing too.
+    /// * [`Busy`](StoreError::Busy) as for `interrupt`.
+    fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> impl Future<Output = Result<Progress, StoreError>> + Send {
+        let _ = (upload, append, body);
+        async { Err(StoreError::Unsupported) }
+    }
+
+    /// Makes `upload` of the bytes of `parts`, one after another, and completes it: its length is
+    /// the sum of theirs. A part may be used more than once. The parts stay. `upload` may be
+    /// absent, or made by [`create`](Self::create), but has no bytes of appends.
+    ///
+    /// Idempotent: if the upload is complete or settled nothing changes, also if the parts are
+    /// gone. If it fails, what it has written is removed, at the latest by the next call or by a
+    /// sweep.
+    ///
+    /// # Errors
+    ///
+    /// [`Superseded`](StoreError::Superseded) if a part is absent, not complete, sealed or settled.
+    /// [`Conflict`](StoreError::Conflict) if `upload` exists with another length than the sum.
+    /// Those of [`create`](Self::create).
+    fn concat(
+        &self,
+        upload: &Upload,
+        parts: &[UploadId],
+    ) -> impl Future<Output = Result<Progress, StoreError>> + Send {
+        let _ = (upload, parts);
+        async { Err(StoreError::Unsupported) }
     }
 
     /// Sets what receives the [events](StoreEvent) of this store. A store that several layers use
@@ -344,6 +451,56 @@ impl<C> Claimed<C> {
     }
 }
 
+/// What a store can do beside the required methods of [`Store`].
+///
+/// ```
+/// use tower_resumable::store::Capabilities;
+///
+/// let mut capabilities = Capabilities::default();
+/// assert!(!capabilities.append);
+/// capabilities.append = true;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// [`append`](Store::append) and [`interrupt`](Store::interrupt) work.
+    pub append: bool,
+    /// [`concat`](Store::concat) works.
+    pub concat: bool,
+}
+
+/// How [`Store::append`] adds bytes.
+///
+/// ```
+/// use tower_resumable::store::{Append, Keep};
+///
+/// let mut append = Append::at(100);
+/// assert_eq!((append.keep, append.ends_here), (Keep::Prefix, false));
+/// append.ends_here = true;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Append {
+    /// How many bytes are stored, as the client believes.
+    pub offset: u64,
+    /// Which bytes stay if the body fails. Default: [`Keep::Prefix`].
+    pub keep: Keep,
+    /// The file ends with this body: if no length is known, the end of the body becomes the
+    /// length, once the body has ended well. Default: `false`.
+    pub ends_here: bool,
+}
+
+impl Append {
+    /// An append at this offset, with the defaults.
+    pub fn at(offset: u64) -> Self {
+        Self {
+            offset,
+            keep: Keep::Prefix,
+            ends_here: false,
+        }
+    }
+}
+
 /// Which bytes of a chunk stay if its body fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -360,7 +517,7 @@ pub enum Keep {
 pub struct Filter {
     /// Only uploads of this scope.
     pub scope: Option<Scope>,
-    /// Only complete uploads. Each listed upload is durably complete, even if the request that
+    /// Only complete uploads, without [parts](Role::Part): those that can be delivered. Each listed upload is durably complete, even if the request that
     /// completed it has not returned yet, so it can be claimed.
     pub complete: bool,
 }
@@ -387,7 +544,8 @@ impl Filter {
             .scope
             .as_ref()
             .is_none_or(|scope| upload.scope == *scope);
-        of_scope && (progress.complete || !self.complete)
+        let is_asked = progress.complete && upload.role == Role::Whole;
+        of_scope && (is_asked || !self.complete)
     }
 }
 
@@ -501,11 +659,11 @@ impl std::fmt::Debug for ScopeHash {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads that were last touched before this time: by a request that wrote to them
+    /// Incomplete uploads, and complete [parts](Role::Part), that were last touched before this time: by a request that wrote to them
     /// or [asked for their status](Store::status). `None` keeps all.
     pub abandoned_before: Option<SystemTime>,
-    /// Complete uploads that are not settled and were last touched before this time. `None` keeps
-    /// all.
+    /// Complete uploads but parts that are not settled and were last touched before this time.
+    /// `None` keeps all.
     pub undelivered_before: Option<SystemTime>,
     /// Records that expired before this time. Default: now.
     pub records_before: SystemTime,

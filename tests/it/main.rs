@@ -38,5 +38,6 @@ mod store;
 mod streaming;
 mod tonic;
 mod tracing;
+mod tus;
 mod upload;
 mod whole_files;
