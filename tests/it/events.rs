@@ -865,15 +865,23 @@ async fn table() {
     case.tells(&["refused"]);
     let sniffing = |layer: ResumableLayer| layer.with_sniff(move |_, _| Err(refusal()));
     let case = table.case("the first bytes are refused", plain(), sniffing);
-    case.send(part(1, "")).await;
+    case.send(whole("id")).await;
     case.tells(&["refused"]);
-    let case = table.case(
-        "the first bytes are refused, others are stored",
-        plain(),
-        sniffing,
-    );
-    case.send(part(2, "")).await;
+    let case = table.case("the same, and others are stored", plain(), sniffing);
+    for number in [2, 1] {
+        let query = format!(
+            "resumableChunkNumber={number}&resumableChunkSize=9000&resumableTotalSize=18000\
+             &resumableIdentifier=id"
+        );
+        let chunk = Request::post(format!("/upload?{query}"))
+            .header("content-type", "application/octet-stream")
+            .body(Full::from(vec![b'0'; 9000]));
+        case.send(chunk.unwrap()).await;
+    }
+    case.tells(&["file_removed"]);
+    let case = table.case("the same, before the delivery", plain(), sniffing);
     case.send(part(1, "")).await;
+    case.send(part(2, "")).await;
     case.tells(&["file_removed"]);
 
     let dir = tempfile::tempdir().unwrap();
