@@ -165,10 +165,10 @@ impl Delivery {
     /// one second, and every body of the type `text/event-stream`: the client gets it while it
     /// arrives, and the delivery is recorded at once, without the body.
     ///
-    /// A body that fails before that is a failed delivery. After that, it is cut off for its client,
-    /// and the file is delivered. If the client goes, or gets another body by its protocol, or if
-    /// the delivery is one of the background, the rest of the body is dropped. So the work on the
-    /// file has to be done, or to be in a task of its own, when the inner service answers.
+    /// A body that fails before that is a failed delivery. After that, it is cut off for its
+    /// client, and the file is delivered. The rest of the body is dropped if the client goes, if it
+    /// gets another body by its protocol, and if the delivery is one of the background. So the work
+    /// on the file has to be done, or to be in a task of its own, when the inner service answers.
     pub fn with_record_body(self, bytes: usize) -> Self {
         Self {
             record_body: bytes,

@@ -35,8 +35,8 @@ use crate::{
 /// |---|---|---|
 /// | `created`, `completed` | info | `upload.id`, `scope`, `length` |
 /// | `resumed` | info | `upload.id`, `scope`, `received` |
-/// | `stored` | debug | `upload.id`, `scope`, `offset`, `bytes`, `duplicate`, `received`, `elapsed` |
-/// | `refused` | warn for a limit of the server, else info | `upload.id`, `scope`, `error.kind`, `error` |
+/// | `stored` | debug | `upload.id`, `scope`, `offset`, `bytes`, `duplicate`, `received`, … |
+/// | `refused` | info, warn | `upload.id`, `scope`, `error.kind`, `error` |
 /// | `taken_over` | info | `upload.id`, `scope`, `error.kind`, `error` |
 /// | `interrupted` | debug | `upload.id`, `scope`, `error.kind`, `error` |
 /// | `store_failed` | error | `upload.id`, `error.kind`, `error` |
@@ -45,7 +45,7 @@ use crate::{
 /// | `store_renewal_failed` | warn | `upload.id`, `error` |
 /// | `store_claim_lost` | error | `upload.id` |
 /// | `delivery_started` | debug | `upload.id`, `scope`, `attempt` |
-/// | `delivery_ended` | info | `upload.id`, `scope`, `attempt`, `status`, `verdict`, `elapsed`, `since_last_byte` |
+/// | `delivery_ended` | info | `upload.id`, `scope`, `attempt`, `status`, `verdict`, … |
 /// | `delivery_failed` | warn | `upload.id`, `scope`, `attempt`, `elapsed`, `error.kind`, `error` |
 /// | `record_late` | info | `upload.id`, `scope`, `tries`, `elapsed` |
 /// | `set_aside` | error | `upload.id`, `scope`, `attempts`, `error.kind`, `error` |
@@ -53,6 +53,9 @@ use crate::{
 /// | `swept` | info | `abandoned`, `undelivered`, `records` |
 /// | `sweep_failed` | error | `error.kind`, `error` |
 /// | `missing_upload` | error | `path` |
+///
+/// `stored` has `elapsed`, too, and `delivery_ended` has `elapsed` and `since_last_byte`. `refused`
+/// is a warning if the server is at a limit.
 ///
 /// `upload.id` is the hash that names the upload; `scope` is what the application calls its owner.
 /// `offset`, `bytes`, `duplicate`, `received` and `length` are in bytes, `elapsed` and

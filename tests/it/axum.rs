@@ -25,7 +25,7 @@ use tower_http::{
 };
 use tower_resumable::{CompletedUpload, MemoryStore, ResponseBody, ResumableLayer};
 
-use crate::common::{Client, File};
+use crate::common::{Client, File, Told};
 
 fn layer() -> ResumableLayer {
     ResumableLayer::new(MemoryStore::default())
@@ -193,4 +193,57 @@ fn types_satisfy_the_bounds_of_servers() {
         http::Response<ResponseBody<Body>>,
         std::convert::Infallible,
     > = BoxCloneSyncService::new(service);
+}
+
+/// A handler that asks for an upload that is none. The answer says what may be wrong, and the
+/// operator is told the path that the layer has seen.
+#[tokio::test]
+async fn a_missing_upload_is_explained() {
+    type Set = fn(ResumableLayer) -> Router;
+    let inside: Set = |layer| {
+        let inner = Router::new().route("/files", post(done)).layer(layer);
+        Router::new().nest("/api", inner)
+    };
+    let outside: Set = |layer| {
+        let inner = Router::new().route("/files", post(done));
+        Router::new().nest("/api", inner).layer(layer)
+    };
+    let too_early: Set = |layer| {
+        let router = Router::new().route("/other", post(done)).layer(layer);
+        router.route("/api/files", post(done))
+    };
+    for (set, path, at, seen) in [
+        // The path has the prefix, and the layer does not see it.
+        (inside, "/api/files", "/files", Some("/files")),
+        (outside, "/files", "/files", Some("/api/files")),
+        // The path is right, and the request is no upload.
+        (inside, "/files", "/files", Some("/files")),
+        (outside, "/api/files", "/files", Some("/api/files")),
+        (too_early, "/api/files", "/api/files", None),
+    ] {
+        let told = Told::default();
+        let app = set(told.of(layer().with_path(path)));
+        let mut client = Client::connect(serve(app).await).await;
+        let request = http::Request::post("/api/files").body(b"x".to_vec());
+        let answer = client.send(request.unwrap()).await;
+        assert_eq!(answer.status, 500);
+        for text in [
+            &format!("for `{at}`"),
+            "`ResumableLayer`",
+            "`nest`",
+            "`Router::layer`",
+        ] {
+            assert!(answer.body.contains(text), "{text}: {}", answer.body);
+        }
+        let sent = answer.body.contains("sent to `/api/files`");
+        assert_eq!(sent, at != "/api/files", "{}", answer.body);
+        let told = told.take_faults();
+        match seen {
+            Some(seen) => {
+                assert_eq!((told.len(), told[0].0), (1, "missing_upload"));
+                assert!(told[0].1.contains(&format!("`{seen}`")), "{told:?}");
+            }
+            None => assert_eq!(told, []),
+        }
+    }
 }

@@ -504,6 +504,58 @@ async fn an_upload_is_created_and_completed_once() {
     }
 }
 
+/// What a layer has and does, in each state of an upload.
+#[tokio::test]
+async fn counts_are_of_this_moment() {
+    let limits = Delivery::default().with_max_attempts(2);
+    let layer = ResumableLayer::new(MemoryStore::default())
+        .with_hold_back(Duration::ZERO)
+        .with_delivery(limits);
+    let uploads = layer.uploads();
+    let counts = || {
+        let it = uploads.counts();
+        let unfinished = it.unfinished_uploads.zip(it.unfinished_bytes);
+        let work = [
+            it.running,
+            it.bodies,
+            it.deliveries,
+            it.waiting,
+            it.set_aside,
+        ];
+        (unfinished, work)
+    };
+    assert_eq!(counts(), (None, [0; 5]));
+    let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
+    let app = layer.layer(service_fn(move |_: Request<AnyBody>| {
+        let (send, answer) = tokio::sync::oneshot::channel::<u16>();
+        entered.send(send).unwrap();
+        async move { self::answer(answer.await.unwrap()) }
+    }));
+    let (request, pieces) = slowly(part(1, ""));
+    let receiving = tokio::spawn(app.clone().oneshot(request));
+    until(|| uploads.counts().unfinished_uploads == Some(1)).await;
+    assert_eq!(counts(), (Some((1, 20)), [1, 1, 0, 0, 0]));
+    pieces.send(Ok(Frame::data("0123456789".into()))).unwrap();
+    drop(pieces);
+    assert_eq!(receiving.await.unwrap().unwrap().status(), 200);
+    assert_eq!(counts(), (Some((1, 20)), [0; 5]));
+    for (status, waiting, set_aside) in [(500, 1, 0), (500, 0, 1)] {
+        let delivering = tokio::spawn(app.clone().oneshot(any(part(2, ""))));
+        let answer = has_entered.recv().await.unwrap();
+        let before = counts();
+        assert_eq!((before.0, &before.1[..3]), (Some((1, 20)), &[2, 0, 1][..]));
+        answer.send(status).unwrap();
+        delivering.await.unwrap().unwrap();
+        assert_eq!(counts(), (Some((1, 20)), [0, 0, 0, waiting, set_aside]));
+    }
+    let page = uploads.list(&Filter::complete(), None).await.unwrap();
+    let upload = page.uploads[0].upload.clone();
+    let request = Request::post("/upload").body(Body::default()).unwrap();
+    let delivering = uploads.deliver(upload, service_fn(async |_| answer(200)), any(request));
+    assert_eq!(delivering.await.unwrap().status(), 200);
+    assert_eq!(counts(), (Some((0, 0)), [0; 5]));
+}
+
 /// A hook that always panics, and whose panics panic again when they are dropped.
 #[tokio::test]
 async fn a_hook_that_panics_harms_no_upload() {
@@ -813,15 +865,23 @@ async fn table() {
     case.tells(&["refused"]);
     let sniffing = |layer: ResumableLayer| layer.with_sniff(move |_, _| Err(refusal()));
     let case = table.case("the first bytes are refused", plain(), sniffing);
-    case.send(part(1, "")).await;
+    case.send(whole("id")).await;
     case.tells(&["refused"]);
-    let case = table.case(
-        "the first bytes are refused, others are stored",
-        plain(),
-        sniffing,
-    );
-    case.send(part(2, "")).await;
+    let case = table.case("the same, and others are stored", plain(), sniffing);
+    for number in [2, 1] {
+        let query = format!(
+            "resumableChunkNumber={number}&resumableChunkSize=9000&resumableTotalSize=18000\
+             &resumableIdentifier=id"
+        );
+        let chunk = Request::post(format!("/upload?{query}"))
+            .header("content-type", "application/octet-stream")
+            .body(Full::from(vec![b'0'; 9000]));
+        case.send(chunk.unwrap()).await;
+    }
+    case.tells(&["file_removed"]);
+    let case = table.case("the same, before the delivery", plain(), sniffing);
     case.send(part(1, "")).await;
+    case.send(part(2, "")).await;
     case.tells(&["file_removed"]);
 
     let dir = tempfile::tempdir().unwrap();

@@ -245,12 +245,15 @@ impl Inner {
                 Ok(Err(error)) => error,
                 Err(elapsed) => StoreError::new(elapsed),
             };
-            let error = &error;
-            self.events
-                .tell(&StoreEvent::RenewalFailed { upload, error });
-            if !term.is_live() {
-                self.tell_loss(&term);
-            }
+            let told = Arc::clone(&term);
+            self.tell_apart(move |store| {
+                let error = &error;
+                let event = StoreEvent::RenewalFailed { upload, error };
+                store.events.tell(&event);
+                if !told.is_live() {
+                    store.tell_loss(&told);
+                }
+            });
             pause = self.lease / 12;
         }
     }
@@ -258,7 +261,7 @@ impl Inner {
     /// Writes the object of a lease again, so that its date is new, unless it was just written. If
     /// the lease has expired, takes the next one. `false` if another server has the lease, or the
     /// upload has ended.
-    async fn renew(&self, term: &Term) -> Result<bool, StoreError> {
+    async fn renew(self: &Arc<Self>, term: &Term) -> Result<bool, StoreError> {
         let _renewing = term.renewing.lock().await;
         let (Renewed { number, last, .. }, asked) = (*term.state(), Instant::now());
         let pause = self.lease / 60;
@@ -289,11 +292,21 @@ impl Inner {
         Ok(false)
     }
 
-    fn tell_loss(&self, term: &Term) {
+    fn tell_loss(self: &Arc<Self>, term: &Term) {
         if !term.is_loss_told.swap(true, SeqCst) {
             let upload = term.id;
-            self.events.tell(&StoreEvent::ClaimLost { upload });
+            let event = move |store: &Arc<Self>| {
+                store.events.tell(&StoreEvent::ClaimLost { upload });
+            };
+            self.tell_apart(event);
         }
+    }
+
+    /// Tells something on a thread for blocking work: an observer that is slow must not keep the
+    /// thread of all leases from renewing them.
+    fn tell_apart(self: &Arc<Self>, tell: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        let store = Arc::clone(self);
+        tokio::task::spawn_blocking(move || tell(&store));
     }
 
     /// Tells other servers that a lease has ended. If it fails, they wait until the lease time is

@@ -2,6 +2,8 @@
 
 use std::sync::mpsc;
 
+use tower_resumable::store::StoreEvent;
+
 use super::*;
 use crate::common::Told;
 
@@ -147,6 +149,44 @@ async fn a_server_that_is_cut_off_loses_its_claim() {
         .filter(|event| **event == "store_claim_lost")
         .count();
     assert_eq!(lost, 1, "{told:?}");
+}
+
+/// An observer that blocks when a renewal fails does not keep other leases from being renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_observer_loses_no_claim() {
+    let engine = Arc::new(Engine::default());
+    let (way, upload) = (Arc::new(engine.beside()), upload(3, None));
+    let cut = open_with_lease(&way, LEASE).await;
+    let (blocked, is_blocked) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    cut.observe(Arc::new(move |_: &StoreEvent<'_>| {
+        // The test may have ended.
+        let _ = blocked.send(());
+        let _ = released.lock().unwrap().recv();
+    }));
+    write(&cut, &upload, 0, b"abc").await.unwrap();
+    let _first = claim(&cut, &upload).await;
+    // Another store of this process, and the same thread renews its claim.
+    let others = Arc::new(Engine::default());
+    let (healthy, rival) = (
+        open_with_lease(&others, LEASE).await,
+        open_with_lease(&others, LEASE).await,
+    );
+    write(&healthy, &upload, 0, b"abc").await.unwrap();
+    let second = claim(&healthy, &upload).await;
+    way.set_down(true);
+    tokio::task::spawn_blocking(move || is_blocked.recv().unwrap())
+        .await
+        .unwrap();
+    let deadline = Instant::now() + 3 * LEASE;
+    while Instant::now() < deadline {
+        assert!(second.sealed().claim_is_live());
+        let asked = rival.claim(&upload).await.unwrap();
+        assert!(matches!(asked, Claimed::Busy), "{asked:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(release);
 }
 
 /// If no other server has taken the upload when the way is open again, the answer is recorded.
