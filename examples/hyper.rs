@@ -19,20 +19,28 @@ use hyper_util::{
 use serde_json::json;
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, EventLevel, FileStore, ResumableLayer, store::Durability};
+use tower_resumable::{
+    CompletedUpload, EventLevel, FileStore, Limits, ResumableLayer, store::Durability,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::builder(option("--dir").unwrap_or("uploads".into()))
         .with_durability(durability()?)
         .open()?;
+    let mut limits = Limits::default();
+    if let Some(bodies) = option("--bodies") {
+        limits = limits.with_bodies(bodies.parse()?);
+    }
     // What needs attention, such as why the store failed. `cargo bench` starts this example, so it
     // logs no line for each upload.
-    let layer = ResumableLayer::new(store).with_events(|event| {
-        if event.level() >= EventLevel::Warn {
-            eprintln!("{event}");
-        }
-    });
+    let layer = ResumableLayer::new(store)
+        .with_limits(limits)
+        .with_events(|event| {
+            if event.level() >= EventLevel::Warn {
+                eprintln!("{event}");
+            }
+        });
     let uploads = layer.uploads();
     // Deliver the uploads that were complete when the last process ended, and those whose delivery
     // fails.
@@ -149,7 +157,8 @@ async fn work() {
     tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
-/// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--durability KIND`.
+/// The value of a command line option: `--listen ADDRESS`, `--dir DIR`, `--durability KIND` or
+/// `--bodies NUMBER`.
 fn option(name: &str) -> Option<String> {
     env::args().skip_while(|word| word != name).nth(1)
 }

@@ -105,6 +105,10 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// rules of its protocol, and its client is told to try again. Earlier bytes do not make up for a
 /// later pause.
 ///
+/// The slowest body also ends if another one is refused because it finds no room: on the disk, in
+/// the memory of the store, or, among the bodies of its scope, in a limit of unfinished uploads. So
+/// a client that declares many bytes and sends none does not keep the room for them.
+///
 /// The server limits the time for the head of a request, the number of connections and the streams
 /// of each: with hyper, set a timer, `header_read_timeout` and `max_concurrent_streams`.
 ///

@@ -68,12 +68,6 @@ impl Bodies {
     pub(crate) fn count(&self) -> u64 {
         lock(&self.live).meters.len() as u64
     }
-
-    /// Ends the body that owes the most, if one owes enough, because the store needs what it holds.
-    pub(crate) fn end_slowest(&self) {
-        let ended = lock(&self.live).end_slowest(|_| true);
-        ended.iter().for_each(Meter::wake);
-    }
 }
 
 impl Live {
@@ -171,6 +165,15 @@ pub(crate) struct BodyGuard {
 impl BodyGuard {
     pub(crate) fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)
+    }
+
+    /// Ends the body that owes the most, if one owes enough, because this one needs what it holds.
+    /// `in_scope`: only one of the same scope.
+    pub(crate) fn end_slowest(&self, in_scope: bool) {
+        let is_other = |other: &Meter| other.number != self.meter.number;
+        let is_one = |other: &Meter| !in_scope || other.scope == self.meter.scope;
+        let ended = lock(&self.bodies.live).end_slowest(|it| is_other(it) && is_one(it));
+        ended.iter().for_each(Meter::wake);
     }
 }
 

@@ -12,7 +12,7 @@ use http_body::{Body, Frame};
 use super::{
     Engine,
     head::Head,
-    receive::{Found, check_coding},
+    receive::{Found, check_coding, make_room},
     write::Stored,
 };
 use crate::{
@@ -241,7 +241,7 @@ impl Engine {
             digest,
         } = bytes;
         let Config { hooks, limits, .. } = &*self.config;
-        let _reading = self.count_body(&upload.scope, head, body)?;
+        let reading = self.count_body(&upload.scope, head, body)?;
         // What arrives is kept, so a long body is no attack.
         body.take_any_time();
         let mut append = Append::at(offset);
@@ -303,6 +303,7 @@ impl Engine {
             self.stored(upload, Some(chunk), progress, reserved);
         }
         if let Err(error) = &appended {
+            make_room(&reading, error);
             self.append_failed(upload, error).await;
         }
         appended
@@ -313,10 +314,6 @@ impl Engine {
             // The hook has refused the first bytes. If the upload cannot be removed now, it is
             // swept later, and the operator is told.
             let _ = self.remove(upload, Some(error)).await;
-        }
-        if *error.reason() == Reason::Busy {
-            // The memory of the store is taken, perhaps by bodies that bring nothing.
-            self.bodies.end_slowest();
         }
     }
 

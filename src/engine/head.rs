@@ -38,6 +38,10 @@ impl Head {
         self.upload.get()
     }
 
+    pub(super) fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
+    }
+
     pub(super) fn into_parts(self) -> Parts {
         self.parts
     }

@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
@@ -40,13 +40,17 @@ use crate::{
 };
 
 /// Answers a request of a protocol.
-pub(crate) async fn handle<S, B, R>(
+///
+/// A client that stalls keeps the memory of the future. So it is an `async` block, because an
+/// `async fn` has a second place for each argument. Large values are boxed, and so are the futures
+/// that other requests than uploads need.
+pub(crate) fn handle<S, B, R>(
     engine: Engine,
     inner: S,
     exchange: Exchange,
-    head: Head,
+    mut head: Head,
     body: B,
-) -> Response<ResponseBody<R>>
+) -> impl Future<Output = Response<ResponseBody<R>>> + Send + use<S, B, R>
 where
     S: Service<Request<B>, Response = Response<R>> + Send + 'static,
     S::Future: Send,
@@ -56,47 +60,74 @@ where
     B::Error: Into<BoxError>,
     R: Body<Data = Bytes> + Send + 'static,
 {
-    let _active = engine.active.enter();
     let mut body = Paced::new(body, engine.config.limits.pace);
     let Exchange { command, mut reply } = exchange;
-    let found = match command {
-        Ok(command) => engine.run(command, &head, &mut body, &mut reply).await,
-        Err(error) => Err(error),
-    };
-    let found = match found {
-        Ok(Found::Complete { upload, is_probe }) => {
-            let request = delivered(
-                head.into_parts(),
-                body.into_inner(),
-                reply.forwards_all(),
-                &upload,
-            );
-            let complete = engine.complete(inner, request, upload, is_probe, &reply);
-            return complete.await;
+    let command = command.map(Box::new);
+    async move {
+        let _active = engine.active.enter();
+        if !body.is_end_stream() && head.version < Version::HTTP_2 {
+            release_buffer(head.parts_mut());
         }
-        Ok(Found::Also { response, upload }) => {
-            let request = delivered(head.into_parts(), body.into_inner(), false, &upload);
-            // The client learns at the URL of that upload how this ended.
-            let _ = deliver(&engine, inner, request, upload, By::Request).await;
-            return response.map(ResponseBody::answer);
+        let found = match command {
+            Ok(command) => engine.run(command, &head, &mut body, &mut reply).await,
+            Err(error) => Err(error),
+        };
+        let found = match found {
+            Ok(Found::Complete { upload, is_probe }) => {
+                let request = delivered(
+                    head.into_parts(),
+                    body.into_inner(),
+                    reply.forwards_all(),
+                    &upload,
+                );
+                let complete = engine.complete(inner, request, upload, is_probe, &reply);
+                return Box::pin(complete).await;
+            }
+            Ok(Found::Also { response, upload }) => {
+                let request = delivered(head.into_parts(), body.into_inner(), false, &upload);
+                // The client learns at the URL of that upload how this ended.
+                let _ = Box::pin(deliver(&engine, inner, request, upload, By::Request)).await;
+                return response.map(ResponseBody::answer);
+            }
+            Ok(Found::Response(response)) => Ok(response),
+            Err(error) => {
+                engine.refused(head.upload(), head.scope(), &error);
+                Err(error)
+            }
+        };
+        let is_read = drain(&head, &mut body).await;
+        let mut response = match found {
+            Ok(response) => response,
+            Err(error) => engine.refuse(&reply, error, Duration::ZERO).await,
+        };
+        // HTTP/2 resets the stream instead.
+        if !is_read && head.version < Version::HTTP_2 {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
         }
-        Ok(Found::Response(response)) => Ok(response),
-        Err(error) => {
-            engine.refused(head.upload(), head.scope(), &error);
-            Err(error)
-        }
-    };
-    let is_read = drain(&head, &mut body).await;
-    let mut response = match found {
-        Ok(response) => response,
-        Err(error) => engine.refuse(&reply, error, Duration::ZERO).await,
-    };
-    // HTTP/2 resets the stream instead.
-    if !is_read && head.version < Version::HTTP_2 {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
+        response.map(ResponseBody::answer)
     }
-    response.map(ResponseBody::answer)
+}
+
+/// Copies the texts of a head. hyper slices them from its read buffer of at least 8 KiB, and can
+/// use that for the body only when no slice is left.
+fn release_buffer(head: &mut Parts) {
+    // What cannot be copied stays a slice.
+    let copy_uri = |uri: &mut Uri| {
+        let copy = uri.to_string().parse().ok();
+        *uri = copy.filter(|copy| copy == uri).unwrap_or(uri.clone());
+    };
+    copy_uri(&mut head.uri);
+    #[cfg(feature = "axum")]
+    if let Some(sent) = head.extensions.get_mut::<axum::extract::OriginalUri>() {
+        copy_uri(&mut sent.0);
+    }
+    for value in head.headers.values_mut() {
+        if let Ok(mut copy) = HeaderValue::from_bytes(value.as_bytes()) {
+            copy.set_sensitive(value.is_sensitive());
+            *value = copy;
+        }
+    }
 }
 
 /// Reads the rest of a body, within bounds. Returns whether it was read to its end.
@@ -146,6 +177,15 @@ impl Found {
     }
 }
 
+/// Ends another body if it may hold the room for bytes that it does not bring.
+pub(super) fn make_room(reading: &BodyGuard, error: &Error) {
+    match error.reason() {
+        Reason::Busy | Reason::StorageFull => reading.end_slowest(false),
+        Reason::QuotaExceeded | Reason::TooManyUploads => reading.end_slowest(true),
+        _ => {}
+    }
+}
+
 /// Refuses a body in a coding: its bytes would be stored as they are.
 pub(super) fn check_coding(head: &Parts) -> Result<(), Error> {
     let mut codings = head.headers.get_all(header::CONTENT_ENCODING).iter();
@@ -163,7 +203,7 @@ pub(super) fn check_coding(head: &Parts) -> Result<(), Error> {
 impl Engine {
     async fn run<B>(
         &self,
-        mut command: Command,
+        mut command: Box<Command>,
         head: &Head,
         body: &mut Paced<B>,
         reply: &mut Reply,
@@ -173,7 +213,7 @@ impl Engine {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        if let Command::Capabilities = command {
+        if let Command::Capabilities = *command {
             let max_size = self.config.limits.file_size;
             let checksums = CHECKSUMS;
             return Ok(Found::Response(reply.encode(Outcome::Capabilities {
@@ -184,24 +224,28 @@ impl Engine {
         // The owner is known before a byte of the body is read.
         let scope = self.config.hooks.scope(head)?;
         head.set_scope(&scope);
-        if let Command::Read { .. } | Command::Write(_) = command {
+        if let Command::Read { .. } | Command::Write(_) = *command {
             check_coding(head)?;
         }
-        if let Command::Read { max, then } = command {
+        if let Command::Read { max, then } = *command {
             let _reading = self.count_body(&scope, head, body)?;
-            let exchange = then(&self.read_all(head, body, max).await?);
+            let exchange = then(&Box::pin(self.read_all(head, body, max)).await?);
             *reply = exchange.reply;
-            command = exchange.command?;
+            command = exchange.command.map(Box::new)?;
         }
-        let response = match command {
+        let response = match *command {
             Command::Write(write) => {
-                let _reading = self.count_body(&scope, head, body)?;
-                return self.write(write, head, scope, body, reply).await;
+                let reading = self.count_body(&scope, head, body)?;
+                let written = self.write(write, head, scope, body, reply).await;
+                if let Err(error) = &written {
+                    make_room(&reading, error);
+                }
+                return written;
             }
             Command::Conclude(described) => {
-                return self.conclude(described, head, scope, reply).await;
+                return Box::pin(self.conclude(described, head, scope, reply)).await;
             }
-            Command::Look(look) => return self.look(look, head, scope, reply).await,
+            Command::Look(look) => return Box::pin(self.look(look, head, scope, reply)).await,
             Command::List { after, fields } => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;

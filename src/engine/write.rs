@@ -68,7 +68,8 @@ impl Engine {
                 let (spooled, len) = self.spool(spooling.max(), source.as_mut()).await?;
                 let mut source = pin!(Reread(spooled));
                 let exact = SizeHint::with_exact(len);
-                self.write_to(place(len)?, head, scope, exact, source.as_mut())
+                let target = place(len).map(Box::new)?;
+                self.write_to(target, head, scope, exact, source.as_mut())
                     .await?
             }
             Write::Form { boundary, mut form } => {
@@ -77,14 +78,15 @@ impl Engine {
                 if size.lower() > form_bytes(limit, true) {
                     return Err(Reason::ChunkTooLarge { limit }.into());
                 }
-                let parts = multipart::Form::new(&mut *body, boundary, digest);
-                let written = self.write_form(parts, &mut *form, head, scope, size).await;
+                let mut parts = multipart::Form::new(&mut *body, boundary, digest);
+                let written = self.write_form(&mut parts, &mut *form, head, scope, size);
+                let written = written.await;
                 // Only the parts of the form say which reply the client needs.
                 *reply = form.reply();
                 match written? {
                     Written::Stored(stored) => stored,
                     Written::Asked(look, scope) => {
-                        return self.look(look, head, scope, reply).await;
+                        return Box::pin(self.look(look, head, scope, reply)).await;
                     }
                 }
             }
@@ -110,22 +112,23 @@ impl Engine {
     /// Stores a body at its target. `None` if the client continues an upload that is gone.
     async fn write_to(
         &self,
-        target: Target,
+        target: Box<Target>,
         head: &Head,
         scope: Scope,
         size: SizeHint,
         source: Source<'_>,
     ) -> Result<Option<(Upload, Progress)>, Error> {
-        let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
+        let Some(mut chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(None);
         };
         chunk.check(size.lower(), size.upper())?;
-        self.store_chunk(chunk, source).await.map(Some)
+        let progress = self.store_chunk(&mut chunk, source).await?;
+        Ok(Some((chunk.upload, progress)))
     }
 
     async fn write_form(
         &self,
-        mut parts: multipart::Form<'_>,
+        parts: &mut multipart::Form<'_>,
         form: &mut dyn Form,
         head: &Head,
         scope: Scope,
@@ -145,11 +148,10 @@ impl Engine {
             file_name: head_of_part.file_name,
             content_type: head_of_part.content_type,
         };
-        let Some(target) = form.file(part)? else {
-            // Boxed, so that all other requests do not hold the memory for it.
+        let Some(target) = form.file(part)?.map(Box::new) else {
             return Box::pin(self.write_spooled(parts, form, head, scope, size)).await;
         };
-        let Some(chunk) = self.admit_chunk(target, head, scope).await? else {
+        let Some(mut chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));
         };
         let is_base64 = form.is_base64();
@@ -159,16 +161,16 @@ impl Engine {
         let mut fields = Fields(form);
         let content = pin!(parts.content(&mut fields));
         let mut decoded = pin!(Decoded::new(content, is_base64));
-        let (mut upload, progress) = self.store_chunk(chunk, decoded.as_mut()).await?;
+        let progress = self.store_chunk(&mut chunk, decoded.as_mut()).await?;
         // Including those after the file.
-        upload.fields = form.fields();
-        Ok(Written::Stored(Some((upload, progress))))
+        chunk.upload.fields = form.fields();
+        Ok(Written::Stored(Some((chunk.upload, progress))))
     }
 
     /// Spools the file of a form until the fields after it have said where it belongs.
     async fn write_spooled(
         &self,
-        mut parts: multipart::Form<'_>,
+        parts: &mut multipart::Form<'_>,
         form: &mut dyn Form,
         head: &Head,
         scope: Scope,
@@ -180,7 +182,7 @@ impl Engine {
             let mut content = pin!(parts.content(&mut fields));
             self.spool(spooling.max(), content.as_mut()).await?
         };
-        let target = form.place(len)?;
+        let target = form.place(len).map(Box::new)?;
         let source = pin!(Reread(spooled));
         let mut source = pin!(Decoded::new(source, form.is_base64()));
         let stored = self
@@ -227,10 +229,10 @@ impl Engine {
     /// continues an upload that is gone, without having asked.
     async fn admit_chunk(
         &self,
-        target: Target,
+        target: Box<Target>,
         head: &Head,
         scope: Scope,
-    ) -> Result<Option<Chunk>, Error> {
+    ) -> Result<Option<Box<Chunk>>, Error> {
         self.config.check(target.upload.length, target.len)?;
         let digest = match (&self.config.digests.chunk, &target.digest) {
             (Some((name, algorithm)), Some(value)) => {
@@ -238,41 +240,38 @@ impl Engine {
             }
             _ => None,
         };
-        let upload = self.upload(target.upload, head, scope)?;
-        if target.must_exist && self.status(&upload).await?.is_none() {
-            return Ok(None);
-        }
-        self.admit(Purpose::Chunk, head, &upload).await?;
-        Ok(Some(Chunk {
-            upload,
+        let must_exist = target.must_exist;
+        let chunk = Box::new(Chunk {
             offset: target.offset,
             len: target.len,
             lengths: target.other_len.map(|other| [target.max_len, other]),
             max_len: target.max_len.min(self.config.limits.chunk_size),
             digest,
-        }))
+            upload: self.upload(target.upload, head, scope)?,
+        });
+        if must_exist && self.status(&chunk.upload).await?.is_none() {
+            return Ok(None);
+        }
+        self.admit(Purpose::Chunk, head, &chunk.upload).await?;
+        Ok(Some(chunk))
     }
 
-    async fn store_chunk(
-        &self,
-        chunk: Chunk,
-        source: Source<'_>,
-    ) -> Result<(Upload, Progress), Error> {
-        let Chunk { upload, offset, .. } = chunk;
-        let reserved = self.reserve(&upload).await?;
+    async fn store_chunk(&self, chunk: &mut Chunk, source: Source<'_>) -> Result<Progress, Error> {
+        let (upload, offset) = (&chunk.upload, chunk.offset);
+        let reserved = self.reserve(upload).await?;
         // Only this process knows without asking the store. For the others the record ends soon.
         if offset == 0 && self.outcomes.is_rejected(&upload.id) {
-            self.forget_rejection(&upload).await?;
+            self.forget_rejection(upload).await?;
         }
         let sniff = self.config.hooks.sniff.as_ref().filter(|_| offset == 0);
         let source = pin!(OneOf::new(source, chunk.lengths));
-        let sniffed = pin!(Sniffed::new(source, sniff, &upload));
-        let mut verified = pin!(Verified::new(sniffed, chunk.digest));
+        let sniffed = pin!(Sniffed::new(source, sniff, upload));
+        let mut verified = pin!(Verified::new(sniffed, chunk.digest.take()));
         let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
         let begun = Instant::now();
         let written = self
             .store
-            .write(&upload, offset, &mut body, Keep::Whole)
+            .write(upload, offset, &mut body, Keep::Whole)
             .await;
         match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
             Ok(progress) => {
@@ -282,22 +281,18 @@ impl Engine {
                     duplicate: body.duplicate(),
                     elapsed: begun.elapsed(),
                 };
-                self.stored(&upload, Some(chunk), progress, reserved);
-                Ok((upload, progress))
+                self.stored(upload, Some(chunk), progress, reserved);
+                Ok(progress)
             }
             Err(error) => {
                 if error.refusal().is_some() && !error.is_retryable() {
                     // Other chunks of the file may be stored. If the upload cannot be removed now,
                     // it is swept later, and the operator is told.
-                    let _ = self.remove(&upload, Some(&error)).await;
-                }
-                if *error.reason() == Reason::Busy {
-                    // The memory of the store is taken, perhaps by bodies that bring nothing.
-                    self.bodies.end_slowest();
+                    let _ = self.remove(upload, Some(&error)).await;
                 }
                 if let Some(reserved) = reserved.filter(Reservation::needs_status) {
                     // If that is unknown, the upload stays counted.
-                    if let Ok(status) = self.status(&upload).await {
+                    if let Ok(status) = self.status(upload).await {
                         reserved.found(status.as_ref());
                     }
                 }

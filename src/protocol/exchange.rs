@@ -112,13 +112,9 @@ pub(crate) struct Create {
 }
 
 /// How a request carries its bytes.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "there is one of them per request"
-)]
 pub(crate) enum Write {
     /// The body is the chunk.
-    Raw(Target),
+    Raw(Box<Target>),
     /// The body is a whole file, and only its end tells how long it is.
     Spool(Place),
     /// The chunk is a part of a multipart form.

@@ -52,7 +52,7 @@ impl Decode for Plain<'_> {
             let (upload, digest) = (whole_file(&params)?, self.0.digest(&params)?);
             let place = move |len| Target::whole(upload, digest, len);
             Ok(Command::Write(match length {
-                Some(length) => Write::Raw(place(length)),
+                Some(length) => Write::Raw(Box::new(place(length))),
                 None => Write::Spool(Box::new(move |len| Ok(place(len)))),
             }))
         };

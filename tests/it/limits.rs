@@ -12,7 +12,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify, task::JoinHandle};
 use tower::{ServiceBuilder, ServiceExt as _, service_fn};
-use tower_resumable::{Limits, MemoryStore, Purpose, Refusal, ResumableLayer};
+use tower_resumable::{FileStore, Limits, MemoryStore, Purpose, Refusal, ResumableLayer};
 
 use crate::{
     common::{self, Answer, Client, File, FilePart, Server, begin, serve},
@@ -272,13 +272,22 @@ async fn a_body_below_the_minimum_pace_is_refused() {
 
 /// Sends until the answer has another status than 503.
 async fn admitted(client: &mut Client, request: impl Fn() -> Request<Vec<u8>>) -> Answer {
+    admitted_after(client, "busy", request).await
+}
+
+/// The same, if the answers before have this code.
+async fn admitted_after(
+    client: &mut Client,
+    code: &str,
+    request: impl Fn() -> Request<Vec<u8>>,
+) -> Answer {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
         let answer = client.send(request()).await;
         if answer.status != 503 {
             return answer;
         }
-        assert_code(&answer, 503, "busy");
+        assert_code(&answer, 503, code);
         assert!(
             tokio::time::Instant::now() < deadline,
             "no body gives way: {answer:?}"
@@ -396,6 +405,79 @@ async fn bodies_are_counted_for_each_peer() {
         tokio::task::yield_now().await;
     }
     assert!(other.iter().all(is_open));
+}
+
+/// A body that brings nothing does not keep what its scope may have. Other scopes lose nothing.
+#[tokio::test]
+async fn a_slow_body_gives_way_when_the_limits_of_its_scope_are_reached() {
+    for (limits, code) in [
+        (
+            Limits::default().with_unfinished_bytes_per_scope(40),
+            "quota_exceeded",
+        ),
+        (
+            Limits::default().with_uploads_per_scope(1),
+            "too_many_uploads",
+        ),
+    ] {
+        let server = server(limits).await;
+        let mut slow = stalled(&server, &["bob", "alice"]).await;
+        let file = File::new("a.txt", 25);
+        let mut client = server.client().await;
+        let answer = admitted_after(&mut client, code, || by("alice", file.octets(1))).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let answer = answer_of(slow.remove(1).0).await;
+        assert!(answer.contains("\"too_slow\""), "{answer}");
+        assert!(slow.iter().all(is_open));
+    }
+}
+
+/// The same for the room on the disk, which a body reserves that declares its length.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_slow_body_gives_way_when_the_disk_has_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = crate::store::free(dir.path());
+    // For one body of this length, and not for two, even if other programs use some of it.
+    let len = free / 8 * 3;
+    let store = FileStore::builder(dir.path()).with_free_space_reserve(free / 2);
+    let limits = Limits::default()
+        .with_chunk_size(u64::MAX)
+        .with_file_size(u64::MAX);
+    let layer = ResumableLayer::new(store.open().unwrap()).with_hold_back(Duration::ZERO);
+    let layer = layer.with_limits(limits.with_unfinished_bytes_per_scope(u64::MAX));
+    let inner = service_fn(async |_: Request<_>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let begin = async |name: &str| {
+        let mut socket = TcpStream::connect(addr).await.unwrap();
+        let head = format!(
+            "POST /upload?resumableChunkNumber=1&resumableChunkSize={len}\
+             &resumableTotalSize={len}&resumableIdentifier={name} HTTP/1.1\r\nhost: x\r\n\
+             content-length: {len}\r\ncontent-type: application/octet-stream\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        // More than is held in memory, so that the store begins to write.
+        socket.write_all(&[7; 64 << 10]).await.unwrap();
+        socket
+    };
+    let mut slow = tokio::spawn(answer_of(begin("slow").await));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let mut number = 0;
+    let answer = loop {
+        number += 1;
+        let other = answer_of(begin(&number.to_string()).await);
+        tokio::select! {
+            answer = &mut slow => break answer.unwrap(),
+            answer = other => assert!(answer.contains("\"storage_full\""), "{answer}"),
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the slow body stays"
+        );
+    };
+    assert!(answer.contains("\"too_slow\""), "{answer}");
 }
 
 /// A server over a store that pauses.

@@ -2,6 +2,9 @@
 
 mod hardening;
 
+#[cfg(target_os = "linux")]
+pub use hardening::free_space::free;
+
 use std::{
     path::{Path, PathBuf},
     pin::pin,

@@ -266,7 +266,8 @@ impl Chunked {
                     }
                     None => {}
                 }
-                Ok(Command::Write(Write::Raw(self.target(dialect, params)?)))
+                let target = self.target(dialect, params)?;
+                Ok(Command::Write(Write::Raw(Box::new(target))))
             }
             _ => Err(Reason::MethodNotAllowed.into()),
         }

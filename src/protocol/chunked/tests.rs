@@ -1799,7 +1799,7 @@ fn asked(dialect: &Dialect, parts: &Parts) -> Target {
 
 fn raw(dialect: &Dialect, parts: &Parts) -> Target {
     match read(dialect, parts, false) {
-        Some((Ok(Command::Write(Write::Raw(target))), _)) => target,
+        Some((Ok(Command::Write(Write::Raw(target))), _)) => *target,
         _ => panic!("it is a raw chunk"),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, sync::Arc, time::Duration};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -220,7 +220,8 @@ impl Arrived {
         let mut deadline = None;
         loop {
             let taken = self.gathered.take(&self.rest);
-            self.rest.advance(taken);
+            // Not `advance`: an empty rest would keep the memory of the piece.
+            self.rest = self.rest.split_off(taken);
             if self.since.is_none() && !self.gathered.is_empty() {
                 self.since = Some(Instant::now());
             }

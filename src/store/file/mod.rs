@@ -25,10 +25,13 @@ mod tests;
 use std::{
     fmt,
     io::Seek as _,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
+
+use tokio::task::JoinSet;
 
 pub use self::settings::Durability;
 use self::{
@@ -41,7 +44,7 @@ use self::{
 };
 use super::{
     Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer,
-    Page, Progress, Record, Sealed, Status, Store, StoreError, Swept,
+    Page, Progress, Record, Sealed, Status, Store, StoreError, Swept, Usage,
     clock::Clock,
     disk::{self, Disk},
 };
@@ -49,6 +52,10 @@ use crate::{
     model::upload::{Upload, UploadId},
     span::Context,
 };
+
+/// How many of the 256 folders of uploads one thread sweeps. The tests that simulate a disk number
+/// its calls, so they have one thread.
+const PART: usize = if cfg!(test) { 256 } else { 64 };
 
 /// Keeps uploads in a folder: the default store.
 ///
@@ -179,6 +186,25 @@ impl FileStore {
         tokio::task::spawn_blocking(work)
             .await
             .map_err(StoreError::new)?
+    }
+
+    /// Runs `work` on all folders of uploads, a part of them on each of several threads, because
+    /// one thread waits for the disk most of the time.
+    async fn in_parts<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Folder, RangeInclusive<u8>) -> Result<T, StoreError> + Clone + Send + 'static,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut tasks = JoinSet::new();
+        for first in (0..=u8::MAX).step_by(PART) {
+            let (folder, work) = (Arc::clone(&self.folder), work.clone());
+            let shards = first..=first + (PART - 1) as u8;
+            tasks.spawn_blocking(move || folder.disk.work(|| work(&folder, shards)));
+        }
+        let mut parts = Vec::new();
+        while let Some(part) = tasks.join_next().await {
+            parts.push(part.map_err(StoreError::new)??);
+        }
+        Ok(parts)
     }
 
     /// Like [`blocking`](Self::blocking), but repeats `work` for a while if another process holds a
@@ -334,7 +360,18 @@ impl Store for FileStore {
 
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         let expiry = *expiry;
-        self.blocking(move |folder| folder.sweep(&expiry)).await
+        let parts = self.in_parts(move |folder, shards| folder.sweep(&expiry, shards));
+        let sum = |mut sum: Swept, part: Swept| {
+            sum.abandoned += part.abandoned;
+            sum.undelivered += part.undelivered;
+            sum.records += part.records;
+            sum
+        };
+        Ok(parts.await?.into_iter().fold(Swept::default(), sum))
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        Ok(self.in_parts(Folder::usage).await?.concat())
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -17,7 +18,7 @@ use crate::{
         state::to_unix_millis,
         upload::{Role, UploadId},
     },
-    store::{Expiry, Filter, Listed, Page, StoreError, Swept, disk},
+    store::{Expiry, Filter, Listed, Page, StoreError, Swept, Usage, disk},
 };
 
 impl Folder {
@@ -73,14 +74,30 @@ impl Folder {
         Ok(found.and_then(|(entry, view)| accepted(&entry, &view)))
     }
 
-    /// What cannot be swept is passed over.
-    pub(super) fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
+    /// What the uploads in some of the folders take of the limits.
+    pub(super) fn usage(&self, shards: RangeInclusive<u8>) -> Result<Vec<Usage>, StoreError> {
+        self.ensure(&self.partial)?;
+        let mut usage = Vec::new();
+        for id in shards.flat_map(|shard| self.ids_in(&self.shard(shard))) {
+            let listed = self.listed(&id, &Filter::default());
+            let listed = self.or_skip(&self.journal_path(&id), listed).flatten();
+            usage.extend(listed.as_ref().map(Usage::from));
+        }
+        Ok(usage)
+    }
+
+    /// Sweeps some of the folders. What cannot be swept is passed over.
+    pub(super) fn sweep(
+        &self,
+        expiry: &Expiry,
+        shards: RangeInclusive<u8>,
+    ) -> Result<Swept, StoreError> {
         self.ensure(&self.partial)?;
         // Tells other runs that the store is active.
         self.now();
         let expiry = self.clock.expiry(expiry, self.disk.now());
         let mut swept = Swept::default();
-        for shard in 0..=u8::MAX {
+        for shard in shards {
             let dir = self.shard(shard);
             for id in self.ids_in(&dir) {
                 let result = self.sweep_upload(&id, &expiry, &mut swept);

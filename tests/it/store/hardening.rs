@@ -541,7 +541,7 @@ mod permissions {
 }
 
 #[cfg(target_os = "linux")]
-mod free_space {
+pub mod free_space {
     use super::*;
 
     /// More free space than any disk has.
@@ -742,7 +742,8 @@ mod free_space {
         assert_eq!(files(root.path()), Vec::<PathBuf>::new());
     }
 
-    fn free(dir: &Path) -> u64 {
+    /// Free bytes of the disk.
+    pub fn free(dir: &Path) -> u64 {
         let output = std::process::Command::new("df")
             .args(["--output=avail", "--block-size=1"])
             .arg(dir)
