@@ -1,8 +1,14 @@
-use std::{error::Error, fmt, pin::Pin, task::ready};
+use std::{
+    error::Error,
+    fmt,
+    pin::{Pin, pin},
+    task::ready,
+};
 
 use bytes::Bytes;
 use http_body::Body;
 
+use super::StoreError;
 use crate::model::BoxError;
 
 /// The bytes of one chunk while they arrive.
@@ -89,6 +95,22 @@ impl<'a> ChunkBody<'a> {
                 }
                 return Some(Ok(piece)).into();
             }
+        })
+        .await
+    }
+
+    /// Like [`next`](Self::next), but fails with [`Superseded`](StoreError::Superseded) as soon as
+    /// `ended` is ready.
+    pub(super) async fn next_unless(
+        &mut self,
+        ended: impl Future,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let (mut ended, mut next) = (pin!(ended), pin!(self.next()));
+        std::future::poll_fn(|cx| {
+            if ended.as_mut().poll(cx).is_ready() {
+                return Err(StoreError::Superseded).into();
+            }
+            next.as_mut().poll(cx).map(|next| Ok(next.transpose()?))
         })
         .await
     }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
-    ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Listed, Page, Progress, RangeSet, Record,
-    Sealed, State, Status, Store, StoreError, Swept, clock::Clock, random_id,
+    Append, Capabilities, ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Listed, Page, Progress,
+    RangeSet, Record, Sealed, State, Status, Store, StoreError, Swept, clock::Clock, random_id,
 };
 use crate::{
     lock::lock,
@@ -141,6 +142,82 @@ impl Store for MemoryStore {
         });
         Ok(swept)
     }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            append: true,
+            concat: true,
+        }
+    }
+
+    async fn interrupt(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        let mut uploads = self.uploads_for(id);
+        Ok(uploads.get_mut(id).map(|entry| {
+            entry.append = None;
+            entry.status()
+        }))
+    }
+
+    async fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        let (running, mut ended) = oneshot::channel();
+        let _writer = {
+            let mut uploads = self.uploads_for(&upload.id);
+            let entry = uploads.get_mut(&upload.id).ok_or(StoreError::Superseded)?;
+            entry.begin(running, upload, append.offset, body.exact_len())?;
+            Arc::clone(&entry.writers)
+        };
+        let (mut at, mut bytes) = (append.offset, BytesMut::new());
+        loop {
+            let next = body.next_unless(&mut ended).await?;
+            let is_last = next.is_none();
+            bytes.extend_from_slice(&next.unwrap_or_default());
+            let mut uploads = self.uploads_for(&upload.id);
+            let entry = uploads.get_mut(&upload.id).ok_or(StoreError::Superseded)?;
+            if ended.try_recv() != Err(TryRecvError::Empty) {
+                return Err(StoreError::Superseded);
+            }
+            let end = at + bytes.len() as u64;
+            if entry.upload.length.is_some_and(|length| end > length) {
+                return Err(StoreError::OutOfBounds);
+            }
+            if is_last || append.keep == Keep::Prefix {
+                entry.insert(at, &bytes.split().freeze())?;
+                at = end;
+            }
+            if is_last {
+                if append.ends_here {
+                    entry.upload.length.get_or_insert(end);
+                }
+                return Ok(entry.status().progress());
+            }
+        }
+    }
+
+    async fn concat(&self, upload: &Upload, parts: &[UploadId]) -> Result<Progress, StoreError> {
+        let mut uploads = self.uploads_for(&upload.id);
+        let known = uploads.get(&upload.id).map(|it| it.status().progress());
+        if let Some(progress) = known.filter(|progress| progress.complete) {
+            return Ok(progress);
+        }
+        let mut bytes = BytesMut::new();
+        for part in parts {
+            let is_whole = |part: &&Entry| part.is_complete() && part.is_unsealed();
+            let part = uploads.get(part).filter(is_whole);
+            let pieces = &part.ok_or(StoreError::Superseded)?.pieces;
+            pieces.values().for_each(|it| bytes.extend_from_slice(it));
+        }
+        let mut upload = upload.clone();
+        upload.length = Some(bytes.len() as u64);
+        let entry = Entry::of(&mut uploads, &upload)?;
+        entry.insert(0, &bytes.freeze())?;
+        entry.upload.length = upload.length;
+        Ok(entry.status().progress())
+    }
 }
 
 #[derive(Debug)]
@@ -153,6 +230,8 @@ struct Entry {
     touched: SystemTime,
     /// Each request that is writing holds a clone.
     writers: Arc<()>,
+    /// The append that is running holds the other end, and ends when this is dropped.
+    append: Option<oneshot::Sender<()>>,
     /// The live claim holds the other end.
     claim: Weak<MemoryStore>,
     sealed: Option<Sealed>,
@@ -170,6 +249,7 @@ impl Entry {
             ranges: RangeSet::default(),
             touched: SystemTime::now(),
             writers: Arc::default(),
+            append: None,
             claim: Weak::new(),
             sealed: None,
             record: None,
@@ -188,6 +268,10 @@ impl Entry {
         (self.upload.length).is_some_and(|length| self.ranges.covers(0, length))
     }
 
+    fn is_unsealed(&self) -> bool {
+        self.sealed.is_none() && self.record.is_none()
+    }
+
     fn status(&self) -> Status {
         let state = match &self.record {
             Some(record) => State::Settled(record.clone()),
@@ -195,6 +279,29 @@ impl Entry {
             None => State::Receiving(self.ranges.clone()),
         };
         Status::new(self.upload.clone(), state)
+    }
+
+    /// Begins an append, which ends the one before it.
+    fn begin(
+        &mut self,
+        append: oneshot::Sender<()>,
+        upload: &Upload,
+        offset: u64,
+        len: Option<u64>,
+    ) -> Result<(), StoreError> {
+        self.append = Some(append);
+        let stored = self.status().prefix();
+        let length = self.upload.length.or(upload.length);
+        let end = offset.saturating_add(len.unwrap_or_default());
+        if offset != stored {
+            return Err(StoreError::Offset { stored });
+        } else if self.upload.contradicts(upload) {
+            return Err(StoreError::Conflict);
+        } else if length.is_some_and(|length| end > length) {
+            return Err(StoreError::OutOfBounds);
+        }
+        self.upload.length = length;
+        Ok(())
     }
 
     /// Stores what is not stored yet: of a complete upload nothing. Compares what is stored.

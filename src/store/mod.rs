@@ -276,8 +276,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Ends the [append](Self::append) that is running, on any server, and returns what is stored.
     /// `None` if the upload is absent, or its record has expired.
     ///
-    /// Waits until the bytes of that append are durable. The result is durable, and no append that
-    /// had begun before adds to it. Touches the upload, as [`status`](Self::status) does.
+    /// The append need not have returned, but the result is durable, and no append that began
+    /// before this call adds to it. An append at [`Status::prefix`] of the result succeeds, unless
+    /// another one begins before. Touches the upload, as [`status`](Self::status) does.
     ///
     /// # Errors
     ///
@@ -294,24 +295,35 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// [`create`](Self::create) has made. All its bytes come by appends, so its stored bytes are
     /// one range.
     ///
-    /// The append that is running ends first, as by [`interrupt`](Self::interrupt). Then
-    /// [`Append::offset`] has to be the number of stored bytes. The body can be a whole file: the
-    /// bytes are made durable every few MiB, so that a crash loses little.
+    /// The append that is running ends first, as by [`interrupt`](Self::interrupt), even if this
+    /// one then fails. Then [`Append::offset`] has to be the number of stored bytes. The body can
+    /// be a whole file: the bytes are made durable every few MiB, so that a crash loses little.
+    /// They count before the body has ended, so the upload may be complete, and be claimed, before
+    /// `append` returns.
     ///
     /// If no length is stored, the [length](Upload::length) of `upload` becomes that of the upload,
-    /// durably, even if the body fails. The upload of a settled or complete upload takes an empty
-    /// body at its end.
+    /// durably, even if the body fails. A complete or settled upload takes an empty body at its
+    /// end.
     ///
     /// # Errors
     ///
+    /// The first of these:
+    ///
+    /// * [`Superseded`](StoreError::Superseded) if the upload is absent.
     /// * [`Offset`](StoreError::Offset) if another number of bytes is stored. Nothing is changed.
-    /// * [`OutOfBounds`](StoreError::OutOfBounds) if the body reaches beyond the length, or the
-    ///   length is less than what is stored. Nothing beyond the length is stored.
-    /// * [`Conflict`](StoreError::Conflict) if another length is stored.
-    /// * [`Body`](StoreError::Body) with the error of `body`. With [`Keep::Prefix`] the bytes
-    ///   before it are stored, durably. With [`Keep::Whole`] none of the append are.
+    /// * [`Conflict`](StoreError::Conflict) if another length is stored. Nothing is changed.
+    /// * [`OutOfBounds`](StoreError::OutOfBounds) if the length is less than what is stored, or the
+    ///   body [declares](ChunkBody::exact_len) more bytes than are missing. Nothing is changed.
+    ///
+    /// And these, while the body is read. With [`Keep::Prefix`] the bytes before the failure are
+    /// stored, durably. With [`Keep::Whole`] none of the append are.
+    ///
+    /// * [`Body`](StoreError::Body) with the error of `body`.
     /// * [`Superseded`](StoreError::Superseded) if a newer request has ended this append, or the
-    ///   upload is absent or was removed. The bytes so far are treated as if the body had failed.
+    ///   upload was removed.
+    /// * [`OutOfBounds`](StoreError::OutOfBounds) if a body that declares no length has more bytes
+    ///   than are missing. Nothing beyond the length is stored. The last bytes before it may be
+    ///   missing too.
     /// * [`Busy`](StoreError::Busy) as for `interrupt`.
     fn append(
         &self,
@@ -324,15 +336,18 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     }
 
     /// Makes `upload` of the bytes of `parts`, one after another, and completes it: its length is
-    /// the sum of theirs. The parts stay.
+    /// the sum of theirs. A part may be used more than once. The parts stay. `upload` may be
+    /// absent, or made by [`create`](Self::create), but has no bytes of appends.
     ///
-    /// Idempotent: if the upload is complete nothing changes. If it fails, what it has written is
-    /// removed, at the latest by the next call or by a sweep.
+    /// Idempotent: if the upload is complete or settled nothing changes, also if the parts are
+    /// gone. If it fails, what it has written is removed, at the latest by the next call or by a
+    /// sweep.
     ///
     /// # Errors
     ///
-    /// [`Superseded`](StoreError::Superseded) if a part is absent or not complete, and those of
-    /// [`create`](Self::create).
+    /// [`Superseded`](StoreError::Superseded) if a part is absent, not complete, sealed or settled.
+    /// [`Conflict`](StoreError::Conflict) if `upload` exists with another length than the sum.
+    /// Those of [`create`](Self::create).
     fn concat(
         &self,
         upload: &Upload,

@@ -252,18 +252,10 @@ async fn next_piece(
     body: &mut ChunkBody<'_>,
     lock: Option<&RangeLock>,
 ) -> Result<Option<Bytes>, StoreError> {
-    let next = async { Ok(body.next().await.transpose()?) };
     let Some(lock) = lock else {
-        return next.await;
+        return Ok(body.next().await.transpose()?);
     };
-    let (mut superseded, mut next) = (std::pin::pin!(lock.superseded()), std::pin::pin!(next));
-    let next = std::future::poll_fn(|cx| {
-        if superseded.as_mut().poll(cx).is_ready() {
-            return std::task::Poll::Ready(Err(StoreError::Superseded));
-        }
-        next.as_mut().poll(cx)
-    })
-    .await;
+    let next = body.next_unless(lock.superseded()).await;
     lock.count_piece();
     next
 }
