@@ -12,12 +12,16 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, State},
-    http::{Request, StatusCode, header},
+    http::{HeaderValue, Request, StatusCode, header, header::InvalidHeaderValue},
     response::{Html, IntoResponse},
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer};
+use tower_http::cors::CorsLayer;
+use tower_resumable::{
+    CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload, Dialect,
+    FileStore, ResumableLayer,
+};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -56,7 +60,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ));
     // Remove abandoned uploads after a week, which is the default retention.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
-    let server = axum::serve(listener, app.layer(layer)).with_graceful_shutdown(shutdown());
+    let mut app = app.layer(layer);
+    // For pages of another origin, such as the one in `examples/uppy`.
+    if let Some(origin) = option("--allow-origin") {
+        app = app.layer(cors(&origin)?);
+    }
+    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {
         ended = server => ended?,
@@ -68,6 +77,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("some uploads are delivered again after the next start");
     }
     Ok(())
+}
+
+/// What a browser has to be told before the page of `origin` can upload with tus.
+fn cors(origin: &str) -> Result<CorsLayer, InvalidHeaderValue> {
+    Ok(CorsLayer::new()
+        .allow_origin(origin.parse::<HeaderValue>()?)
+        .allow_methods(CORS_ALLOWED_METHODS)
+        .allow_headers(CORS_ALLOWED_HEADERS)
+        .expose_headers(CORS_EXPOSED_HEADERS))
 }
 
 /// How long requests and deliveries that are running may take after the signal to end.
@@ -146,7 +164,8 @@ async fn work() {
     tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
-/// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--client NAME`.
+/// The value of a command line option: `--listen ADDRESS`, `--dir DIR`, `--client NAME` or
+/// `--allow-origin ORIGIN`.
 fn option(name: &str) -> Option<String> {
     env::args().skip_while(|word| word != name).nth(1)
 }

@@ -3,7 +3,7 @@
 //!
 //! `--listen ADDRESS`, `--dir DIR`, `--store file|memory|bucket`
 //!
-//! `--public-url URL`, `--upload-paths`, `--bodies`: settings of the layer.
+//! `--public-url URL`, `--upload-paths`, `--bodies`, `--chunk-size BYTES`: settings of the layer.
 //!
 //! `--fail N`: the application fails N times. `--refuse`: it rejects each file.
 //!
@@ -35,7 +35,7 @@ use sha2::{Digest, Sha256};
 use tower_http::cors::{Any, CorsLayer};
 use tower_resumable::{
     BucketStore, CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload,
-    FileStore, MemoryStore, ResumableLayer,
+    FileStore, Limits, MemoryStore, ResumableLayer,
 };
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -76,6 +76,9 @@ async fn layer() -> Result<ResumableLayer, Failure> {
     };
     if let Some(url) = option("--public-url") {
         layer = layer.with_public_url(url);
+    }
+    if let Some(bytes) = option("--chunk-size") {
+        layer = layer.with_limits(Limits::default().with_chunk_size(bytes.parse()?));
     }
     Ok(layer
         .with_upload_paths(flag("--upload-paths"))
