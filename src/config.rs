@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, request::Parts};
 
 use crate::{
     body::digest::DigestAlgorithm,
@@ -51,6 +51,13 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether a request is for a path of the layer.
+    pub(crate) fn matches(&self, head: &Parts) -> bool {
+        let creation_path = || self.protocols.creation_path(head.uri.path());
+        let is_upload = || creation_path().is_some_and(|path| self.route.path() == Some(path));
+        self.route.matches(head) || is_upload()
+    }
+
     /// Checks declared lengths against the limits.
     pub(crate) fn check(&self, file: Option<u64>, chunk: Option<u64>) -> Result<(), Error> {
         let limit = self.limits.file_size;

@@ -27,6 +27,7 @@ pub struct Delivery {
     pub(crate) timeout: Duration,
     pub(crate) max_attempts: u32,
     pub(crate) record_lifetime: Duration,
+    pub(crate) url_record_lifetime: Duration,
     pub(crate) rejection_lifetime: Duration,
     pub(crate) record_body: usize,
     pub(crate) verdict: Arc<dyn Fn(StatusCode) -> Verdict + Send + Sync>,
@@ -80,6 +81,7 @@ impl Default for Delivery {
             timeout: Duration::from_secs(60),
             max_attempts: 20,
             record_lifetime: Duration::from_secs(5 * 60),
+            url_record_lifetime: Duration::from_secs(24 * 60 * 60),
             rejection_lifetime: Duration::from_secs(10),
             record_body: 64 << 10,
             verdict: Arc::new(Verdict::of),
@@ -128,6 +130,19 @@ impl Delivery {
         }
     }
 
+    /// The same for uploads that have a URL, such as those of [tus](crate::Protocol::tus). Default:
+    /// a day. At most one year. After that the upload is absent.
+    ///
+    /// A client that has lost the last answer asks at the URL, maybe much later. If the upload is
+    /// absent by then, the client sends the whole file again, and it is delivered again. While the
+    /// record is kept, a client that has stored the URL takes the same file for uploaded.
+    pub fn with_url_record_lifetime(self, record_lifetime: Duration) -> Self {
+        Self {
+            url_record_lifetime: record_lifetime.min(LONGEST),
+            ..self
+        }
+    }
+
     /// The same for an answer that [rejects](Verdict::Rejected) the file. Default: 10 seconds. At
     /// most one year.
     ///
@@ -168,6 +183,7 @@ impl fmt::Debug for Delivery {
             .field("timeout", &self.timeout)
             .field("max_attempts", &self.max_attempts)
             .field("record_lifetime", &self.record_lifetime)
+            .field("url_record_lifetime", &self.url_record_lifetime)
             .field("rejection_lifetime", &self.rejection_lifetime)
             .field("record_body", &self.record_body)
             .finish_non_exhaustive()

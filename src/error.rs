@@ -83,6 +83,14 @@ kinds! {
     OutOfBounds => "out_of_bounds",
     /// The append does not begin at the end of what is stored.
     Offset => "offset",
+    /// There is no upload with this URL.
+    NotFound => "not_found",
+    /// The client speaks another version of tus.
+    Version => "version",
+    /// The content type is not that of bytes to append.
+    MediaType => "media_type",
+    /// The upload is made of parts, so nothing can be appended.
+    Concatenated => "concatenated",
     /// The body has more or fewer bytes than declared.
     ChunkLength => "chunk_length",
     /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
@@ -156,6 +164,10 @@ pub(crate) enum Reason {
     TooManyFields,
     OutOfBounds,
     Offset { stored: u64 },
+    NotFound,
+    Version,
+    MediaType,
+    Concatenated,
     ChunkLength { expected: u64, received: u64 },
     ChunkTooLarge { limit: u64 },
     FileTooLarge { limit: u64 },
@@ -195,6 +207,12 @@ impl fmt::Display for Reason {
             Self::TooManyFields => f.write_str("too many fields, or too long ones"),
             Self::OutOfBounds => f.write_str("the chunk lies beyond the end of the file"),
             Self::Offset { stored } => write!(f, "{stored} bytes of the upload are stored"),
+            Self::NotFound => f.write_str("there is no such upload"),
+            Self::Version => f.write_str("the version of tus is not supported"),
+            Self::MediaType => {
+                f.write_str("the content type has to be application/offset+octet-stream")
+            }
+            Self::Concatenated => f.write_str("the upload is made of other uploads"),
             Self::ChunkLength { expected, received } => {
                 let received = format_args!("but {received} were read");
                 write!(f, "the chunk should have {expected} bytes, {received}")

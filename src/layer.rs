@@ -92,7 +92,8 @@ impl ResumableLayer {
     ///
     /// By default the layer understands [Resumable.js](crate::Dialect::resumable_js),
     /// [flow.js](crate::Dialect::flow_js), [Dropzone](crate::Dialect::dropzone),
-    /// [Fine Uploader](crate::Dialect::fine_uploader) and [whole files](Protocol::plain).
+    /// [Fine Uploader](crate::Dialect::fine_uploader), [whole files](Protocol::plain) and
+    /// [tus 1.0](Protocol::tus).
     ///
     /// ```
     /// use tower_resumable::{Dialect, MemoryStore, ResumableLayer};
@@ -117,6 +118,64 @@ impl ResumableLayer {
     /// ```
     pub fn with_protocols(self, protocols: impl IntoIterator<Item = Protocol>) -> Self {
         self.with(|config| config.protocols.only(protocols))
+    }
+
+    /// Sets the URL of the path of the layer, as clients see it. Default: none.
+    ///
+    /// A layer gives each upload of [tus](Protocol::tus) a URL. By default that is a path, the one
+    /// of the request that created the upload, which clients resolve against its URL. That is
+    /// wrong behind a proxy that removes a prefix from paths, and some clients, such as aiotus,
+    /// need an absolute URL. The layer does not guess one from `Host` or `Forwarded`.
+    ///
+    /// All paths of the layer get this URL, so it fits one path.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_resumable::{MemoryStore, ResumableLayer};
+    /// # use http::Response;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let inner = service_fn(async |_: Request<String>| {
+    /// #     Ok::<_, std::io::Error>(Response::new(String::new()))
+    /// # });
+    /// let service = ResumableLayer::new(MemoryStore::default())
+    ///     .with_public_url("https://example.com/api/upload")
+    ///     .layer(inner);
+    /// let create = Request::post("/upload")
+    ///     .header("tus-resumable", "1.0.0")
+    ///     .header("upload-length", "5")
+    ///     .body(String::new())?;
+    /// let response = service.oneshot(create).await?;
+    /// assert_eq!(response.status(), 201);
+    /// let location = response.headers()["location"].to_str()?;
+    /// assert!(location.starts_with("https://example.com/api/upload?upload="));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_public_url(self, url: impl Into<String>) -> Self {
+        self.with(|config| config.protocols.urls_mut().public = Some(url.into()))
+    }
+
+    /// Sets whether the URL of an upload is `<path>/<token>` instead of `<path>?upload=<token>`.
+    /// Default: `false`.
+    ///
+    /// The layer then answers on these paths too. So it has to see them: apply it around the whole
+    /// router, or to a route with a wildcard as well. A [matcher](Self::with_matcher) has to accept
+    /// both.
+    pub fn with_upload_paths(self, in_path: bool) -> Self {
+        self.with(|config| config.protocols.urls_mut().in_path = in_path)
+    }
+
+    /// Sets whether clients of [tus](Protocol::tus) get the body of the inner service's answer.
+    /// Default: `false`.
+    ///
+    /// Then the answer to the last `PATCH` is 200 instead of 204. Some clients, such as those for
+    /// Go and .NET, accept 204 only. Without this, a page gets the body with a `GET` request for
+    /// the URL of the upload.
+    pub fn with_answer_bodies(self, answer_bodies: bool) -> Self {
+        self.with(|config| config.protocols.urls_mut().answer_bodies = answer_bodies)
     }
 
     /// Sets what makes two chunks belong to the same upload. Default: [`IdentityRule::Full`].

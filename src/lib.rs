@@ -29,7 +29,7 @@
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
 //! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible
 //!   engines, Azure, Google Cloud Storage) that many servers share.
-//! * `digests`: MD5, SHA-1 and CRC-32C for [`DigestAlgorithm`].
+//! * `digests`: MD5 and CRC-32C for [`DigestAlgorithm`].
 //! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
 //!   versioning.
 //!
@@ -83,7 +83,7 @@ pub use self::{
     },
     names::{safe_file_name, safe_relative_path},
     protocol::{
-        Protocol,
+        CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, Protocol,
         chunked::{
             AnswerFormat, ClientOptions, Dialect, Field, IdentifierKind, IdentityRule, LastChunk,
             Resume,

@@ -35,6 +35,13 @@ pub(crate) const NAME_BYTES: usize = 1024;
 /// Most bytes of a relative path.
 pub(crate) const PATH_BYTES: usize = 4096;
 
+/// Most bytes of the metadata of an upload, and most keys.
+pub(crate) const METADATA_BYTES: usize = 16 << 10;
+pub(crate) const METADATA_KEYS: usize = 64;
+
+/// Most parts of an upload that is concatenated.
+pub(crate) const PARTS_OF_UPLOAD: usize = 1000;
+
 /// Most bytes of a media type.
 pub(crate) const TYPE_BYTES: usize = 256;
 
@@ -66,6 +73,7 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// |---|---|---|---|
 /// | bytes of a file | 1 TiB | final, `file_too_large` | [`with_file_size`](Self::with_file_size) |
 /// | bytes of a chunk, or of a file in one request | 256 MiB | final, `chunk_too_large` | [`with_chunk_size`](Self::with_chunk_size) |
+/// | bytes that one request appends | none | final, `chunk_too_large` | [`with_append_size`](Self::with_append_size) |
 /// | unfinished uploads of one [scope](crate::ResumableLayer::with_scope) | 1,000 | retryable, `too_many_uploads` | [`with_uploads_per_scope`](Self::with_uploads_per_scope) |
 /// | unfinished uploads in all | 100,000 | retryable, `too_many_uploads` | [`with_uploads`](Self::with_uploads) |
 /// | declared bytes of the unfinished uploads of one scope | 1 TiB | retryable, `quota_exceeded`; final, `file_too_large`, if one file alone exceeds it | [`with_unfinished_bytes_per_scope`](Self::with_unfinished_bytes_per_scope) |
@@ -76,7 +84,7 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// | pace of a body, while all places for bodies are taken | 32 KiB/s | retryable, `too_slow` | |
 /// | time in which nothing arrives of a body | 30 s | retryable, `too_slow` | [`with_idle`](Self::with_idle) |
 /// | pace of a body, over a minute | 1 KiB/s | retryable, `too_slow` | [`with_min_rate`](Self::with_min_rate) |
-/// | time for the whole body | 1 h | retryable, `too_slow` | [`with_body_time`](Self::with_body_time) |
+/// | time for the whole body, unless it is appended | 1 h | retryable, `too_slow` | [`with_body_time`](Self::with_body_time) |
 /// | ranges in which an upload is stored | 10,000 | final, `too_many_ranges` | [`FileStoreBuilder::with_max_ranges`](crate::store::FileStoreBuilder::with_max_ranges) |
 /// | free space that is left on the disk | 1 GiB or 5 %, whichever is less | retryable, `storage_full` | [`FileStoreBuilder::with_free_space_reserve`](crate::store::FileStoreBuilder::with_free_space_reserve) |
 /// | query: bytes, fields | 16 KiB, 64 | final, `too_many_fields` | |
@@ -84,6 +92,8 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// | part of a form: header lines, their bytes | 8, 4 KiB | final, `multipart` | |
 /// | bytes before and after the form, of its boundary | 1 KiB, 64 KiB, 70 | final, `multipart` | |
 /// | bytes of identifier, file name, relative path, media type | 1024, 1024, 4096, 256 | final, `invalid_field` | |
+/// | metadata of tus: bytes, keys | 16 KiB, 64 | final, `invalid_field` | |
+/// | parts that are concatenated | 1,000 | final, `invalid_field` | |
 /// | what is read of a refused body; nothing if it is declared longer, or if the client waits for `100 Continue` | 64 MiB, 5 s | the connection is closed | |
 /// | chunk numbers in a status answer | 65,536 | the rest is left out; the byte ranges are complete | |
 /// | uploads in an answer that lists them | 2,000 | the rest follows on request | |
@@ -120,6 +130,7 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 pub struct Limits {
     pub(crate) file_size: u64,
     pub(crate) chunk_size: u64,
+    pub(crate) append_size: u64,
     pub(crate) uploads: Bound,
     pub(crate) unfinished_bytes: Bound,
     pub(crate) bodies: BodyBounds,
@@ -157,6 +168,7 @@ impl Default for Limits {
         Self {
             file_size: 1 << 40,
             chunk_size: 256 << 20,
+            append_size: u64::MAX,
             uploads: Bound {
                 per_scope: 1000,
                 in_all: 100_000,
@@ -191,6 +203,14 @@ impl Limits {
     /// The last chunk of Resumable.js can be nearly twice as long as its `chunkSize`.
     pub fn with_chunk_size(mut self, bytes: u64) -> Self {
         self.chunk_size = bytes;
+        self
+    }
+
+    /// Sets the maximum number of bytes that one request appends to an upload that has a URL, as
+    /// those of [tus](crate::Protocol::tus). Default: without limit, because these clients send the
+    /// whole file in one request, and what has arrived of a request is kept.
+    pub fn with_append_size(mut self, bytes: u64) -> Self {
+        self.append_size = bytes;
         self
     }
 
@@ -263,7 +283,8 @@ impl Limits {
         self
     }
 
-    /// Sets how long a body may take as a whole. Default: an hour.
+    /// Sets how long a body may take as a whole. Default: an hour. It does not apply to bytes that
+    /// are appended to an upload that has a URL: they are kept when the body ends.
     pub fn with_body_time(mut self, timeout: Duration) -> Self {
         self.pace.body_time = timeout.min(LONGEST);
         self

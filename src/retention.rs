@@ -34,7 +34,9 @@ impl Default for Retention {
 }
 
 impl Retention {
-    /// Sets how long an incomplete upload is kept after its last request. Default: 7 days.
+    /// Sets how long an incomplete upload is kept after its last request. Default: 7 days. The same
+    /// holds for a complete [part](crate::Role::Part) of a file. Clients of tus are told the time
+    /// in `Upload-Expires`.
     pub fn with_abandoned(self, abandoned: Duration) -> Self {
         Self { abandoned, ..self }
     }
@@ -47,6 +49,11 @@ impl Retention {
             undelivered: Some(undelivered),
             ..self
         }
+    }
+
+    /// When an incomplete upload is removed that is touched now. `None` if that is never.
+    pub(crate) fn expires(&self) -> Option<SystemTime> {
+        SystemTime::now().checked_add(self.abandoned)
     }
 
     pub(crate) fn expiry(&self) -> Expiry {

@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use http::request::Parts;
+use http::{Uri, request::Parts};
 
 /// Which requests the layer looks at.
 #[derive(Clone)]
@@ -36,6 +36,31 @@ pub(crate) fn sent_path(head: &Parts) -> &str {
         return sent.path();
     }
     head.uri.path()
+}
+
+/// Sets the URI of a request, and the path as its client has sent it.
+pub(crate) fn set_uri(head: &mut Parts, uri: &str, sent_path: Option<&str>) {
+    let with_path = |of: &Uri, path: &str| {
+        let mut parts = of.clone().into_parts();
+        parts.path_and_query = path.parse().ok();
+        // An absolute URI stays one.
+        Uri::from_parts(parts).ok()
+    };
+    #[cfg(feature = "axum")]
+    if let (Some(sent), Some(path)) = (
+        head.extensions.get_mut::<axum::extract::OriginalUri>(),
+        sent_path,
+    ) {
+        let query = uri.split_once('?').map_or("", |(_, query)| query);
+        let separator = if query.is_empty() { "" } else { "?" };
+        let all = format!("{path}{separator}{query}");
+        sent.0 = with_path(&sent.0, &all).unwrap_or_default();
+    }
+    #[cfg(not(feature = "axum"))]
+    let _ = sent_path;
+    if let Some(uri) = with_path(&head.uri, uri) {
+        head.uri = uri;
+    }
 }
 
 impl Default for Route {

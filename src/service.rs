@@ -79,7 +79,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (head, body) = request.into_parts();
         let config = &self.engine.config;
-        let exchange = if config.route.matches(&head) {
+        let exchange = if config.matches(&head) {
             config.protocols.decode(&head, body.is_end_stream())
         } else {
             None

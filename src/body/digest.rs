@@ -26,6 +26,26 @@ use crate::{
 const CONTENT_DIGEST: &str = "content-digest";
 const REPR_DIGEST: &str = "repr-digest";
 
+/// The checksum of tus 1.0, in a header or after the body.
+const UPLOAD_CHECKSUM: &str = "upload-checksum";
+
+/// The algorithms of [`UPLOAD_CHECKSUM`] by their names there.
+const CHECKSUM_ALGORITHMS: &[(&str, DigestAlgorithm)] = &[
+    ("sha1", DigestAlgorithm::Sha1),
+    ("sha256", DigestAlgorithm::Sha256),
+    ("sha512", DigestAlgorithm::Sha512),
+    ("crc32", DigestAlgorithm::Crc32),
+    #[cfg(feature = "digests")]
+    ("md5", DigestAlgorithm::Md5),
+];
+
+/// The names of these algorithms, as a list.
+pub(crate) const CHECKSUMS: &str = if cfg!(feature = "digests") {
+    "sha1,sha256,sha512,crc32,md5"
+} else {
+    "sha1,sha256,sha512,crc32"
+};
+
 /// Algorithm of a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,8 +59,8 @@ pub enum DigestAlgorithm {
     /// MD5, which many clients have. Detects accidents, not attacks. Needs the feature `digests`.
     #[cfg(feature = "digests")]
     Md5,
-    /// SHA-1. Detects accidents, not attacks. Needs the feature `digests`.
-    #[cfg(feature = "digests")]
+    /// SHA-1. Detects accidents, not attacks.
+    // Without a feature: tus 1.0 demands it of servers that check checksums.
     Sha1,
     /// CRC-32C (Castagnoli). Detects accidents, not attacks. Needs the feature `digests`.
     #[cfg(feature = "digests")]
@@ -52,6 +72,8 @@ pub(crate) struct Expected {
     /// The name of the field or header.
     name: String,
     each: Vec<(Hasher, Vec<u8>)>,
+    /// One of each algorithm, until the trailer says which one counts.
+    awaited: Vec<(&'static str, Hasher)>,
 }
 
 enum Hasher {
@@ -80,6 +102,7 @@ impl Expected {
                 let expected = found.get_or_insert(Self {
                     name: (*name).to_owned(),
                     each: Vec::new(),
+                    awaited: Vec::new(),
                 });
                 expected.each.extend(each);
             }
@@ -126,7 +149,64 @@ impl Expected {
         Ok(Self {
             name: name.to_owned(),
             each: vec![(Hasher::new(algorithm), digest.ok_or_else(|| invalid(name))?)],
+            awaited: Vec::new(),
         })
+    }
+
+    /// The checksum in a header of tus, such as `sha1 Kq5sNclPz7QV2+lfQIuc6R7oRu0=`.
+    pub(crate) fn of_checksum(value: &str) -> Result<Self, Error> {
+        let (name, digest) = value.trim().split_once(' ').unwrap_or((value, ""));
+        let known = CHECKSUM_ALGORITHMS.iter().find(|(known, _)| *known == name);
+        let (_, algorithm) = known.ok_or_else(|| Reason::InvalidField {
+            name: UPLOAD_CHECKSUM.to_owned(),
+            problem: "has an unknown algorithm",
+        })?;
+        let digest = decode_base64(digest.trim());
+        let digest = digest.filter(|digest| digest.len() == algorithm.len());
+        let digest = digest.ok_or_else(|| invalid(UPLOAD_CHECKSUM))?;
+        Ok(Self {
+            name: UPLOAD_CHECKSUM.to_owned(),
+            each: vec![(Hasher::new(*algorithm), digest)],
+            awaited: Vec::new(),
+        })
+    }
+
+    /// A checksum of tus that follows the body. Only it says which algorithm it is of.
+    pub(crate) fn that_follows() -> Self {
+        let algorithms = CHECKSUM_ALGORITHMS.iter();
+        let awaited = algorithms.map(|(name, algorithm)| (*name, Hasher::new(*algorithm)));
+        Self {
+            name: UPLOAD_CHECKSUM.to_owned(),
+            each: Vec::new(),
+            awaited: awaited.collect(),
+        }
+    }
+
+    /// Expects both.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.each.extend(other.each);
+        self.awaited.extend(other.awaited);
+        self
+    }
+
+    /// Takes the checksum that follows the body.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) -> Result<(), Error> {
+        let Some(value) = trailers.get(UPLOAD_CHECKSUM) else {
+            return Ok(());
+        };
+        if self.awaited.is_empty() {
+            return Ok(());
+        }
+        let value = value.to_str().map_err(|_| invalid(UPLOAD_CHECKSUM))?;
+        // Checks the algorithm and the length.
+        let declared = Self::of_checksum(value)?.each.pop();
+        let algorithm = value.trim().split(' ').next();
+        let mut awaited = std::mem::take(&mut self.awaited).into_iter();
+        let hasher = awaited.find(|(name, _)| Some(*name) == algorithm);
+        if let (Some((_, hasher)), Some((_, digest))) = (hasher, declared) {
+            self.each.push((hasher, digest));
+        }
+        Ok(())
     }
 
     /// The expected CRC-32, if no other digest is expected.
@@ -147,11 +227,18 @@ impl Expected {
         self.each
             .iter_mut()
             .for_each(|(hasher, _)| hasher.update(bytes));
+        self.awaited
+            .iter_mut()
+            .for_each(|(_, hasher)| hasher.update(bytes));
     }
 
     /// Compares the digests.
     pub(crate) fn finish(self) -> Result<(), Error> {
         let mismatch = self.mismatch();
+        if !self.awaited.is_empty() {
+            let name = self.name;
+            return Err(Reason::MissingField { name }.into());
+        }
         let mut each = self.each.into_iter();
         if each.all(|(hasher, digest)| hasher.finish() == digest) {
             Ok(())
@@ -208,7 +295,6 @@ impl DigestAlgorithm {
             Self::Crc32 => 4,
             #[cfg(feature = "digests")]
             Self::Md5 => 16,
-            #[cfg(feature = "digests")]
             Self::Sha1 => 20,
             #[cfg(feature = "digests")]
             Self::Crc32c => 4,
@@ -224,7 +310,6 @@ impl Hasher {
             DigestAlgorithm::Crc32 => Self::Crc32(crc32fast::Hasher::new()),
             #[cfg(feature = "digests")]
             DigestAlgorithm::Md5 => Self::Dyn(Box::new(md5::Md5::default())),
-            #[cfg(feature = "digests")]
             DigestAlgorithm::Sha1 => Self::Dyn(Box::new(sha1::Sha1::default())),
             #[cfg(feature = "digests")]
             DigestAlgorithm::Crc32c => Self::Crc32c(0),
@@ -319,6 +404,50 @@ mod tests {
     }
 
     #[test]
+    fn checksums() {
+        let digest = "98O8HYCOBHMq32eZZczDTKfuNEE=";
+        let sha1 = &format!("sha1 {digest}")[..];
+        for (value, expected) in [
+            (sha1, Ok(())),
+            (" sha1  98O8HYCOBHMq32eZZczDTKfuNEE ", Ok(())),
+            (
+                "sha256 FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=",
+                Ok(()),
+            ),
+            ("crc32 y/Q5Jg==", Ok(())),
+            #[cfg(feature = "digests")]
+            ("md5 JfnnlDI7RThF9R8fG2JNCw==", Ok(())),
+            ("sha1 2jmj7l5rSw0yVb/vlWAYkK/YBwk=", Err("digest_mismatch")),
+            ("SHA1 98O8HYCOBHMq32eZZczDTKfuNEE=", Err("invalid_field")),
+            ("sha3 98O8HYCOBHMq32eZZczDTKfuNEE=", Err("invalid_field")),
+            ("sha1 y/Q5Jg==", Err("invalid_field")),
+            ("sha1 ?", Err("invalid_field")),
+            ("sha1", Err("invalid_field")),
+            ("", Err("invalid_field")),
+        ] {
+            assert_eq!(check(Expected::of_checksum(value)), expected, "{value}");
+            let mut expectation = Expected::that_follows();
+            expectation.update(b"123456789");
+            let mut trailers = HeaderMap::new();
+            trailers.insert("upload-checksum", value.parse().unwrap());
+            let checked = expectation.trailers(&trailers);
+            let checked = checked.and_then(|()| expectation.finish());
+            assert_eq!(
+                checked.map_err(|error| error.kind().as_str()),
+                expected,
+                "{value}"
+            );
+        }
+        assert_eq!(check(Ok(Expected::that_follows())), Err("missing_field"));
+        let both = Expected::of_checksum(sha1).map(|sha1| sha1.and(Expected::that_follows()));
+        assert_eq!(check(both), Err("missing_field"));
+        for (name, _) in CHECKSUM_ALGORITHMS {
+            assert!(CHECKSUMS.split(',').any(|announced| announced == *name));
+        }
+        assert_eq!(CHECKSUMS.split(',').count(), CHECKSUM_ALGORITHMS.len());
+    }
+
+    #[test]
     fn fields() {
         use DigestAlgorithm::*;
         let rows = vec![
@@ -338,7 +467,6 @@ mod tests {
             (Sha512, "cbf43926", Err("invalid_field")),
             #[cfg(feature = "digests")]
             (Md5, "25f9e794323b453885f5181f1b624d0b", Ok(())),
-            #[cfg(feature = "digests")]
             (Sha1, "f7c3bc1d808e04732adf679965ccc34ca7ae3441", Ok(())),
             #[cfg(feature = "digests")]
             (Crc32c, "e3069283", Ok(())),

@@ -76,6 +76,11 @@ impl<B> Paced<B> {
         self.begun
     }
 
+    /// Lets the body take any time as a whole. What has arrived of it is kept.
+    pub(crate) fn take_any_time(&mut self) {
+        self.pace.body_time = Duration::MAX;
+    }
+
     /// Sets what measures this body for others, and ends it if it has to give way.
     pub(crate) fn set_meter(&mut self, meter: Arc<Meter>) {
         self.meter = Some(meter);

@@ -95,7 +95,18 @@ where
                 return Poll::Ready(end.clone().err().map(Err));
             }
             match ready!(Pin::new(&mut *self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => self.frame = frame.into_data().ok(),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.frame = Some(data),
+                    Err(frame) => {
+                        if let (Some(digest), Ok(trailers)) =
+                            (&mut self.digest, frame.into_trailers())
+                        {
+                            if let Err(error) = digest.trailers(&trailers) {
+                                self.end = Some(Err(error));
+                            }
+                        }
+                    }
+                },
                 Some(Err(error)) => self.end = Some(Err(Error::of_body(error.into()))),
                 None => self.end = Some(self.digest.take().map_or(Ok(()), Expected::finish)),
             }

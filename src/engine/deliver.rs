@@ -251,10 +251,12 @@ impl Delivery {
                 return Err(Failure::Rejected(error));
             }
         };
-        let lifetime = if verdict == Verdict::Delivered {
-            config.delivery.record_lifetime
-        } else {
-            config.delivery.rejection_lifetime
+        let lifetime = match verdict {
+            Verdict::Delivered if sealed.upload.creation.is_some() => {
+                config.delivery.url_record_lifetime
+            }
+            Verdict::Delivered => config.delivery.record_lifetime,
+            _ => config.delivery.rejection_lifetime,
         };
         let expires = SystemTime::now() + lifetime;
         let delivered = verdict == Verdict::Delivered;
@@ -345,6 +347,7 @@ impl Delivery {
         }
         self.engine.quota.release(&self.upload.id);
         self.engine.outcomes.forget(&self.upload.id);
+        self.engine.remove_parts(&self.upload);
     }
 }
 

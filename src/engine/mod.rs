@@ -1,17 +1,21 @@
 //! Receives, counts and delivers uploads.
 
 pub(crate) mod active;
+mod append;
+mod concat;
 pub(crate) mod deliver;
+mod finals;
 mod outcomes;
 pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
+mod request;
 pub(crate) mod verify;
 mod write;
 
 use std::sync::Arc;
 
-use self::{active::Active, outcomes::Outcomes, quota::Quota, registry::Registry};
+use self::{active::Active, finals::Finals, outcomes::Outcomes, quota::Quota, registry::Registry};
 use crate::{
     body::live::Bodies, config::Config, error::Error, events::Event, model::upload::UploadId,
     store::DynStore,
@@ -27,18 +31,23 @@ pub(crate) struct Engine {
     pub(crate) quota: Arc<Quota>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
+    finals: Arc<Finals>,
 }
 
 impl Engine {
     pub(crate) fn new(store: Arc<dyn DynStore>) -> Self {
+        let (can, mut config) = (store.capabilities(), Config::default());
+        let urls = config.protocols.urls_mut();
+        (urls.appends, urls.concats) = (can.append, can.append && can.concat);
         Self {
-            config: Arc::default(),
+            config: Arc::new(config),
             store,
             registry: Arc::default(),
             outcomes: Arc::default(),
             quota: Arc::default(),
             bodies: Arc::default(),
             active: Arc::default(),
+            finals: Arc::default(),
         }
     }
 

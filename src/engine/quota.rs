@@ -221,6 +221,33 @@ impl Counts {
         })
     }
 
+    /// Counts that an upload has at least this many bytes, if that is within the bounds.
+    fn grow(&mut self, bounds: &Bounds, id: &UploadId, bytes: u64) -> Result<(), Error> {
+        let Some(counted) = self.uploads.get(id) else {
+            return Ok(());
+        };
+        let more = bytes.saturating_sub(counted.bytes);
+        if more > 0 {
+            let of_scope = self.scopes.get(&counted.scope).copied();
+            bounds.check_bytes(of_scope.unwrap_or_default(), self.all, more)?;
+            self.add_bytes(id, bytes);
+        }
+        Ok(())
+    }
+
+    /// Counts that an upload has at least this many bytes.
+    fn add_bytes(&mut self, id: &UploadId, bytes: u64) {
+        let Some(counted) = self.uploads.get_mut(id) else {
+            return;
+        };
+        let more = bytes.saturating_sub(counted.bytes);
+        counted.bytes += more;
+        let of_scope = self.scopes.get_mut(&counted.scope);
+        for sum in of_scope.into_iter().chain([&mut self.all]) {
+            sum.bytes = sum.bytes.saturating_add(more);
+        }
+    }
+
     fn release(&mut self, id: &UploadId) {
         let Entry::Occupied(mut counted) = self.uploads.entry(*id) else {
             return;
@@ -294,6 +321,8 @@ impl Counts {
             let counted = self.add(upload, round);
             counted.round = round;
             counted.is_stored = true;
+            // The length of an upload can be declared later, or be unknown.
+            self.add_bytes(&upload.id, upload.bytes);
         }
         let gone = self
             .uploads
@@ -341,6 +370,11 @@ impl Bounds {
         if of_scope.uploads >= self.uploads.per_scope || all.uploads >= self.uploads.in_all {
             return Err(Reason::TooManyUploads.into());
         }
+        self.check_bytes(of_scope, all, bytes)
+    }
+
+    /// Whether there is room for more bytes.
+    fn check_bytes(&self, of_scope: Sum, all: Sum, bytes: u64) -> Result<(), Error> {
         let fits = |sum: Sum, limit| sum.bytes.checked_add(bytes).is_some_and(|sum| sum <= limit);
         if fits(of_scope, self.bytes.per_scope) && fits(all, self.bytes.in_all) {
             Ok(())
@@ -360,6 +394,13 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
+    /// Counts that the upload has at least this many bytes, if that is within the limits.
+    pub(crate) fn grow(&self, limits: &Limits, has_scopes: bool, bytes: u64) -> Result<(), Error> {
+        let bounds = Bounds::new(limits, has_scopes);
+        bounds.check_alone(bytes)?;
+        lock(&self.quota.counts).grow(&bounds, &self.id, bytes)
+    }
+
     /// The request has stored something. If it has completed the upload, the delivery releases it.
     pub(crate) fn keep(mut self) {
         self.is_stored = true;

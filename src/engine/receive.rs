@@ -3,9 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
-};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
@@ -13,11 +11,12 @@ use super::{
     Engine,
     deliver::{Delivered, deliver},
     outcomes::HELD_TIMES,
+    request::delivered,
     verify::By,
 };
 use crate::{
     body::{
-        digest::Expected,
+        digest::{CHECKSUMS, Expected},
         live::BodyGuard,
         pace::Paced,
         raw::{self, Drained, Pieces},
@@ -65,9 +64,15 @@ where
     };
     let found = match found {
         Ok(Found::Complete { upload, is_probe }) => {
-            let request = delivered(head, body.into_inner(), reply.forwards_all());
+            let request = delivered(head, body.into_inner(), reply.forwards_all(), &upload);
             let complete = engine.complete(inner, request, upload, is_probe, &reply);
             return complete.await;
+        }
+        Ok(Found::Also { response, upload }) => {
+            let request = delivered(head, body.into_inner(), false, &upload);
+            // The client learns at the URL of that upload how this ended.
+            let _ = deliver(&engine, inner, request, upload, By::Request).await;
+            return response.map(ResponseBody::answer);
         }
         Ok(Found::Response(response)) => Ok(response),
         Err(error) => Err(error),
@@ -116,6 +121,11 @@ pub(super) enum Found {
         /// The client has asked what is stored.
         is_probe: bool,
     },
+    /// The request has completed a part, and with it another upload, which is to be delivered.
+    Also {
+        response: Response<Bytes>,
+        upload: Upload,
+    },
 }
 
 impl Found {
@@ -127,35 +137,8 @@ impl Found {
     }
 }
 
-/// The request for the inner service. Its body has been read, so the headers about it are removed.
-///
-/// An answer that is recorded is read by the layer and repeated to requests with other headers. So
-/// the headers that choose a form of the answer are removed too: a compressed or partial answer
-/// would be the wrong one for them. Preconditions such as `If-Match` stay, because they say whether
-/// the file is wanted.
-fn delivered<B>(mut head: Parts, body: B, forwards_all: bool) -> Request<B> {
-    const ABOUT_BODY: [HeaderName; 4] = [
-        header::CONTENT_ENCODING,
-        header::CONTENT_LENGTH,
-        header::CONTENT_TYPE,
-        header::TRANSFER_ENCODING,
-    ];
-    const ABOUT_ANSWER: [HeaderName; 5] = [
-        header::ACCEPT_ENCODING,
-        header::IF_MODIFIED_SINCE,
-        header::IF_RANGE,
-        header::RANGE,
-        header::TE,
-    ];
-    let about_answer = ABOUT_ANSWER.iter().filter(|_| !forwards_all);
-    for name in ABOUT_BODY.iter().chain(about_answer) {
-        head.headers.remove(name);
-    }
-    Request::from_parts(head, body)
-}
-
 /// Refuses a body in a coding: its bytes would be stored as they are.
-fn check_coding(head: &Parts) -> Result<(), Error> {
+pub(super) fn check_coding(head: &Parts) -> Result<(), Error> {
     let mut codings = head.headers.get_all(header::CONTENT_ENCODING).iter();
     let is_plain = codings.all(|coding| {
         let coding = coding.as_bytes().trim_ascii();
@@ -181,6 +164,14 @@ impl Engine {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
+        if let Command::Capabilities = command {
+            let max_size = self.config.limits.file_size;
+            let checksums = CHECKSUMS;
+            return Ok(Found::Response(reply.encode(Outcome::Capabilities {
+                max_size,
+                checksums,
+            })));
+        }
         // The owner is known before a byte of the body is read.
         let scope = self.config.hooks.scope(head)?;
         if let Command::Read { .. } | Command::Write(_) = command {
@@ -224,8 +215,14 @@ impl Engine {
                 // The answer does not say whether the upload existed.
                 reply.encode(Outcome::Removed)
             }
+            Command::Url(command) => {
+                // Boxed, so that all other requests do not hold the memory for it.
+                return Box::pin(self.at_url(command, head, scope, body, reply)).await;
+            }
             // The body cannot contain another `Read`.
-            Command::Read { .. } => return Err(Reason::MethodNotAllowed.into()),
+            Command::Capabilities | Command::Read { .. } => {
+                return Err(Reason::MethodNotAllowed.into());
+            }
         };
         Ok(Found::Response(response))
     }
@@ -431,7 +428,7 @@ impl Engine {
     }
 
     /// Counts a body until the guard is dropped. If there are too many, another one ends.
-    fn count_body<B>(
+    pub(super) fn count_body<B>(
         &self,
         scope: &Scope,
         head: &Parts,

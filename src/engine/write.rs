@@ -300,7 +300,7 @@ impl Engine {
     }
 
     /// Counts an upload as unfinished, if it is within the limits.
-    async fn reserve(&self, upload: &Upload) -> Result<Option<Reservation>, Error> {
+    pub(super) async fn reserve(&self, upload: &Upload) -> Result<Option<Reservation>, Error> {
         let Config { hooks, limits, .. } = &*self.config;
         let has_scopes = hooks.scope.is_some();
         let reserved = self.quota.reserve(&*self.store, limits, has_scopes, upload);

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::{Response, request::Parts, response};
 
+use super::offsets::{Held, UrlCommand};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
@@ -56,6 +57,11 @@ pub(crate) trait Encode: Send + Sync {
     fn probe_delivers(&self) -> bool {
         false
     }
+
+    /// Notes the upload that the request creates, so that all answers can name it.
+    fn created(&mut self, upload: &Upload) {
+        let _ = upload;
+    }
 }
 
 /// What a client wants.
@@ -76,6 +82,10 @@ pub(crate) enum Command {
         after: Option<UploadId>,
         fields: Vec<(String, String)>,
     },
+    /// Say what the layer can do.
+    Capabilities,
+    /// Do something with an upload that has a URL.
+    Url(UrlCommand),
     /// Read the command from the body, of at most `max` bytes.
     Read { max: u64, then: DecodeBody },
 }
@@ -299,6 +309,15 @@ pub(crate) enum Outcome<'a> {
     },
     /// The recorded answer of the inner service.
     Answer(&'a Record),
+    /// What the layer can do.
+    Capabilities {
+        /// The most bytes of a file.
+        max_size: u64,
+        /// The algorithms of checksums, as a list.
+        checksums: &'static str,
+    },
+    /// How many bytes of an upload with a URL are stored.
+    Held(Held<'a>),
     /// The upload that the client continues is absent.
     Gone,
     /// The upload is removed, or was absent.

@@ -4,21 +4,28 @@
 //! [`Outcome`] into a response.
 
 pub(crate) mod chunked;
+mod cors;
 mod exchange;
+mod offsets;
 mod plain;
 mod problem;
+mod tus;
 
 use std::sync::Arc;
 
 use http::request::Parts;
 
+pub use self::cors::{CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS};
 pub(crate) use self::exchange::{
     Command, Create, Decode, Described, Encode, Exchange, FilePart, Form, Identity, Look, Outcome,
     Reply, Target, Write,
 };
+pub(crate) use self::offsets::{Data, Held, New, UrlCommand, named};
 use self::{
     chunked::{Chunked, Dialect},
+    offsets::Urls,
     plain::Plain,
+    tus::Tus,
 };
 
 /// One way of talking to clients, for [`with_protocol`](crate::ResumableLayer::with_protocol) and
@@ -26,7 +33,8 @@ use self::{
 ///
 /// By default a layer has the dialects [Resumable.js](Dialect::resumable_js),
 /// [flow.js](Dialect::flow_js), [Dropzone](Dialect::dropzone) and
-/// [Fine Uploader](Dialect::fine_uploader), and [plain uploads](Self::plain).
+/// [Fine Uploader](Dialect::fine_uploader), [plain uploads](Self::plain), and
+/// [tus 1.0](Self::tus).
 ///
 /// ```
 /// use tower_resumable::{Dialect, MemoryStore, Protocol, ResumableLayer};
@@ -47,6 +55,7 @@ pub struct Protocol(Kind);
 enum Kind {
     Dialect(Box<Dialect>),
     Plain,
+    Tus,
 }
 
 impl Protocol {
@@ -79,6 +88,68 @@ impl Protocol {
     pub fn plain() -> Self {
         Self(Kind::Plain)
     }
+
+    /// [tus 1.0], for clients such as tus-js-client, Uppy and tuspy: a `POST` request creates an
+    /// upload, the answer names its URL in `Location`, and `PATCH` requests to that URL append the
+    /// bytes. `HEAD` says how many bytes are stored.
+    ///
+    /// On by default, because no other client sends `Tus-Resumable`. It needs a store that can
+    /// append: see [`Capabilities`](crate::store::Capabilities). With another store these requests
+    /// get a final error, and `OPTIONS` requests pass through to the inner service.
+    ///
+    /// All extensions of tus 1.0 are there: creation, creation-with-upload, creation-defer-length,
+    /// expiration, checksum, checksum-trailer, termination, concatenation and
+    /// concatenation-unfinished. Checksums can be sha1, sha256, sha512 and crc32, and md5 with the
+    /// feature `digests`. `X-HTTP-Method-Override` is understood. An `OPTIONS` request that is not
+    /// a CORS preflight is answered by the layer.
+    ///
+    /// # URLs and routes
+    ///
+    /// The URL of an upload is the path of the request that created it, as its client has sent it,
+    /// with the query `upload=<token>`. So one path serves all requests. The token has 128 random
+    /// bits. It is valid in its [scope](crate::ResumableLayer::with_scope) and at its path only:
+    /// with another one the upload is absent (404). The query of the creating request is not in
+    /// the URL. See also [`with_public_url`](crate::ResumableLayer::with_public_url) and
+    /// [`with_upload_paths`](crate::ResumableLayer::with_upload_paths).
+    ///
+    /// The methods of these requests are `POST`, `PATCH`, `HEAD`, `DELETE`, `GET` and `OPTIONS`.
+    /// `Router::layer` of axum applies the layer behind the choice of the method. So use
+    /// `.route("/files", any(handler))`, or apply the layer around the whole router. On a route for
+    /// `post` only, the service behind the layer would be the answer 405 for all other methods.
+    ///
+    /// Pages of other origins need CORS: see [`CORS_EXPOSED_HEADERS`](crate::CORS_EXPOSED_HEADERS).
+    ///
+    /// # Delivery
+    ///
+    /// The inner service gets one request with the method and URI of the request that created the
+    /// upload, and the headers and extensions of the one that completed it, without those of the
+    /// protocol. Its answer becomes the answer to that `PATCH` (or `POST`):
+    ///
+    /// | answer of the inner service | answer to the client |
+    /// |---|---|
+    /// | it takes the file | 204 (201 for `POST`), with its headers |
+    /// | it [rejects or refuses](crate::Verdict) the file | its status and body |
+    /// | it fails | 503 |
+    ///
+    /// Its `Location` becomes `Content-Location`. 404, 409, 423 and other statuses at which clients
+    /// do not stop become 400.
+    ///
+    /// A tus client that finds all bytes stored sends nothing more. So `HEAD` of a complete upload
+    /// that is not delivered delivers it, and waits. If that fails the answer is 423, and the
+    /// client asks again. `GET` repeats the recorded answer of the inner service with its status
+    /// and body, for a [day](crate::Delivery::with_url_record_lifetime).
+    ///
+    /// # Metadata
+    ///
+    /// `filename` (or `name`) is the name of the file, `filetype` (or `type`) its media type,
+    /// `relativePath` its path. The other values are [fields](crate::CompletedUpload::fields) if
+    /// they are UTF-8. The whole header is in
+    /// [`CompletedUpload::creation`](crate::CompletedUpload::creation).
+    ///
+    /// [tus 1.0]: https://tus.io/protocols/resumable-upload
+    pub fn tus() -> Self {
+        Self(Kind::Tus)
+    }
 }
 
 impl From<Dialect> for Protocol {
@@ -88,9 +159,21 @@ impl From<Dialect> for Protocol {
 }
 
 /// The protocols of a layer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Protocols {
     chunked: Arc<Chunked>,
+    tus: bool,
+    urls: Arc<Urls>,
+}
+
+impl Default for Protocols {
+    fn default() -> Self {
+        Self {
+            chunked: Arc::default(),
+            tus: true,
+            urls: Arc::default(),
+        }
+    }
 }
 
 impl Protocols {
@@ -100,12 +183,14 @@ impl Protocols {
         match protocol.0 {
             Kind::Dialect(dialect) => chunked.add(*dialect),
             Kind::Plain => chunked.accept_plain = true,
+            Kind::Tus => self.tus = true,
         }
     }
 
     /// Removes all protocols but these.
     pub(crate) fn only(&mut self, protocols: impl IntoIterator<Item = Protocol>) {
         self.chunked_mut().clear();
+        self.tus = false;
         protocols
             .into_iter()
             .for_each(|protocol| self.add(protocol));
@@ -116,6 +201,17 @@ impl Protocols {
         Arc::make_mut(&mut self.chunked)
     }
 
+    /// The settings of uploads that have URLs. They stay when protocols are added or removed.
+    pub(crate) fn urls_mut(&mut self) -> &mut Urls {
+        Arc::make_mut(&mut self.urls)
+    }
+
+    /// The path at which an upload was created, from a path with its token.
+    pub(crate) fn creation_path<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let split = self.urls.split(path).filter(|_| self.tus);
+        split.map(|(path, _)| path)
+    }
+
     /// The dialect with this name.
     pub(crate) fn named(&self, name: &str) -> Option<&Dialect> {
         self.chunked.named(name)
@@ -124,8 +220,10 @@ impl Protocols {
     /// Decodes a request. `None` if it is not for the layer.
     pub(crate) fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
         // The first protocol that recognizes the request decodes it.
-        let protocols: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
-        let mut protocols = protocols.into_iter();
+        let tus = Tus(&self.urls);
+        let tus = self.tus.then_some(&tus as &dyn Decode);
+        let others: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
+        let mut protocols = tus.into_iter().chain(others);
         protocols.find_map(|protocol| protocol.decode(head, body_is_empty))
     }
 }

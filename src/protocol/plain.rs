@@ -103,6 +103,8 @@ impl Encode for PlainReply {
             | Outcome::Stored { .. }
             | Outcome::State(_)
             | Outcome::Listed { .. }
+            | Outcome::Capabilities { .. }
+            | Outcome::Held(_)
             | Outcome::Gone
             | Outcome::Removed => empty(StatusCode::NO_CONTENT),
         }

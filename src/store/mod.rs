@@ -135,7 +135,7 @@ pub(crate) use self::{
 };
 use crate::model::{
     hex::{self, Hex},
-    upload::{Scope, Upload, UploadId},
+    upload::{Role, Scope, Upload, UploadId},
 };
 pub use crate::model::{
     ranges::RangeSet,
@@ -504,7 +504,7 @@ pub enum Keep {
 pub struct Filter {
     /// Only uploads of this scope.
     pub scope: Option<Scope>,
-    /// Only complete uploads. Each listed upload is durably complete, even if the request that
+    /// Only complete uploads, without [parts](Role::Part): those that can be delivered. Each listed upload is durably complete, even if the request that
     /// completed it has not returned yet, so it can be claimed.
     pub complete: bool,
 }
@@ -531,7 +531,8 @@ impl Filter {
             .scope
             .as_ref()
             .is_none_or(|scope| upload.scope == *scope);
-        of_scope && (progress.complete || !self.complete)
+        let is_asked = progress.complete && upload.role == Role::Whole;
+        of_scope && (is_asked || !self.complete)
     }
 }
 

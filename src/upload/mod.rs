@@ -11,7 +11,7 @@ mod persist;
 #[cfg(feature = "axum")]
 pub use self::extract::MissingUpload;
 use crate::{
-    model::upload::{Scope, UploadId},
+    model::upload::{Creation, Scope, UploadId},
     names::{safe_file_name, safe_relative_path},
     store::{Sealed, content::Content},
 };
@@ -209,6 +209,12 @@ impl CompletedUpload {
     /// The value of the first of the application's own fields with this name.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.sealed.upload.field(name)
+    }
+
+    /// The request that created the upload, if it has a URL, as those of
+    /// [tus](crate::Protocol::tus). It has the whole `Upload-Metadata`.
+    pub fn creation(&self) -> Option<&Creation> {
+        self.sealed.upload.creation.as_ref()
     }
 
     /// Reads the finished file, from any store. It can be read more than once.

@@ -106,7 +106,8 @@ impl Encode for Answers {
             Outcome::Listed { uploads, next } => list_uploads(uploads, next),
             Outcome::Answer(record) => self.recorded(record),
             Outcome::Gone => ok(json!({ "success": false, "reset": true })),
-            Outcome::Removed => missing(),
+            // Chunk clients have no URLs.
+            Outcome::Removed | Outcome::Capabilities { .. } | Outcome::Held(_) => missing(),
             Outcome::Failed(error) => self.failed(error),
         }
     }

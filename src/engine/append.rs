@@ -1,0 +1,441 @@
+//! Uploads that have a URL: creates them, appends bytes to them, and says what is stored.
+
+use std::{
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http_body::{Body, Frame};
+
+use super::{
+    Engine,
+    quota::Reservation,
+    receive::{Found, check_coding},
+};
+use crate::{
+    body::{digest::Expected, pace::Paced, raw::Pieces, sniff::Sniffed},
+    config::Config,
+    error::{Error, Reason},
+    hooks::Purpose,
+    model::{
+        BoxError,
+        state::{Progress, State, Status},
+        upload::{Role, Scope, Upload},
+    },
+    protocol::{Data, Held, New, Outcome, Reply, UrlCommand},
+    route::sent_path,
+    store::{Append, ChunkBody, Keep, random_id},
+};
+
+/// How many bytes of an upload of unknown length are counted ahead of those that have arrived.
+const COUNTED_AHEAD: u64 = 1 << 20;
+
+impl Engine {
+    /// Does what a client of an upload with a URL asks for.
+    pub(super) async fn at_url<B>(
+        &self,
+        command: UrlCommand,
+        head: &Parts,
+        scope: Scope,
+        body: &mut Paced<B>,
+        reply: &mut Reply,
+    ) -> Result<Found, Error>
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let path = sent_path(head);
+        match command {
+            UrlCommand::Create { new, data } => {
+                self.open(new, data, head, scope, body, reply).await
+            }
+            UrlCommand::Concat { new, token } => {
+                let upload = new.upload(&token, scope, path)?;
+                self.concat(upload, head, reply).await
+            }
+            UrlCommand::Append {
+                token,
+                offset,
+                length,
+                data,
+            } => {
+                let named = token.upload(scope, path);
+                let end = End { offset, length };
+                self.append(named, end, data, head, body, reply).await
+            }
+            UrlCommand::Look(token) => self.look_at(token.upload(scope, path), head, reply).await,
+            UrlCommand::Recall(token) => self.recall(token.upload(scope, path), head, reply).await,
+            UrlCommand::Discard(token) => {
+                self.discard(token.upload(scope, path), head, reply).await
+            }
+        }
+    }
+
+    /// Creates an upload, with its first bytes if the request brings some.
+    async fn open<B>(
+        &self,
+        new: New,
+        data: Option<Data>,
+        head: &Parts,
+        scope: Scope,
+        body: &mut Paced<B>,
+        reply: &mut Reply,
+    ) -> Result<Found, Error>
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        self.config.check(new.length, None)?;
+        let upload = new.upload(&random_id()?, scope, sent_path(head))?;
+        self.admit(Purpose::Create, head, &upload).await?;
+        let Some(data) = data else {
+            let status = self.create(&upload).await?;
+            reply.created(&upload);
+            return Ok(self.appended(upload, status.progress(), reply).await);
+        };
+        self.admit(Purpose::Chunk, head, &upload).await?;
+        let bytes = self.bytes(&upload, 0, &data, head, body)?;
+        self.create(&upload).await?;
+        match self.append_body(&upload, bytes, head, body).await {
+            Ok(progress) => {
+                reply.created(&upload);
+                Ok(self.appended(upload, progress, reply).await)
+            }
+            Err(error) => {
+                // The client does not know the URL, so it cannot go on. If the upload cannot be
+                // removed now, it is swept later, and the operator is told.
+                let _ = self.remove(&upload, None).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates an upload without bytes, if it is within the limits.
+    pub(super) async fn create(&self, upload: &Upload) -> Result<Status, Error> {
+        let reserved = self.reserve(upload).await?;
+        let created = self.store.create(upload).await;
+        let created = created.map_err(|error| self.store_failed(Some(&upload.id), error));
+        self.end_reservation(reserved, upload, created.is_ok())
+            .await;
+        created
+    }
+
+    /// Appends the body of a request.
+    async fn append<B>(
+        &self,
+        named: Upload,
+        end: End,
+        data: Data,
+        head: &Parts,
+        body: &mut Paced<B>,
+        reply: &mut Reply,
+    ) -> Result<Found, Error>
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let status = self.status(&named).await?;
+        // The application is asked with all that is known, and before the client learns anything.
+        let known = status.as_ref().map_or(&named, |status| &status.upload);
+        self.admit(Purpose::Chunk, head, known).await?;
+        let Status { mut upload, state } = status.ok_or(Reason::NotFound)?;
+        if is_concatenated(&upload) {
+            return Err(Reason::Concatenated.into());
+        }
+        let End { offset, length } = end;
+        if upload.length.zip(length).is_some_and(|(a, b)| a != b) {
+            return Err(Reason::Conflict.into());
+        }
+        upload.length = upload.length.or(length);
+        self.config.check(upload.length, None)?;
+        if let State::Settled(_) = state {
+            let stored = upload.length.unwrap_or_default();
+            return if offset == stored && body.is_end_stream() {
+                Ok(Found::complete(upload))
+            } else {
+                Err(Reason::Offset { stored }.into())
+            };
+        }
+        let bytes = self.bytes(&upload, offset, &data, head, body)?;
+        let progress = self.append_body(&upload, bytes, head, body).await?;
+        Ok(self.appended(upload, progress, reply).await)
+    }
+
+    /// Checks what a request declares of the bytes in its body.
+    fn bytes<B: Body>(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        data: &Data,
+        head: &Parts,
+        body: &Paced<B>,
+    ) -> Result<Incoming, Error>
+    where
+        B: Unpin,
+        B::Error: Into<BoxError>,
+    {
+        check_coding(head)?;
+        let checksum = data.checksum.as_deref().map(Expected::of_checksum);
+        let follows = data.checksum_follows.then(Expected::that_follows);
+        let each = [Expected::of_content(head)?, checksum.transpose()?, follows];
+        let digest = each.into_iter().flatten().reduce(Expected::and);
+        let size = body.size_hint();
+        let limits = &self.config.limits;
+        let limit = limits.append_size;
+        if size.lower() > limit {
+            return Err(Reason::ChunkTooLarge { limit }.into());
+        }
+        let end = offset.checked_add(size.lower());
+        let end = end.ok_or(Reason::OutOfBounds)?;
+        match upload.length {
+            // The store compares the offset first, and then the length. A new upload has no
+            // offset.
+            Some(length) if offset == 0 && end > length => return Err(Reason::OutOfBounds.into()),
+            Some(_) => {}
+            None => self.config.check(Some(end), None)?,
+        }
+        Ok(Incoming {
+            offset,
+            len: size.exact(),
+            max: limit.min(limits.file_size.saturating_sub(offset)),
+            digest,
+        })
+    }
+
+    /// Stores the bytes of a body at the end of an upload.
+    async fn append_body<B>(
+        &self,
+        upload: &Upload,
+        bytes: Incoming,
+        head: &Parts,
+        body: &mut Paced<B>,
+    ) -> Result<Progress, Error>
+    where
+        B: Body + Send + Unpin,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let Incoming {
+            offset,
+            len,
+            max,
+            digest,
+        } = bytes;
+        let Config { hooks, limits, .. } = &*self.config;
+        let _reading = self.count_body(&upload.scope, head, body)?;
+        // What arrives is kept, so a long body is no attack.
+        body.take_any_time();
+        let mut append = Append::at(offset);
+        if digest.is_some() {
+            append.keep = Keep::Whole;
+        }
+        let reserved = self.reserve(upload).await?;
+        let has_scopes = hooks.scope.is_some();
+        let grow = |bytes| match &reserved {
+            Some(reserved) => reserved.grow(limits, has_scopes, bytes),
+            None => Ok(()),
+        };
+        let counted = upload.length.unwrap_or(offset + len.unwrap_or_default());
+        let appended = match grow(counted) {
+            Ok(()) => {
+                let mut source = pin!(Pieces::new(&mut *body, digest));
+                let first = offset == 0 && upload.role == Role::Whole;
+                let sniff = hooks.sniff.as_ref().filter(|_| first);
+                let sniffed = pin!(Sniffed::new(source.as_mut(), sniff, upload));
+                let mut growing = pin!(Growing {
+                    source: sniffed,
+                    end: offset,
+                    counted,
+                    grow: &grow,
+                });
+                let mut chunk = ChunkBody::new(growing.as_mut(), len, max);
+                let appended = self.store.append(upload, append, &mut chunk).await;
+                appended.map_err(|error| self.store_failed(Some(&upload.id), error))
+            }
+            Err(error) => Err(error),
+        };
+        self.end_reservation(reserved, upload, true).await;
+        if let Err(error) = &appended {
+            self.append_failed(upload, error).await;
+        }
+        appended
+    }
+
+    async fn append_failed(&self, upload: &Upload, error: &Error) {
+        let refusal = error.refusal().filter(|refusal| !refusal.is_retryable());
+        if let Some(refusal) = refusal {
+            // The hook has refused the first bytes. If the upload cannot be removed now, it is
+            // swept later, and the operator is told.
+            let _ = self.remove(upload, Some(refusal.status())).await;
+        }
+        if *error.reason() == Reason::Busy {
+            // The memory of the store is taken, perhaps by bodies that bring nothing.
+            self.bodies.end_slowest();
+        }
+    }
+
+    /// Ends the count of a request. If it has failed, the upload may be absent.
+    async fn end_reservation(&self, reserved: Option<Reservation>, upload: &Upload, stored: bool) {
+        let Some(reserved) = reserved else {
+            return;
+        };
+        if stored {
+            reserved.keep();
+        } else if reserved.needs_status() {
+            // If that is unknown, the upload stays counted.
+            if let Ok(status) = self.status(upload).await {
+                reserved.found(status.as_ref());
+            }
+        }
+    }
+
+    /// Answers a request that has stored bytes.
+    async fn appended(&self, mut upload: Upload, progress: Progress, reply: &Reply) -> Found {
+        let Progress { received, complete } = progress;
+        if complete {
+            upload.length = Some(received);
+        }
+        if complete && upload.role == Role::Whole {
+            return Found::complete(upload);
+        }
+        let held = self.held(&upload, Some(received));
+        let response = reply.encode(Outcome::Held(held));
+        let made = if complete {
+            self.completed_by(&upload).await
+        } else {
+            None
+        };
+        match made {
+            Some(upload) => Found::Also { response, upload },
+            None => Found::Response(response),
+        }
+    }
+
+    pub(super) fn held<'a>(&self, upload: &'a Upload, offset: Option<u64>) -> Held<'a> {
+        Held {
+            upload,
+            offset,
+            expires: self.config.retention.expires(),
+        }
+    }
+
+    /// Ends the request that is appending, and says how many bytes are stored. Delivers an upload
+    /// that is complete.
+    async fn look_at(&self, named: Upload, head: &Parts, reply: &Reply) -> Result<Found, Error> {
+        self.admit(Purpose::Status, head, &named).await?;
+        let status = self.interrupt(&named).await?.ok_or(Reason::NotFound)?;
+        let Status { upload, state } = &status;
+        let offset = match state {
+            State::Settled(record) if record.delivered => {
+                let state = reply.encode(Outcome::State(Some(&status)));
+                return Ok(Found::Response(state));
+            }
+            // Its file is removed.
+            State::Settled(_) => return Err(Reason::NotFound.into()),
+            State::Complete if upload.role == Role::Whole => {
+                return Ok(probed(status.upload));
+            }
+            State::Receiving(_) if is_concatenated(upload) => {
+                if let Some(upload) = self.put_together(upload).await? {
+                    return Ok(probed(upload));
+                }
+                None
+            }
+            State::Complete | State::Receiving(_) => Some(status.prefix()),
+        };
+        let held = Outcome::Held(self.held(upload, offset));
+        Ok(Found::Response(reply.encode(held)))
+    }
+
+    async fn recall(&self, named: Upload, head: &Parts, reply: &Reply) -> Result<Found, Error> {
+        self.admit(Purpose::Status, head, &named).await?;
+        let state = self.status(&named).await?.map(|status| status.state);
+        match state {
+            Some(State::Settled(record)) => {
+                Ok(Found::Response(reply.encode(Outcome::Answer(&record))))
+            }
+            _ => Err(Reason::NotFound.into()),
+        }
+    }
+
+    async fn discard(&self, named: Upload, head: &Parts, reply: &Reply) -> Result<Found, Error> {
+        self.admit(Purpose::Cancel, head, &named).await?;
+        let status = self.interrupt(&named).await?.ok_or(Reason::NotFound)?;
+        self.remove(&status.upload, None).await?;
+        let left = self.status(&named).await?.map(|status| status.state);
+        match left {
+            // It is being delivered.
+            Some(State::Complete) => Err(Reason::DeliveryPending.into()),
+            _ => Ok(Found::Response(reply.encode(Outcome::Removed))),
+        }
+    }
+
+    async fn interrupt(&self, upload: &Upload) -> Result<Option<Status>, Error> {
+        let status = self.store.interrupt(&upload.id).await;
+        status.map_err(|error| self.store_failed(Some(&upload.id), error))
+    }
+}
+
+/// Where the bytes of a request belong, and the length of the file if the request declares it.
+struct End {
+    offset: u64,
+    length: Option<u64>,
+}
+
+/// The bytes of a request, as far as they are known before they arrive.
+struct Incoming {
+    offset: u64,
+    len: Option<u64>,
+    max: u64,
+    digest: Option<Expected>,
+}
+
+fn probed(upload: Upload) -> Found {
+    let is_probe = true;
+    Found::Complete { upload, is_probe }
+}
+
+/// Whether the upload is made of parts.
+pub(super) fn is_concatenated(upload: &Upload) -> bool {
+    let creation = upload.creation.as_ref();
+    creation.is_some_and(|creation| !creation.parts.is_empty())
+}
+
+/// Bytes that are counted while they arrive.
+struct Growing<'a, 'b> {
+    source: Pin<&'a mut Sniffed<'b>>,
+    /// The end of the upload.
+    end: u64,
+    /// Up to where it is counted.
+    counted: u64,
+    grow: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
+}
+
+impl Body for Growing<'_, '_> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(self.source.as_mut().poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            self.end = self.end.saturating_add(len as u64);
+            if self.end > self.counted {
+                let counted = self.end.saturating_add(COUNTED_AHEAD);
+                if let Err(error) = (self.grow)(counted) {
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                self.counted = counted;
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
