@@ -366,7 +366,13 @@ impl Engine {
     async fn discard(&self, named: Upload, head: &Parts, reply: &Reply) -> Result<Found, Error> {
         self.admit(Purpose::Cancel, head, &named).await?;
         let status = self.interrupt(&named).await?.ok_or(Reason::NotFound)?;
-        self.remove(&status.upload, None).await?;
+        if let State::Settled(_) = status.state {
+            // The file is the application's.
+            let forgotten = self.store.forget(&named.id).await;
+            forgotten.map_err(|error| self.store_failed(Some(&named.id), error))?;
+        } else {
+            self.remove(&status.upload, None).await?;
+        }
         let left = self.status(&named).await?.map(|status| status.state);
         match left {
             // It is being delivered.

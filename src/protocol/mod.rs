@@ -13,7 +13,7 @@ mod tus;
 
 use std::sync::Arc;
 
-use http::request::Parts;
+use http::{Method, request::Parts};
 
 pub use self::cors::{CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS};
 pub(crate) use self::exchange::{
@@ -221,7 +221,9 @@ impl Protocols {
     pub(crate) fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
         // The first protocol that recognizes the request decodes it.
         let tus = Tus(&self.urls);
-        let tus = self.tus.then_some(&tus as &dyn Decode);
+        // What a chunk client asks for with its fields is for the inner service.
+        let may_be_tus = head.method != Method::OPTIONS || !self.chunked.is_in_query(head);
+        let tus = (self.tus && may_be_tus).then_some(&tus as &dyn Decode);
         let others: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
         let mut protocols = tus.into_iter().chain(others);
         protocols.find_map(|protocol| protocol.decode(head, body_is_empty))

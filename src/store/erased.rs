@@ -24,6 +24,7 @@ pub(crate) trait DynStore: Send + Sync {
     fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>>;
     fn remove<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
     fn forget_rejection<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
+    fn forget<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
     fn list<'a>(&'a self, filter: &'a Filter, after: Option<&'a UploadId>) -> Result<'a, Page>;
     fn usage(&self) -> Result<'_, Vec<Usage>>;
     fn sweep<'a>(&'a self, expiry: &'a Expiry) -> Result<'a, Swept>;
@@ -71,6 +72,10 @@ impl<T: Store> DynStore for T {
 
     fn forget_rejection<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool> {
         Box::pin(Store::forget_rejection(self, id))
+    }
+
+    fn forget<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool> {
+        Box::pin(Store::forget(self, id))
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, after: Option<&'a UploadId>) -> Result<'a, Page> {

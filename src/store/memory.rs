@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     lock::lock,
-    model::upload::{Upload, UploadId},
+    model::upload::{Role, Upload, UploadId},
 };
 
 /// Keeps uploads in the memory of this process, for tests and trials. The memory is not limited.
@@ -113,6 +113,12 @@ impl Store for MemoryStore {
         Ok(is_rejected && uploads.remove(id).is_some())
     }
 
+    async fn forget(&self, id: &UploadId) -> Result<bool, StoreError> {
+        let mut uploads = lock(&self.uploads);
+        let is_settled = uploads.get(id).is_some_and(|entry| entry.record.is_some());
+        Ok(is_settled && uploads.remove(id).is_some())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
         let uploads = lock(&self.uploads);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -131,7 +137,9 @@ impl Store for MemoryStore {
         let mut swept = Swept::default();
         lock(&self.uploads).retain(|_, entry| {
             let is_older = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);
-            let (counter, is_old) = match (&entry.record, entry.is_complete()) {
+            // A part is never delivered.
+            let is_pending = entry.is_complete() && entry.upload.role == Role::Whole;
+            let (counter, is_old) = match (&entry.record, is_pending) {
                 (Some(it), _) => (&mut swept.records, it.expires < expiry.records_before),
                 (None, true) => (&mut swept.undelivered, is_older(expiry.undelivered_before)),
                 (None, false) => (&mut swept.abandoned, is_older(expiry.abandoned_before)),

@@ -234,6 +234,17 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         async { Ok(false) }
     }
 
+    /// Ends the [record](Record) of an upload that was settled, before it expires: the upload is
+    /// absent then. Returns `false` if nothing was ended. The file of a delivered upload stays: it
+    /// belongs to the application.
+    ///
+    /// The default ends nothing. A store with [appends](Capabilities::append) should do it: a
+    /// client of tus that removes an upload expects it to be absent.
+    fn forget(&self, id: &UploadId) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let _ = id;
+        async { Ok(false) }
+    }
+
     /// Lists uploads that are not settled, in the order of their ids, starting after the id
     /// `after`, which need not exist. A page has at most [`Page::MAX`] uploads.
     ///
@@ -646,11 +657,11 @@ impl std::fmt::Debug for ScopeHash {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads that were last touched before this time: by a request that wrote to them
+    /// Incomplete uploads, and complete [parts](Role::Part), that were last touched before this time: by a request that wrote to them
     /// or [asked for their status](Store::status). `None` keeps all.
     pub abandoned_before: Option<SystemTime>,
-    /// Complete uploads that are not settled and were last touched before this time. `None` keeps
-    /// all.
+    /// Complete uploads but parts that are not settled and were last touched before this time.
+    /// `None` keeps all.
     pub undelivered_before: Option<SystemTime>,
     /// Records that expired before this time. Default: now.
     pub records_before: SystemTime,

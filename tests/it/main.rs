@@ -36,5 +36,6 @@ mod scale;
 mod sqlite;
 mod store;
 mod tonic;
+mod tus;
 mod upload;
 mod whole_files;

@@ -73,7 +73,7 @@ impl Chunked {
         let form = content_type.and_then(boundary);
         // Checked before the limits, because a request of the application can have a query of any
         // length.
-        let is_ours = Params::query_has(query, |name| self.owns(name)) || self.has_headers(head);
+        let is_ours = self.is_in_query(head) || self.has_headers(head);
         if form.is_none() && !is_ours {
             return self.read_bare(head);
         }
@@ -122,6 +122,11 @@ impl Chunked {
             upload
         });
         Ok(Create { length, describe })
+    }
+
+    /// Whether the query has a field of a dialect.
+    pub(super) fn is_in_query(&self, head: &Parts) -> bool {
+        Params::query_has(head.uri.query(), |name| self.owns(name))
     }
 
     fn asks_for_list(&self, head: &Parts) -> bool {

@@ -1829,6 +1829,7 @@ fn show(command: &Command, answers: &Answers) -> String {
     let of = |upload: &Described| format!("{} of {}", upload.identifier, upload.length.unwrap());
     match command {
         Command::List { .. } => "list".into(),
+        Command::Capabilities | Command::Url(_) => "of tus".into(),
         Command::Read { max, .. } => format!("read {max}"),
         Command::Create(create) => format!("create {}", create.length),
         Command::Conclude(upload) => format!("conclude {}", of(upload)),

@@ -12,7 +12,7 @@ use futures_util::future::{Either, select};
 use object_store::PutPayload;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -33,6 +33,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// If others need memory, a body has to receive this part of what it holds in each window.
 const EARNED: u64 = 64;
 
+/// How long the bytes of an append wait for more before they are stored.
+const LINGER: Duration = Duration::from_secs(10);
+
 /// How often to look for memory that a slow body holds.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -47,10 +50,17 @@ pub(super) struct Memory {
 
 /// A body that holds memory while it arrives.
 #[derive(Debug)]
-struct Holder {
+pub(super) struct Holder {
     pace: Mutex<Pace>,
-    /// Others need the memory.
+    /// Others need the memory, or a newer request ends the append.
     give_way: Notify,
+}
+
+impl Holder {
+    /// Ends the [`Source::take`] that is waiting for bytes, or else the next one that has to wait.
+    pub(super) fn give_way(&self) {
+        self.give_way.notify_one();
+    }
 }
 
 /// The pace of a body.
@@ -157,9 +167,27 @@ impl Memory {
                 body,
                 rest: Bytes::new(),
                 keep,
+                linger: None,
                 holder: self.holder(),
             }),
         }
+    }
+
+    /// A body whose bytes are stored as they arrive, and what ends its [`Source::take`].
+    pub(super) fn stream<'a, 'b>(
+        &'a self,
+        body: &'a mut ChunkBody<'b>,
+    ) -> (Source<'a, 'b>, Arc<Holder>) {
+        let holder = self.holder();
+        let source = Source {
+            memory: self,
+            body,
+            rest: Bytes::new(),
+            keep: Keep::Prefix,
+            linger: Some(LINGER),
+            holder: Arc::clone(&holder),
+        };
+        (source, holder)
     }
 
     fn holder(&self) -> Arc<Holder> {
@@ -242,6 +270,8 @@ pub(super) struct Source<'a, 'b> {
     /// What was received and is not taken yet.
     rest: Bytes,
     keep: Keep,
+    /// How long bytes wait for more. `None` if they are not stored before the others.
+    linger: Option<Duration>,
     holder: Arc<Holder>,
 }
 
@@ -253,6 +283,7 @@ impl Source<'_, '_> {
     pub(super) async fn take(&mut self, room: u64) -> (Blocks, Option<Result<(), StoreError>>) {
         let mut blocks = Blocks::default();
         let mut block: Option<Counted> = None;
+        let mut since = None;
         let end = loop {
             let filled = block.as_ref().map_or(0, |block| block.bytes.len() as u64);
             let room = room - blocks.len() - filled;
@@ -261,13 +292,17 @@ impl Source<'_, '_> {
             }
             if self.rest.is_empty() {
                 let held = blocks.len() + block.as_ref().map_or(0, |b| b.bytes.capacity() as u64);
-                let Some(next) = self.next(held).await else {
+                let until = self.linger.and_then(|linger| Some(since? + linger));
+                let Some(next) = self.next(held, until).await else {
                     // With `Keep::Prefix` the caller stores what it got.
                     let is_kept = self.keep == Keep::Prefix;
                     break (!is_kept).then_some(Err(StoreError::Busy));
                 };
                 match next {
-                    Some(Ok(piece)) => self.rest = piece,
+                    Some(Ok(piece)) => {
+                        self.rest = piece;
+                        since.get_or_insert_with(Instant::now);
+                    }
                     Some(Err(error)) => break Some(Err(error.into())),
                     None => break Some(Ok(())),
                 }
@@ -293,14 +328,24 @@ impl Source<'_, '_> {
     }
 
     /// The next bytes of the body. `None` if it has to give way: it holds this much memory, is
-    /// slow, and others need the memory.
-    async fn next(&mut self, held: u64) -> Option<Option<Result<Bytes, BodyError>>> {
+    /// slow, and others need the memory, or a newer request ends it. Also `None` at this time.
+    async fn next(
+        &mut self,
+        held: u64,
+        until: Option<Instant>,
+    ) -> Option<Option<Result<Bytes, BodyError>>> {
         lock(&self.holder.pace).held = held;
-        let next = if held == 0 {
+        let next = if held == 0 && self.linger.is_none() {
             self.body.next().await
         } else {
-            let next = pin!(self.body.next());
-            match select(next, pin!(self.holder.give_way.notified())).await {
+            let over = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (over, give_way) = (pin!(over), pin!(self.holder.give_way.notified()));
+            match select(pin!(self.body.next()), select(give_way, over)).await {
                 Either::Left((next, _)) => next,
                 Either::Right(_) => return None,
             }

@@ -142,7 +142,7 @@ impl Inner {
 
     /// Removes an upload whose multipart upload does not exist, or has become a wrong object, so
     /// that it can start again. Something has aborted it, such as a lifecycle rule of the bucket.
-    async fn remove_lost(&self, lease: &mut Lease) -> Result<StoreError, StoreError> {
+    pub(super) async fn remove_lost(&self, lease: &mut Lease) -> Result<StoreError, StoreError> {
         let info = Arc::clone(&lease.info);
         if lease.is_valid().await? {
             self.engine.delete(&self.keys.info(info.id())).await?;

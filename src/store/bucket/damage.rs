@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use object_store::path::Path;
 
-use super::{info::Unreadable, inner::Inner};
+use super::{
+    info::{Info, Unreadable},
+    inner::Inner,
+};
 use crate::{
     model::upload::UploadId,
     store::{StoreError, StoreEvent, random_id},
@@ -56,6 +59,23 @@ impl Inner {
             tokio::time::sleep(PAUSE).await;
         }
         Err(error)
+    }
+
+    /// Sets an upload of appends aside whose newest turn cannot be read.
+    pub(super) async fn set_turn_aside(
+        &self,
+        info: &Info,
+        bytes: Bytes,
+        error: Unreadable,
+    ) -> Result<(), StoreError> {
+        let (id, crc) = (info.id(), crc32fast::hash(&bytes));
+        let place = self.keys.damaged(&format!("{id}-{crc:08x}"));
+        self.engine.put(&place, bytes).await?;
+        match self.engine.get(&self.keys.info(id)).await? {
+            Some(found) if info.is_in(&found) => self.set_info_aside(id, found, error).await,
+            // It is gone.
+            _ => Ok(()),
+        }
     }
 
     /// Moves an object with these bytes below `damaged/`.

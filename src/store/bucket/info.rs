@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::layout::{MAX_PARTS, Slots};
 use crate::{
@@ -18,11 +18,15 @@ pub(super) struct Info {
     /// Random. Distinguishes the upload from earlier and later ones with the same [`UploadId`].
     pub(super) unique_id: String,
     /// As its first request described it, or, once it is settled, as the request described it that
-    /// completed it. The length is known.
+    /// completed it. The length is known, unless it comes with an append: see [`Turn`].
     pub(super) upload: Upload,
+    /// Whether the upload was created without a length.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_late: bool,
     /// Bytes of each slot other than the last. Not zero.
     pub(super) slot: u64,
-    /// The multipart upload of the final object. `None` for an empty file.
+    /// The multipart upload of the final object. `None` for a file that is known to be empty when
+    /// it is created.
     pub(super) multipart: Option<String>,
     /// The times of its record are by the engine's clock in the bucket, and by the clock of this
     /// server in memory.
@@ -30,6 +34,43 @@ pub(super) struct Info {
     /// Whether it is settled and its record has expired.
     #[serde(skip)]
     pub(super) has_expired: bool,
+    /// The newest turn of an upload of appends, if it was looked up. The slots and the length are
+    /// those of the turn then.
+    #[serde(skip)]
+    pub(super) turn: Option<Turn>,
+}
+
+/// The state of an upload of appends when a request has taken its turn: see
+/// [`appends`](super::appends).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Turn {
+    pub(super) version: Version,
+    /// It is in the name of the object.
+    #[serde(skip)]
+    pub(super) number: u32,
+    /// Random. Tells a request whether it has created the object.
+    pub(super) token: String,
+    /// How many bytes were stored. Bytes beyond it that older turns have put do not count.
+    pub(super) stored: u64,
+    /// As in [`Info`].
+    pub(super) slot: u64,
+    pub(super) length: Option<u64>,
+    /// Whether bytes that this turn puts count at once, and not only when a later turn says so.
+    pub(super) is_open: bool,
+}
+
+impl Turn {
+    pub(super) fn to_bytes(&self) -> Result<Bytes, StoreError> {
+        to_lines(self)
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8], number: u32) -> Result<Self, Unreadable> {
+        let turn: Self = from_lines(bytes)?;
+        let is_valid = turn.slot > 0 && turn.length.is_none_or(|length| turn.stored <= length);
+        is_valid
+            .then_some(Self { number, ..turn })
+            .ok_or(Unreadable(None))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,8 +119,24 @@ impl Info {
         &self.upload.id
     }
 
+    /// The length of the file, or, while it is unknown, the largest number.
     pub(super) fn length(&self) -> u64 {
-        self.upload.length.unwrap_or_default()
+        self.upload.length.unwrap_or(u64::MAX)
+    }
+
+    /// Whether all bytes come by appends, as far as it is known without a request.
+    pub(super) fn takes_appends(&self) -> bool {
+        let has_url = self.upload.creation.is_some();
+        self.turn.is_some() || self.upload.length.is_none() || has_url
+    }
+
+    /// The same upload, as it is in this turn.
+    pub(super) fn in_turn(&self, turn: Turn) -> Self {
+        let mut info = self.clone();
+        info.slot = turn.slot;
+        info.upload.length = turn.length.or(info.upload.length);
+        info.turn = Some(turn);
+        info
     }
 
     pub(super) fn slots(&self) -> Slots {
@@ -122,7 +179,7 @@ impl Info {
         if self.is_receiving() {
             Progress {
                 received: stored.total(),
-                complete: stored.covers(0, self.length()),
+                complete: stored.covers(0, self.length()) && self.upload.length.is_some(),
             }
         } else {
             self.complete()
@@ -155,46 +212,62 @@ impl Info {
         }
     }
 
-    /// One line of JSON, and a line with its CRC-32.
     pub(super) fn to_bytes(&self) -> Result<Bytes, StoreError> {
-        let mut bytes = serde_json::to_vec(self).map_err(StoreError::new)?;
-        let crc = crc32fast::hash(&bytes);
-        bytes.extend_from_slice(format!("\n{crc:08x}").as_bytes());
-        Ok(bytes.into())
+        to_lines(self)
+    }
+
+    /// Whether these bytes are an `info` object of this upload, and not of an earlier or later one.
+    pub(super) fn is_in(&self, bytes: &[u8]) -> bool {
+        Self::from_bytes(bytes, self.id()).is_ok_and(|info| info.unique_id == self.unique_id)
     }
 
     /// Parses the `info` object of this upload.
     pub(super) fn from_bytes(bytes: &[u8], id: &UploadId) -> Result<Self, Unreadable> {
-        let json = match bytes.iter().position(|byte| *byte == b'\n') {
-            Some(end) => {
-                let crc = format!("{:08x}", crc32fast::hash(&bytes[..end]));
-                if bytes[end + 1..] != *crc.as_bytes() {
-                    return Err(Unreadable(None));
-                }
-                &bytes[..end]
-            }
-            // Early objects have no CRC-32.
-            None => bytes,
-        };
-        let info: Self = serde_json::from_slice(json).map_err(|error| Unreadable(Some(error)))?;
+        let info: Self = from_lines(bytes)?;
+        let is_late = info.is_late;
         let is_valid = info.slot > 0
-            && info.upload.length.is_some()
+            && info.upload.length.map_or(is_late, |length| {
+                let has_multipart = is_late || length > 0;
+                length.div_ceil(info.slot) <= MAX_PARTS && info.multipart.is_some() == has_multipart
+            })
             && info.id() == id
-            && info.length().div_ceil(info.slot) <= MAX_PARTS
-            && info.multipart.is_some() == (info.length() > 0)
             && !info.unique_id.is_empty()
             && info.unique_id.bytes().all(|b| b.is_ascii_alphanumeric());
         is_valid.then_some(info).ok_or(Unreadable(None))
     }
 }
 
-/// The `info` object of an upload is damaged, or another version of this crate has written it.
+/// One line of JSON, and a line with its CRC-32.
+fn to_lines(value: &impl Serialize) -> Result<Bytes, StoreError> {
+    let mut bytes = serde_json::to_vec(value).map_err(StoreError::new)?;
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(format!("\n{crc:08x}").as_bytes());
+    Ok(bytes.into())
+}
+
+fn from_lines<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable> {
+    let json = match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => {
+            let crc = format!("{:08x}", crc32fast::hash(&bytes[..end]));
+            if bytes[end + 1..] != *crc.as_bytes() {
+                return Err(Unreadable(None));
+            }
+            &bytes[..end]
+        }
+        // Early objects have no CRC-32.
+        None => bytes,
+    };
+    serde_json::from_slice(json).map_err(|error| Unreadable(Some(error)))
+}
+
+/// The `info` object of an upload, or that of a turn, is damaged, or another version of this crate
+/// has written it.
 #[derive(Debug)]
 pub(super) struct Unreadable(Option<serde_json::Error>);
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an `info` object is damaged, or of another version")
+        f.write_str("the description of an upload is damaged, or of another version")
     }
 }
 
@@ -222,6 +295,8 @@ pub(super) mod tests {
             multipart: Some("m".into()),
             phase: Phase::Receiving,
             has_expired: false,
+            is_late: false,
+            turn: None,
         }
     }
 

@@ -1,6 +1,7 @@
 use std::{fmt, sync::Mutex, time::Duration};
 
 use super::{
+    appends::Appends,
     blocks::Memory,
     clock::Clock,
     engine::Engine,
@@ -24,6 +25,7 @@ pub(super) struct Inner {
     /// Held by a request that creates the upload.
     pub(super) beginnings: Locks<UploadId, tokio::sync::Mutex<()>>,
     pub(super) slots: Locks<(UploadId, usize), tokio::sync::Mutex<()>>,
+    pub(super) appends: Locks<UploadId, Appends>,
     pub(super) leases: Mutex<Leases>,
     pub(super) events: Observed,
 }

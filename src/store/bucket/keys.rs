@@ -13,6 +13,9 @@ use crate::{
     store::{ScopeHash, Usage},
 };
 
+/// Stands in the names of [`Keys::open`] for a length that is not known at first.
+const LATE: &str = "late";
+
 /// The names below the prefix of the store.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
@@ -54,8 +57,12 @@ impl Keys {
     pub(super) fn open(&self, info: &Info) -> Path {
         let Usage { id, scope, bytes } = Usage::from(&info.upload);
         let unique_id = &info.unique_id;
-        self.open_uploads()
-            .join(format!("{id}-{unique_id}-{scope}-{bytes}"))
+        let name = format!("{id}-{unique_id}-{scope}-");
+        self.open_uploads().join(if info.is_late {
+            name + LATE
+        } else {
+            name + &bytes.to_string()
+        })
     }
 
     /// A name that sorts after those that [`Keys::open`] gives to an upload, and before those of
@@ -112,6 +119,17 @@ impl Keys {
         self.slot(id, unique_id, slot).join(entry.name())
     }
 
+    /// A turn of an upload of appends: see [`appends`](super::appends). The names sort after those
+    /// of the slots.
+    pub(super) fn turn(&self, id: &UploadId, unique_id: &str, number: u32) -> Path {
+        self.slots(id, unique_id).join(format!("w-{number:010}"))
+    }
+
+    /// A name that sorts after those of the slots, and before those of the turns.
+    pub(super) fn before_turns(&self, id: &UploadId, unique_id: &str) -> Path {
+        self.slots(id, unique_id).join("w")
+    }
+
     /// The upload of an object below [`Keys::uploads`], and what the object is.
     pub(super) fn parse_upload(&self, path: &Path) -> Option<(UploadId, Object)> {
         let mut names = path.prefix_match(&self.uploads())?;
@@ -142,24 +160,46 @@ pub(super) enum Object {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     /// The whole slot is a part, with this CRC-32 and this part id. The object itself is empty.
-    Part { crc: u32, content_id: String },
+    Part {
+        crc: u32,
+        content_id: String,
+        /// For uploads of appends: the length of the part, and the number of the turn that put it.
+        by: Option<(u64, u32)>,
+    },
     /// The object contains these bytes of the slot, with this CRC-32. Early objects do not have it
     /// in their names.
     Piece {
         offset: u64,
         len: u64,
         crc: Option<u32>,
+        /// For uploads of appends: the number of the turn that put it.
+        by: Option<u32>,
     },
 }
 
 impl Entry {
     fn name(&self) -> String {
         match self {
-            Self::Part { crc, content_id } => format!("p-{crc:08x}-{}", Hex(content_id.as_bytes())),
-            Self::Piece { offset, len, crc } => match crc {
-                Some(crc) => format!("c-{offset:020}-{len}-{crc:08x}"),
-                None => format!("c-{offset:020}-{len}"),
-            },
+            Self::Part {
+                crc,
+                content_id,
+                by,
+            } => {
+                let by = by.map(|(len, turn)| format!("-{len}-{turn}"));
+                let content_id = Hex(content_id.as_bytes());
+                format!("p-{crc:08x}-{content_id}{}", by.unwrap_or_default())
+            }
+            Self::Piece {
+                offset,
+                len,
+                crc,
+                by,
+            } => {
+                let crc = crc.map(|crc| format!("-{crc:08x}"));
+                let by = by.map(|turn| format!("-{turn}"));
+                let (crc, by) = (crc.unwrap_or_default(), by.unwrap_or_default());
+                format!("c-{offset:020}-{len}{crc}{by}")
+            }
         }
     }
 
@@ -169,9 +209,29 @@ impl Entry {
 
     /// The bytes of the upload that it is about.
     pub(super) fn range(&self, slots: Slots, slot: usize) -> Range<u64> {
+        let whole = slots.range(slot);
         match self {
-            Self::Part { .. } => slots.range(slot),
+            Self::Part { by: None, .. } => whole,
+            Self::Part {
+                by: Some((len, _)), ..
+            } => whole.start..whole.start.saturating_add(*len),
             Self::Piece { offset, len, .. } => *offset..offset.saturating_add(*len),
+        }
+    }
+
+    /// The number of the turn that put it. `None` if the upload is not one of appends.
+    pub(super) fn turn(&self) -> Option<u32> {
+        match self {
+            Self::Part { by, .. } => by.map(|(_, turn)| turn),
+            Self::Piece { by, .. } => *by,
+        }
+    }
+
+    /// The id of the part. `None` for a piece.
+    pub(super) fn content_id(&self) -> Option<String> {
+        match self {
+            Self::Part { content_id, .. } => Some(content_id.clone()),
+            Self::Piece { .. } => None,
         }
     }
 
@@ -189,12 +249,20 @@ impl Entry {
             ("p", crc, content_id) => Self::Part {
                 crc: u32::from_str_radix(crc, 16).ok()?,
                 content_id: String::from_utf8(hex::decode(content_id)?).ok()?,
+                by: match (words.next(), words.next()) {
+                    (Some(len), Some(turn)) => Some((len.parse().ok()?, turn.parse().ok()?)),
+                    _ => None,
+                },
             },
             ("c", offset, len) => Self::Piece {
                 offset: offset.parse().ok()?,
                 len: len.parse().ok()?,
                 crc: match words.next() {
                     Some(crc) => Some(u32::from_str_radix(crc, 16).ok()?),
+                    None => None,
+                },
+                by: match words.next() {
+                    Some(turn) => Some(turn.parse().ok()?),
                     None => None,
                 },
             },
@@ -217,15 +285,27 @@ fn slot_name(slot: usize) -> String {
     format!("{slot:05}")
 }
 
-/// Parses what [`Keys::open`] writes: the unique id of an upload, and what it takes of the limits.
-pub(super) fn parse_open(path: &Path) -> Option<(String, Usage)> {
+/// Parses what [`Keys::open`] writes: the unique id of an upload, what it takes of the limits, and
+/// whether its length was not known at first, so that its bytes are not in the name.
+pub(super) fn parse_open(path: &Path) -> Option<(String, Usage, bool)> {
     let mut words = path.filename()?.split('-');
     let id = UploadId::from_hex(words.next()?)?;
     let unique_id = words.next()?.to_owned();
     let scope = ScopeHash::from_hex(words.next()?)?;
-    let bytes = words.next()?.parse().ok()?;
+    let (bytes, is_late) = match words.next()? {
+        LATE => (0, true),
+        bytes => (bytes.parse().ok()?, false),
+    };
     let usage = Usage { id, scope, bytes };
-    words.next().is_none().then_some((unique_id, usage))
+    let is_whole = words.next().is_none();
+    is_whole.then_some((unique_id, usage, is_late))
+}
+
+/// The number of a turn, if this is one of [`Keys::turn`].
+pub(super) fn parse_turn(path: &Path) -> Option<u32> {
+    let number = path.filename()?.strip_prefix("w-")?;
+    let is_number = number.len() == 10 && number.bytes().all(|byte| byte.is_ascii_digit());
+    number.parse().ok().filter(|_| is_number)
 }
 
 /// The number of a lease, and whether the object says that it has ended.
@@ -265,6 +345,7 @@ mod tests {
                     offset: 0,
                     len: 1,
                     crc: None,
+                    by: None,
                 },
                 "00000/c-00000000000000000000-1",
             ),
@@ -274,14 +355,35 @@ mod tests {
                     offset: u64::MAX,
                     len: u64::MAX,
                     crc: Some(7),
+                    by: None,
                 },
                 "09999/c-18446744073709551615-18446744073709551615-00000007",
+            ),
+            (
+                1,
+                Entry::Piece {
+                    offset: 5,
+                    len: 2,
+                    crc: Some(7),
+                    by: Some(u32::MAX),
+                },
+                "00001/c-00000000000000000005-2-00000007-4294967295",
+            ),
+            (
+                1,
+                Entry::Part {
+                    crc: 1,
+                    content_id: "a".into(),
+                    by: Some((5, 0)),
+                },
+                "00001/p-00000001-61-5-0",
             ),
             (
                 12,
                 Entry::Part {
                     crc: 0xf,
                     content_id: String::new(),
+                    by: None,
                 },
                 "00012/p-0000000f-",
             ),
@@ -290,6 +392,7 @@ mod tests {
                 Entry::Part {
                     crc: u32::MAX,
                     content_id: "\"é/-".into(),
+                    by: None,
                 },
                 "00003/p-ffffffff-22c3a92f2d",
             ),
@@ -321,6 +424,14 @@ mod tests {
             "c-1-2",
             "p-F-",
             "c-00000000000000000001-2-7",
+            "c-00000000000000000001-2-00000007-07",
+            "c-00000000000000000001-2-00000007-7-7",
+            "p-00000001-61-5",
+            "p-00000001-61-5-",
+            "p-00000001-61-05-1",
+            "p-00000001-61-5-1-1",
+            "p-00000001-61-5-4294967296",
+            "w-0000000001",
         ] {
             let path = Path::from(format!("s/00001/{name}"));
             assert_eq!(Entry::from_path(&path), None, "{name}");
@@ -362,9 +473,39 @@ mod tests {
         let usage = Usage::from(&upload);
         let path = keys().open(&receiving("0af", upload));
         assert!(path.prefix_matches(&keys().open_uploads()), "{path}");
-        assert_eq!(parse_open(&path), Some(("0af".into(), usage)));
+        assert_eq!(parse_open(&path), Some(("0af".into(), usage, false)));
         for end in ["-", "-1", "x"] {
             assert_eq!(parse_open(&format!("{path}{end}").into()), None, "{end}");
+        }
+        // The name stays the same when the length is known.
+        for length in [None, Some(7)] {
+            let mut info = receiving("0af", Upload::new(ID, Scope::new("alice/-"), length));
+            info.is_late = true;
+            let path = keys().open(&info);
+            let usage = Usage { bytes: 0, ..usage };
+            assert_eq!(parse_open(&path), Some(("0af".into(), usage, true)));
+        }
+    }
+
+    #[test]
+    fn turns_are_parsed() {
+        let keys = keys();
+        for number in [0, 9, 10, u32::MAX] {
+            let path = keys.turn(&ID, "i", number);
+            assert_eq!(parse_turn(&path), Some(number));
+            assert!(path > keys.before_turns(&ID, "i"));
+            assert!(path > keys.slot(&ID, "i", 99_999).join("c"));
+        }
+        assert!(keys.turn(&ID, "i", 9) < keys.turn(&ID, "i", 10));
+        for name in [
+            "w",
+            "w-",
+            "w-1",
+            "w-00000000001",
+            "w-4294967296",
+            "x-0000000001",
+        ] {
+            assert_eq!(parse_turn(&Path::from(format!("s/{name}"))), None, "{name}");
         }
     }
 

@@ -7,7 +7,10 @@ use std::{
     time::Instant,
 };
 
-use super::{info::Info, layout::FullSlots};
+use super::{
+    info::{Info, Turn},
+    layout::FullSlots,
+};
 use crate::{lock::lock, model::upload::UploadId};
 
 /// How many uploads are remembered. Each takes a few kilobytes at most.
@@ -33,6 +36,8 @@ struct Uploads {
 struct Entry {
     info: Arc<Info>,
     full: FullSlots,
+    /// The newest turn that this process has seen.
+    turn: Option<Turn>,
     last_use: u64,
 }
 
@@ -80,6 +85,7 @@ impl Known {
         let entry = Entry {
             info: Arc::clone(info),
             full: FullSlots::default(),
+            turn: None,
             last_use,
         };
         by_id.insert(*info.id(), entry);
@@ -89,6 +95,20 @@ impl Known {
         let mut uploads = lock(&self.uploads);
         if uploads.entry_of(info).is_some() {
             uploads.by_id.remove(info.id());
+        }
+    }
+
+    pub(super) fn turn(&self, info: &Info) -> Option<Turn> {
+        let mut uploads = lock(&self.uploads);
+        uploads.entry_of(info)?.turn.clone()
+    }
+
+    pub(super) fn set_turn(&self, info: &Info, turn: &Turn) {
+        if let Some(entry) = lock(&self.uploads).entry_of(info) {
+            let is_newer = |known: &Turn| known.number < turn.number;
+            if entry.turn.as_ref().is_none_or(is_newer) {
+                entry.turn = Some(turn.clone());
+            }
         }
     }
 

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 const MIB: u64 = 1 << 20;
 
+/// The longest body that becomes a part as it is, in [slots](Limits::slot).
+const LARGEST_BODY: u64 = 8;
+
 /// The most parts of a multipart upload, in all engines.
 pub(super) const MAX_PARTS: u64 = 10_000;
 
@@ -60,6 +63,22 @@ impl Limits {
             self.slot.max(least.next_multiple_of(self.unit))
         }))
     }
+
+    /// The same for an upload of appends. It is chosen when the first body begins, of this length.
+    ///
+    /// Each body is a part if the client sends bodies of equal length, and is not so long that a
+    /// part takes much memory.
+    pub(super) fn append_slot_size(&self, length: Option<u64>, first: Option<u64>) -> Option<u64> {
+        let is_one_of_many = |len: &u64| {
+            *len <= LARGEST_BODY * self.slot && length.is_none_or(|length| *len < length)
+        };
+        self.slot_size(first.filter(is_one_of_many), length.unwrap_or_default())
+    }
+
+    /// Most bytes of a file that has slots of this size.
+    pub(super) fn longest_of(&self, slot: u64) -> u64 {
+        self.max_object.min(slot.saturating_mul(self.max_parts))
+    }
 }
 
 /// The slots of an upload.
@@ -72,8 +91,8 @@ pub(super) struct Slots {
 
 impl Slots {
     pub(super) fn count(self) -> usize {
-        // Not more than an object has parts.
-        self.length.div_ceil(self.size) as usize
+        // The length may be unknown.
+        self.length.div_ceil(self.size).min(MAX_PARTS) as usize
     }
 
     /// The bytes of a slot.
@@ -170,6 +189,35 @@ mod tests {
                 assert!(length <= size || size >= limits.min_part, "{case}");
             }
         }
+    }
+
+    #[test]
+    fn the_slots_of_appends_have_the_length_of_the_first_body() {
+        const GIB: u64 = 1 << 30;
+        let limits = Limits::default();
+        for (length, first, expected) in [
+            (Some(GIB), Some(5 * MIB), 5 * MIB),
+            (Some(GIB), Some(64 * MIB), 64 * MIB),
+            (None, Some(64 * MIB), 64 * MIB),
+            // The whole file, too short, too long, and not known.
+            (Some(10 * MIB), Some(10 * MIB), 8 * MIB),
+            (Some(GIB), Some(5 * MIB - 1), 8 * MIB),
+            (None, Some(0), 8 * MIB),
+            (Some(GIB), Some(64 * MIB + 1), 8 * MIB),
+            (None, Some(u64::MAX), 8 * MIB),
+            (Some(GIB), None, 8 * MIB),
+            (None, None, 8 * MIB),
+            (Some(0), Some(0), 8 * MIB),
+            // Too many parts.
+            (Some(GIB << 10), Some(5 * MIB), 105 * MIB),
+            (Some(GIB << 10), None, 105 * MIB),
+        ] {
+            let size = limits.append_slot_size(length, first);
+            assert_eq!(size, Some(expected), "{first:?} of {length:?}");
+        }
+        assert_eq!(limits.append_slot_size(Some(u64::MAX), None), None);
+        assert_eq!(limits.longest_of(8 * MIB), 80_000 * MIB);
+        assert_eq!(limits.longest_of(u64::MAX), 5 << 40);
     }
 
     #[test]

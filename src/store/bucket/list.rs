@@ -21,6 +21,8 @@ pub(super) struct OpenUpload {
     pub(super) modified: std::time::SystemTime,
     pub(super) unique_id: String,
     pub(super) usage: Usage,
+    /// Whether the length was not known at first, so that `usage` has no bytes.
+    is_late: bool,
 }
 
 impl Inner {
@@ -81,8 +83,30 @@ impl Inner {
     }
 
     pub(super) async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
-        let usage = self.open_uploads(None).map_ok(|open| open.usage);
-        usage.try_collect().await
+        let usage = self.open_uploads(None).map_ok(async |open| {
+            let OpenUpload { usage, .. } = open;
+            if !open.is_late {
+                return Ok(Some(usage));
+            }
+            match self.find(&usage.id, Extent::All).await {
+                Ok(Some((info, stored))) if info.unique_id == open.unique_id => {
+                    let received = info.progress(&stored).received;
+                    let bytes = info.described().length.unwrap_or(received);
+                    Ok((!info.is_settled()).then_some(Usage { bytes, ..usage }))
+                }
+                Ok(_) => Ok(None),
+                // One upload that cannot be read must not hide the others.
+                Err(error) => {
+                    self.skipped(&self.keys.info(&usage.id), &error);
+                    Ok(Some(usage))
+                }
+            }
+        });
+        let usage = usage.try_buffered(AT_ONCE);
+        usage
+            .try_filter_map(async |usage| Ok(usage))
+            .try_collect()
+            .await
     }
 
     /// The objects below `open/` whose names are greater than `after`.
@@ -92,11 +116,12 @@ impl Inner {
     ) -> impl stream::Stream<Item = Result<OpenUpload, StoreError>> + Send + use<> {
         let listed = self.engine.list(&self.keys.open_uploads(), after);
         listed.try_filter_map(|listed| {
-            let open = parse_open(&listed.path).map(|(unique_id, usage)| OpenUpload {
+            let open = parse_open(&listed.path).map(|(unique_id, usage, is_late)| OpenUpload {
                 path: listed.path,
                 modified: listed.modified,
                 unique_id,
                 usage,
+                is_late,
             });
             std::future::ready(Ok(open))
         })

@@ -58,7 +58,11 @@ impl Inner {
     /// The same upload as it is now. `None` if it is gone, even if a new one has its id.
     pub(super) async fn reload(&self, info: &Info) -> Result<Option<Arc<Info>>, StoreError> {
         let now = self.info(info.id()).await?;
-        Ok(now.filter(|now| now.unique_id == info.unique_id))
+        let now = now.filter(|now| now.unique_id == info.unique_id);
+        Ok(now.map(|now| match &info.turn {
+            Some(turn) if now.is_receiving() => Arc::new(now.in_turn(turn.clone())),
+            _ => now,
+        }))
     }
 
     pub(super) async fn put_info(&self, info: &Arc<Info>) -> Result<(), StoreError> {
@@ -78,22 +82,34 @@ impl Inner {
         loop {
             // The bytes before the phase, because settling deletes the bytes.
             let stored = match &known {
-                Some(info) => self.stored(info, extent).await?,
-                None => RangeSet::default(),
+                Some(info) => Some(self.stored(info, extent).await?),
+                None => None,
             };
             let Some(now) = self.info(id).await? else {
                 return Ok(None);
             };
-            let is_same = known.is_some_and(|known| known.unique_id == now.unique_id);
-            if is_same || !now.is_receiving() {
-                return Ok(Some((now, stored)));
+            match stored {
+                _ if !now.is_receiving() => return Ok(Some((now, RangeSet::default()))),
+                Some((info, stored)) if info.unique_id == now.unique_id => {
+                    return Ok(Some((info, stored)));
+                }
+                _ => known = Some(now),
             }
-            known = Some(now);
         }
     }
 
-    /// What is stored of an upload. Slots that are known to be full are not listed again.
-    pub(super) async fn stored(&self, info: &Info, extent: Extent) -> Result<RangeSet, StoreError> {
+    /// What is stored of an upload that is being received, and the upload as it is in its newest
+    /// turn, if it is one of appends. Slots that are known to be full are not listed again.
+    pub(super) async fn stored(
+        &self,
+        info: &Arc<Info>,
+        extent: Extent,
+    ) -> Result<(Arc<Info>, RangeSet), StoreError> {
+        if info.takes_appends() || self.known.turn(info).is_some() {
+            if let Some(appended) = self.appended(info).await? {
+                return Ok(appended);
+            }
+        }
         let slots = info.slots();
         let full = self.known.full(info);
         let mut stored = RangeSet::default();
@@ -102,13 +118,18 @@ impl Inner {
             stored.insert(start, end - start);
         }
         let Some(gap) = full.first_gap(slots.count()) else {
-            return Ok(stored);
+            return Ok((Arc::clone(info), stored));
         };
         let after = (gap > 0).then(|| self.keys.slot(info.id(), &info.unique_id, gap));
         let path = self.keys.slots(info.id(), &info.unique_id);
         let mut entries = std::pin::pin!(self.entries(info, &path, after.as_ref()));
         let (mut count, mut seen) = (0, Vec::new());
         while let Some((slot, entry)) = entries.try_next().await? {
+            if entry.turn().is_some() {
+                // Its slots are those of its turns. Without a turn it was removed meanwhile.
+                let appended = self.appended(info).await?;
+                return Ok(appended.unwrap_or_else(|| (Arc::clone(info), RangeSet::default())));
+            }
             insert(&mut stored, info, slot, &entry);
             if seen.last() != Some(&slot) {
                 seen.push(slot);
@@ -125,7 +146,7 @@ impl Inner {
             stored.covers(whole.start, whole.end - whole.start)
         });
         self.known.set_full(info, full);
-        Ok(stored)
+        Ok((Arc::clone(info), stored))
     }
 
     pub(super) async fn stored_in_slot(
@@ -152,20 +173,29 @@ impl Inner {
 
     /// The entries below a path in the slots of an upload. Other objects are ignored, and so are
     /// pieces that do not have the length that their names say: the client sends these bytes again.
+    /// Those of an upload of appends are not checked if its turn is not known.
     pub(super) fn entries(
         &self,
         info: &Info,
         path: &Path,
         after: Option<&Path>,
     ) -> impl Stream<Item = Result<(usize, Entry), StoreError>> + Send + use<> {
-        let slots = info.slots();
+        let (slots, has_turn) = (info.slots(), info.turn.is_some());
         let listed = self.engine.list(path, after);
         listed.try_filter_map(move |listed| {
             let entry = Entry::from_path(&listed.path).filter(|(slot, entry)| {
+                if entry.turn().is_some() != has_turn {
+                    // The slots of an upload of appends are known when its turn is.
+                    return !has_turn;
+                }
                 let range = entry.range(slots, *slot);
                 let whole = slots.range(*slot);
                 let is_inside = whole.start <= range.start && range.end <= whole.end;
-                let is_intact = entry.is_part() || listed.size == range.end - range.start;
+                let is_intact = if entry.is_part() {
+                    range == whole
+                } else {
+                    listed.size == range.end - range.start
+                };
                 !range.is_empty() && is_inside && is_intact
             });
             std::future::ready(Ok(entry))

@@ -1,8 +1,10 @@
 //! A store in an object store that many servers share.
 
+mod appends;
 mod blocks;
 mod claim;
 mod clock;
+mod concat;
 mod damage;
 mod engine;
 mod info;
@@ -28,6 +30,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream};
 use object_store::{multipart::MultipartStore, path::Path};
 
 pub use self::stored::StoredObject;
@@ -43,8 +46,8 @@ use self::{
     stored::StreamBody,
 };
 use super::{
-    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer, Page, Progress, Status,
-    Store, StoreError, Swept, Usage,
+    Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer,
+    Page, Progress, Status, Store, StoreError, Swept, Usage,
 };
 use crate::model::upload::{Upload, UploadId};
 
@@ -375,6 +378,7 @@ impl BucketStoreBuilder {
             gates: Locks::default(),
             beginnings: Locks::default(),
             slots: Locks::default(),
+            appends: Locks::default(),
             leases: Mutex::default(),
             events: Observed::default(),
         };
@@ -417,7 +421,11 @@ impl Store for BucketStore {
     }
 
     async fn forget_rejection(&self, id: &UploadId) -> Result<bool, StoreError> {
-        self.inner.forget_rejection(id).await
+        self.inner.forget(id, |info| info.is_rejected()).await
+    }
+
+    async fn forget(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.inner.forget(id, |info| info.is_settled()).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
@@ -432,13 +440,38 @@ impl Store for BucketStore {
         self.inner.sweep(expiry).await
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            append: true,
+            concat: true,
+        }
+    }
+
+    async fn interrupt(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.inner.interrupt(id).await
+    }
+
+    async fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        self.inner.append(upload, append, body).await
+    }
+
+    async fn concat(&self, upload: &Upload, parts: &[UploadId]) -> Result<Progress, StoreError> {
+        self.inner.concat(upload, parts).await
+    }
+
     fn observe(&self, observer: Observer) {
         self.inner.events.set(observer);
     }
 
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {
         let bytes = self.inner.memory.read(body).await?;
-        Ok(Content::new(StreamBody::from_pieces(bytes.pieces)))
+        let pieces = stream::iter(bytes.pieces).map(Ok);
+        Ok(Content::new(StreamBody::new(pieces)))
     }
 }
 

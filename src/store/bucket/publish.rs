@@ -1,6 +1,6 @@
 //! Makes the final object of a complete upload.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{cmp::Reverse, collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -27,14 +27,29 @@ const PIECES_AT_ONCE: usize = 4;
 /// How many sets of parts are tried if some slots have several parts.
 const COMBINATIONS: usize = 16;
 
-/// A part: its CRC-32 and its id.
-type Part = (u32, String);
-
 /// What is stored of a slot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Contents {
-    parts: Vec<Part>,
+    /// One of them is to be chosen.
+    parts: Vec<Entry>,
     pieces: Vec<Entry>,
+}
+
+impl Contents {
+    /// Of several entries with the same byte, that of the newest turn counts: see
+    /// [`appends`](super::appends). So a part does not count if a newer turn has put some of its
+    /// bytes. Others like it may be what the engine has of the part.
+    fn new(entries: Vec<Entry>) -> Self {
+        let newest = entries.iter().map(Entry::turn).max().flatten();
+        let (mut parts, pieces): (Vec<_>, _) = entries.into_iter().partition(Entry::is_part);
+        parts.sort_by_key(|part| Reverse(part.turn()));
+        if newest.is_some() {
+            let counts = parts.first().filter(|part| part.turn() == newest);
+            let counts = counts.map(|part| part.crc());
+            parts.retain(|part| Some(part.crc()) == counts);
+        }
+        Self { parts, pieces }
+    }
 }
 
 impl Inner {
@@ -42,9 +57,15 @@ impl Inner {
     /// multipart upload does not exist, or has become an object of another size.
     pub(super) async fn publish(&self, info: &Info) -> Result<Option<u32>, StoreError> {
         let file = self.keys.file(&info.unique_id);
-        let Some(multipart) = &info.multipart else {
-            self.engine.put(&file, Bytes::new()).await?;
-            return Ok(Some(Crc::EMPTY.0));
+        let multipart = match &info.multipart {
+            Some(multipart) if info.length() > 0 => multipart,
+            unused => {
+                self.engine.put(&file, Bytes::new()).await?;
+                if let Some(unused) = unused {
+                    self.engine.abort_multipart(&file, unused).await;
+                }
+                return Ok(Some(Crc::EMPTY.0));
+            }
         };
         let mut contents = self.contents(info).await?;
         let missing: Vec<_> = (0..info.slots().count())
@@ -67,7 +88,7 @@ impl Inner {
         let parts: Vec<_> = contents.into_values().map(|slot| slot.parts).collect();
         let mut failed = None;
         for chosen in combinations(&parts) {
-            let ids = chosen.iter().map(|(_, content_id)| content_id.clone());
+            let ids = chosen.iter().filter_map(|part| part.content_id());
             let completed = self
                 .engine
                 .complete_multipart(&file, multipart, ids.collect());
@@ -101,19 +122,19 @@ impl Inner {
     async fn contents(&self, info: &Info) -> Result<BTreeMap<usize, Contents>, StoreError> {
         let path = self.keys.slots(info.id(), &info.unique_id);
         let mut entries = std::pin::pin!(self.entries(info, &path, None));
-        let mut contents = BTreeMap::<usize, Contents>::new();
+        let mut found = BTreeMap::<usize, Vec<_>>::new();
         while let Some((slot, entry)) = entries.try_next().await? {
-            let slot = contents.entry(slot).or_default();
-            match entry {
-                Entry::Part { crc, content_id } => slot.parts.push((crc, content_id)),
-                Entry::Piece { .. } => slot.pieces.push(entry),
-            }
+            found.entry(slot).or_default().push(entry);
         }
-        Ok(contents)
+        let found = found.into_iter();
+        let contents = found.map(|(slot, entries)| (slot, Contents::new(entries)));
+        Ok(contents.collect())
     }
 
     /// Makes one slot a part. `false` if the multipart upload does not exist.
-    async fn assemble(
+    ///
+    /// The caller must not have any memory: see [`Memory::read`](super::blocks::Memory::read).
+    pub(super) async fn assemble(
         &self,
         info: &Info,
         slot: usize,
@@ -121,12 +142,15 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         let whole = info.slots().range(slot);
         let _memory = self.memory.reserve(whole.end - whole.start).await?;
-        // Pieces of two servers can overlap. Each byte is taken from the first piece that has it.
+        // Pieces of two servers can overlap. Each byte is taken from the newest turn, and then from
+        // the first piece that has it.
         let mut pieces: Vec<_> = pieces
             .into_iter()
             .map(|piece| (piece.range(info.slots(), slot), piece))
             .collect();
-        pieces.sort_unstable_by_key(|(range, piece)| (range.start, range.end, piece.crc()));
+        pieces.sort_unstable_by_key(|(range, piece)| {
+            (Reverse(piece.turn()), range.start, range.end, piece.crc())
+        });
         let mut taken = RangeSet::default();
         let mut wanted = Vec::new();
         for (range, piece) in pieces {
@@ -138,6 +162,8 @@ impl Inner {
         if !taken.covers(whole.start, whole.end - whole.start) {
             // What is remembered of the upload is wrong.
             self.known.forget(info);
+            let missing = taken.gaps(whole.start, whole.end - whole.start);
+            self.roll_back(info, missing[0].start).await?;
             return Err(StoreError::new("stored bytes are missing"));
         }
         wanted.sort_unstable_by_key(|(_, _, gap)| gap.start);
@@ -177,6 +203,7 @@ impl Inner {
             self.set_aside(*info.id(), &path, bytes, &error, || true)
                 .await?;
         }
+        self.roll_back(info, range.start).await?;
         Err(error)
     }
 
@@ -188,17 +215,18 @@ impl Inner {
     async fn not_completed(
         &self,
         info: &Info,
-        parts: Vec<Vec<Part>>,
+        parts: Vec<Vec<Entry>>,
         error: Error,
     ) -> Result<StoreError, StoreError> {
-        if is_wrong_part(&error) {
+        if info.turn.is_some() && is_wrong_part(&error) {
+            self.roll_back(info, 0).await?;
+        } else if is_wrong_part(&error) {
             let is_ambiguous = parts.iter().any(|parts| parts.len() > 1);
             for (slot, parts) in parts.into_iter().enumerate() {
                 if is_ambiguous && parts.len() < 2 {
                     continue;
                 }
-                for (crc, content_id) in parts {
-                    let mark = Entry::Part { crc, content_id };
+                for mark in parts {
                     let path = self.keys.entry(info.id(), &info.unique_id, slot, &mark);
                     self.engine.delete(&path).await?;
                 }
@@ -217,7 +245,7 @@ fn is_wrong_part(error: &Error) -> bool {
 }
 
 /// Ways to choose one part of each slot, not more than [`COMBINATIONS`].
-fn combinations(slots: &[Vec<Part>]) -> impl Iterator<Item = Vec<Part>> {
+fn combinations(slots: &[Vec<Entry>]) -> impl Iterator<Item = Vec<Entry>> {
     (0..COMBINATIONS).map_while(move |number| {
         let mut rest = number;
         let chosen = slots.iter().map(|parts| {
@@ -232,11 +260,11 @@ fn combinations(slots: &[Vec<Part>]) -> impl Iterator<Item = Vec<Part>> {
 }
 
 /// The CRC-32 of the file that is made of these parts.
-fn combined_crc(info: &Info, parts: &[Part]) -> u32 {
-    let parts = parts.iter().enumerate();
-    let whole = parts.fold(Crc::EMPTY, |whole, (slot, (crc, _))| {
+fn combined_crc(info: &Info, parts: &[Entry]) -> u32 {
+    let crcs = parts.iter().filter_map(Entry::crc).enumerate();
+    let whole = crcs.fold(Crc::EMPTY, |whole, (slot, crc)| {
         let range = info.slots().range(slot);
-        whole.join(&Crc(*crc), range.end - range.start)
+        whole.join(&Crc(crc), range.end - range.start)
     });
     whole.0
 }

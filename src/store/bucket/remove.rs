@@ -22,10 +22,15 @@ impl Inner {
         let Some(info) = info.filter(|info| !info.is_settled()) else {
             return Ok(false);
         };
-        match self.take_lease(&info).await? {
-            Some(lease) => self.remove_leased(lease, None).await,
-            None => Ok(false),
+        let Some(lease) = self.take_lease(&info).await? else {
+            return Ok(false);
+        };
+        let is_removed = self.remove_leased(lease, None).await?;
+        if is_removed {
+            // The append of this process ends at once.
+            self.appends.of(*id).begin();
         }
+        Ok(is_removed)
     }
 
     /// Removes an upload, unless it is settled, or bytes were stored at or after `unless_since` by
@@ -41,8 +46,8 @@ impl Inner {
             return Ok(false);
         };
         // If all bytes are stored there may be a final object.
-        let stored = self.stored(&info, Extent::UpToGap).await?;
-        let may_have_file = info.progress(&stored).complete;
+        let (found, stored) = self.stored(&info, Extent::UpToGap).await?;
+        let may_have_file = found.progress(&stored).complete;
         if may_have_file {
             let doomed = self.keys.doomed(info.id(), &info.unique_id);
             self.engine.put(&doomed, Bytes::new()).await?;
@@ -77,12 +82,14 @@ impl Inner {
         Ok(true)
     }
 
-    pub(super) async fn forget_rejection(
+    /// Removes the record of an upload if it is `wanted`.
+    pub(super) async fn forget(
         self: &Arc<Self>,
         id: &UploadId,
+        wanted: impl Fn(&Info) -> bool,
     ) -> Result<bool, StoreError> {
         let info = self.info(id).await?;
-        let Some(info) = info.filter(|info| info.is_rejected()) else {
+        let Some(info) = info.filter(|info| wanted(info)) else {
             return Ok(false);
         };
         let is_removed = self.remove_record(&info).await?;

@@ -8,8 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{
-    FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _,
-    stream::{self, BoxStream},
+    FutureExt as _, Stream, StreamExt as _, TryFutureExt as _, TryStreamExt as _, stream::BoxStream,
 };
 use http_body::{Body, Frame};
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, path::Path};
@@ -54,7 +53,7 @@ impl Stored for StoredObject {
         let pieces = object
             .map_ok(|found| found.into_stream())
             .try_flatten_stream();
-        Content::new(StreamBody(pieces.map_err(io::Error::from).boxed()))
+        Content::new(StreamBody::new(pieces.map_err(io::Error::from)))
     }
 
     fn delete(&self) -> BoxFuture<'_, io::Result<()>> {
@@ -81,22 +80,22 @@ impl fmt::Debug for StoredObject {
 }
 
 /// A stream of bytes as a body.
-pub(super) struct StreamBody(BoxStream<'static, io::Result<Bytes>>);
+pub(super) struct StreamBody<E>(BoxStream<'static, Result<Bytes, E>>);
 
-impl StreamBody {
-    pub(super) fn from_pieces(pieces: Vec<Bytes>) -> Self {
-        Self(stream::iter(pieces).map(Ok).boxed())
+impl<E: Send + 'static> StreamBody<E> {
+    pub(super) fn new(pieces: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Self {
+        Self(pieces.boxed())
     }
 }
 
-impl Body for StreamBody {
+impl<E> Body for StreamBody<E> {
     type Data = Bytes;
-    type Error = io::Error;
+    type Error = E;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
         let piece = self.0.poll_next_unpin(cx);
         piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }

@@ -17,7 +17,7 @@ use super::{
     lookup::Extent,
 };
 use crate::{
-    model::upload::UploadId,
+    model::upload::{Role, UploadId},
     store::{Expiry, StoreError, Swept},
 };
 
@@ -176,8 +176,14 @@ impl Inner {
         let Some(written) = self.engine.head(&self.keys.info(&id)).await? else {
             return Ok(None);
         };
-        let stored = self.stored(&info, Extent::UpToGap).await?;
-        let (kind, limit) = if info.progress(&stored).complete {
+        let progress = if info.is_receiving() {
+            let (info, stored) = self.stored(&info, Extent::UpToGap).await?;
+            info.progress(&stored)
+        } else {
+            info.complete()
+        };
+        // A part is never delivered.
+        let (kind, limit) = if progress.complete && info.upload.role == Role::Whole {
             (Expired::Undelivered, times.undelivered_before)
         } else {
             (Expired::Abandoned, times.abandoned_before)

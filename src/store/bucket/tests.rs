@@ -19,8 +19,8 @@ use super::{BucketClaim, BucketStore, StoredObject, layout::Limits};
 use crate::{
     model::upload::{Scope, Upload, UploadId},
     store::{
-        BodyError, ChunkBody, Claim as _, Claimed, Content, Expiry, Filter, Keep, Page, Progress,
-        Record, State, Status, Store, StoreError, Swept, Usage, conformance,
+        Append, BodyError, Capabilities, ChunkBody, Claim as _, Claimed, Content, Expiry, Filter,
+        Keep, Page, Progress, Record, State, Status, Store, StoreError, Swept, Usage, conformance,
     },
 };
 
@@ -99,6 +99,12 @@ struct Balanced {
 }
 
 impl Balanced {
+    /// An append of another server ends without the bytes in its memory, so those of an upload go
+    /// to the same one.
+    fn of(&self, id: &UploadId) -> &BucketStore {
+        &self.servers[usize::from(id.as_bytes()[0] % 2)]
+    }
+
     fn next(&self) -> &BucketStore {
         &self.servers[self.next.fetch_add(1, Relaxed) % 2]
     }
@@ -121,6 +127,29 @@ impl Store for Balanced {
     ) -> Result<Progress, StoreError> {
         let _writing = self.writing.read().await;
         self.next().write(upload, offset, body, keep).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.servers[0].capabilities()
+    }
+
+    async fn interrupt(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.of(id).interrupt(id).await
+    }
+
+    async fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        let _writing = self.writing.read().await;
+        self.of(&upload.id).append(upload, append, body).await
+    }
+
+    async fn concat(&self, upload: &Upload, parts: &[UploadId]) -> Result<Progress, StoreError> {
+        let _writing = self.writing.read().await;
+        self.next().concat(upload, parts).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
@@ -168,16 +197,147 @@ async fn two_servers_conform() {
     conformance::check(&store).await;
 }
 
+/// Appends the pieces of a body, which then ends or fails.
+async fn append(
+    store: &BucketStore,
+    upload: &Upload,
+    append: Append,
+    pieces: &[&[u8]],
+    fails: bool,
+) -> Result<Progress, StoreError> {
+    let pieces = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece)));
+    let error = fails.then(|| Err("connection reset".into()));
+    let frames = pieces.chain(error).collect::<Vec<_>>().into_iter();
+    let frames = frames.map(|piece| piece.map(http_body::Frame::data));
+    let mut body = pin!(StreamBody::new(stream::iter(frames)));
+    let mut body = ChunkBody::new(body.as_mut(), None, u64::MAX);
+    store.append(upload, append, &mut body).await
+}
+
+/// An upload gets its bytes either by chunks or by appends. A request of the other kind changes
+/// nothing, on a server that knows the upload and on another one.
 #[tokio::test]
-async fn an_upload_without_a_length_is_not_supported() {
-    let store = open(&Arc::new(InMemory::new()), Duration::from_secs(30)).await;
-    let mut upload = upload(1, "", 1);
-    upload.length = None;
-    let created = store.create(&upload).await;
-    assert!(matches!(created, Err(StoreError::Unsupported)));
-    let written = write(&store, &upload, 0, &[b"a"], false, Keep::Prefix).await;
-    assert!(matches!(written, Err(StoreError::Unsupported)));
-    assert!(store.status(&upload.id).await.unwrap().is_none());
+async fn chunks_and_appends_do_not_mix() {
+    for length in [None, Some(10)] {
+        let engine = Arc::new(InMemory::new());
+        let lease = Duration::from_secs(30);
+        let stores = [open(&engine, lease).await, open(&engine, lease).await];
+        let [chunks, appends] = [1, 2].map(|byte| Upload {
+            length,
+            ..upload(byte, "", 0)
+        });
+        for upload in [&chunks, &appends] {
+            stores[0].create(upload).await.unwrap();
+        }
+        let at = Append::at;
+        write(&stores[0], &chunks, 0, &[b"abc"], false, Keep::Whole)
+            .await
+            .unwrap();
+        append(&stores[0], &appends, at(0), &[b"abc"], false)
+            .await
+            .unwrap();
+        for store in &stores {
+            let appended = append(store, &chunks, at(3), &[b"def"], false).await;
+            assert!(
+                matches!(appended, Err(StoreError::Unsupported)),
+                "{appended:?}"
+            );
+            let written = write(store, &appends, 3, &[b"def"], false, Keep::Whole).await;
+            assert!(
+                matches!(written, Err(StoreError::Unsupported)),
+                "{written:?}"
+            );
+            for upload in [&chunks, &appends] {
+                let status = store.interrupt(&upload.id).await.unwrap().unwrap();
+                assert_eq!(status.prefix(), 3);
+                assert_eq!(ranges(store, upload).await, vec![0..3]);
+            }
+        }
+        // More than an object can have.
+        if length.is_none() {
+            let end = SMALL.slot * SMALL.max_parts;
+            let written = write(&stores[0], &chunks, end, &[b"x"], false, Keep::Whole).await;
+            assert!(
+                matches!(written, Err(StoreError::TooLarge { limit }) if limit == end),
+                "{written:?}"
+            );
+        }
+    }
+}
+
+/// Appends of any length become parts of equal length, whatever servers get them and however their
+/// bodies end.
+#[tokio::test]
+async fn appends_become_equal_parts() {
+    let content: Vec<u8> = (0..2_000_000).map(|n| (n / 7 % 256) as u8).collect();
+    for (lens, slot) in [
+        (vec![150_000], 150_000),
+        (vec![350_001], 350_001),
+        (vec![90_000, 400_000, 7], 350_000),
+        (vec![1, 700_000, 699_999], 350_000),
+        (vec![2_000_000], 350_000),
+        (vec![1_000_000, 350_000, 10_000], 1_000_000),
+    ] {
+        for length in [None, Some(2_000_000)] {
+            for fails in [false, true] {
+                let case = format!("{lens:?}, {length:?}, fails: {fails}");
+                let engine = Arc::new(InMemory::new());
+                let lease = Duration::from_secs(30);
+                let stores = [open(&engine, lease).await, open(&engine, lease).await];
+                let upload = Upload {
+                    length,
+                    ..upload(1, "", 0)
+                };
+                stores[0].create(&upload).await.unwrap();
+                let mut at = 0;
+                for n in 0.. {
+                    let len = lens[n % lens.len()];
+                    let end = content.len().min(at + len);
+                    let (store, fails) = (&stores[n / 2 % 2], fails && n % 2 == 0);
+                    let pieces: Vec<_> = content[at..end].chunks(90_001).collect();
+                    let mut how = Append::at(at as u64);
+                    how.ends_here = length.is_none() && end == content.len();
+                    let frames = pieces.iter().map(|piece| Bytes::copy_from_slice(piece));
+                    let error = fails.then(|| Err("connection reset".into()));
+                    let frames = frames.map(http_body::Frame::data).map(Ok).chain(error);
+                    let frames: Vec<_> = frames.collect();
+                    let mut body = pin!(StreamBody::new(stream::iter(frames)));
+                    let exact = Some((end - at) as u64);
+                    let mut body = ChunkBody::new(body.as_mut(), exact, 0);
+                    let appended = store.append(&upload, how, &mut body).await;
+                    assert_eq!(appended.is_err(), fails, "{case}: {appended:?}");
+                    at = end;
+                    if appended.is_ok_and(|progress| progress.complete) {
+                        break;
+                    }
+                    let status = stores[(n + 1) % 2].status(&upload.id).await;
+                    let status = status.unwrap().unwrap();
+                    assert_eq!(status.prefix(), at as u64, "{case}");
+                    if status.progress().complete {
+                        break;
+                    }
+                }
+                let Claimed::Won(claim) = stores[1].claim(&upload).await.unwrap() else {
+                    panic!("not complete: {case}");
+                };
+                let slots = stores[1]
+                    .inner
+                    .info(&upload.id)
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .slots();
+                // A single body that ends the file has no part of its own.
+                assert_eq!((slots.size, slots.length), (slot, 2_000_000), "{case}");
+                let sealed = claim.sealed();
+                assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)), "{case}");
+                let object = sealed.stored.as_any().unwrap();
+                let object = object.downcast_ref::<StoredObject>().unwrap();
+                let found = object.engine().get(object.path()).await.unwrap();
+                assert!(found.bytes().await.unwrap() == content, "{case}");
+            }
+        }
+    }
 }
 
 /// Full slots are parts, and the rest is a piece. The next request continues after it.

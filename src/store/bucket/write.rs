@@ -58,14 +58,17 @@ impl Inner {
         let _open = gate.read().await;
         for _ in 0..TRIES {
             let (info, is_new) = self.find_or_create(upload, 0).await?;
-            check_length(upload, &info)?;
             let status = if is_new {
                 info.status(RangeSet::default())
             } else {
                 self.status(&upload.id).await?
             };
-            if let Some(status) = status {
-                return Ok(status);
+            match status {
+                Some(status) if status.upload.contradicts(upload) => {
+                    return Err(StoreError::Conflict);
+                }
+                Some(status) => return Ok(status),
+                None => {}
             }
         }
         Err(StoreError::Superseded)
@@ -136,7 +139,7 @@ impl Inner {
 
     /// Bytes of a slot of this upload, if the store can keep it.
     fn slot_size(&self, upload: &Upload) -> Result<u64, StoreError> {
-        let length = upload.length.ok_or(StoreError::Unsupported)?;
+        let length = upload.length.unwrap_or_default();
         let size = self.limits.slot_size(upload.chunk_size, length);
         let limit = self.limits.max_length();
         size.ok_or(StoreError::TooLarge { limit })
@@ -187,8 +190,10 @@ impl Inner {
             upload: upload.clone(),
             slot,
             multipart: None,
+            is_late: upload.length.is_none(),
             phase: Phase::Receiving,
             has_expired: false,
+            turn: None,
         };
         let (file, open) = (self.keys.file(&info.unique_id), self.keys.open(&info));
         let multipart = async {
@@ -247,6 +252,10 @@ impl Inner {
             if end > now.length() {
                 return Err(StoreError::OutOfBounds);
             }
+            let limit = self.limits.longest_of(now.slot);
+            if end > limit {
+                return Err(StoreError::TooLarge { limit });
+            }
             let progress = if !self.fill(&now, segment).await? {
                 self.without_multipart(&now).await?
             } else if segment.is_last {
@@ -277,6 +286,10 @@ impl Inner {
         }
         let listed = stream::iter(slots).map(async |slot| {
             let entries = self.entries_in_slot(info, slot).await?;
+            if entries.iter().any(|entry| entry.turn().is_some()) {
+                // Its bytes come by appends.
+                return Err(StoreError::Unsupported);
+            }
             self.check_bytes(info, slot, &entries, segment).await?;
             Ok::<_, StoreError>((slot, entries))
         });
@@ -369,7 +382,7 @@ impl Inner {
         let Some(multipart) = &info.multipart else {
             return Err(StoreError::new("an empty file has no parts"));
         };
-        let crc = bytes.crc();
+        let (crc, len) = (bytes.crc(), bytes.len());
         let put = self
             .engine
             .put_part(&file, multipart, slot, bytes.payload());
@@ -380,7 +393,13 @@ impl Inner {
         if content_id.len() > MAX_CONTENT_ID {
             return Err(StoreError::new("the engine's part ids are too long"));
         }
-        let mark = Entry::Part { crc, content_id };
+        let turn = info.turn.as_ref().map(|turn| turn.number);
+        let by = turn.map(|turn| (len, turn));
+        let mark = Entry::Part {
+            crc,
+            content_id,
+            by,
+        };
         let mark = self.keys.entry(info.id(), &info.unique_id, slot, &mark);
         self.engine.put(&mark, Bytes::new()).await?;
         Ok(true)
@@ -397,7 +416,8 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         let whole = info.slots().range(slot);
         let stored = self.stored_in_slot(info, slot).await?;
-        if stored.covers(whole.start, whole.end - whole.start) {
+        // What is stored of an upload of appends need not count.
+        if info.turn.is_none() && stored.covers(whole.start, whole.end - whole.start) {
             return Ok(true);
         }
         let is_receiving = self
@@ -410,7 +430,7 @@ impl Inner {
         Ok(false)
     }
 
-    async fn put_piece(
+    pub(super) async fn put_piece(
         &self,
         info: &Info,
         slot: usize,
@@ -421,6 +441,7 @@ impl Inner {
             offset,
             len: bytes.len(),
             crc: Some(bytes.crc()),
+            by: info.turn.as_ref().map(|turn| turn.number),
         };
         let path = self.keys.entry(info.id(), &info.unique_id, slot, &piece);
         for _ in 0..TRIES {
@@ -439,16 +460,16 @@ impl Inner {
     }
 
     /// How far the upload is after bytes were stored. `None` if it is gone.
-    async fn current_progress(&self, info: &Info) -> Result<Option<Progress>, StoreError> {
+    async fn current_progress(&self, info: &Arc<Info>) -> Result<Option<Progress>, StoreError> {
         // After the bytes were stored, so that of two concurrent last chunks at least one finds the
         // upload complete. Before the phase, because settling deletes the bytes.
-        let stored = self.stored(info, Extent::UpToGap).await?;
+        let (_, stored) = self.stored(info, Extent::UpToGap).await?;
         let now = self.reload(info).await?;
         Ok(now.map(|now| now.progress(&stored)))
     }
 
     /// How far an upload is whose multipart upload does not exist. `None` if it is gone.
-    async fn without_multipart(
+    pub(super) async fn without_multipart(
         self: &Arc<Self>,
         info: &Info,
     ) -> Result<Option<Progress>, StoreError> {

@@ -12,7 +12,11 @@ use super::{
     folder::Folder,
 };
 use crate::{
-    model::{hex::Hex, state::to_unix_millis, upload::UploadId},
+    model::{
+        hex::Hex,
+        state::to_unix_millis,
+        upload::{Role, UploadId},
+    },
     store::{Expiry, Filter, Listed, Page, StoreError, Swept, disk},
 };
 
@@ -238,7 +242,8 @@ fn expired(entry: &Entry, view: &View, expiry: &Expiry) -> io::Result<Option<Cou
             |swept| &mut swept.records,
             record.expires < expiry.records_before,
         ),
-        _ if view.complete => (
+        // A part is never delivered.
+        _ if view.complete && entry.status().upload.role == Role::Whole => (
             |swept| &mut swept.undelivered,
             expiry.undelivered_before.is_some_and(before),
         ),

@@ -6,9 +6,9 @@ use tower_resumable::store::StoreEvent;
 use super::*;
 
 /// What was set aside or passed over, and where.
-type Told = Arc<Mutex<Vec<(&'static str, String)>>>;
+pub type Told = Arc<Mutex<Vec<(&'static str, String)>>>;
 
-fn observe(store: &BucketStore) -> Told {
+pub fn observe(store: &BucketStore) -> Told {
     let events = Told::default();
     let told = Arc::clone(&events);
     store.observe(Arc::new(move |event: &StoreEvent<'_>| {
@@ -22,7 +22,7 @@ fn observe(store: &BucketStore) -> Told {
     events
 }
 
-async fn put(engine: &Engine, key: &str, bytes: &[u8]) {
+pub async fn put(engine: &Engine, key: &str, bytes: &[u8]) {
     let path = Path::from(key);
     engine.put(&path, bytes.to_vec().into()).await.unwrap();
 }
@@ -215,10 +215,10 @@ async fn a_final_object_of_another_size_is_not_delivered() {
 }
 
 /// Random numbers (SplitMix64).
-struct Rng(u64);
+pub struct Rng(pub u64);
 
 impl Rng {
-    fn below(&mut self, end: usize) -> usize {
+    pub fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -228,7 +228,7 @@ impl Rng {
 }
 
 /// Damages a random object that is not a finished file. Returns what was done.
-async fn damage(engine: &Engine, rng: &mut Rng) -> String {
+pub async fn damage(engine: &Engine, rng: &mut Rng) -> String {
     let keys = [engine.keys("up").await, engine.keys("open").await].concat();
     let key = &keys[rng.below(keys.len())];
     let path = Path::from(key.as_str());

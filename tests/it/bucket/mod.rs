@@ -1,5 +1,6 @@
 //! `BucketStore` on an in-memory engine.
 
+mod appends;
 mod damage;
 mod engine;
 mod lease;
