@@ -57,7 +57,7 @@ async fn main() -> Result<(), Failure> {
                 .allow_origin(Any)
                 .allow_methods(CORS_ALLOWED_METHODS)
                 .allow_headers(CORS_ALLOWED_HEADERS)
-                .expose_headers(CORS_EXPOSED_HEADERS.into_iter().chain([APPLICATION])),
+                .expose_headers([&CORS_EXPOSED_HEADERS[..], &[APPLICATION]].concat()),
         );
     let address = option("--listen").unwrap_or("127.0.0.1:0".into());
     let listener = tokio::net::TcpListener::bind(address).await?;
@@ -81,6 +81,7 @@ async fn layer() -> Result<ResumableLayer, Failure> {
         layer = layer.with_limits(Limits::default().with_chunk_size(bytes.parse()?));
     }
     Ok(layer
+        .with_path("/files")
         .with_upload_paths(flag("--upload-paths"))
         .with_answer_bodies(flag("--bodies"))
         .with_events(|event| eprintln!("event: {event:?}")))

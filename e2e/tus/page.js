@@ -60,6 +60,7 @@ function uppy(file, task) {
 window.transfer = (client, file, task) => {
   if (client === 'uppy') return uppy(file, task);
   const source = open(file);
-  if (client === 'tus5') return transfer(tus5, task.defer ? source.stream() : source, task);
+  if (client === 'tus5')
+    return transfer(tus5, task.defer ? source.stream() : source, { ...task, again: true });
   return transfer(tus4, task.defer ? source.stream().getReader() : source, task);
 };

@@ -68,7 +68,7 @@ async function runOne(bench, { client, store, run, args, seconds }) {
     for (const end of bench.done) await end();
   } catch (error) {
     const waits = bench.app?.waitingFor ? `waited for: ${bench.app.waitingFor}\n` : '';
-    return `${error.stack || error}\n${waits}${bench.app?.describe()}\n${bench.app?.log}`;
+    return `${error.stack || error}\n${waits}${bench.app?.describe().slice(-4000)}\n${bench.app?.log}`;
   } finally {
     clearTimeout(timer);
     await bench.tearDown();

@@ -36,7 +36,12 @@ export function transfer(tus, source, task) {
           );
       },
       onSuccess: () => end('success'),
-      onError: error => end(error.originalResponse?.getStatus() ?? String(error)),
+      onError(error) {
+        // tus-js-client 5.0.0-pre2 does not retry in a page when the connection fails: a person
+        // starts the upload again.
+        if (task.again && !error.originalResponse) setTimeout(() => upload.start(), 50);
+        else end(error.originalResponse?.getStatus() ?? String(error));
+      },
     });
     if (!task.resume) return upload.start();
     upload.findPreviousUploads().then(([previous]) => {
