@@ -24,7 +24,7 @@ use axum::{
     Json, Router,
     body::to_bytes,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, Method, StatusCode},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header::ACCESS_CONTROL_REQUEST_METHOD},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::any,
@@ -32,6 +32,7 @@ use axum::{
 use object_store::memory::InMemory;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tower::ServiceExt;
 use tower_http::cors::{Any, CorsLayer};
 use tower_resumable::{
     BucketStore, CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload,
@@ -51,14 +52,26 @@ async fn main() -> Result<(), Failure> {
         .route("/files/{token}", any(finished))
         .with_state(Arc::new(AtomicU32::new(number("--fail")?)))
         .layer(layer().await?)
-        .layer(middleware::from_fn_with_state(Faults::parse()?, log))
-        .layer(
-            CorsLayer::new()
-                .allow_origin(Any)
-                .allow_methods(CORS_ALLOWED_METHODS)
-                .allow_headers(CORS_ALLOWED_HEADERS)
-                .expose_headers([&CORS_EXPOSED_HEADERS[..], &[APPLICATION]].concat()),
-        );
+        .layer(middleware::from_fn_with_state(Faults::parse()?, log));
+    let cors = CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods(CORS_ALLOWED_METHODS)
+        .allow_headers(CORS_ALLOWED_HEADERS)
+        .expose_headers([&CORS_EXPOSED_HEADERS[..], &[APPLICATION]].concat());
+    let (open, own) = (app.clone().layer(cors), app);
+    // `CorsLayer` would answer the `OPTIONS` requests of tus clients, too.
+    let app = Router::new().fallback(move |request: Request| {
+        let is_options = request.method() == Method::OPTIONS;
+        let is_preflight = request
+            .headers()
+            .contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        let app = if is_options && !is_preflight {
+            &own
+        } else {
+            &open
+        };
+        app.clone().oneshot(request)
+    });
     let address = option("--listen").unwrap_or("127.0.0.1:0".into());
     let listener = tokio::net::TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
@@ -122,7 +135,11 @@ async fn finished(State(failures): State<Arc<AtomicU32>>, upload: CompletedUploa
             "attempt": upload.attempt(),
         })
     );
-    ([(APPLICATION, upload.id())], Json(json!({ "id": upload.id() }))).into_response()
+    (
+        [(APPLICATION, upload.id())],
+        Json(json!({ "id": upload.id() })),
+    )
+        .into_response()
 }
 
 async fn hash(upload: &CompletedUpload) -> io::Result<String> {
@@ -131,7 +148,11 @@ async fn hash(upload: &CompletedUpload) -> io::Result<String> {
     while let Some(piece) = content.next().await {
         hash.update(piece?);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Prints each request and its answer. A request that is cut has no answer.

@@ -167,7 +167,7 @@ const BROWSER = ['tabs', 'reload', 'ends'];
 
 export const CLIENTS = [
   { name: 'tus-js 4 node', can: [...TUS_JS, 'large'], ...node(tus4, urls4.FileUrlStorage) },
-  { name: 'tus-js 5 node', can: [...TUS_JS, 'large'], ...node(tus5, FileUrlStorage) },
+  { name: 'tus-js 5 node', can: [...TUS_JS, 'large', 'pieces'], ...node(tus5, FileUrlStorage) },
   { name: 'tus-js 4 page', can: [...TUS_JS, ...BROWSER], ...inPage('tus4') },
   { name: 'tus-js 5 page', can: [...TUS_JS, ...BROWSER], ...inPage('tus5') },
   {

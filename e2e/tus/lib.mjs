@@ -69,6 +69,7 @@ const HEAD_END = Buffer.from('\r\n\r\n');
  *
  * `method`: of the request.
  * `skip`: how many requests of this method come before.
+ * `from`: the least `Upload-Offset` of the request.
  * `after`: the bytes of the body that reach the server.
  * `how`: `fin` or `rst` end the connection to the server, `hold` stops it until `release()`, and
  *   `flip` changes the next byte.
@@ -87,7 +88,7 @@ export class Proxy {
 
   /** Arms a fault. The promise `reached` of the result is fulfilled when it has happened. */
   arm(fault) {
-    const armed = { method: 'PATCH', skip: 0, after: 0, how: 'fin', ...fault };
+    const armed = { method: 'PATCH', skip: 0, from: 0, after: 0, how: 'fin', ...fault };
     armed.reached = new Promise(resolve => {
       armed.happened = resolve;
     });
@@ -104,9 +105,11 @@ export class Proxy {
   }
 
   #fault(bytes) {
-    const [method] = bytes.subarray(0, 16).toString('latin1').split(' ', 1);
+    const head = bytes.subarray(0, 4 * KIB).toString('latin1');
+    const [method] = head.split(' ', 1);
+    const offset = Number(/^upload-offset: (\d+)/im.exec(head)?.[1] ?? 0);
     for (const fault of this.faults) {
-      if (fault.method !== method) continue;
+      if (fault.method !== method || offset < fault.from) continue;
       if (fault.skip-- > 0) return undefined;
       this.faults.splice(this.faults.indexOf(fault), 1);
       return fault;
