@@ -12,12 +12,16 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, State},
-    http::{Request, StatusCode, header},
+    http::{HeaderValue, Request, StatusCode, header, header::InvalidHeaderValue},
     response::{Html, IntoResponse},
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, Delivery, Dialect, EventLevel, FileStore, ResumableLayer};
+use tower_http::cors::CorsLayer;
+use tower_resumable::{
+    CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload, Delivery,
+    Dialect, EventLevel, FileStore, ResumableLayer,
+};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -65,7 +69,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ));
     // Remove abandoned uploads after a week, which is the default retention.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
-    let server = axum::serve(listener, app.layer(layer)).with_graceful_shutdown(shutdown());
+    let mut app = app.layer(layer);
+    // For pages of another origin, such as the one in `examples/uppy`.
+    if let Some(origin) = option("--allow-origin") {
+        app = app.layer(cors(&origin)?);
+    }
+    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {
         ended = server => ended?,
@@ -77,6 +86,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("some uploads are delivered again after the next start");
     }
     Ok(())
+}
+
+/// What a browser has to be told before the page of `origin` can upload with tus.
+fn cors(origin: &str) -> Result<CorsLayer, InvalidHeaderValue> {
+    Ok(CorsLayer::new()
+        .allow_origin(origin.parse::<HeaderValue>()?)
+        .allow_methods(CORS_ALLOWED_METHODS)
+        .allow_headers(CORS_ALLOWED_HEADERS)
+        .expose_headers(CORS_EXPOSED_HEADERS))
 }
 
 /// How long requests and deliveries that are running may take after the signal to end.
@@ -156,7 +174,8 @@ async fn work() {
 }
 
 /// The value of a command line option: `--listen ADDRESS`, `--dir DIR`, `--client NAME`, `--work
-/// MILLISECONDS`, or `--timeout SECONDS` for how long a request waits for the handler.
+/// MILLISECONDS`, `--allow-origin ORIGIN`, or `--timeout SECONDS` for how long a request waits for
+/// the handler.
 fn option(name: &str) -> Option<String> {
     env::args().skip_while(|word| word != name).nth(1)
 }
