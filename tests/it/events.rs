@@ -826,20 +826,10 @@ async fn table() {
     let incomplete = Request::post("/upload?resumableIdentifier=1").body(Body::default());
     case.send(incomplete.unwrap()).await;
     case.tells(&["refused"]);
-    let case = table.case("another length", plain(), same);
+    let case = table.case("the file has changed", plain(), same);
     case.send(part(1, "")).await;
-    let unsized_rule = part(1, "");
-    let longer = unsized_rule
-        .uri()
-        .to_string()
-        .replace("TotalSize=20", "TotalSize=30");
-    let (mut head, body) = unsized_rule.into_parts();
-    head.uri = longer.parse().unwrap();
-    case.send(Request::from_parts(head, body)).await;
-    case.told.take();
-    case.traced.take();
-    let other = part(1, "").map(|_| Full::from("xxxxxxxxxx"));
-    case.send(other).await;
+    case.send(part(1, "").map(|_| Full::from("xxxxxxxxxx")))
+        .await;
     case.tells(&["refused"]);
     let digests = Digests::default()
         .with_chunk_field("crc", DigestAlgorithm::Crc32)
