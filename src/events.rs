@@ -27,9 +27,10 @@ use crate::{
 ///
 /// With the feature `tracing`, the same events are events of the crate `tracing`, whether there is
 /// a hook or not. Their target is `tower_resumable`, and their message is what `Display` writes.
-/// No field has content, the name of a file or another text of a client, but `error` can have the
-/// text of an error of the application. Events that a request causes are in its span, also if its
-/// client has gone.
+/// No field has content, the name of a file or another text of a client. Only `error` can: an error
+/// of the application has its text, and an error of a store can have the path of a finished file,
+/// which a `FileStore` names after the file. Events that a request causes are in its span, also if
+/// its client has gone.
 ///
 /// | name | level | fields |
 /// |---|---|---|
@@ -66,8 +67,8 @@ use crate::{
 ///
 /// # Logs
 ///
-/// `Display` writes one line for a log. It contains no names of files and no content. `Debug` does
-/// contain what the client says of its file.
+/// `Display` writes one line for a log, with the same texts as the fields above. `Debug` contains
+/// all that the client says of its file.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
