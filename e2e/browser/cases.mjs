@@ -580,7 +580,6 @@ onPage('pause, resume, cancel', async (bench, query) => {
   await bench.throttle(1.5 * MIB);
   await choose(bench, [kept]);
   await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
-  await bench.screenshot(query ? 'uploading-builtin' : 'uploading');
   await press(bench, 'Pause kept.bin');
   await inState(bench, 'kept.bin', 'paused');
   await traffic.idle();
@@ -599,6 +598,33 @@ onPage('pause, resume, cancel', async (bench, query) => {
   await inState(bench, 'kept.bin', 'done');
   await traffic.idle();
   await delivered(bench, [kept]);
+});
+
+onPage('rate and time left', async (bench, query) => {
+  const file = made('rate.bin', 6 * MIB);
+  const limit = 1.5 * MIB;
+  await visit(bench, (query || '?') + '&chunkSize=262144');
+  await bench.throttle(limit);
+  const state = row(bench, file.name).locator('.state');
+  const shown = /(\d+)% of .* · ([\d.]+) (KiB|MiB)\/s · (\d+) s left$/;
+  await choose(bench, [file]);
+  await state.filter({ hasText: shown }).waitFor();
+  const [, percent, number, unit, left] = shown.exec(await state.textContent());
+  const rate = number * (unit === 'MiB' ? MIB : KIB);
+  assert.ok(rate > limit / 2 && rate < limit * 1.5, `${rate} bytes/s of ${limit}`);
+  const expected = ((1 - percent / 100) * file.size) / rate;
+  assert.ok(Math.abs(left - expected) < 2, `${left} s left instead of ${expected}`);
+  bench.notes.push(`${percent} %, ${number} ${unit}/s, ${left} s left`);
+  await bench.screenshot(query ? 'uploading-builtin' : 'uploading');
+  await press(bench, 'Pause rate.bin');
+  await inState(bench, 'rate.bin', 'paused');
+  assert.doesNotMatch(await state.textContent(), /\/s|left/);
+  await bench.throttle(-1);
+  await press(bench, 'Resume rate.bin');
+  await inState(bench, 'rate.bin', 'done');
+  assert.doesNotMatch(await state.textContent(), /\/s|left/);
+  await bench.page.traffic.idle();
+  await delivered(bench, [file]);
 });
 
 onPage('a failed file, tried again', async (bench, query) => {
