@@ -66,6 +66,9 @@ class Changing extends EventEmitter {
   }
 }
 
+/** The sums of the metrics of all servers, if they have `/metrics`, by name and labels. */
+export const metrics = new Map();
+
 export class Server extends Changing {
   deliveries = [];
   log = '';
@@ -108,8 +111,16 @@ export class Server extends Changing {
     });
   }
 
+  /** Adds the counters of this server to the sums. */
+  async scrape() {
+    const text = await fetch(`${this.origin}/metrics`).then(r => r.text());
+    for (const [, name, value] of text.matchAll(/^(\w+_(?:total|sum|count)\S*) (\S+)$/gm))
+      metrics.set(name, (metrics.get(name) ?? 0) + Number(value));
+  }
+
   /** Sends SIGKILL. Returns when all output of the server has been read. */
   async kill() {
+    if (process.env.METRICS && !this.child.killed) await this.scrape();
     this.child.kill('SIGKILL');
     await this.closed;
   }

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 import { cases as resumable } from './cases.mjs';
-import { Server, Traffic, fill } from './lib.mjs';
+import { Server, Traffic, fill, metrics } from './lib.mjs';
 import { cases as others } from './others.mjs';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
@@ -182,4 +182,6 @@ for (const one of chosen) {
 }
 await browser.close();
 console.log(`${passed} passed, ${failed} failed`);
+if (metrics.size) console.log('\nsums of the metrics of all servers:');
+for (const [name, value] of [...metrics].sort()) console.log(`${name} ${Number(value.toFixed(3))}`);
 process.exitCode = failed || !passed ? 1 : 0;
