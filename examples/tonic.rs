@@ -16,13 +16,18 @@ use futures_util::stream::{self, Stream};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::{service::Routes, transport::Server};
-use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, EventLevel, FileStore, ResumableLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
-    // What clients are not told, such as why the store failed.
-    let layer = ResumableLayer::new(store).with_events(|event| eprintln!("{event}"));
+    // One line for each decision and each fault, such as why the store failed.
+    let layer = ResumableLayer::new(store).with_events(|event| {
+        // Not a line for each chunk.
+        if event.level() >= EventLevel::Info {
+            eprintln!("{event}");
+        }
+    });
     let uploads = layer.uploads();
     let (_, health) = tonic_health::server::health_reporter();
     // A finished upload is an ordinary request and not a gRPC call, so an axum route receives it.
@@ -61,12 +66,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The connections of a listener. After an error it accepts the next one, because there may only be
-/// too many open files for now.
+/// too many open files for now. The signal to end closes it at once. Otherwise tonic would keep it
+/// until the last request has ended, and clients would wait for a server that is going away.
 fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    stream::unfold(listener, async |listener| {
+    let ends = Box::pin(shutdown());
+    stream::unfold((listener, ends), async |(listener, mut ends)| {
         loop {
-            match listener.accept().await {
-                Ok((connection, _)) => return Some((Ok(connection), listener)),
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut ends => return None,
+            };
+            match accepted {
+                Ok((connection, _)) => return Some((Ok(connection), (listener, ends))),
                 Err(error) => eprintln!("accept: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
