@@ -13,10 +13,12 @@ use std::{
     env,
     error::Error,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{
     Extension, Router,
+    body::Body,
     extract::Request,
     http::{StatusCode, header},
     middleware::{self, Next},
@@ -26,7 +28,8 @@ use axum::{
 use serde_json::json;
 use tokio::net::TcpListener;
 use tower_resumable::{
-    Admission, CompletedUpload, FileStore, Limits, Purpose, Refusal, ResumableLayer, Scope,
+    Admission, CompletedUpload, EventLevel, FileStore, Limits, Purpose, Refusal, ResumableLayer,
+    Scope,
 };
 
 /// The user that a token names. `sign_in` puts it into the extensions of the request.
@@ -56,19 +59,64 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 .with_uploads_per_scope(10),
         )
         .with_admission(move |request| asked.clone().check(request))
-        // What clients are not told, such as why the store failed.
-        .with_events(|event| eprintln!("{event}"));
+        // One line for each decision and each fault, such as why the store failed.
+        .with_events(|event| {
+            // Not a line for each chunk.
+            if event.level() >= EventLevel::Info {
+                eprintln!("{event}");
+            }
+        });
+    let uploads = layer.uploads();
     let app = Router::new()
         .route("/upload", any(finished))
-        .layer(Extension(quotas))
+        .layer(Extension(quotas));
+    // Deliver the uploads that were complete when the last process ended, and those whose delivery
+    // fails. No user is signed in: the scope of an upload names its owner.
+    let deliveries = tokio::spawn(uploads.deliver_every(
+        Duration::from_secs(60),
+        app.clone(),
+        |_| Request::post("/upload").body(Body::empty()),
+    ));
+    let app = app
         .layer(layer)
         // axum runs the layer that is added last first: `sign_in` runs before the uploads.
         .layer(middleware::from_fn(sign_in));
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown());
+    // Clients that are slow to end their requests are not waited for without limit.
+    tokio::select! {
+        ended = server => ended?,
+        () = async { shutdown().await; tokio::time::sleep(GRACE).await } => {}
+    }
+    deliveries.abort();
+    // The deliveries whose clients have gone.
+    if tokio::time::timeout(GRACE, uploads.drain()).await.is_err() {
+        eprintln!("some uploads are delivered again after the next start");
+    }
     Ok(())
+}
+
+/// How long requests and deliveries that are running may take after the signal to end.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn shutdown() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        // Without a handler the signal ends the process at once.
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = tokio::signal::ctrl_c().await;
 }
 
 async fn sign_in(mut request: Request, next: Next) -> Response {
@@ -110,6 +158,7 @@ impl Quotas {
 }
 
 async fn finished(Extension(quotas): Extension<Quotas>, upload: CompletedUpload) -> String {
+    work().await;
     let file = json!({
         "path": upload.path(),
         "file_name": upload.file_name(),
@@ -119,6 +168,12 @@ async fn finished(Extension(quotas): Extension<Quotas>, upload: CompletedUpload)
     let mut quotas = quotas.0.lock().unwrap_or_else(PoisonError::into_inner);
     *quotas.entry(upload.scope().clone()).or_default() += upload.size();
     format!("{} belongs to {}", upload.safe_file_name(), upload.scope())
+}
+
+/// As if the application worked on the file: `--work MILLISECONDS`.
+async fn work() {
+    let millis = option("--work").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
 /// The value of a command line option: `--listen ADDRESS` or `--dir DIR`.

@@ -17,7 +17,7 @@ use axum::{
     routing::{any, get},
 };
 use serde_json::{Value, json};
-use tower_resumable::{CompletedUpload, Dialect, FileStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, Delivery, Dialect, EventLevel, FileStore, ResumableLayer};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -25,8 +25,17 @@ type Files = Arc<Mutex<Vec<Value>>>;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = FileStore::open(option("--dir").unwrap_or("uploads".into()))?;
-    // What clients are not told, such as why the store failed.
-    let mut layer = ResumableLayer::new(store).with_events(|event| eprintln!("{event}"));
+    // One line for each decision and each fault, such as why the store failed.
+    let mut layer = ResumableLayer::new(store).with_events(|event| {
+        // Not a line for each chunk.
+        if event.level() >= EventLevel::Info {
+            eprintln!("{event}");
+        }
+    });
+    if let Some(seconds) = option("--timeout") {
+        let timeout = Duration::from_secs(seconds.parse()?);
+        layer = layer.with_delivery(Delivery::default().with_timeout(timeout));
+    }
     // Resumable.js, flow.js, Dropzone and Fine Uploader work without this.
     if let Some(name) = option("--client") {
         layer = layer.with_protocol(client(&name)?);
@@ -146,7 +155,8 @@ async fn work() {
     tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
-/// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--client NAME`.
+/// The value of a command line option: `--listen ADDRESS`, `--dir DIR`, `--client NAME`, `--work
+/// MILLISECONDS`, or `--timeout SECONDS` for how long a request waits for the handler.
 fn option(name: &str) -> Option<String> {
     env::args().skip_while(|word| word != name).nth(1)
 }

@@ -5,12 +5,19 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
+
+mod progress;
+mod prometheus;
+#[cfg(unix)]
+mod shutdown;
+mod slow_handler;
 
 /// One of the examples, which `cargo test` builds too.
 fn example(name: &str) -> Command {
@@ -32,8 +39,8 @@ fn example(name: &str) -> Command {
 struct Server {
     process: Child,
     address: String,
-    /// Stays open, because the server writes to it.
-    errors: BufReader<ChildStderr>,
+    /// The lines of its log. A thread reads them, because a server whose log is full stops.
+    log: mpsc::Receiver<String>,
 }
 
 impl Server {
@@ -50,17 +57,23 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut errors = BufReader::new(process.stderr.take().unwrap());
-        let mut line = String::new();
-        errors.read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://");
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let (sender, log) = mpsc::channel();
+        // It ends with the log. If the test has ended, nothing receives the rest.
+        thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
+        let line = log.recv().unwrap_or_default();
+        let address = line.strip_prefix("listening on http://");
         let address = address
             .unwrap_or_else(|| panic!("{name} printed {line:?}"))
             .to_owned();
         Self {
             process,
             address,
-            errors,
+            log,
         }
     }
 
@@ -73,7 +86,13 @@ impl Server {
 
     /// Asks the server to end, and returns its deliveries.
     #[cfg(unix)]
-    fn terminate(mut self) -> Vec<Value> {
+    fn terminate(self) -> Vec<Value> {
+        self.ask_to_end();
+        self.end()
+    }
+
+    #[cfg(unix)]
+    fn ask_to_end(&self) {
         let pid = self.process.id().to_string();
         assert!(
             Command::new("kill")
@@ -82,6 +101,11 @@ impl Server {
                 .unwrap()
                 .success()
         );
+    }
+
+    /// Waits until the server has ended, and returns its deliveries.
+    #[cfg(unix)]
+    fn end(mut self) -> Vec<Value> {
         let status = self.process.wait().unwrap();
         assert!(status.success(), "{status}");
         self.deliveries()
@@ -292,7 +316,31 @@ fn send(address: &str, method: &str, query: &str, body: &[u8]) -> TcpStream {
     socket
 }
 
-#[cfg(unix)]
+/// The query of a chunk of ten bytes.
+fn chunk(name: &str, number: u64, total: u64) -> String {
+    format!(
+        "resumableChunkNumber={number}&resumableChunkSize=10&resumableTotalSize={total}\
+         &resumableIdentifier={name}&resumableFilename={name}"
+    )
+}
+
+/// A request with the lines `head` of its head, over a connection of its own, and its answer.
+fn request(address: &str, line: &str, head: &str, body: &[u8]) -> String {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let head = format!(
+        "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{head}content-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    answer(socket)
+}
+
+/// The JSON of an answer with the status 200.
+fn json(answer: &str) -> Value {
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
 fn answer(mut socket: TcpStream) -> String {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
@@ -338,12 +386,11 @@ fn a_server_without_free_descriptors_goes_on() {
         command
             .args(["-c", limited])
             .arg(example(name).get_program());
-        let mut server = Server::run(command, "127.0.0.1:0", &dir.path().join("uploads"));
+        let server = Server::run(command, "127.0.0.1:0", &dir.path().join("uploads"));
         let connect = |_| TcpStream::connect(&server.address).unwrap();
         let held: Vec<_> = (0..60).map(connect).collect();
         if name != "axum" {
-            let mut line = String::new();
-            server.errors.read_line(&mut line).unwrap();
+            let line = server.log.recv().unwrap();
             assert!(line.contains("Too many open files"), "{name}: {line}");
         }
         drop(held);
@@ -360,7 +407,7 @@ fn a_broken_store_is_in_the_log() {
     for name in ["axum", "hyper", "tonic"] {
         let dir = tempfile::tempdir().unwrap();
         let uploads = dir.path().join("uploads");
-        let mut server = Server::start(name, "127.0.0.1:0", &uploads);
+        let server = Server::start(name, "127.0.0.1:0", &uploads);
         for folder in ["partial", "files"] {
             let folder = uploads.join(folder);
             std::fs::remove_dir_all(&folder).unwrap();
@@ -368,15 +415,100 @@ fn a_broken_store_is_in_the_log() {
         }
         let answer = answer(send(&server.address, "POST", "", b"0123456789"));
         assert!(answer.starts_with("HTTP/1.1 5"), "{name}: {answer}");
-        let mut line = String::new();
-        while !line.starts_with("the store failed") {
-            line.clear();
-            assert_ne!(server.errors.read_line(&mut line).unwrap(), 0, "{name}");
-        }
+        let mut lines = server.log.iter();
+        let line = lines.find(|line| line.starts_with("the store failed"));
+        let line = line.unwrap_or_else(|| panic!("{name} has ended"));
         let partial = uploads.join("partial");
         assert!(line.contains(partial.to_str().unwrap()), "{name}: {line}");
         assert!(line.contains("not a directory"), "{name}: {line}");
     }
+}
+
+/// Three uploads were being delivered when the server was killed. One of them is damaged. The next
+/// server delivers the others, and its log says why this one is passed over.
+#[test]
+fn a_server_delivers_what_is_complete_when_it_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let uploads = dir.path().join("uploads");
+    let mut command = example("axum");
+    command.args(["--work", "600000"]);
+    let server = Server::run(command, "127.0.0.1:0", &uploads);
+    let names = ["a.bin", "b.bin", "c.bin"];
+    let mut waiting = Vec::new();
+    let mut journals = Vec::new();
+    for name in names {
+        let before = files(&uploads.join("partial"), "journal");
+        waiting.push(start(&server.address, name));
+        wait_until_complete(&server.address, name);
+        let mut after = files(&uploads.join("partial"), "journal");
+        after.retain(|path| !before.contains(path));
+        journals.extend(after);
+    }
+    assert!(server.kill().is_empty());
+    assert_eq!(journals.len(), 3, "{journals:?}");
+    std::fs::write(&journals[1], "damaged").unwrap();
+
+    let server = Server::start("axum", "127.0.0.1:0", &uploads);
+    let mut delivered = Vec::new();
+    while delivered.len() < 2 {
+        delivered = json(&request(&server.address, "GET /files", "", b""))
+            .as_array()
+            .unwrap()
+            .clone();
+        thread::yield_now();
+    }
+    let mut found: Vec<_> = delivered.iter().map(|file| &file["file_name"]).collect();
+    found.sort_by_key(|name| name.to_string());
+    assert_eq!(found, ["a.bin", "c.bin"]);
+    let damaged = journals[1].file_stem().unwrap().to_str().unwrap();
+    let set_aside = format!("the store set aside upload {damaged}, which is now ");
+    let line = server.log.iter().find(|line| line.starts_with(&set_aside));
+    let line = line.expect("a line about the damaged upload");
+    assert!(line.ends_with("the journal is damaged"), "{line}");
+    // Its client sends it again.
+    let sent = request(
+        &server.address,
+        &format!("POST /upload?{}", chunk("b.bin", 1, 10)),
+        RAW,
+        b"0123456789",
+    );
+    assert!(sent.starts_with("HTTP/1.1 200"), "{sent}");
+    assert_eq!(server.kill().len(), 3);
+}
+
+const RAW: &str = "content-type: application/octet-stream\r\n";
+
+/// Sends all ten bytes of a file. Its handler goes on.
+fn start(address: &str, name: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let head = format!(
+        "POST /upload?{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{RAW}\
+         content-length: 10\r\n\r\n0123456789",
+        chunk(name, 1, 10)
+    );
+    socket.write_all(head.as_bytes()).unwrap();
+    socket
+}
+
+fn wait_until_complete(address: &str, name: &str) {
+    let line = format!("GET /upload?{}&resumableStatus", chunk(name, 1, 10));
+    while !request(address, &line, "", b"").contains("\"state\":\"complete\"") {
+        thread::yield_now();
+    }
+}
+
+/// The files below `dir` with this extension.
+fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|end| end == extension) {
+            found.push(path);
+        }
+    }
+    found
 }
 
 impl Server {
