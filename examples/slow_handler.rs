@@ -19,12 +19,13 @@
 //!
 //! | the layer waits | proxy | the handler takes 65 s | it takes 310 s |
 //! |---|---|---|---|
-//! | 60 s (default) | | 503 after 60 s, then 200 after 4 s | 5 times 503, then 200 |
+//! | 50 s (default) | any | 503 after 50 s, then 200 after 14 s | 6 times 503, then 200 |
+//! | 60 s | none | 503 after 60 s, then 200 after 4 s | 5 times 503, then 200 |
 //! | 60 s | nginx (waits 60 s) | 504 after 60 s, then 200 after 4 s | 5 times 504, then 200 |
-//! | 1 h | | 200 after 65 s | 200 after 310 s |
+//! | 1 h | none | 200 after 65 s | 200 after 310 s |
 //! | 1 h | nginx | 504 after 60 s, then 200 after 4 s | 5 times 504, then 200 |
 //! | 1 h | nginx, `proxy_read_timeout 1h` | 200 after 65 s | 200 after 310 s |
-//! | answers 202 | any | 200 after less than 1 s | the same |
+//! | the handler answers 202 | any | 200 after less than 2 s | the same |
 //!
 //! Browsers wait, proxies do not, and the retries of a client get the answer of the one call. But a
 //! client sends its chunk again for each retry, it gives up after as many as it is configured for,
