@@ -51,7 +51,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .max_frame_size(1024 * 1024)
         .layer(layer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(connections(listener), shutdown());
+        // It ends with the stream of connections. If tonic got the signal, it would not ask for
+        // more connections, but keep the listener until the last request has ended.
+        .serve_with_incoming_shutdown(connections(listener), std::future::pending());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {
         ended = server => ended?,
@@ -66,8 +68,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The connections of a listener. After an error it accepts the next one, because there may only be
-/// too many open files for now. The signal to end closes it at once. Otherwise tonic would keep it
-/// until the last request has ended, and clients would wait for a server that is going away.
+/// too many open files for now. The signal to end closes it at once, so that clients do not wait for
+/// a server that is going away.
 fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
     let ends = Box::pin(shutdown());
     stream::unfold((listener, ends), async |(listener, mut ends)| {
