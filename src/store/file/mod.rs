@@ -190,10 +190,11 @@ impl FileStore {
 
     /// Runs `work` on all folders of uploads, a part of them on each of several threads, because
     /// one thread waits for the disk most of the time.
-    async fn in_parts<T: Send + 'static>(
-        &self,
-        work: impl Fn(&Folder, RangeInclusive<u8>) -> Result<T, StoreError> + Clone + Send + 'static,
-    ) -> Result<Vec<T>, StoreError> {
+    async fn in_parts<T, W>(&self, work: W) -> Result<Vec<T>, StoreError>
+    where
+        T: Send + 'static,
+        W: Fn(&Folder, RangeInclusive<u8>) -> Result<T, StoreError> + Clone + Send + 'static,
+    {
         let mut tasks = JoinSet::new();
         for first in (0..=u8::MAX).step_by(PART) {
             let (folder, work) = (Arc::clone(&self.folder), work.clone());
