@@ -6,7 +6,7 @@
 use std::{
     fmt,
     fs::{File, Metadata, OpenOptions},
-    io,
+    io::{self, Read as _, Seek as _, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -52,6 +52,13 @@ pub(in crate::store) enum Op<'a> {
         #[cfg_attr(not(test), allow(dead_code))] &'a [u8],
         #[cfg_attr(not(test), allow(dead_code))] u64,
     ),
+    /// From the position of the first file to an offset of the second one.
+    Copy(
+        #[cfg_attr(not(test), allow(dead_code))] &'a File,
+        &'a File,
+        #[cfg_attr(not(test), allow(dead_code))] u64,
+        #[cfg_attr(not(test), allow(dead_code))] u64,
+    ),
     SetLen(&'a File, u64),
     Sync(&'a File),
     SyncDir(&'a Path),
@@ -68,6 +75,7 @@ impl fmt::Display for Op<'_> {
             Self::Create(path) => write!(f, "create {}", path.display()),
             Self::CreateDir(path) => write!(f, "create the folder {}", path.display()),
             Self::Write(file, ..) => write!(f, "write to {}", path_of(file).display()),
+            Self::Copy(_, file, ..) => write!(f, "copy to {}", path_of(file).display()),
             Self::SetLen(file, len) => {
                 write!(f, "set the length of {} to {len}", path_of(file).display())
             }
@@ -293,6 +301,21 @@ impl Disk {
     ) -> io::Result<()> {
         let op = Op::Write(file, bytes, offset);
         self.call(name, op, || Ok(()), || write_all_at(file, bytes, offset))
+    }
+
+    /// Copies the first `len` bytes of a file to `offset` of another one, in the kernel if that is
+    /// possible. Both have no other user of their position.
+    #[track_caller]
+    pub(in crate::store) fn copy(
+        &self,
+        name: &'static str,
+        from: &File,
+        to: &File,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        let op = Op::Copy(from, to, offset, len);
+        self.call(name, op, || Ok(()), || copy(from, to, offset, len))
     }
 
     #[track_caller]
@@ -599,6 +622,14 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
     std::fs::hard_link(from, to)?;
     std::fs::remove_file(from)
+}
+
+fn copy(from: &File, mut to: &File, offset: u64, len: u64) -> io::Result<()> {
+    to.seek(SeekFrom::Start(offset))?;
+    match io::copy(&mut from.take(len), &mut to)? {
+        copied if copied < len => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(unix)]

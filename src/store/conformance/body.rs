@@ -25,9 +25,11 @@ pub(super) struct Source {
     then: Then,
     /// Notified when all bytes were taken and the next frame is polled for.
     drained: Option<oneshot::Sender<()>>,
-    /// Whether it is pending once before each frame.
-    pauses: bool,
-    paused: bool,
+    /// Notified when the first frame is polled for.
+    started: Option<oneshot::Sender<()>>,
+    /// How often it is pending before each frame.
+    pauses: u32,
+    paused: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,17 +77,30 @@ impl Source {
             frames: bytes.chunks(FRAME).map(Bytes::copy_from_slice).collect(),
             then: Then::Ends(end),
             drained: None,
-            pauses: false,
-            paused: false,
+            started: None,
+            pauses: 0,
+            paused: 0,
         }
     }
 
     /// Is pending once before each frame, and once before the end.
     pub(super) fn with_pauses(bytes: &[u8]) -> Self {
         Self {
-            pauses: true,
+            pauses: 1,
             ..Self::new(bytes)
         }
+    }
+
+    /// Has small frames and many pauses. The receiver tells when it is polled first.
+    pub(super) fn started(bytes: &[u8]) -> (Self, oneshot::Receiver<()>) {
+        let (sender, started) = oneshot::channel();
+        let source = Self {
+            started: Some(sender),
+            pauses: 20,
+            frames: bytes.chunks(1000).map(Bytes::copy_from_slice).collect(),
+            ..Self::new(bytes)
+        };
+        (source, started)
     }
 
     /// Does not end before [`Hold::end`].
@@ -109,13 +124,16 @@ impl Body for Source {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.pauses {
-            self.paused = !self.paused;
-            if self.paused {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+        if let Some(started) = self.started.take() {
+            // The check may have stopped waiting.
+            let _ = started.send(());
         }
+        if self.paused < self.pauses {
+            self.paused += 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.paused = 0;
         if let Some(bytes) = self.frames.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }

@@ -580,7 +580,7 @@ impl<S: Store + Clone> Suite<S> {
 }
 
 /// How many bytes arrive of a chunk that should have `len`, and how its body ends.
-fn bad_chunks(len: u64) -> [(u64, End); 7] {
+pub(super) fn bad_chunks(len: u64) -> [(u64, End); 7] {
     [
         (0, End::Failure),
         (10, End::Failure),
@@ -593,7 +593,7 @@ fn bad_chunks(len: u64) -> [(u64, End); 7] {
 }
 
 /// Asserts that the result is the error of the body.
-fn assert_body_error(result: &Result<Progress, StoreError>, end: End, case: &str) {
+pub(super) fn assert_body_error(result: &Result<Progress, StoreError>, end: End, case: &str) {
     let is_expected = match (result, end) {
         (Err(StoreError::Body(BodyError::Failed(error))), End::Failure) => {
             error.to_string() == FAILURE

@@ -26,6 +26,7 @@
 // Ranges of bytes are compared with lists of one range.
 #![allow(clippy::single_range_in_vec_init)]
 
+mod appends;
 mod body;
 mod chunks;
 mod delivery;
@@ -87,7 +88,7 @@ pub async fn check<S: Store + Clone>(store: &S) {
 pub async fn check_with_patience<S: Store + Clone>(store: &S, patience: Duration) {
     let store = store.clone();
     let suite = Suite { store, patience };
-    for promise in promises() {
+    for promise in promises_of(&suite.store) {
         suite.check(&promise).await;
     }
 }
@@ -105,10 +106,22 @@ struct Promise<S> {
     check: for<'a> fn(&'a Suite<S>) -> BoxFuture<'a, ()>,
 }
 
+/// What is checked, in this order. A check relies on the promises before it.
+fn promises_of<S: Store + Clone>(store: &S) -> Vec<Promise<S>> {
+    let (mut all, can) = (promises(), store.capabilities());
+    if can.append {
+        all.extend(append_promises());
+    }
+    // The checks make the parts by appends.
+    if can.append && can.concat {
+        all.extend(concat_promises());
+    }
+    all
+}
+
 macro_rules! promises {
-    ($($check:ident: $sentence:literal,)*) => {
-        /// What is checked, in this order. A check relies on the promises before it.
-        fn promises<S: Store + Clone>() -> Vec<Promise<S>> {
+    ($promises:ident: $($check:ident: $sentence:literal,)*) => {
+        fn $promises<S: Store + Clone>() -> Vec<Promise<S>> {
             vec![$(Promise {
                 name: stringify!($check),
                 sentence: $sentence,
@@ -119,6 +132,8 @@ macro_rules! promises {
 }
 
 promises! {
+    promises:
+
     chunks_in_any_order: "chunks are stored in any order",
     stored_bytes_stay: "stored bytes are never written again",
     changed_bytes: "a chunk with other bytes than the stored ones is a `Conflict`",
@@ -167,6 +182,32 @@ promises! {
     chunks_race_with_sweep: "a sweep during a chunk leaves all of the chunk or nothing",
     claims_race: "of several claims one wins",
     claims_race_with_removal: "an upload is either claimed, or removed or swept",
+}
+
+promises! {
+    append_promises:
+
+    appends_add: "an append adds bytes at the end of what is stored",
+    appends_at_other_offsets: "an append at another offset is `Offset`, and changes nothing",
+    failed_appends: "an append that fails keeps the bytes before, or none with `Keep::Whole`",
+    lengths_of_appends: "an append can bring the length, which is set once",
+    appends_that_end: "with `Append::ends_here` the end of the body becomes the length",
+    appends_out_of_bounds: "an append beyond the length is `OutOfBounds`",
+    appends_to_complete_uploads: "a complete upload takes an empty append at its end",
+    appends_to_absent_uploads: "an append to an absent upload is `Superseded`",
+    newer_appends_win: "a newer request ends an append at once",
+    interrupts_race: "what `interrupt` returns does not change by older appends",
+    appends_race: "of appends at the same time one adds each byte",
+    removal_during_an_append: "a removal ends an append, and a sweep does not",
+}
+
+promises! {
+    concat_promises:
+
+    concatenations: "`concat` makes an upload of its parts, which stay",
+    concatenations_repeat: "`concat` of a complete upload changes nothing",
+    concatenations_need_their_parts: "`concat` needs all of its parts",
+    concatenations_race: "calls of `concat` at the same time make one upload",
 }
 
 struct Suite<S> {

@@ -10,14 +10,14 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{PATIENCE, Suite, body::Source, later, promises, read};
+use super::{PATIENCE, Suite, body::Source, later, promises_of, read};
 use crate::{
     MemoryStore,
-    model::upload::{Upload, UploadId},
+    model::upload::{Role, Upload, UploadId},
     store::{
-        BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep, Listed, Page,
-        Progress, Record, Sealed, State, Status, Store, StoreError, Stored, Swept, Usage, export,
-        memory::MemoryClaim,
+        Append, BoxFuture, Capabilities, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep,
+        Listed, Page, Progress, Record, Sealed, State, Status, Store, StoreError, Stored, Swept,
+        Usage, export, memory::MemoryClaim,
     },
 };
 
@@ -123,6 +123,42 @@ enum Fault {
     RacyRemoval,
     BusyCountsAttempt,
     CountsRemovedAsComplete,
+    // Appends.
+    AppendAddsAnywhere,
+    OffsetSetsLength,
+    OffsetIsConflict,
+    AppendLosesPrefix,
+    AppendKeepsPart,
+    AppendHidesBodyError,
+    AppendTakesOtherLength,
+    AppendIgnoresLength,
+    AppendForgetsLength,
+    AppendIgnoresEnd,
+    AppendEndsFailedBody,
+    AppendEndsBeforeLength,
+    AppendDropsRest,
+    AppendStoresPartInBounds,
+    AppendRefusesEmpty,
+    AppendCreates,
+    AppendWaits,
+    InterruptDoesNothing,
+    InterruptTellsOld,
+    AppendChecksOffsetFirst,
+    AppendKeepsRemovalWaiting,
+    AppendRevivesRemoved,
+    ListsNoParts,
+    InterruptedIsAbsent,
+    // Concatenations.
+    ConcatRemovesParts,
+    ConcatReverses,
+    ConcatUsesPartsOnce,
+    ConcatSkipsIncomplete,
+    ConcatBeginsAnew,
+    ConcatNeedsPartsAgain,
+    ConcatTakesOtherLength,
+    ConcatLeavesPrefix,
+    RacyConcat,
+    ConcatIsBusy,
 }
 
 use Fault::*;
@@ -235,6 +271,47 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (RacyClaim, "claims_race", "that are `Won` and `Busy`"),
     (BusyCountsAttempt, "claims_race", "a claim that is `Busy` counts an attempt"),
     (RacyRemoval, "claims_race_with_removal", "claimed before it could be"),
+    //
+    (ListsNoParts, "appends_add", "does not return an upload of appends"),
+    (InterruptedIsAbsent, "appends_add", "is absent when it is interrupted"),
+    (AppendAddsAnywhere, "appends_at_other_offsets", "does not return `Offset` but Ok"),
+    (OffsetSetsLength, "appends_at_other_offsets", "the stored length at"),
+    (OffsetIsConflict, "appends_at_other_offsets", "does not return `Offset` but Err"),
+    (AppendLosesPrefix, "failed_appends", "wrong ranges with Prefix"),
+    (AppendKeepsPart, "failed_appends", "wrong ranges with Whole"),
+    (AppendHidesBodyError, "failed_appends", "does not return the error of the body"),
+    (AppendTakesOtherLength, "lengths_of_appends", "does not return `Conflict` but Ok"),
+    (AppendIgnoresLength, "lengths_of_appends", "does not return `OutOfBounds` but Ok"),
+    (AppendForgetsLength, "lengths_of_appends", "the stored length after an append"),
+    (CountsDeclaredBytesOnly, "lengths_of_appends", "`usage` without a length"),
+    (ClaimsDeclaredLength, "lengths_of_appends", "`Sealed::upload` has a wrong length"),
+    (AppendIgnoresEnd, "appends_that_end", "the end of the last append is no length"),
+    (AppendEndsFailedBody, "appends_that_end", "the stored length after the last append"),
+    (AppendEndsBeforeLength, "appends_that_end", "an append that ends before the length"),
+    (AppendDropsRest, "appends_out_of_bounds", "does not return `OutOfBounds` but Ok"),
+    (AppendStoresPartInBounds, "appends_out_of_bounds", "stored bytes after"),
+    (AppendRefusesEmpty, "appends_to_complete_uploads", "a good append fails"),
+    (AppendCreates, "appends_to_absent_uploads", "does not return `Superseded` but Ok"),
+    (AppendWaits, "newer_appends_win", "takes more than"),
+    (InterruptDoesNothing, "newer_appends_win", "takes more than"),
+    (AppendLosesPrefix, "newer_appends_win", "stored bytes after a stalled append"),
+    (AppendKeepsPart, "newer_appends_win", "stored bytes after a stalled append"),
+    (InterruptTellsOld, "interrupts_race", "when an append was interrupted"),
+    (AppendChecksOffsetFirst, "appends_race", "one of several appends"),
+    (AppendKeepsRemovalWaiting, "removal_during_an_append", "`remove` takes more than"),
+    (AppendRevivesRemoved, "removal_during_an_append", "should be absent when its upload"),
+    (SweepsWritten, "removal_during_an_append", "a sweep removes an upload"),
+    //
+    (ConcatRemovesParts, "concatenations", "an upload should be `Complete` after `concat`"),
+    (ConcatReverses, "concatenations", "a finished file has a wrong byte"),
+    (ConcatUsesPartsOnce, "concatenations", "`concat` returns a wrong progress"),
+    (ConcatBeginsAnew, "concatenations_repeat", "cannot be read"),
+    (ConcatNeedsPartsAgain, "concatenations_repeat", "when the parts are gone"),
+    (ConcatSkipsIncomplete, "concatenations_need_their_parts", "`Superseded` but Ok"),
+    (ConcatLeavesPrefix, "concatenations_need_their_parts", "wrong ranges if a part"),
+    (ConcatTakesOtherLength, "concatenations_need_their_parts", "return `Conflict` but Ok"),
+    (RacyConcat, "concatenations_race", ""),
+    (ConcatIsBusy, "concatenations_race", "are `Busy`"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -275,7 +352,7 @@ async fn long_lists_are_walked_to_the_end() {
 /// A check that cannot fail checks nothing.
 #[test]
 fn each_check_finds_something() {
-    for promise in promises::<Broken>() {
+    for promise in promises_of(&Broken::new(Nothing)) {
         let mut checks = FAULTS.iter().map(|(_, check, _)| check);
         assert!(
             checks.any(|check| *check == promise.name),
@@ -305,13 +382,16 @@ fn run(fault: Fault, check: Option<&str>) -> Option<String> {
     let patience = match fault {
         // A check waits until its patience is at an end.
         ForgetsPanickedClaim | ForgetsReleasedClaim | RemovalWaits => Duration::from_millis(300),
+        AppendWaits | InterruptDoesNothing | AppendKeepsRemovalWaiting => {
+            Duration::from_millis(300)
+        }
         _ => PATIENCE,
     };
     let suite = Suite {
         store: Broken::new(fault),
         patience,
     };
-    let mut checks = promises();
+    let mut checks = promises_of(&suite.store);
     checks.retain(|promise| check.is_none_or(|check| check == promise.name));
     assert!(!checks.is_empty(), "there is no check {check:?}");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -610,6 +690,184 @@ impl Broken {
         })
     }
 
+    /// Appends wrongly. `None` if the fault is another one.
+    async fn append_wrongly(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> Option<Result<Progress, StoreError>> {
+        let status = self.inner.status(&upload.id).await.unwrap();
+        let stored = status.as_ref().map_or(0, Status::prefix);
+        let is_complete = status.as_ref().is_some_and(|it| it.progress().complete);
+        let length = status.and_then(|status| status.upload.length);
+        let length = length.or(upload.length);
+        let without_length = Upload {
+            length: None,
+            ..upload.clone()
+        };
+        let is_other = append.offset != stored;
+        Some(match self.fault {
+            AppendAddsAnywhere | AppendChecksOffsetFirst => {
+                if is_other && self.is(AppendChecksOffsetFirst) {
+                    return Some(Err(StoreError::Offset { stored }));
+                }
+                let (bytes, result) = read_all(body).await;
+                let stored = self.inner.interrupt(&upload.id).await.unwrap();
+                let stored = stored.map_or(0, |status| status.prefix());
+                result.and(self.add(upload, Append::at(stored), &bytes).await)
+            }
+            OffsetSetsLength if is_other => {
+                self.add(upload, Append::at(stored), b"").await.unwrap();
+                Err(StoreError::Offset { stored })
+            }
+            OffsetIsConflict if is_other => Err(StoreError::Conflict),
+            AppendLosesPrefix | AppendKeepsPart | AppendIgnoresEnd => {
+                let append = Append {
+                    keep: match self.fault {
+                        AppendLosesPrefix => Keep::Whole,
+                        AppendKeepsPart => Keep::Prefix,
+                        _ => append.keep,
+                    },
+                    ends_here: append.ends_here && !self.is(AppendIgnoresEnd),
+                    ..append
+                };
+                self.inner.append(upload, append, body).await
+            }
+            AppendHidesBodyError => {
+                let result = self.inner.append(upload, append, body).await;
+                result.map_err(|error| StoreError::new(error.to_string()))
+            }
+            AppendTakesOtherLength if length != upload.length => {
+                self.inner.append(&without_length, append, body).await
+            }
+            AppendIgnoresLength => self.inner.append(&without_length, append, body).await,
+            AppendForgetsLength => {
+                let (bytes, result) = read_all(body).await;
+                let upload = if result.is_ok() {
+                    upload
+                } else {
+                    &without_length
+                };
+                result.and(self.add(upload, append, &bytes).await)
+            }
+            AppendEndsFailedBody if append.ends_here => {
+                let (bytes, result) = read_all(body).await;
+                result.and(self.add(upload, append, &bytes).await)
+            }
+            AppendEndsBeforeLength => {
+                let result = self.inner.append(upload, append, body).await;
+                result.map(|progress| Progress {
+                    complete: progress.complete || append.ends_here,
+                    ..progress
+                })
+            }
+            AppendDropsRest | AppendStoresPartInBounds if length.is_some() && !is_other => {
+                let (bytes, result) = read_all(body).await;
+                let fits = length.map(|length| length.saturating_sub(stored) as usize);
+                let fits = fits.unwrap_or(bytes.len()).min(bytes.len());
+                let added = self.add(upload, append, &bytes[..fits]).await;
+                if self.is(AppendStoresPartInBounds) && fits < bytes.len() {
+                    return Some(Err(StoreError::OutOfBounds));
+                }
+                result.and(added)
+            }
+            AppendRefusesEmpty if is_complete => Err(StoreError::OutOfBounds),
+            AppendCreates => {
+                self.inner.create(upload).await.unwrap();
+                self.inner.append(upload, append, body).await
+            }
+            AppendWaits | AppendKeepsRemovalWaiting => {
+                while self.is(AppendWaits) && self.shared().writing.contains(&upload.id) {
+                    tokio::task::yield_now().await;
+                }
+                self.shared().writing.insert(upload.id);
+                let result = self.inner.append(upload, append, body).await;
+                self.shared().writing.remove(&upload.id);
+                result
+            }
+            AppendRevivesRemoved => {
+                let result = self.inner.append(upload, append, body).await;
+                if matches!(result, Err(StoreError::Superseded)) {
+                    self.inner.create(upload).await.unwrap();
+                }
+                result
+            }
+            _ => return None,
+        })
+    }
+
+    async fn add(
+        &self,
+        upload: &Upload,
+        append: Append,
+        bytes: &[u8],
+    ) -> Result<Progress, StoreError> {
+        let source = std::pin::pin!(Source::new(bytes));
+        let mut body = ChunkBody::new(source, None, u64::MAX);
+        self.inner.append(upload, append, &mut body).await
+    }
+
+    /// Concatenates wrongly. `None` if the fault is another one.
+    async fn concat_wrongly(
+        &self,
+        upload: &Upload,
+        parts: &[UploadId],
+    ) -> Option<Result<Progress, StoreError>> {
+        let mut parts = parts.to_vec();
+        match self.fault {
+            ConcatReverses => parts.reverse(),
+            ConcatUsesPartsOnce => {
+                let mut seen = HashSet::new();
+                parts.retain(|part| seen.insert(*part));
+            }
+            ConcatSkipsIncomplete => {
+                let whole = self.uploads_that_are(|state| matches!(state, State::Complete));
+                let whole: Vec<_> = whole.await.iter().map(|it| it.upload.id).collect();
+                parts.retain(|part| whole.contains(part));
+            }
+            ConcatBeginsAnew if !self.is_absent(&parts[0]).await => {
+                self.inner.remove(&upload.id).await.unwrap();
+            }
+            ConcatBeginsAnew => {}
+            RacyConcat => {
+                let is_absent = self.is_absent(&upload.id).await;
+                pause().await;
+                if is_absent {
+                    self.inner.remove(&upload.id).await.unwrap();
+                } else {
+                    return Some(Err(StoreError::Conflict));
+                }
+            }
+            ConcatNeedsPartsAgain => {
+                for part in &parts {
+                    if self.is_absent(part).await {
+                        return Some(Err(StoreError::Superseded));
+                    }
+                }
+            }
+            ConcatTakesOtherLength => {
+                self.inner.remove(&upload.id).await.unwrap();
+            }
+            ConcatIsBusy => return Some(Err(StoreError::Busy)),
+            ConcatRemovesParts | ConcatLeavesPrefix => {}
+            _ => return None,
+        }
+        let result = self.inner.concat(upload, &parts).await;
+        match self.fault {
+            ConcatRemovesParts => {
+                for part in &parts {
+                    self.inner.remove(part).await.unwrap();
+                }
+            }
+            ConcatLeavesPrefix if result.is_err() => {
+                drop(self.put(upload, 0, b"a").await);
+            }
+            _ => {}
+        }
+        Some(result)
+    }
+
     /// Adds a chunk to those that the upload has had. Returns them.
     fn log_chunk(&self, upload: &Upload, offset: u64, bytes: Bytes) -> Vec<(u64, Bytes)> {
         let mut shared = self.shared();
@@ -813,7 +1071,8 @@ impl Store for Broken {
 
     async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
         self.pause_if_slow().await;
-        while self.is(RemovalWaits) && self.shared().writing.contains(id) {
+        let waits = self.is(RemovalWaits) || self.is(AppendKeepsRemovalWaiting);
+        while waits && self.shared().writing.contains(id) {
             tokio::task::yield_now().await;
         }
         let status = self.inner.status(id).await?;
@@ -872,6 +1131,7 @@ impl Store for Broken {
                 let first = all.into_iter().find(|l| Some(&l.upload.id) == after);
                 uploads.splice(..0, first);
             }
+            ListsNoParts => uploads.retain(|listed| listed.upload.role == Role::Whole),
             ListsNoComplete if filter.complete => uploads.clear(),
             _ => {}
         }
@@ -962,6 +1222,56 @@ impl Store for Broken {
             }
         }
         Ok(swept)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn interrupt(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.pause_if_slow().await;
+        let before = self.inner.status(id).await?;
+        match self.fault {
+            InterruptDoesNothing => return Ok(before),
+            InterruptedIsAbsent => return Ok(None),
+            AppendWaits => {
+                while self.shared().writing.contains(id) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            InterruptTellsOld => {
+                for _ in 0..20 {
+                    pause().await;
+                }
+                self.inner.interrupt(id).await?;
+                return Ok(before);
+            }
+            _ => {}
+        }
+        self.inner.interrupt(id).await
+    }
+
+    async fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        self.pause_if_slow().await;
+        let result = match self.append_wrongly(upload, append, body).await {
+            Some(result) => result,
+            None => self.inner.append(upload, append, body).await,
+        };
+        self.pause_if_slow().await;
+        result
+    }
+
+    async fn concat(&self, upload: &Upload, parts: &[UploadId]) -> Result<Progress, StoreError> {
+        self.pause_if_slow().await;
+        match self.concat_wrongly(upload, parts).await {
+            Some(result) => result,
+            None => self.inner.concat(upload, parts).await,
+        }
     }
 
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {

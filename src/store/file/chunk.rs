@@ -10,6 +10,7 @@ use super::{
     blocks::Gathered,
     entry::{Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
+    journal::Event,
     room::Reserved,
 };
 use crate::{
@@ -45,15 +46,7 @@ impl FileStore {
                 _ => StoreError::TooLarge { limit: MAX_LENGTH },
             });
         }
-        let mut arrived = Arrived {
-            gathered: self.folder.blocks.gather(offset),
-            announced: body.exact_len().map(|len| offset.saturating_add(len)),
-            keep,
-            rest: Bytes::new(),
-            ended: false,
-            failed: None,
-            since: None,
-        };
+        let mut arrived = Arrived::new(&self.folder, offset, keep, body);
         // Most chunks that fail do so before there is anything on disk.
         arrived.gather(body, None).await?;
         if arrived.gathered.is_empty() {
@@ -112,7 +105,7 @@ impl FileStore {
         loop {
             let (upload, range) = (upload.clone(), range.clone());
             let start = self.blocking(move |folder| {
-                let entry = match folder.entry_for(&upload) {
+                let entry = match folder.entry_for(&upload, false) {
                     Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
                     entry => entry?,
                 };
@@ -143,7 +136,7 @@ impl FileStore {
     }
 
     /// Receives the rest of a chunk.
-    async fn receive_more(
+    pub(super) async fn receive_more(
         &self,
         mut writer: Writer,
         mut arrived: Arrived,
@@ -155,6 +148,10 @@ impl FileStore {
             let result;
             let write = self.blocking(move |folder| {
                 let result = writer.write(folder, &mut arrived);
+                if writer.keeps(&arrived) && !matches!(result, Ok(_) | Err(StoreError::Busy)) {
+                    // The error of the append is the one that counts.
+                    let _ = writer.commit(folder);
+                }
                 Ok((writer, arrived, result))
             });
             (writer, arrived, result) = write.await?;
@@ -172,7 +169,7 @@ impl FileStore {
 }
 
 /// What has arrived of a chunk and is not written yet.
-struct Arrived {
+pub(super) struct Arrived {
     gathered: Gathered,
     /// Where in the file the chunk will end, if its length is known.
     announced: Option<u64>,
@@ -188,6 +185,18 @@ struct Arrived {
 }
 
 impl Arrived {
+    pub(super) fn new(folder: &Folder, offset: u64, keep: Keep, body: &ChunkBody<'_>) -> Self {
+        Self {
+            gathered: folder.blocks.gather(offset),
+            announced: body.exact_len().map(|len| offset.saturating_add(len)),
+            keep,
+            rest: Bytes::new(),
+            ended: false,
+            failed: None,
+            since: None,
+        }
+    }
+
     /// Takes what arrives until it is time to write.
     ///
     /// A call on a blocking thread costs as much as to write tens of kilobytes, so one call with
@@ -262,11 +271,13 @@ async fn next_piece(
 
 /// Writes the bytes of one chunk that are not stored yet, and compares the others. All methods
 /// block.
-struct Writer {
+pub(super) struct Writer {
     lock: RangeLock,
     range: Range<u64>,
     /// The length of the upload, as the request declares it.
     declared: Option<u64>,
+    /// The file ends where the body of an append ends, if no length is known.
+    ends_here: bool,
     /// Room on the disk: for the whole chunk if its length is known, else for what is written next.
     room: Reserved,
     /// What of the range is not stored, once that is known.
@@ -322,7 +333,12 @@ impl Writer {
         Ok(Start::Started(Box::new(writer), arrived, progress))
     }
 
-    fn new(lock: RangeLock, range: Range<u64>, declared: Option<u64>, room: Reserved) -> Self {
+    pub(super) fn new(
+        lock: RangeLock,
+        range: Range<u64>,
+        declared: Option<u64>,
+        room: Reserved,
+    ) -> Self {
         Self {
             failed_syncs: lock.entry().failed_syncs(),
             lock,
@@ -330,10 +346,20 @@ impl Writer {
             done: range.start,
             range,
             declared,
+            ends_here: false,
             room,
             gaps: None,
             written: Vec::new(),
         }
+    }
+
+    pub(super) fn with_end(self, ends_here: bool) -> Self {
+        Self { ends_here, ..self }
+    }
+
+    /// Whether what was written of an append stays if the rest fails.
+    fn keeps(&self, arrived: &Arrived) -> bool {
+        self.lock.epoch().is_some() && arrived.keep == Keep::Prefix
     }
 
     /// Reads what is stored. This needs the lock: otherwise bytes that another process stores now
@@ -361,10 +387,10 @@ impl Writer {
     }
 
     /// Checks that there is room for these bytes in the upload, and reserves it on the disk. A late
-    /// chunk has no limits, because its bytes are dropped.
+    /// chunk has no limits, because its bytes are dropped. An append has.
     fn check(&mut self, folder: &Folder, range: Range<u64>) -> Result<(), StoreError> {
         let entry = self.lock.entry();
-        if !entry.is_receiving() {
+        if !entry.is_receiving() && self.lock.epoch().is_none() {
             return Ok(());
         }
         match entry.length() {
@@ -423,6 +449,12 @@ impl Writer {
         }
         self.compare_checksums()?;
         self.commit(folder)?;
+        if self.ends_here && arrived.failed.is_none() && self.lock.entry().length().is_none() {
+            let length = Event::Length(self.done);
+            self.lock
+                .entry()
+                .commit(vec![length], self.failed_syncs, self.lock.epoch())?;
+        }
         // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
     }
@@ -515,7 +547,7 @@ impl Writer {
         }
         let joined = joined(&self.written);
         let events = joined.iter().map(|(piece, crc)| entry.stored(piece, *crc));
-        entry.commit(events.collect(), self.failed_syncs)?;
+        entry.commit(events.collect(), self.failed_syncs, self.lock.epoch())?;
         if let (Durability::Process, Some(data)) = (folder.durability, &entry.data) {
             // Otherwise everything is written when the file is sealed.
             joined

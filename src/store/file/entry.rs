@@ -59,6 +59,8 @@ pub(super) struct Entry {
     pub(super) id: String,
     /// The upload as its first request described it.
     pub(super) created: Upload,
+    /// Whether the journal can have events of appends.
+    pub(super) takes_appends: bool,
     journal: File,
     /// The file of the upload, and of no other: no other file gets its name, and while it is open
     /// its inode is not used again. `None` if it had lost this name when the upload was opened.
@@ -79,11 +81,17 @@ pub(super) struct Entry {
     holders: Mutex<Vec<Arc<Holder>>>,
     /// Notified when a range is unlocked.
     unlocked: Notify,
+    /// The number of the last request of this process that has ended the appends before it.
+    turn: AtomicU64,
 }
 
 /// What the journal says, up to `end`.
 #[derive(Debug, Default)]
 struct State {
+    /// Bytes of the whole file, if that is known.
+    length: Option<u64>,
+    /// See [`Event::Epoch`].
+    epoch: u64,
     ranges: Ranges<Crc>,
     end: u64,
     /// The file has at least this length.
@@ -164,10 +172,11 @@ impl Entry {
     pub(super) fn create(
         journal_path: PathBuf,
         upload: Upload,
+        takes_appends: bool,
         durable: bool,
         disk: Disk,
     ) -> Result<Option<Self>, StoreError> {
-        let created = Created::new(random_id()?, upload);
+        let created = Created::new(random_id()?, upload, takes_appends);
         let data_path = data_path(&journal_path, &created.id);
         // The journal is whole before it gets its name, so that concurrent requests use the same
         // one.
@@ -216,13 +225,15 @@ impl Entry {
         journal_path: PathBuf,
         created: Created,
         (journal, data): (File, Option<File>),
-        state: State,
+        mut state: State,
         durable: bool,
         disk: Disk,
     ) -> Self {
+        state.length = created.upload.length;
         Self {
             data_path: data_path(&journal_path, &created.id),
             journal_path,
+            takes_appends: created.takes_appends(),
             id: created.id,
             created: created.upload,
             journal,
@@ -237,6 +248,7 @@ impl Entry {
             appending: Mutex::default(),
             holders: Mutex::default(),
             unlocked: Notify::default(),
+            turn: AtomicU64::new(0),
         }
     }
 
@@ -246,7 +258,24 @@ impl Entry {
 
     /// Bytes of the whole file, if that is known.
     pub(super) fn length(&self) -> Option<u64> {
-        self.created.length
+        self.state().length
+    }
+
+    /// The number of the last request that has ended the appends of other processes, as far as this
+    /// one knows.
+    pub(super) fn epoch(&self) -> u64 {
+        self.state().epoch
+    }
+
+    /// Ends the appends of other processes: they record no bytes after this.
+    pub(super) fn begin_epoch(&self) -> Result<u64, StoreError> {
+        loop {
+            let epoch = self.epoch();
+            let events = [Event::Epoch(epoch + 1)];
+            if self.append_if(&events, false, |entry| entry.epoch() == epoch)? {
+                return Ok(epoch + 1);
+            }
+        }
     }
 
     /// The current state, including what other processes have recorded.
@@ -272,7 +301,7 @@ impl Entry {
         let state = self.state();
         Ok(View {
             phase: state.phase.clone(),
-            complete: state.is_complete(self.length()),
+            complete: state.is_complete(),
             touched: state.touched,
         })
     }
@@ -280,13 +309,16 @@ impl Entry {
     /// What is stored, as of the last [`view`](Self::view).
     pub(super) fn status(&self) -> Status {
         let state = self.state();
+        let length = state.length;
         let (upload, state) = match &state.phase {
             Phase::Settled { record, seal } => (&seal.upload, UploadState::Settled(record.clone())),
             Phase::Sealed { seal, .. } => (&seal.upload, UploadState::Complete),
-            _ if state.is_complete(self.length()) => (&self.created, UploadState::Complete),
+            _ if state.is_complete() => (&self.created, UploadState::Complete),
             _ => (&self.created, UploadState::Receiving(state.ranges.to_set())),
         };
-        Status::new(upload.clone(), state)
+        let mut upload = upload.clone();
+        upload.length = length.or(upload.length);
+        Status::new(upload, state)
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -295,11 +327,11 @@ impl Entry {
         let received = if receiving {
             state.ranges.total()
         } else {
-            self.length().unwrap_or_default()
+            state.length.unwrap_or_default()
         };
         Progress {
             received,
-            complete: state.is_complete(self.length()),
+            complete: state.is_complete(),
         }
     }
 
@@ -357,6 +389,11 @@ impl Entry {
         matches!(self.state().phase, Phase::Settled { .. })
     }
 
+    /// How many bytes are stored from the first one on.
+    pub(super) fn prefix(&self) -> u64 {
+        self.status().prefix()
+    }
+
     /// Whether nothing was stored, and no request has succeeded.
     pub(super) fn is_unused(&self) -> bool {
         let state = self.state();
@@ -389,6 +426,20 @@ impl Entry {
         let end = self.state().ranges.end();
         let len = data.metadata()?.len();
         Ok(end <= len && self.length().is_none_or(|length| len <= length))
+    }
+
+    /// Removes what is after `end` in the data file: bytes of appends that are not recorded. The
+    /// caller has locked all of the upload.
+    pub(super) fn cut_after(&self, end: u64) -> io::Result<()> {
+        let Some(data) = &self.data else {
+            return Ok(());
+        };
+        if data.metadata()?.len() > end {
+            self.disk.set_len(data, end)?;
+            // Before the journal says how long the file is.
+            self.disk.sync("sync-data", data)?;
+        }
+        Ok(())
     }
 
     /// The event that says that these bytes are in the data file.
@@ -452,7 +503,7 @@ impl Entry {
     }
 
     /// The length and the CRC-32 of the file, if it is complete.
-    fn whole(&self) -> Option<(u64, u32)> {
+    pub(super) fn whole(&self) -> Option<(u64, u32)> {
         let length = self.length()?;
         let crc = if length == 0 {
             Crc::EMPTY
@@ -720,9 +771,9 @@ fn data_path(journal_path: &Path, id: &str) -> PathBuf {
 
 impl State {
     /// A file without bytes is complete once a request has succeeded: not before it is durable.
-    fn is_complete(&self, length: Option<u64>) -> bool {
+    fn is_complete(&self) -> bool {
         !matches!(self.phase, Phase::Receiving)
-            || length.is_some_and(|length| {
+            || self.length.is_some_and(|length| {
                 self.ranges.covers(0, length) && (length > 0 || self.confirmed)
             })
     }
@@ -765,6 +816,8 @@ impl State {
             }
             Event::Removed => self.phase = Phase::Removed,
             Event::Confirmed => self.confirmed = true,
+            Event::Length(length) => self.length = self.length.or(Some(length)),
+            Event::Epoch(epoch) => self.epoch = self.epoch.max(epoch),
             Event::Created(_) | Event::Void => {}
         }
     }

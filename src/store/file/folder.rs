@@ -128,12 +128,17 @@ impl Folder {
             .join(format!("{name}.journal"))
     }
 
-    /// The upload, created if it is new or its record has expired.
+    /// The upload, created if it is new or its record has expired. A new one is for chunks only,
+    /// unless it `takes_appends`.
     ///
     /// # Errors
     ///
     /// [`Busy`](StoreError::Busy) if another process holds a lock of it.
-    pub(super) fn entry_for(&self, upload: &Upload) -> Result<Arc<Entry>, StoreError> {
+    pub(super) fn entry_for(
+        &self,
+        upload: &Upload,
+        takes_appends: bool,
+    ) -> Result<Arc<Entry>, StoreError> {
         loop {
             if let Some((entry, view)) = self.look(&upload.id)? {
                 match view.phase {
@@ -148,7 +153,7 @@ impl Folder {
                     }
                 }
             }
-            self.create(upload)?;
+            self.create(upload, takes_appends)?;
         }
     }
 
@@ -412,7 +417,7 @@ impl Folder {
     }
 
     /// Creates the upload, unless another request is faster.
-    fn create(&self, upload: &Upload) -> Result<(), StoreError> {
+    fn create(&self, upload: &Upload, takes_appends: bool) -> Result<(), StoreError> {
         let length = upload.length.unwrap_or_default();
         if length > MAX_LENGTH {
             return Err(StoreError::TooLarge { limit: MAX_LENGTH });
@@ -432,7 +437,8 @@ impl Folder {
         // Without this folder the clock of the system counts after a restart.
         let _ = self.disk.create_dir(&self.partial.join(CLOCK));
         let durable = self.durability == Durability::Power;
-        let created = Entry::create(journal_path, upload.clone(), durable, self.disk.clone())?;
+        let (upload, disk) = (upload.clone(), self.disk.clone());
+        let created = Entry::create(journal_path, upload, takes_appends, durable, disk)?;
         if let Some(entry) = created {
             self.trust(entry)?;
         }

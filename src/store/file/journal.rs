@@ -1,24 +1,30 @@
 //! The journal of an upload: one append-only file of checksummed records.
 //!
-//! # Format, version 1
+//! # Format, versions 1 and 2
 //!
 //! A record is a head of 64 bytes. Some kinds have a payload of JSON after it, padded with zeros to
 //! the next multiple of 64 bytes. Integers are little-endian.
 //!
 //! | offset | bytes | content                                                            |
 //! |--------|-------|--------------------------------------------------------------------|
-//! | 0      | 4     | `TRJ1`                                                             |
+//! | 0      | 4     | `TRJ1`, or `TRJ2` in the first record of version 2                 |
 //! | 4      | 1     | the kind: see [`Event::kind`]                                      |
 //! | 5      | 1     | `Stored`: 1 if the bytes were synced before the record was written |
-//! | 8      | 8     | `Stored`: the offset of the bytes. `Attempt`: the number           |
+//! | 8      | 8     | `Stored`: the offset of the bytes. `Attempt`, `Epoch`: the number. |
+//! |        |       | `Length`: the length of the file                                   |
 //! | 16     | 8     | `Stored`: the length of the bytes. Else the length of the payload  |
 //! | 24     | 4     | `Stored`: the CRC-32 of the bytes. Else the CRC-32 of the payload  |
 //! | 32     | 8     | `Stored`: the run of the system in which the bytes were written    |
 //! | 40     | 8     | the time, in milliseconds since 1970                               |
 //! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
 //!
-//! The magic of another version has another digit, which differs in two bits at least: a damaged
-//! bit does not make one version look like the other.
+//! A journal of version 2 can have the events `Length` and `Epoch`, which a reader of version 1 would
+//! take for a torn record. Its first record says so, and such a reader leaves it alone. Journals of
+//! uploads that the first chunk has created are of version 1, so the code before version 2 goes on
+//! with them.
+//!
+//! The magic of another version has another digit, which differs in two bits at least from those of
+//! the others: a damaged bit does not make one version look like another. So after 2 comes 4.
 //!
 //! All other bytes are zero. A head is never split between two sectors of a disk. Each check is
 //! seeded with the check of the previous record, so that remains of another file, or of a torn
@@ -39,7 +45,8 @@ pub(super) const SLOT: u64 = 64;
 
 const MAGIC: [u8; 4] = *b"TRJ1";
 
-const VERSION: u32 = 1;
+/// Of the first record of version 2.
+const MAGIC_2: [u8; 4] = *b"TRJ2";
 
 /// Most bytes of a payload.
 const MAX_PAYLOAD: u64 = 64 << 20;
@@ -69,6 +76,11 @@ pub(super) enum Event {
     /// The upload exists although it has no bytes. Without this event, an upload without bytes is
     /// one whose first chunk is not stored yet, and is removed if that chunk fails.
     Confirmed,
+    /// The length of the file, if the request that created the upload did not declare it.
+    Length(u64),
+    /// The number of the last request that has ended the appends of other processes. They record
+    /// no bytes after that.
+    Epoch(u64),
 }
 
 /// Which upload a journal belongs to.
@@ -82,12 +94,18 @@ pub(super) struct Created {
 }
 
 impl Created {
-    pub(super) fn new(id: String, upload: Upload) -> Self {
+    /// An upload that chunks or, if it `takes_appends`, appends fill.
+    pub(super) fn new(id: String, upload: Upload, takes_appends: bool) -> Self {
         Self {
-            version: VERSION,
+            version: if takes_appends { 2 } else { 1 },
             id,
             upload,
         }
+    }
+
+    /// Whether the journal can have events of appends.
+    pub(super) fn takes_appends(&self) -> bool {
+        self.version == 2
     }
 }
 
@@ -123,6 +141,8 @@ impl Event {
             Self::Removed => 6,
             Self::Void => 7,
             Self::Confirmed => 8,
+            Self::Length(_) => 9,
+            Self::Epoch(_) => 10,
         }
     }
 
@@ -156,10 +176,14 @@ impl Event {
                 (flags, boot_tag) = (u8::from(*synced), *boot);
             }
             Self::Attempt(n) => a = u64::from(*n),
+            Self::Length(n) | Self::Epoch(n) => a = *n,
             _ => {}
         }
         let mut record = Vec::with_capacity(SLOT as usize + payload.len());
-        record.extend(MAGIC);
+        record.extend(match self {
+            Self::Created(created) if created.takes_appends() => MAGIC_2,
+            _ => MAGIC,
+        });
         record.extend([self.kind(), flags, 0, 0]);
         record.extend(a.to_le_bytes());
         record.extend(b.to_le_bytes());
@@ -184,7 +208,9 @@ impl Event {
 
         let event = match kind {
             1 => match serde_json::from_slice::<Version>(payload) {
-                Ok(Version { version }) if version != VERSION => return Err(other_version()),
+                Ok(Version { version }) if ![1, 2].contains(&version) => {
+                    return Err(other_version());
+                }
                 _ => serde_json::from_slice(payload).map(Self::Created),
             },
             3 => serde_json::from_slice(payload).map(Self::Sealed),
@@ -225,7 +251,8 @@ fn other_version() -> io::Error {
 pub(super) fn first(file: &File) -> io::Result<Option<Created>> {
     let mut slot = [0; SLOT as usize];
     let filled = disk::read_at(file, &mut slot, 0)?;
-    let differs = (slot[3] ^ MAGIC[3]).count_ones() >= 2 && slot[3].is_ascii_digit();
+    let differs_from = |magic: [u8; 4]| (slot[3] ^ magic[3]).count_ones() >= 2;
+    let differs = differs_from(MAGIC) && differs_from(MAGIC_2) && slot[3].is_ascii_digit();
     if slot.starts_with(&MAGIC[..3]) && differs {
         return Err(other_version());
     }
@@ -289,7 +316,8 @@ fn decode(
     let u32_at = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
     let kind = head[4];
     let check = check(&head[..60], *chain);
-    if head[..4] != MAGIC || u32_at(60) != check {
+    let is_magic = head[..4] == MAGIC || kind == 1 && head[..4] == MAGIC_2;
+    if !is_magic || u32_at(60) != check {
         return Ok(None);
     }
     let (a, b, crc, time) = (u64_at(8), u64_at(16), u32_at(24), u64_at(40));
@@ -306,6 +334,8 @@ fn decode(
         6 => Some(Event::Removed),
         7 => Some(Event::Void),
         8 => Some(Event::Confirmed),
+        9 => Some(Event::Length(a)),
+        10 => Some(Event::Epoch(a)),
         1 | 3 | 5 if b <= MAX_PAYLOAD => {
             let mut payload = vec![0; b as usize];
             let filled = disk::read_at(file, &mut payload, at + SLOT)?;
@@ -347,7 +377,7 @@ mod tests {
     }
 
     fn created() -> Created {
-        Created::new("id".into(), upload())
+        Created::new("id".into(), upload(), false)
     }
 
     fn events() -> Vec<Event> {
@@ -387,6 +417,8 @@ mod tests {
             }),
             Event::Settled(record),
             Event::Removed,
+            Event::Length(u64::MAX),
+            Event::Epoch(3),
         ]
     }
 
@@ -471,17 +503,30 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         };
         let mut content = encoded(&events());
-        content[3] = b'2';
+        content[3] = b'4';
         is_unsupported(&content);
         let mut later = created();
-        later.version = 2;
+        later.version = 4;
         is_unsupported(&encoded(&[Event::Created(later)]));
         // The rest of the payload may be anything then.
-        let payload = b"{\"version\":2,\"upload\":7}";
+        let payload = b"{\"version\":4,\"upload\":7}";
         is_unsupported(&Event::Created(created()).record(payload, &mut 0, 99));
         let payload = b"{\"version\":1,\"upload\":7}";
         let broken = Event::Created(created()).record(payload, &mut 0, 99);
         assert_eq!(first(&file(&broken)).unwrap(), None);
+    }
+
+    /// Version 1 does not know all of its events.
+    #[test]
+    fn journals_of_appends_are_of_version_2() {
+        let created = Created::new("id".into(), upload(), true);
+        let content = encoded(&[Event::Created(created.clone()), Event::Length(5)]);
+        assert_eq!(&content[..4], b"TRJ2");
+        assert!(content[64..].starts_with(b"{\"version\":2,"));
+        assert_eq!(first(&file(&content)).unwrap(), Some(created));
+        let length = content.len() - 64;
+        assert_eq!(content[length..length + 5], *b"TRJ1\x09");
+        assert_eq!(read_all(&content).0[1..], [Event::Length(5)]);
     }
 
     /// What version 1 writes is read by all later versions.

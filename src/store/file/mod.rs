@@ -1,6 +1,7 @@
 //! A store in the file system. Each upload is one sparse file and one journal, and is finished by a
 //! hard link.
 
+mod append;
 mod blocks;
 mod chunk;
 #[cfg(all(test, target_os = "linux"))]
@@ -39,8 +40,8 @@ use self::{
     settings::Naming,
 };
 use super::{
-    ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer, Page, Progress, Record,
-    Sealed, Status, Store, StoreError, Swept,
+    Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer,
+    Page, Progress, Record, Sealed, Status, Store, StoreError, Swept,
     clock::Clock,
     disk::{self, Disk},
 };
@@ -205,8 +206,8 @@ impl Store for FileStore {
         let upload = upload.clone();
         self.retried(move |folder| {
             loop {
-                let entry = folder.entry_for(&upload)?;
-                if upload.contradicts(&entry.created) {
+                let entry = folder.entry_for(&upload, true)?;
+                if upload.contradicts(&entry.status().upload) {
                     return Err(StoreError::Conflict);
                 }
                 match entry.confirm() {
@@ -290,6 +291,9 @@ impl Store for FileStore {
         let Some(claim) = found.await? else {
             return Ok(false);
         };
+        if claim.entry.takes_appends {
+            claim.entry.end_append_elsewhere().await?;
+        }
         let lock = claim.entry.lock_whole(self.folder.stall).await?;
         self.retried(move |folder| {
             let unsettled = |entry: &Entry| !entry.is_settled();
@@ -316,6 +320,30 @@ impl Store for FileStore {
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
         let expiry = *expiry;
         self.blocking(move |folder| folder.sweep(&expiry)).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            append: true,
+            concat: true,
+        }
+    }
+
+    async fn interrupt(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.end_append(id).await
+    }
+
+    async fn append(
+        &self,
+        upload: &Upload,
+        append: Append,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        self.receive_append(upload, append, body).await
+    }
+
+    async fn concat(&self, upload: &Upload, parts: &[UploadId]) -> Result<Progress, StoreError> {
+        self.join(upload, parts).await
     }
 
     fn observe(&self, observer: Observer) {

@@ -228,6 +228,12 @@ impl Simulated {
                 let file = state.number(file.metadata()?.ino());
                 state.log.push(Event::SyncFailed(file));
             }
+            (Failure::Torn, Op::Copy(from, to, at, len)) => {
+                let mut half = vec![0; len as usize / 2];
+                from.read_exact_at(&mut half, 0)?;
+                to.write_all_at(&half, at)?;
+                self.log(state, Op::Write(to, &half, at));
+            }
             (Failure::Torn, Op::Write(file, bytes, at)) => {
                 let half = &bytes[..bytes.len() / 2];
                 file.write_all_at(half, at)?;
@@ -253,6 +259,11 @@ impl Simulated {
             }
             Op::CreateDir(path) => Event::DirCreated(inside(path)),
             Op::Write(file, bytes, at) => Event::Written(number(file), at, bytes.to_owned()),
+            Op::Copy(_, file, at, len) => {
+                let mut bytes = vec![0; len as usize];
+                file.read_exact_at(&mut bytes, at).unwrap();
+                Event::Written(number(file), at, bytes)
+            }
             Op::SetLen(file, len) => Event::Resized(number(file), len),
             Op::Sync(file) => Event::Synced(number(file)),
             Op::SyncDir(path) => Event::DirSynced(inside(path)),

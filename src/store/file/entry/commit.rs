@@ -19,6 +19,8 @@ pub(super) struct Commits {
 struct Waiting {
     events: Vec<Event>,
     failed_before: u64,
+    /// The epoch of an append.
+    epoch: Option<u64>,
     outcome: Arc<OnceLock<Result<(), Arc<StoreError>>>>,
 }
 
@@ -39,15 +41,18 @@ impl Entry {
     /// # Errors
     ///
     /// Those of [`append`](Self::append). After [`Busy`](StoreError::Busy) it can be called again.
+    /// [`Superseded`](StoreError::Superseded) if `epoch` is given and another one has begun.
     pub(in crate::store::file) fn commit(
         &self,
         events: Vec<Event>,
         failed_before: u64,
+        epoch: Option<u64>,
     ) -> Result<(), StoreError> {
         let outcome = Arc::new(OnceLock::new());
         lock(&self.commits.waiting).push(Waiting {
             events,
             failed_before,
+            epoch,
             outcome: Arc::clone(&outcome),
         });
         let is_free = || self.commits.leading.try_lock().is_ok();
@@ -95,10 +100,17 @@ impl Entry {
             let _ = chunk.outcome.set(Err(error));
             false
         });
+        // An append is alone: it has locked all of the upload.
+        let epoch = all.iter().find_map(|chunk| chunk.epoch);
+        let is_current = |entry: &Self| epoch.is_none_or(|epoch| epoch == entry.epoch());
         let outcome = if events.is_empty() {
             Ok(())
         } else {
-            self.append(&events, false).map_err(Arc::new)
+            match self.append_if(&events, false, is_current) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Arc::new(StoreError::Superseded)),
+                Err(error) => Err(Arc::new(error)),
+            }
         };
         for chunk in all {
             let _ = chunk.outcome.set(outcome.clone());

@@ -5,7 +5,10 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -25,6 +28,12 @@ const PAUSES: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(
 /// as a sync. A process that is stopped holds the lock until it goes on or dies.
 const APPENDING: Duration = Duration::from_secs(3);
 
+/// How long a request waits for an append that has to end: as long as a commit takes.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// How often an append looks whether another process has ended it.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Most bytes of a file. The system counts them in signed integers.
 pub(in crate::store::file) const MAX_LENGTH: u64 = 1 << 62;
 
@@ -38,6 +47,8 @@ pub(in crate::store::file) struct RangeLock {
     holder: Arc<Holder>,
     /// Whether it is locked for other processes too.
     is_locked: bool,
+    /// The epoch in which an append began.
+    epoch: Option<u64>,
 }
 
 /// A request of this process that has locked a range.
@@ -153,6 +164,93 @@ impl Entry {
             entry: Arc::clone(self),
             holder,
             is_locked: false,
+            epoch: None,
+        }
+    }
+
+    /// Ends the appends of this process, and waits until their bytes are recorded. Returns the turn
+    /// of this request.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if they do not end in time.
+    pub(in crate::store::file) async fn end_appends(&self) -> Result<u64, StoreError> {
+        let deadline = Instant::now() + ENDING;
+        let (turn, older) = {
+            let holders = lock(&self.holders);
+            holders.iter().for_each(|holder| holder.supersede());
+            (self.turn.fetch_add(1, SeqCst) + 1, holders.clone())
+        };
+        loop {
+            let mut unlocked = std::pin::pin!(self.unlocked.notified());
+            unlocked.as_mut().enable();
+            let is_older = |it: &Arc<Holder>| older.iter().any(|older| Arc::ptr_eq(older, it));
+            if !lock(&self.holders).iter().any(is_older) {
+                return Ok(turn);
+            }
+            let ended = timeout_at(deadline, unlocked).await;
+            ended.map_err(|_| StoreError::Busy)?;
+        }
+    }
+
+    /// Locks the whole file for an append, which ends the appends before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`](StoreError::Busy) if they do not end in time. [`Superseded`](StoreError::Superseded)
+    /// if a newer request has begun meanwhile.
+    pub(in crate::store::file) async fn lock_to_append(
+        self: &Arc<Self>,
+    ) -> Result<RangeLock, StoreError> {
+        let mut epoch = self.epoch();
+        let turn = self.end_appends().await?;
+        let deadline = Instant::now() + ENDING;
+        let mut has_ended_others = false;
+        loop {
+            let mut unlocked = std::pin::pin!(self.unlocked.notified());
+            unlocked.as_mut().enable();
+            let tried = self.try_lock_range(WHOLE)?;
+            // A request that has begun later does not know this one, unless it holds the lock.
+            if self.turn.load(SeqCst) != turn {
+                return Err(StoreError::Superseded);
+            }
+            match tried {
+                TryLock::Locked(mut lock) => {
+                    lock.epoch = Some(epoch);
+                    return Ok(lock);
+                }
+                TryLock::HeldBy(Some(_)) => {
+                    let freed = timeout_at(deadline, unlocked).await;
+                    freed.map_err(|_| StoreError::Busy)?;
+                }
+                TryLock::HeldBy(None) if has_ended_others => wait_until(deadline).await?,
+                TryLock::HeldBy(None) => {
+                    epoch = self.end_other_processes().await?;
+                    has_ended_others = true;
+                }
+            }
+        }
+    }
+
+    /// Ends the append of another process, if there may be one.
+    pub(in crate::store::file) async fn end_append_elsewhere(
+        self: &Arc<Self>,
+    ) -> Result<(), StoreError> {
+        if let TryLock::HeldBy(None) = self.try_lock_range(WHOLE)? {
+            self.end_other_processes().await?;
+        }
+        Ok(())
+    }
+
+    async fn end_other_processes(self: &Arc<Self>) -> Result<u64, StoreError> {
+        let mut retries = Retries::default();
+        loop {
+            let entry = Arc::clone(self);
+            let begin = tokio::task::spawn_blocking(move || entry.begin_epoch());
+            match begin.await.map_err(StoreError::new)? {
+                Err(StoreError::Busy) => retries.pause().await?,
+                epoch => return epoch,
+            }
         }
     }
 
@@ -189,9 +287,25 @@ impl RangeLock {
         &self.entry
     }
 
+    /// The epoch in which an append began. `None` for chunks.
+    pub(in crate::store::file) fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
     /// Completes when another request takes the range over.
     pub(in crate::store::file) async fn superseded(&self) {
-        self.holder.superseded.notified().await;
+        let superseded = || self.holder.superseded.notified();
+        let Some(epoch) = self.epoch else {
+            return superseded().await;
+        };
+        while timeout(LOOK, superseded()).await.is_err() {
+            let entry = Arc::clone(&self.entry);
+            // If it cannot be read now, it is read again, at the latest by the next commit.
+            let look = tokio::task::spawn_blocking(move || entry.view().map(|_| entry.epoch()));
+            if matches!(look.await, Ok(Ok(now)) if now != epoch) {
+                return;
+            }
+        }
     }
 
     pub(in crate::store::file) fn count_piece(&self) {
