@@ -172,8 +172,8 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). An upload is divided into
 /// slots of its chunk size, or of 8 MiB if that is too small. An append holds at most one slot,
 /// which is stored as soon as it is full. It waits while there is no free memory. Other requests
-/// then fail with [`StoreError::Busy`], or with [`StoreError::ChunkTooLarge`] if the chunk is larger
-/// than the limit.
+/// then fail with [`StoreError::Busy`], or with [`StoreError::ChunkTooLarge`] if the chunk is
+/// larger than the limit.
 ///
 /// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
 /// stored. Their bytes are right, and a client that probes does not send them again.
