@@ -8,7 +8,6 @@ use std::{
 use bytes::Bytes;
 use http_body::Body;
 
-use super::StoreError;
 use crate::model::BoxError;
 
 /// The bytes of one chunk while they arrive.
@@ -99,18 +98,17 @@ impl<'a> ChunkBody<'a> {
         .await
     }
 
-    /// Like [`next`](Self::next), but fails with [`Superseded`](StoreError::Superseded) as soon as
-    /// `ended` is ready.
+    /// Like [`next`](Self::next), but returns `None` as soon as `ended` is ready.
     pub(super) async fn next_unless(
         &mut self,
         ended: impl Future,
-    ) -> Result<Option<Bytes>, StoreError> {
+    ) -> Option<Option<Result<Bytes, BodyError>>> {
         let (mut ended, mut next) = (pin!(ended), pin!(self.next()));
         std::future::poll_fn(|cx| {
             if ended.as_mut().poll(cx).is_ready() {
-                return Err(StoreError::Superseded).into();
+                return None.into();
             }
-            next.as_mut().poll(cx).map(|next| Ok(next.transpose()?))
+            next.as_mut().poll(cx).map(Some)
         })
         .await
     }

@@ -173,7 +173,8 @@ impl Store for MemoryStore {
         };
         let (mut at, mut bytes) = (append.offset, BytesMut::new());
         loop {
-            let next = body.next_unless(&mut ended).await?;
+            let next = body.next_unless(&mut ended).await;
+            let next = next.ok_or(StoreError::Superseded)?.transpose()?;
             let is_last = next.is_none();
             bytes.extend_from_slice(&next.unwrap_or_default());
             let mut uploads = self.uploads_for(&upload.id);

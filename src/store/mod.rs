@@ -80,10 +80,10 @@
 //! * **Appends are optional**: clients of tus 1.0 and of the IETF draft need them. See
 //!   [`append`](Store::append), [`interrupt`](Store::interrupt) and [`concat`](Store::concat), and
 //!   name what the store can do in its [`capabilities`](Store::capabilities).
-//! * **One append at a time.** The newest request wins at once, on all servers that share the store:
-//!   the older append ends with [`Superseded`](StoreError::Superseded) as soon as its bytes so far
-//!   are durable. What `interrupt` returns is durable, and no append that had begun before adds to
-//!   it.
+//! * **One append at a time.** The newest request wins at once, on all servers that share the
+//!   store: the older append ends with [`Superseded`](StoreError::Superseded) as soon as its bytes
+//!   so far are durable. What `interrupt` returns is durable, and no append that began before adds
+//!   to it.
 //! * **Futures are polled to their end**, even if the client goes away. Only the end of the
 //!   process, or of its runtime, stops them: a store has to recover from that as from a crash.
 //!
@@ -347,7 +347,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// [`Superseded`](StoreError::Superseded) if a part is absent, not complete, sealed or settled.
     /// [`Conflict`](StoreError::Conflict) if `upload` exists with another length than the sum.
-    /// Those of [`create`](Self::create).
+    /// [`Busy`](StoreError::Busy) if another call is making the same upload. Those of
+    /// [`create`](Self::create).
     fn concat(
         &self,
         upload: &Upload,

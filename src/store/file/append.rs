@@ -84,15 +84,18 @@ impl FileStore {
             Copied::Now(copy) => Some(copy),
         };
         self.retried(move |folder| {
-            let Some(Copy { lock, .. }) = &copy else {
-                return Err(StoreError::Superseded);
-            };
-            let committed = copy.as_ref().map_or(Ok(()), Copy::commit);
-            let progress = lock.entry().progress();
-            if !matches!(committed, Ok(()) | Err(StoreError::Busy)) {
-                copy.take().map(|copy| folder.undo_copy(copy));
+            let made = copy.take().ok_or(StoreError::Superseded)?;
+            match made.commit() {
+                Ok(()) => Ok(made.lock.entry().progress()),
+                Err(StoreError::Busy) => {
+                    copy = Some(made);
+                    Err(StoreError::Busy)
+                }
+                Err(error) => {
+                    folder.undo_copy(made);
+                    Err(error)
+                }
             }
-            committed.map(|()| progress)
         })
         .await
     }

@@ -266,7 +266,7 @@ async fn next_piece(
     };
     let next = body.next_unless(lock.superseded()).await;
     lock.count_piece();
-    next
+    Ok(next.ok_or(StoreError::Superseded)?.transpose()?)
 }
 
 /// Writes the bytes of one chunk that are not stored yet, and compares the others. All methods

@@ -18,10 +18,10 @@
 //! | 40     | 8     | the time, in milliseconds since 1970                               |
 //! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
 //!
-//! A journal of version 2 can have the events `Length` and `Epoch`, which a reader of version 1 would
-//! take for a torn record. Its first record says so, and such a reader leaves it alone. Journals of
-//! uploads that the first chunk has created are of version 1, so the code before version 2 goes on
-//! with them.
+//! A journal of version 2 can have the events `Length` and `Epoch`, which a reader of version 1
+//! would take for a torn record. Its first record says so, and such a reader leaves it alone.
+//! Journals of uploads that the first chunk has created are of version 1, so the code before
+//! version 2 goes on with them.
 //!
 //! The magic of another version has another digit, which differs in two bits at least from those of
 //! the others: a damaged bit does not make one version look like another. So after 2 comes 4.

@@ -90,6 +90,18 @@ use crate::model::upload::{Upload, UploadId};
 /// [`StoreError::Busy`], and can be retried. So a process that is stopped affects only the uploads
 /// that it was writing to.
 ///
+/// An [append](Store::append) that another process wants to end records no more bytes from then on,
+/// and ends within half a second. Of its last 8 MiB those are lost that it had not recorded. If it
+/// cannot end, because its process is stopped, [`interrupt`](Store::interrupt) still answers, and a
+/// new append is [`Busy`](StoreError::Busy) until that process goes on or dies.
+///
+/// # Appends
+///
+/// Appends are possible to uploads that [`create`](Store::create) has made: their journals are of
+/// version 2 of the format, which older versions of this crate leave alone. An append to another
+/// upload is [`Unsupported`](StoreError::Unsupported). [`concat`](Store::concat) copies the parts
+/// in the kernel, where the system can do that.
+///
 /// # Clocks
 ///
 /// The age of an upload is measured with the time in which the store was in use. If the clock of

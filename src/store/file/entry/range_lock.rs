@@ -197,8 +197,8 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// [`Busy`](StoreError::Busy) if they do not end in time. [`Superseded`](StoreError::Superseded)
-    /// if a newer request has begun meanwhile.
+    /// [`Busy`](StoreError::Busy) if they do not end in time.
+    /// [`Superseded`](StoreError::Superseded) if a newer request has begun meanwhile.
     pub(in crate::store::file) async fn lock_to_append(
         self: &Arc<Self>,
     ) -> Result<RangeLock, StoreError> {
