@@ -1,8 +1,8 @@
 //! Appends: bytes that are added at the end of an upload, by one request at a time.
 //!
 //! Servers take turns. A turn is an object with a number, and the engine lets only one request
-//! create it. It says how many bytes were stored at its beginning. Bytes have the number of the turn
-//! that put them in their names, and count as follows:
+//! create it. It says how many bytes were stored at its beginning. Bytes have the number of the
+//! turn that put them in their names, and count as follows:
 //!
 //! * The bytes that the newest turn has found count.
 //! * What an older turn puts beyond them does not count. So what a turn has found never grows by
@@ -32,16 +32,14 @@ use futures_util::{
     TryStreamExt as _,
     future::{Either, select},
 };
-use tokio::{
-    sync::{Mutex, MutexGuard, watch},
-    time::{sleep, timeout},
-};
+use tokio::time::sleep;
 
 use super::{
     blocks::{Blocks, Holder, Source},
     info::{Info, Turn, Version},
     inner::Inner,
     keys::parse_turn,
+    known::Appends,
     lookup::{Extent, insert},
 };
 use crate::{
@@ -52,57 +50,10 @@ use crate::{
 /// How often to take a turn while other servers do.
 const TRIES: usize = 8;
 
-/// How long to wait for the older append of this process, which is storing its bytes.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// How long after its beginning an append looks whether another server has taken a turn. Each next
 /// pause is twice as long, up to the longest one.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-
-/// The appends of an upload in this process.
-#[derive(Debug, Default)]
-pub(super) struct Appends {
-    /// The number of the newest request.
-    newest: watch::Sender<u64>,
-    running: Mutex<()>,
-}
-
-impl Appends {
-    /// Ends the appends that have begun. Returns the number of the new request.
-    pub(super) fn begin(&self) -> u64 {
-        let mut number = 0;
-        self.newest.send_modify(|newest| {
-            *newest += 1;
-            number = *newest;
-        });
-        number
-    }
-
-    /// Waits until the bytes of the append that has ended are durable.
-    async fn run(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
-        let running = timeout(PATIENCE, self.running.lock()).await;
-        running.map_err(|_| StoreError::Busy)
-    }
-
-    /// Waits without an end, and without ending what runs.
-    pub(super) async fn run_next(&self) -> MutexGuard<'_, ()> {
-        self.running.lock().await
-    }
-
-    fn is_superseded(&self, request: u64) -> bool {
-        *self.newest.borrow() > request
-    }
-
-    async fn superseded(&self, request: u64) {
-        // It fails only if the sender is gone.
-        let _ = self
-            .newest
-            .subscribe()
-            .wait_for(|newest| *newest > request)
-            .await;
-    }
-}
 
 /// What a new turn says.
 #[derive(Clone, Copy, PartialEq)]
@@ -134,7 +85,7 @@ impl Inner {
         appends.begin();
         let _running = appends.run().await?;
         for _ in 0..TRIES {
-            let Some((info, stored)) = self.find(id, Extent::All).await? else {
+            let Some((info, stored)) = self.find(id, Extent::OfAppends).await? else {
                 return Ok(None);
             };
             let is_over = info.progress(&stored).complete || info.has_chunks(&stored);
@@ -162,7 +113,7 @@ impl Inner {
         // While it is open, no sweep of this process removes the upload.
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
-        let found = self.find(&upload.id, Extent::All).await?;
+        let found = self.find(&upload.id, Extent::OfAppends).await?;
         let found = found.filter(|(info, _)| !info.has_expired);
         let (info, stored) = found.ok_or(StoreError::Superseded)?;
         if info.has_chunks(&stored) {

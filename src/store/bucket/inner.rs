@@ -1,12 +1,11 @@
 use std::{fmt, sync::Mutex, time::Duration};
 
 use super::{
-    appends::Appends,
     blocks::Memory,
     clock::Clock,
     engine::Engine,
     keys::Keys,
-    known::{Known, Leases, Locks},
+    known::{Appends, Known, Leases, Locks},
     layout::Limits,
 };
 use crate::{model::upload::UploadId, store::Observed};

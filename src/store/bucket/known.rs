@@ -4,14 +4,19 @@ use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     sync::{Arc, Mutex, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+use tokio::sync::watch;
 
 use super::{
     info::{Info, Turn},
     layout::FullSlots,
 };
-use crate::{lock::lock, model::upload::UploadId};
+use crate::{lock::lock, model::upload::UploadId, store::StoreError};
+
+/// How long to wait for the older append of this process, which is storing its bytes.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many uploads are remembered. Each takes a few kilobytes at most.
 const CAPACITY: usize = 4096;
@@ -152,6 +157,50 @@ impl<K: Eq + Hash, L: Default> Locks<K, L> {
         let new = Arc::new(L::default());
         used.insert(key, Arc::downgrade(&new));
         new
+    }
+}
+
+/// The appends of an upload in this process.
+#[derive(Debug, Default)]
+pub(super) struct Appends {
+    /// The number of the newest request.
+    newest: watch::Sender<u64>,
+    running: tokio::sync::Mutex<()>,
+}
+
+impl Appends {
+    /// Ends the appends that have begun. Returns the number of the new request.
+    pub(super) fn begin(&self) -> u64 {
+        let mut number = 0;
+        self.newest.send_modify(|newest| {
+            *newest += 1;
+            number = *newest;
+        });
+        number
+    }
+
+    /// Waits until the bytes of the append that has ended are durable.
+    pub(super) async fn run(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, StoreError> {
+        let running = tokio::time::timeout(PATIENCE, self.running.lock()).await;
+        running.map_err(|_| StoreError::Busy)
+    }
+
+    /// Waits without an end, and without ending what runs.
+    pub(super) async fn run_next(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.running.lock().await
+    }
+
+    pub(super) fn is_superseded(&self, request: u64) -> bool {
+        *self.newest.borrow() > request
+    }
+
+    pub(super) async fn superseded(&self, request: u64) {
+        // It fails only if the sender is gone.
+        let _ = self
+            .newest
+            .subscribe()
+            .wait_for(|newest| *newest > request)
+            .await;
     }
 }
 
