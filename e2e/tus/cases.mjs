@@ -390,7 +390,8 @@ add(
   async bench => {
     const size = 1024 * MIB;
     const path = join(bench.dir, 'large.bin');
-    const file = { name: 'a.bin', type: '', size, path, sha256: await writeLarge(path, 7, size) };
+    const sha256 = await writeLarge(path, 7, size);
+    const file = { name: 'a.bin', type: 'application/octet-stream', size, path, sha256 };
     const { app } = bench;
     let most = await app.memory();
     const watch = setInterval(async () => {
