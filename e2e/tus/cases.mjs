@@ -127,18 +127,26 @@ add(
   { needs: ['override'] },
 );
 
-add('URLs below the path', async bench => {
-  const file = made(2 * C + 5);
-  ok(await bench.transfer(file, { chunk: C }));
-  await delivered(bench, file);
-  for (const one of bench.app.patches) assert.match(one.uri, /^\/files\/[^?]+$/);
-}, { args: ['--upload-paths'] });
+add(
+  'URLs below the path',
+  async bench => {
+    const file = made(2 * C + 5);
+    ok(await bench.transfer(file, { chunk: C }));
+    await delivered(bench, file);
+    for (const one of bench.app.patches) assert.match(one.uri, /^\/files\/[^?]+$/);
+  },
+  { args: ['--upload-paths'] },
+);
 
-add('absolute URLs', async bench => {
-  const file = made(2 * C + 5);
-  ok(await bench.transfer(file, { chunk: C }));
-  await delivered(bench, file);
-}, { args: ['--public-url'] });
+add(
+  'absolute URLs',
+  async bench => {
+    const file = made(2 * C + 5);
+    ok(await bench.transfer(file, { chunk: C }));
+    await delivered(bench, file);
+  },
+  { args: ['--public-url'] },
+);
 
 // ---- the application ----------------------------------------------------------------------------
 
@@ -397,7 +405,7 @@ add(
     const watch = setInterval(async () => {
       most = Math.max(most, await app.memory().catch(() => 0));
     }, 100);
-    ok(await bench.transfer(file, { chunk: bench.client.name === 'aiotus' ? 16 * MIB : undefined }));
+    ok(await bench.transfer(file, bench.client.name === 'aiotus' ? { chunk: 16 * MIB } : {}));
     clearInterval(watch);
     bench.note = `${Math.round(most / MIB)} MiB of memory`;
     await delivered(bench, file);

@@ -68,7 +68,8 @@ async function runOne(bench, { client, store, run, args, seconds }) {
     for (const end of bench.done) await end();
   } catch (error) {
     const waits = bench.app?.waitingFor ? `waited for: ${bench.app.waitingFor}\n` : '';
-    return `${error.stack || error}\n${waits}${bench.app?.describe().slice(-4000)}\n${bench.app?.log}`;
+    const lines = bench.app?.describe().slice(-4000);
+    return `${error.stack || error}\n${waits}${lines}\n${bench.app?.log}`;
   } finally {
     clearTimeout(timer);
     await bench.tearDown();
@@ -94,7 +95,8 @@ for (const one of credit)
 const width = Math.max(...chosen.map(one => one.name.length), 4);
 const line = (client, name, store, result, ms) =>
   console.log(
-    `${client.padEnd(16)} | ${name.padEnd(width)} | ${store.padEnd(6)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`,
+    [client.padEnd(16), name.padEnd(width), store.padEnd(6), result.padEnd(6), `${ms}`.padStart(6)]
+      .join(' | '),
   );
 
 await start();
