@@ -25,7 +25,6 @@ class Bench {
     // Absolute URLs must lead through the proxy.
     if (args.includes('--public-url')) args = [...args, `${this.proxy.origin}/files`];
     this.app = await App.start(program, join(this.dir, 'server'), ['--store', store, ...args]);
-    this.app.proxy = this.proxy;
     this.proxy.port = this.app.port;
   }
 
