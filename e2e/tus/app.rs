@@ -7,8 +7,8 @@
 //!
 //! `--fail N`: the application fails N times. `--refuse`: it rejects each file.
 //!
-//! `--fault 'METHOD N STATUS'`: the N-th request of this method gets this answer, as from a proxy in
-//! front of the server.
+//! `--fault 'METHOD N STATUS'`: the N-th request of this method gets this answer, as from a proxy
+//! in front of the server.
 
 use std::{
     env,

@@ -127,18 +127,26 @@ add(
   { needs: ['override'] },
 );
 
-add('URLs below the path', async bench => {
-  const file = made(2 * C + 5);
-  ok(await bench.transfer(file, { chunk: C }));
-  await delivered(bench, file);
-  for (const one of bench.app.patches) assert.match(one.uri, /^\/files\/[^?]+$/);
-}, { args: ['--upload-paths'] });
+add(
+  'URLs below the path',
+  async bench => {
+    const file = made(2 * C + 5);
+    ok(await bench.transfer(file, { chunk: C }));
+    await delivered(bench, file);
+    for (const one of bench.app.patches) assert.match(one.uri, /^\/files\/[^?]+$/);
+  },
+  { args: ['--upload-paths'] },
+);
 
-add('absolute URLs', async bench => {
-  const file = made(2 * C + 5);
-  ok(await bench.transfer(file, { chunk: C }));
-  await delivered(bench, file);
-}, { args: ['--public-url'] });
+add(
+  'absolute URLs',
+  async bench => {
+    const file = made(2 * C + 5);
+    ok(await bench.transfer(file, { chunk: C }));
+    await delivered(bench, file);
+  },
+  { args: ['--public-url'] },
+);
 
 // ---- the application ----------------------------------------------------------------------------
 
@@ -390,13 +398,14 @@ add(
   async bench => {
     const size = 1024 * MIB;
     const path = join(bench.dir, 'large.bin');
-    const file = { name: 'a.bin', type: '', size, path, sha256: await writeLarge(path, 7, size) };
+    const sha256 = await writeLarge(path, 7, size);
+    const file = { name: 'a.bin', type: 'application/octet-stream', size, path, sha256 };
     const { app } = bench;
     let most = await app.memory();
     const watch = setInterval(async () => {
       most = Math.max(most, await app.memory().catch(() => 0));
     }, 100);
-    ok(await bench.transfer(file, { chunk: bench.client.name === 'aiotus' ? 16 * MIB : undefined }));
+    ok(await bench.transfer(file, bench.client.name === 'aiotus' ? { chunk: 16 * MIB } : {}));
     clearInterval(watch);
     bench.note = `${Math.round(most / MIB)} MiB of memory`;
     await delivered(bench, file);

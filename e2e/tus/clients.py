@@ -67,7 +67,9 @@ def tuspy(task):
 
 
 async def aiotus_upload(task):
-    config = aiotus.RetryConfiguration(retry_attempts=task["retries"], max_retry_period_seconds=0.05)
+    config = aiotus.RetryConfiguration(
+        retry_attempts=task["retries"], max_retry_period_seconds=0.05
+    )
     metadata = {name: value.encode() for name, value in task["metadata"].items()}
     # aiotus sends a key without a value.
     metadata["empty"] = None

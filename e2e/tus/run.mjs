@@ -25,7 +25,6 @@ class Bench {
     // Absolute URLs must lead through the proxy.
     if (args.includes('--public-url')) args = [...args, `${this.proxy.origin}/files`];
     this.app = await App.start(program, join(this.dir, 'server'), ['--store', store, ...args]);
-    this.app.proxy = this.proxy;
     this.proxy.port = this.app.port;
   }
 
@@ -68,7 +67,8 @@ async function runOne(bench, { client, store, run, args, seconds }) {
     for (const end of bench.done) await end();
   } catch (error) {
     const waits = bench.app?.waitingFor ? `waited for: ${bench.app.waitingFor}\n` : '';
-    return `${error.stack || error}\n${waits}${bench.app?.describe().slice(-4000)}\n${bench.app?.log}`;
+    const lines = bench.app?.describe().slice(-4000);
+    return `${error.stack || error}\n${waits}${lines}\n${bench.app?.log}`;
   } finally {
     clearTimeout(timer);
     await bench.tearDown();
@@ -94,7 +94,8 @@ for (const one of credit)
 const width = Math.max(...chosen.map(one => one.name.length), 4);
 const line = (client, name, store, result, ms) =>
   console.log(
-    `${client.padEnd(16)} | ${name.padEnd(width)} | ${store.padEnd(6)} | ${result.padEnd(6)} | ${String(ms).padStart(6)}`,
+    [client.padEnd(16), name.padEnd(width), store.padEnd(6), result.padEnd(6), `${ms}`.padStart(6)]
+      .join(' | '),
   );
 
 await start();

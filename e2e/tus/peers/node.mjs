@@ -5,4 +5,5 @@ import { Server } from '@tus/server';
 
 const [port, directory] = process.argv.slice(2);
 const tus = new Server({ path: '/files', datastore: new FileStore({ directory }) });
-createServer((request, response) => tus.handle(request, response)).listen(Number(port), '127.0.0.1');
+const server = createServer((request, response) => tus.handle(request, response));
+server.listen(Number(port), '127.0.0.1');

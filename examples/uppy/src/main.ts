@@ -41,8 +41,8 @@ uppy.on('upload-error', (file, error, response) => {
 });
 
 /**
- * The answer of the handler. The answer to the last `PATCH` is 204, which has no body. `GET` returns
- * the whole answer, as long as the server remembers it.
+ * The answer of the handler. The answer to the last `PATCH` is 204, which has no body. `GET`
+ * returns the whole answer, as long as the server remembers it.
  */
 async function answerOf(url: string | undefined): Promise<string> {
   if (!url) return 'no URL';
