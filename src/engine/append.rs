@@ -181,7 +181,7 @@ impl Engine {
     }
 
     /// Checks what a request declares of the bytes in its body.
-    fn bytes<B: Body>(
+    fn bytes<B>(
         &self,
         upload: &Upload,
         offset: u64,
@@ -190,7 +190,7 @@ impl Engine {
         body: &Paced<B>,
     ) -> Result<Incoming, Error>
     where
-        B: Unpin,
+        B: Body + Unpin,
         B::Error: Into<BoxError>,
     {
         check_coding(head)?;

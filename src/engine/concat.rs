@@ -1,6 +1,6 @@
 //! Uploads that are made of other uploads, their parts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -109,16 +109,18 @@ impl Engine {
         let mut lengths = HashMap::new();
         let (mut sum, mut is_complete) = (0_u64, true);
         for part in parts(upload) {
-            if !lengths.contains_key(&part.id) {
-                let status = self.status(&part).await?;
-                let status = status.ok_or_else(|| invalid("names an upload that is absent"))?;
-                if status.upload.role != Role::Part {
-                    return Err(invalid("names an upload that is not a part").into());
+            let length = match lengths.entry(part.id) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(place) => {
+                    let status = self.status(&part).await?;
+                    let status = status.ok_or_else(|| invalid("names an upload that is absent"))?;
+                    if status.upload.role != Role::Part {
+                        return Err(invalid("names an upload that is not a part").into());
+                    }
+                    is_complete &= matches!(status.state, State::Complete);
+                    *place.insert(status.upload.length.unwrap_or_default())
                 }
-                is_complete &= matches!(status.state, State::Complete);
-                lengths.insert(part.id, status.upload.length.unwrap_or_default());
-            }
-            let length = lengths.get(&part.id).copied().unwrap_or_default();
+            };
             let limit = u64::MAX;
             sum = sum
                 .checked_add(length)

@@ -720,7 +720,8 @@ async fn table() {
     );
     case.tells(&["sweep_failed"]);
 
-    let failing: [(&str, fn() -> io::Result<Response<AnyBody>>); 4] = [
+    type Answer = fn() -> io::Result<Response<AnyBody>>;
+    let failing: [(&str, Answer); 4] = [
         ("the handler answers with 503", || answer(503)),
         ("the handler fails", || {
             Err(io::Error::other("the pool is closed"))
