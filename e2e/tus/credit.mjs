@@ -28,7 +28,8 @@ const measure = how => async bench => {
   assert.equal(answer.status, 200);
   const credited = Number(answer.headers.get('upload-offset'));
   bench.note = `${credited / MIB} of ${SENT / MIB} MiB remained`;
-  assert.equal(credited, SENT);
+  // What the server has read, but not yet written, when the next request ends this one.
+  assert.ok(credited <= SENT && credited > SENT - MIB, bench.note);
 };
 
 export const credit = ['fin', 'rst'].map(how => ({
