@@ -217,7 +217,10 @@ mod tests {
                     Some(Data(text)) => Ok(Frame::data(Bytes::from(text))),
                     Some(Trailers) => Ok(Frame::trailers(HeaderMap::new())),
                     Some(Fail) => Err("broken"),
-                    Some(Never) => return Poll::Pending,
+                    Some(Never) => {
+                        self.0.push_front(Never);
+                        return Poll::Pending;
+                    }
                     Some(Wait(millis)) => {
                         self.1 = Some(Box::pin(sleep(Duration::from_millis(millis))));
                         continue;

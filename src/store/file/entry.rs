@@ -298,7 +298,8 @@ impl Entry {
         self.seen()
     }
 
-    fn seen(&self) -> io::Result<View> {
+    /// What was read of the journal so far.
+    pub(super) fn seen(&self) -> io::Result<View> {
         self.look_for_name()?;
         let state = self.state();
         Ok(View {
