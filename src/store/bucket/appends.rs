@@ -123,9 +123,8 @@ impl Inner {
         let stored = progress.received;
         if append.offset != stored {
             // An append on another server must not add to what is told.
-            let is_open = info.turn.as_ref().is_some_and(|turn| turn.is_open);
             let says = Says::of(&info, stored);
-            if is_open && self.take_turn(&info, says).await?.is_none() {
+            if !progress.complete && self.take_turn(&info, says).await?.is_none() {
                 return Err(StoreError::Superseded);
             }
             return Err(StoreError::Offset { stored });
