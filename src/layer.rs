@@ -423,7 +423,10 @@ impl ResumableLayer {
 
     /// Sets the most that clients can make the layer do. Default: see [`Limits`].
     pub fn with_limits(self, limits: Limits) -> Self {
-        self.with(|config| config.limits = limits)
+        self.with(|config| {
+            config.protocols.urls_mut().limits = limits.clone();
+            config.limits = limits;
+        })
     }
 
     /// Sets how complete uploads are delivered. Default: see [`Delivery`].

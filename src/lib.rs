@@ -30,6 +30,8 @@
 //! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible
 //!   engines, Azure, Google Cloud Storage) that many servers share.
 //! * `digests`: MD5 and CRC-32C for [`DigestAlgorithm`].
+//! * `interim`: `InterimIo` sends interim responses over HTTP/1, which clients of the
+//!   [IETF draft](Protocol::ietf_draft) need.
 //! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
 //!   versioning.
 //!
@@ -48,6 +50,7 @@ mod events;
 mod fault;
 mod future;
 mod hooks;
+mod interim;
 mod layer;
 mod limits;
 mod lock;
@@ -63,6 +66,8 @@ pub mod store;
 mod upload;
 mod uploads;
 
+#[cfg(feature = "interim")]
+pub use self::interim::{InterimGuard, InterimIo, Interims};
 #[cfg(feature = "object-store")]
 pub use self::store::bucket::BucketStore;
 #[cfg(feature = "axum")]
@@ -75,6 +80,7 @@ pub use self::{
     events::Event,
     future::ResponseFuture,
     hooks::{Admission, Purpose, Refusal},
+    interim::Interim,
     layer::ResumableLayer,
     limits::Limits,
     model::{

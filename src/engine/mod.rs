@@ -5,7 +5,9 @@ mod append;
 mod concat;
 pub(crate) mod deliver;
 mod finals;
+mod lengths;
 mod outcomes;
+mod progress;
 pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
@@ -15,7 +17,10 @@ mod write;
 
 use std::sync::Arc;
 
-use self::{active::Active, finals::Finals, outcomes::Outcomes, quota::Quota, registry::Registry};
+use self::{
+    active::Active, finals::Finals, lengths::Lengths, outcomes::Outcomes, quota::Quota,
+    registry::Registry,
+};
 use crate::{
     body::live::Bodies, config::Config, error::Error, events::Event, model::upload::UploadId,
     store::DynStore,
@@ -32,6 +37,7 @@ pub(crate) struct Engine {
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
     finals: Arc<Finals>,
+    lengths: Arc<Lengths>,
 }
 
 impl Engine {
@@ -48,6 +54,7 @@ impl Engine {
             bodies: Arc::default(),
             active: Arc::default(),
             finals: Arc::default(),
+            lengths: Arc::default(),
         }
     }
 
