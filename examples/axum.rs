@@ -12,7 +12,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{ConnectInfo, Path, State, connect_info::Connected},
-    http::{Request, StatusCode, header},
+    http::{HeaderValue, Request, StatusCode, header, header::InvalidHeaderValue},
     middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::{any, get},
@@ -20,7 +20,11 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tower_resumable::{CompletedUpload, Dialect, FileStore, InterimIo, Interims, ResumableLayer};
+use tower_http::cors::CorsLayer;
+use tower_resumable::{
+    CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload, Dialect,
+    FileStore, InterimIo, Interims, ResumableLayer,
+};
 
 /// The finished uploads of this run.
 type Files = Arc<Mutex<Vec<Value>>>;
@@ -59,7 +63,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ));
     // Remove abandoned uploads after a week, which is the default retention.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
-    let app = app.layer(layer).layer(middleware::from_fn(send_interims));
+    let mut app = app.layer(layer).layer(middleware::from_fn(send_interims));
+    // For pages of another origin, such as the one in `examples/uppy`.
+    if let Some(origin) = option("--allow-origin") {
+        app = app.layer(cors(&origin)?);
+    }
     let app = app.into_make_service_with_connect_info::<Connection>();
     let server = axum::serve(SendingInterims(listener), app).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
@@ -110,6 +118,15 @@ impl Connected<IncomingStream<'_, SendingInterims>> for Connection {
     fn connect_info(stream: IncomingStream<'_, SendingInterims>) -> Self {
         Self(stream.io().interims())
     }
+}
+
+/// What a browser has to be told before the page of `origin` can upload with tus.
+fn cors(origin: &str) -> Result<CorsLayer, InvalidHeaderValue> {
+    Ok(CorsLayer::new()
+        .allow_origin(origin.parse::<HeaderValue>()?)
+        .allow_methods(CORS_ALLOWED_METHODS)
+        .allow_headers(CORS_ALLOWED_HEADERS)
+        .expose_headers(CORS_EXPOSED_HEADERS))
 }
 
 /// How long requests and deliveries that are running may take after the signal to end.
@@ -188,7 +205,8 @@ async fn work() {
     tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
 }
 
-/// The value of a command line option: `--listen ADDRESS`, `--dir DIR` or `--client NAME`.
+/// The value of a command line option: `--listen ADDRESS`, `--dir DIR`, `--client NAME` or
+/// `--allow-origin ORIGIN`.
 fn option(name: &str) -> Option<String> {
     env::args().skip_while(|word| word != name).nth(1)
 }

@@ -489,6 +489,33 @@ mod tests {
         assert_eq!(sums(&counts), [("all", 0, 0)]);
     }
 
+    #[test]
+    fn uploads_of_unknown_length_grow() {
+        let mut counts = Counts::default();
+        let mut limits = Limits::default().with_unfinished_bytes_per_scope(30);
+        limits.unfinished_bytes.in_all = 40;
+        let bounds = Bounds::new(&limits, true);
+        for (n, scope) in [(1, "a"), (2, "a"), (3, "b")] {
+            counts.add(usage(n, scope, 0), 0);
+        }
+        let id = |n| UploadId::from_bytes([n; 32]);
+        let too_much = Err(Reason::QuotaExceeded.into());
+        assert_eq!(counts.grow(&bounds, &id(1), 20), Ok(()));
+        // It never shrinks.
+        assert_eq!(counts.grow(&bounds, &id(1), 10), Ok(()));
+        assert_eq!(counts.grow(&bounds, &id(2), 11), too_much);
+        assert_eq!(counts.grow(&bounds, &id(2), 10), Ok(()));
+        assert_eq!(counts.grow(&bounds, &id(3), 11), too_much);
+        assert_eq!(counts.grow(&bounds, &id(9), 99), Ok(()));
+        assert_eq!(sums(&counts), [("a", 2, 30), ("b", 1, 0), ("all", 3, 30)]);
+        // Another server has stored more.
+        counts.round = 1;
+        counts.take_over(1, vec![usage(1, "a", 25), usage(3, "b", 5)]);
+        assert_eq!(sums(&counts), [("a", 1, 25), ("b", 1, 5), ("all", 2, 30)]);
+        counts.release(&id(1));
+        assert_eq!(sums(&counts), [("b", 1, 5), ("all", 1, 5)]);
+    }
+
     fn reserve(counts: &mut Counts, upload: Usage) {
         let bounds = Bounds::new(&Limits::default(), true);
         assert!(matches!(

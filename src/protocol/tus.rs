@@ -452,3 +452,308 @@ fn concat_of(upload: &Upload, urls: &Urls) -> String {
         format!("final;{}", parts.join(" "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::hooks::Refusal;
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    fn urls() -> Arc<Urls> {
+        Arc::new(Urls {
+            appends: true,
+            concats: true,
+            ..Urls::default()
+        })
+    }
+
+    /// What a request asks for, or the kind of its error. `None` if it is not one of tus.
+    fn decoded(
+        urls: &Arc<Urls>,
+        method: &str,
+        query: &str,
+        headers: &[(&str, &str)],
+    ) -> Option<String> {
+        let uri = format!("/files{query}");
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let head = request.body(()).unwrap().into_parts().0;
+        let exchange = Tus(urls).decode(&head, false)?;
+        Some(match exchange.command {
+            Err(error) => error.kind().to_string(),
+            Ok(Command::Capabilities) => "capabilities".into(),
+            Ok(Command::Url(command)) => match command {
+                UrlCommand::Create { new, data } => {
+                    format!("create {:?} {:?} {}", new.length, new.role, data.is_some())
+                }
+                UrlCommand::Concat { new, token } => {
+                    assert_eq!(token.len(), 32);
+                    format!("concat {}", new.creation.parts.len())
+                }
+                UrlCommand::Append {
+                    token,
+                    offset,
+                    length,
+                    data,
+                } => {
+                    assert_eq!(token.text, TOKEN);
+                    format!("append {offset} {length:?} {}", data.checksum_follows)
+                }
+                UrlCommand::Look(_) => "look".into(),
+                UrlCommand::Recall(_) => "recall".into(),
+                UrlCommand::Discard(_) => "discard".into(),
+            },
+            Ok(_) => panic!("a command of another protocol"),
+        })
+    }
+
+    #[test]
+    fn requests() {
+        let tus = ("tus-resumable", "1.0.0");
+        let bytes = ("content-type", APPENDED);
+        let at = ("upload-offset", "5");
+        let length = ("upload-length", "9");
+        let part = ("upload-concat", "partial");
+        let preflight = ("access-control-request-method", "POST");
+        let over = |method| ("x-http-method-override", method);
+        let of = format!("?upload={TOKEN}");
+        let list = format!("final;/files{of} http://x/files{of}");
+        let list = ("upload-concat", list.as_str());
+        for (method, query, headers, expected) in [
+            ("OPTIONS", "", &[][..], Some("capabilities")),
+            ("OPTIONS", &of, &[tus], Some("capabilities")),
+            (
+                "OPTIONS",
+                "",
+                &[("tus-resumable", "0.1")],
+                Some("capabilities"),
+            ),
+            ("OPTIONS", "", &[preflight], None),
+            ("POST", "", &[length], None),
+            (
+                "POST",
+                "",
+                &[tus, length],
+                Some("create Some(9) Whole false"),
+            ),
+            (
+                "POST",
+                "",
+                &[tus, length, bytes],
+                Some("create Some(9) Whole true"),
+            ),
+            (
+                "POST",
+                "",
+                &[tus, length, part],
+                Some("create Some(9) Part false"),
+            ),
+            (
+                "POST",
+                "",
+                &[tus, ("upload-defer-length", "1")],
+                Some("create None Whole false"),
+            ),
+            ("POST", "", &[tus], Some("missing_field")),
+            (
+                "POST",
+                "",
+                &[("tus-resumable", "0.2.2"), length],
+                Some("version"),
+            ),
+            ("POST", "", &[tus, list], Some("concat 2")),
+            ("POST", "", &[tus, list, length], Some("invalid_field")),
+            ("POST", &of, &[tus, length], Some("method_not_allowed")),
+            (
+                "POST",
+                &of,
+                &[tus, bytes, at, over("PATCH")],
+                Some("append 5 None false"),
+            ),
+            ("POST", &of, &[tus, over("DELETE")], Some("discard")),
+            ("POST", &of, &[tus, over("HEAD")], Some("look")),
+            ("PATCH", &of, &[tus, bytes, at], Some("append 5 None false")),
+            (
+                "PATCH",
+                &of,
+                &[tus, bytes, at, length],
+                Some("append 5 Some(9) false"),
+            ),
+            (
+                "PATCH",
+                &of,
+                &[tus, bytes, at, ("trailer", "a, Upload-Checksum")],
+                Some("append 5 None true"),
+            ),
+            ("PATCH", &of, &[tus, at], Some("media_type")),
+            ("PATCH", &of, &[tus, bytes], Some("missing_field")),
+            ("PATCH", &of, &[bytes, at], Some("version")),
+            ("PATCH", "", &[tus, bytes, at], Some("not_found")),
+            ("HEAD", &of, &[tus], Some("look")),
+            ("HEAD", &of, &[], Some("look")),
+            ("HEAD", &of, &[("tus-resumable", "2.0.0")], Some("version")),
+            ("HEAD", "", &[], None),
+            ("DELETE", &of, &[tus], Some("discard")),
+            ("DELETE", &of, &[], Some("version")),
+            ("GET", &of, &[], Some("recall")),
+            ("GET", &of, &[tus], Some("recall")),
+            ("GET", "", &[tus], None),
+            ("PUT", &of, &[tus], Some("method_not_allowed")),
+            // FilePond.
+            ("PATCH", "?patch=x", &[at, length], None),
+            ("GET", "?upload=other", &[], None),
+        ] {
+            let got = decoded(&urls(), method, query, headers);
+            assert_eq!(got.as_deref(), expected, "{method} {query} {headers:?}");
+        }
+        // A store without appends.
+        let none = Arc::new(Urls::default());
+        assert_eq!(decoded(&none, "OPTIONS", "", &[]), None);
+        let refused = decoded(&none, "POST", "", &[tus, length]);
+        assert_eq!(refused.as_deref(), Some("unsupported"));
+        let no_concat = Arc::new(Urls {
+            appends: true,
+            ..Urls::default()
+        });
+        for concat in [part, list] {
+            let refused = decoded(&no_concat, "POST", "", &[tus, concat]);
+            assert_eq!(refused.as_deref(), Some("unsupported"));
+        }
+    }
+
+    /// tus-js-client throws the upload away if `HEAD` is answered with 5xx or 429.
+    #[test]
+    fn statuses_of_errors() {
+        let refusal = |status| {
+            let status = StatusCode::from_u16(status).unwrap();
+            Error::from(Refusal::new(status, "no"))
+        };
+        for (error, for_patch, for_head) in [
+            (Reason::NotFound.into(), 404, 404),
+            (Reason::Version.into(), 412, 412),
+            (Reason::MediaType.into(), 415, 415),
+            (Reason::ContentEncoding.into(), 415, 415),
+            (Reason::Concatenated.into(), 403, 403),
+            (Reason::Offset { stored: 5 }.into(), 409, 409),
+            (Reason::OutOfBounds.into(), 413, 413),
+            (Reason::FileTooLarge { limit: 1 }.into(), 413, 413),
+            (Reason::ChunkTooLarge { limit: 1 }.into(), 413, 413),
+            (Reason::Unsupported.into(), 400, 400),
+            (Reason::Conflict.into(), 400, 400),
+            (Reason::Superseded.into(), 423, 423),
+            (
+                Reason::DigestMismatch {
+                    name: String::new(),
+                }
+                .into(),
+                460,
+                460,
+            ),
+            (Reason::Busy.into(), 503, 423),
+            (Reason::Storage.into(), 503, 423),
+            (Reason::StorageFull.into(), 503, 423),
+            (Reason::QuotaExceeded.into(), 503, 423),
+            (Reason::Interrupted.into(), 503, 423),
+            (Reason::TooSlow.into(), 503, 423),
+            (Reason::DeliveryFailed.into(), 503, 423),
+            (Reason::DeliveryPending.into(), 503, 423),
+            (Reason::SetAside.into(), 400, 423),
+            (refusal(401), 401, 401),
+            (refusal(403), 403, 403),
+            (refusal(404), 404, 404),
+            (refusal(409), 400, 400),
+            (refusal(423), 400, 400),
+            (refusal(200), 400, 400),
+            (refusal(408), 503, 423),
+            (refusal(425), 503, 423),
+            (refusal(429), 503, 423),
+            (refusal(500), 503, 423),
+            (refusal(507), 503, 423),
+        ] {
+            for (asked, status) in [(Asked::Append, for_patch), (Asked::Look, for_head)] {
+                let response = reply(asked).encode(Outcome::Failed(&error));
+                assert_eq!(response.status(), status, "{asked:?} {error:?}");
+                assert_eq!(response.headers()[TUS_RESUMABLE], "1.0.0");
+                let stored = response.headers().get(UPLOAD_OFFSET);
+                assert_eq!(stored.is_some(), error.kind() == ErrorKind::Offset);
+                let version = response.headers().contains_key(TUS_VERSION);
+                assert_eq!(version, error.kind() == ErrorKind::Version);
+            }
+        }
+        let pending = Reason::DeliveryPending.into();
+        let response = reply(Asked::Discard).encode(Outcome::Failed(&pending));
+        assert_eq!(response.status(), 423);
+    }
+
+    fn reply(asked: Asked) -> TusReply {
+        TusReply {
+            asked,
+            urls: urls(),
+            location: None,
+        }
+    }
+
+    #[test]
+    fn statuses_of_answers() {
+        for (status, delivered, create, append, look, recall) in [
+            (200, true, 201, 204, 204, 200),
+            (303, true, 201, 204, 204, 303),
+            (400, false, 400, 400, 423, 400),
+            (401, false, 401, 401, 423, 401),
+            (404, false, 400, 400, 423, 404),
+            (409, false, 400, 400, 423, 409),
+            (422, false, 422, 422, 423, 422),
+            (423, false, 400, 400, 423, 423),
+            (429, false, 400, 400, 423, 429),
+            (500, false, 400, 400, 423, 500),
+        ] {
+            let inner = StatusCode::from_u16(status).unwrap();
+            let record = Record::new(delivered, inner, 9, SystemTime::UNIX_EPOCH);
+            for (asked, expected) in [
+                (Asked::Create, create),
+                (Asked::Append, append),
+                (Asked::Look, look),
+                (Asked::Recall, recall),
+            ] {
+                let response = reply(asked).encode(Outcome::Answer(&record));
+                assert_eq!(response.status(), expected, "{asked:?} {status}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_concatenation_is_named_by_its_parts_and_metadata() {
+        let token = |parts: &str, metadata: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(metadata) = metadata {
+                headers.insert(UPLOAD_METADATA, metadata.parse().unwrap());
+            }
+            let urls = urls();
+            let new = described(&headers).unwrap();
+            match Tus(&urls).concat(new, parts).unwrap() {
+                UrlCommand::Concat { token, .. } => token,
+                _ => panic!("not a concatenation"),
+            }
+        };
+        let a = format!("/a?upload={TOKEN}");
+        let b = format!("/b?upload={}", "f".repeat(32));
+        let tokens = [
+            token(&a, None),
+            token(&a, Some("a")),
+            token(&a, Some("b")),
+            token(&b, None),
+            token(&format!("{a} {b}"), None),
+            token(&format!("{b} {a}"), None),
+            token(&format!("{a} {a}"), None),
+        ];
+        for (i, token) in tokens.iter().enumerate() {
+            assert!(!tokens[..i].contains(token), "token {i} is not new");
+        }
+        assert_eq!(token(&format!("http://x{a}"), Some("a")), tokens[1]);
+    }
+}

@@ -154,7 +154,7 @@ async fn a_failed_delivery_is_tried_again_when_the_client_asks() {
 
 #[tokio::test]
 async fn a_question_waits_for_the_delivery() {
-    let delivery = Delivery::default().with_timeout(Duration::ZERO);
+    let delivery = Delivery::default().with_timeout(Duration::from_millis(20));
     let server = Server::answering(
         |layer| layer.with_delivery(delivery),
         |_| answer(200, &[], "taken"),
@@ -162,9 +162,13 @@ async fn a_question_waits_for_the_delivery() {
     .await;
     let mut client = server.client().await;
     let url = client.create_of(25).await;
-    // Nothing is waited for.
+    server.hold_back_answers();
     let last = client.patch(&url, 0, LETTERS).await;
     assert_code(&last, 503, "delivery_pending");
+    assert_eq!(client.head(&url).await.status, 423);
+    // Nor is it removed.
+    assert_eq!(client.send("DELETE", &url, &[], "").await.status, 423);
+    server.permits.add_permits(1);
     let mut head = client.head(&url).await;
     while head.status == 423 {
         head = client.head(&url).await;

@@ -385,7 +385,8 @@ impl Replay {
             while let Some(at) = head[from..].find(marker) {
                 let start = from + at;
                 let token: String = head[start + marker.len()..].chars().take(32).collect();
-                if token.chars().all(|c| c.is_ascii_hexdigit()) {
+                let is_new = !self.known.values().any(|url| url.ends_with(&token));
+                if token.chars().all(|c| c.is_ascii_hexdigit()) && is_new {
                     let created = &mut self.created;
                     let url = self.known.entry(token).or_insert_with(|| created.remove(0));
                     head.replace_range(start..start + marker.len() + 32, url);

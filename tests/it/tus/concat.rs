@@ -281,13 +281,15 @@ async fn parts_that_nothing_uses_are_swept() {
 
 #[tokio::test]
 async fn a_concatenation_outlives_the_wait_of_its_client() {
-    let delivery = Delivery::default().with_timeout(Duration::ZERO);
+    let delivery = Delivery::default().with_timeout(Duration::from_millis(20));
     let server = Server::with(|layer| layer.with_delivery(delivery)).await;
     let mut client = server.client().await;
     let urls = parts(&mut client).await;
     fill(&mut client, &urls).await;
+    server.hold_back_answers();
     let mut made = concat(&mut client, &urls).await;
     assert_code(&made, 503, "delivery_pending");
+    server.permits.add_permits(1);
     while made.status == 503 {
         made = concat(&mut client, &urls).await;
     }

@@ -20,10 +20,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{CompletedUpload, MemoryStore, ResumableLayer, Uploads, store::Store};
 
 use crate::common::{self, Answer, Client};
+
+const PERMITS: usize = 1000;
 
 const BYTES: &str = "application/offset+octet-stream";
 pub(crate) const LETTERS: &str = "abcdefghijklmnopqrstuvwxy";
@@ -43,6 +46,8 @@ pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     pub(crate) deliveries: Arc<Mutex<Vec<Delivery>>>,
     pub(crate) uploads: Uploads,
+    /// The inner service takes a permit for each answer.
+    permits: Arc<Semaphore>,
 }
 
 impl Server {
@@ -73,9 +78,12 @@ impl Server {
         let layer = set_up(layer);
         let uploads = layer.uploads();
         let deliveries = Arc::<Mutex<Vec<Delivery>>>::default();
+        let permits = Arc::new(Semaphore::new(PERMITS));
+        let gate = Arc::clone(&permits);
         let (noted, answer) = (Arc::clone(&deliveries), Arc::new(answer));
         let inner = service_fn(move |request: Request<Incoming>| {
             let (noted, answer) = (Arc::clone(&noted), Arc::clone(&answer));
+            let gate = Arc::clone(&gate);
             async move {
                 let (parts, _) = request.into_parts();
                 let Some(upload) = parts.extensions.get::<CompletedUpload>() else {
@@ -94,6 +102,7 @@ impl Server {
                     noted.push(delivery);
                     noted.len()
                 };
+                gate.acquire().await.unwrap().forget();
                 Ok(answer(number).map(Full::from))
             }
         });
@@ -103,7 +112,13 @@ impl Server {
             addr,
             deliveries,
             uploads,
+            permits,
         }
+    }
+
+    /// Makes the inner service wait before it answers, until permits are added.
+    fn hold_back_answers(&self) {
+        assert_eq!(self.permits.forget_permits(PERMITS), PERMITS);
     }
 
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
