@@ -562,3 +562,293 @@ impl IetfReply {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::upload::{Scope, UploadId},
+        protocol::{Protocol, Protocols, chunked::Dialect},
+    };
+
+    const OF_DRAFT: &str = "8123456789abcdef0123456789abcdef";
+    const OF_TUS: &str = "0123456789abcdef0123456789abcdef";
+
+    fn head(method: &str, query: &str, headers: &[(&str, &str)]) -> Parts {
+        let uri = format!("/files{query}");
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    /// What a request asks for, or the kind of its error. `None` if it is not one of uploads with
+    /// URLs.
+    fn decoded(
+        protocols: &Protocols,
+        method: &str,
+        query: &str,
+        headers: &[(&str, &str)],
+    ) -> Option<String> {
+        let exchange = protocols.decode(&head(method, query, headers), false)?;
+        match exchange.command {
+            Err(error) => Some(error.kind().to_string()),
+            Ok(Command::Capabilities) => Some("capabilities".into()),
+            Ok(Command::Url(command)) => Some(match command {
+                UrlCommand::Create { new, data } => {
+                    let ends = data.and_then(|data| data.ends);
+                    format!("create {ends:?} {:?}", new.creation.length)
+                }
+                UrlCommand::Concat { .. } => "concat".into(),
+                UrlCommand::Append { offset, data, .. } => {
+                    format!("append {offset} {:?}", data.ends)
+                }
+                UrlCommand::Look(_) => "look".into(),
+                UrlCommand::Recall(_) => "recall".into(),
+                UrlCommand::Discard(_) => "discard".into(),
+            }),
+            Ok(_) => None,
+        }
+    }
+
+    #[test]
+    fn requests_are_told_apart() {
+        let mut protocols = Protocols::default();
+        protocols.add(Protocol::from(Dialect::filepond()));
+        protocols.urls_mut().appends = true;
+        let of_draft = format!("?upload={OF_DRAFT}");
+        let of_tus = format!("?upload={OF_TUS}");
+        let (over, more) = (("upload-complete", "?1"), ("upload-complete", "?0"));
+        let old = ("upload-incomplete", "?1");
+        let at = ("upload-offset", "5");
+        let partial = ("content-type", APPENDED);
+        let tus = ("tus-resumable", "1.0.0");
+        let of = |number| ("upload-draft-interop-version", number);
+        for (method, query, headers, expected) in [
+            ("POST", "", &[over][..], Some("create Some(true) None")),
+            ("PUT", "", &[more], Some("create Some(false) None")),
+            ("PATCH", "", &[over], Some("create Some(true) None")),
+            ("POST", "", &[old], Some("create Some(false) None")),
+            (
+                "POST",
+                "",
+                &[over, ("upload-length", "9")],
+                Some("create Some(true) Some(9)"),
+            ),
+            ("POST", "", &[("upload-complete", "1")], None),
+            ("POST", "", &[of("8")], None),
+            ("GET", "", &[over], None),
+            ("POST", "", &[over, tus], Some("missing_field")),
+            // Chunks and forms.
+            (
+                "POST",
+                "?resumableChunkNumber=1",
+                &[over],
+                Some("missing_field"),
+            ),
+            ("POST", "", &[over, ("content-range", "bytes 0-3/9")], None),
+            (
+                "POST",
+                "",
+                &[over, ("content-type", "multipart/form-data")],
+                Some("multipart"),
+            ),
+            // An upload says which protocol it is of, if the request does not.
+            ("HEAD", &of_draft, &[], Some("look")),
+            ("GET", &of_draft, &[], Some("look")),
+            ("GET", &of_draft, &[tus], Some("recall")),
+            ("GET", &of_tus, &[], Some("recall")),
+            ("DELETE", &of_draft, &[], Some("discard")),
+            ("DELETE", &of_tus, &[], Some("version")),
+            ("DELETE", &of_tus, &[of("8")], Some("discard")),
+            ("HEAD", &of_draft, &[at], Some("invalid_field")),
+            // Appends.
+            (
+                "PATCH",
+                &of_draft,
+                &[over, at, partial],
+                Some("append 5 Some(true)"),
+            ),
+            (
+                "PATCH",
+                &of_tus,
+                &[more, at, partial],
+                Some("append 5 Some(false)"),
+            ),
+            ("PATCH", &of_draft, &[over, at], Some("media_type")),
+            ("PATCH", &of_draft, &[over, at, of("6")], Some("media_type")),
+            (
+                "PATCH",
+                &of_draft,
+                &[over, at, of("5")],
+                Some("append 5 Some(true)"),
+            ),
+            (
+                "PATCH",
+                &of_draft,
+                &[old, at, of("3")],
+                Some("append 5 Some(false)"),
+            ),
+            (
+                "PATCH",
+                &of_draft,
+                &[at, of("3")],
+                Some("append 5 Some(true)"),
+            ),
+            ("PATCH", &of_draft, &[at, of("5")], Some("missing_field")),
+            ("PATCH", &of_draft, &[over, partial], Some("missing_field")),
+            (
+                "PATCH",
+                "?upload=1",
+                &[over, at, partial],
+                Some("not_found"),
+            ),
+            ("POST", &of_draft, &[over], Some("method_not_allowed")),
+        ] {
+            let got = decoded(&protocols, method, query, headers);
+            assert_eq!(got.as_deref(), expected, "{method} {query} {headers:?}");
+        }
+        // A store that cannot append: an ordinary request, unless it is only a part of the file.
+        protocols.urls_mut().appends = false;
+        assert_eq!(decoded(&protocols, "POST", "", &[over]), None);
+        let part = decoded(&protocols, "POST", "", &[more]);
+        assert_eq!(part.as_deref(), Some("unsupported"));
+        protocols.only([Protocol::tus()]);
+        protocols.urls_mut().appends = true;
+        assert_eq!(decoded(&protocols, "POST", "", &[more]), None);
+    }
+
+    #[test]
+    fn items_of_structured_fields() {
+        for (values, number, is_true) in [
+            (&["5"][..], Some(5), None),
+            (&["05"], Some(5), None),
+            (&["5;a=b"], Some(5), None),
+            (&["999999999999999"], Some(999_999_999_999_999), None),
+            (&["1000000000000000"], None, None),
+            (&["0000000000000005"], None, None),
+            (&["-5"], None, None),
+            (&["+5"], None, None),
+            (&["5.0"], None, None),
+            (&[""], None, None),
+            (&["5, 5"], None, None),
+            (&["5", "5"], None, None),
+            (&["?1"], None, Some(true)),
+            (&["?0"], None, Some(false)),
+            (&["?1;a"], None, Some(true)),
+            (&["?2"], None, None),
+            (&["true"], None, None),
+            (&["?1", "?1"], None, None),
+        ] {
+            let headers: Vec<_> = values
+                .iter()
+                .map(|value| ("upload-complete", *value))
+                .collect();
+            let headers = head("POST", "", &headers).headers;
+            assert_eq!(integer(&headers, &UPLOAD_COMPLETE), number, "{values:?}");
+            assert_eq!(completes(&headers), is_true, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn each_version_gets_its_answers() {
+        let urls = Arc::new(Urls::default());
+        let upload = Upload::new(UploadId::from_bytes([7; 32]), Scope::default(), None);
+        for (version, header, status, limit) in [
+            (None, "upload-complete", 204, Some("max-age=")),
+            (Some("3"), "upload-incomplete", 201, None),
+            (Some("4"), "upload-complete", 201, None),
+            (Some("5"), "upload-complete", 201, None),
+            (Some("6"), "upload-complete", 201, Some("expires=")),
+            (Some("7"), "upload-complete", 204, Some("max-age=")),
+            (Some("8"), "upload-complete", 204, Some("max-age=")),
+            (Some("9"), "upload-complete", 204, Some("max-age=")),
+        ] {
+            let version_of = |text| ("upload-draft-interop-version", text);
+            let headers: Vec<_> = version.map(version_of).into_iter().collect();
+            let reply = IetfReply {
+                asked: Asked::Append { offset: Some(5) },
+                dialect: Version::of(&head("PATCH", "", &headers).headers),
+                urls: Arc::clone(&urls),
+                location: Some(HeaderValue::from_static("/files?upload=1")),
+            };
+            let held = Held {
+                upload: &upload,
+                offset: Some(9),
+                expires: SystemTime::now().checked_add(std::time::Duration::from_secs(60)),
+            };
+            let response = reply.encode(Outcome::Held(held));
+            assert_eq!(response.status(), status, "{version:?}");
+            let headers = response.headers();
+            assert_eq!(headers[UPLOAD_OFFSET], "9");
+            let incomplete = if version == Some("3") { "?1" } else { "?0" };
+            assert_eq!(headers[header], incomplete, "{version:?}");
+            assert!(!headers.contains_key(header::LOCATION));
+            let told = headers.get(UPLOAD_LIMIT).map(|it| it.to_str().unwrap());
+            assert_eq!(told.is_some(), limit.is_some(), "{version:?}");
+            assert!(
+                limit.is_none_or(|key| told.unwrap().contains(key)),
+                "{told:?}"
+            );
+
+            let is_known = version.is_some_and(|it| it != "9");
+            let echoed = headers.get(INTEROP_VERSION).map(|it| it.to_str().unwrap());
+            assert_eq!(echoed, version.filter(|_| is_known));
+            let progress = reply.interim(held);
+            assert_eq!(progress.is_some(), is_known, "{version:?}");
+            if let Some(progress) = progress {
+                assert_eq!(progress.headers()[UPLOAD_OFFSET], "9");
+                assert!(!progress.headers().contains_key(header::LOCATION));
+            }
+            let announced = reply.interim(Held {
+                offset: None,
+                ..held
+            });
+            if let Some(announced) = announced {
+                assert_eq!(announced.headers()[header::LOCATION], "/files?upload=1");
+                assert_eq!(announced.headers()[INTEROP_VERSION], version.unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn errors_have_the_statuses_of_the_draft() {
+        let urls = Arc::new(Urls::default());
+        let status = |asked, reason: Reason| {
+            let reply = IetfReply {
+                asked,
+                dialect: Version::of(&HeaderMap::new()),
+                urls: Arc::clone(&urls),
+                location: None,
+            };
+            let response = reply.encode(Outcome::Failed(&reason.into()));
+            assert_eq!(response.headers()[UPLOAD_COMPLETE], "?0");
+            response.status().as_u16()
+        };
+        let append = Asked::Append { offset: Some(5) };
+        let name = || "x".to_owned();
+        for (reason, asked, expected) in [
+            (Reason::Offset { stored: 9 }, append, 409),
+            (Reason::NotFound, append, 404),
+            (Reason::MediaType, append, 415),
+            (Reason::ContentEncoding, append, 415),
+            (Reason::InconsistentLength, append, 400),
+            (Reason::OutOfBounds, append, 400),
+            (Reason::ChunkTooLarge { limit: 9 }, append, 413),
+            (Reason::FileTooLarge { limit: 9 }, Asked::Create, 413),
+            (Reason::MissingField { name: name() }, append, 400),
+            (Reason::DigestMismatch { name: name() }, append, 400),
+            (Reason::Superseded, append, 503),
+            (Reason::Interrupted, append, 503),
+            (Reason::Storage, append, 503),
+            (Reason::Storage, Asked::Look, 503),
+            (Reason::DeliveryFailed, append, 503),
+            (Reason::DeliveryFailed, Asked::Look, 423),
+            (Reason::DeliveryPending, Asked::Discard, 503),
+            (Reason::MethodNotAllowed, Asked::Other, 405),
+        ] {
+            assert_eq!(status(asked, reason.clone()), expected, "{reason:?}");
+        }
+    }
+}
