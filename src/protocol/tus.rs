@@ -735,7 +735,7 @@ mod tests {
             }
             let urls = urls();
             let new = described(&headers).unwrap();
-            match Tus(&urls).concat(new, parts).unwrap() {
+            match concat(&urls, new, parts).unwrap() {
                 UrlCommand::Concat { token, .. } => token,
                 _ => panic!("not a concatenation"),
             }
