@@ -95,7 +95,9 @@ impl Case {
         let dir = tempfile::tempdir()?;
         let mut server = Server::start(store, dir.path(), None).await?;
         let draft = Draft::new(server.addr, "/upload", Some(version));
-        let content = content(2 * MIB, version);
+        // A store commits the bytes of a long request every few MiB.
+        let len = if self == Self::Kill { 12 } else { 2 };
+        let content = content(len * MIB, version);
         match self {
             Self::Cuts => {
                 let mut cuts: Vec<_> = (0..10_usize)
@@ -122,7 +124,7 @@ impl Case {
             }
             Self::Kill => {
                 let (mut exchange, url) = announced(&draft, content.len()).await?;
-                exchange.send(&content[..MIB]).await?;
+                exchange.send(&content[..10 * MIB]).await?;
                 exchange.until_progress().await?;
                 let told = exchange
                     .heard
