@@ -120,10 +120,14 @@ impl Engine {
         let is_known = self.announce(head, reply, &upload);
         match self.append_body(&upload, bytes, head, body, reply).await {
             Ok(progress) => Ok(self.appended(upload, progress, reply).await),
-            // The client asks at the URL what is stored.
-            Err(error) if is_known && error.is_retryable() => Err(error),
+            // The client asks at the URL what is stored. Perhaps it has already appended there: then
+            // this request has come too late, and the upload is no longer its own.
+            Err(error) if is_known => {
+                self.invalidate(&upload, &error).await;
+                Err(error)
+            }
             Err(error) => {
-                // The client does not know the URL, or cannot go on. If the upload cannot be
+                // The client does not know the URL, so it cannot go on. If the upload cannot be
                 // removed now, it is swept later, and the operator is told.
                 let _ = self.remove(&upload, None).await;
                 Err(error)
