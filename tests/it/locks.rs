@@ -14,7 +14,9 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, Scope, Upload, UploadId,
-    store::{ChunkBody, Claimed, Expiry, Filter, Keep, State, Store as _, StoreError},
+    store::{
+        Append, ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, State, Store as _, StoreError,
+    },
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -29,7 +31,12 @@ const APPENDING: u8 = 2;
 /// The other process is delivering this upload.
 const CLAIMED: u8 = 3;
 
+/// Another process appends to this upload.
+const APPENDED: u8 = 4;
+
 const LENGTH: u64 = 1 << 30;
+
+const APPENDED_LEN: u64 = 16 << 20;
 
 fn upload(byte: u8, length: u64) -> Upload {
     let id = UploadId::from_bytes([byte; 32]);
@@ -83,13 +90,41 @@ async fn other_process() {
     drop(claim);
 }
 
+/// Another process, which appends to an upload and then waits for more bytes. It ends only when it
+/// is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a process of the other tests"]
+async fn other_appends() {
+    let Some(dir) = std::env::var_os(FOLDER) else {
+        return;
+    };
+    let store = FileStore::open(PathBuf::from(dir)).unwrap();
+    let upload = upload(APPENDED, APPENDED_LEN);
+    store.create(&upload).await.unwrap();
+    // More than what it records while the body goes on.
+    let pieces = (0..).map(|_| Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; 1 << 20]))));
+    let body = stream::iter(pieces.take(11)).chain(stream::pending());
+    let source = pin!(StreamBody::new(body));
+    let mut body = ChunkBody::new(source, None, u64::MAX);
+    let appended = store.append(&upload, Append::at(0), &mut body).await;
+    assert!(
+        matches!(appended, Err(StoreError::Superseded)),
+        "{appended:?}"
+    );
+    std::future::pending().await
+}
+
 /// The other process, which is killed when it is dropped.
 struct Other(Child);
 
 impl Other {
     fn start(dir: &Path) -> Self {
+        Self::run(dir, "locks::other_process")
+    }
+
+    fn run(dir: &Path, test: &str) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "locks::other_process"])
+            .args(["--ignored", "--exact", test])
             .env(FOLDER, dir)
             .stdout(Stdio::null())
             .spawn();
@@ -103,6 +138,15 @@ impl Other {
         assert!(kill.unwrap().success());
     }
 
+    async fn stop(&self) {
+        self.signal("-STOP");
+        eventually("the other process is stopped", || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()));
+            stat.is_ok_and(|stat| stat.contains(") T "))
+        })
+        .await;
+    }
+
     /// Stops it at a moment at which it holds all locks.
     async fn stop_with_locks(&self, dir: &Path) {
         let journals = || [RECEIVING, APPENDING, CLAIMED].map(|byte| path(dir, byte, "journal"));
@@ -112,12 +156,7 @@ impl Other {
         .await;
         let journals = journals();
         for _ in 0..1000 {
-            self.signal("-STOP");
-            eventually("the other process is stopped", || {
-                let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()));
-                stat.is_ok_and(|stat| stat.contains(") T "))
-            })
-            .await;
+            self.stop().await;
             let data = path(dir, RECEIVING, "data");
             if [&journals[1], &journals[2], &data].map(|path| is_locked(path)) == [true; 3] {
                 return;
@@ -246,6 +285,73 @@ async fn a_stopped_process_holds_only_its_own_uploads() {
             State::Receiving(ranges) => assert!(ranges.covers(LENGTH - 1, 1), "{ranges:?}"),
             state => panic!("{state:?}"),
         }
+    }
+}
+
+async fn append(store: &FileStore, offset: u64) -> Result<bool, StoreError> {
+    let rest = vec![8; (APPENDED_LEN - offset) as usize];
+    let frames = stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from(rest)))]);
+    let source = pin!(StreamBody::new(frames));
+    let mut body = ChunkBody::new(source, Some(APPENDED_LEN - offset), 0);
+    let upload = upload(APPENDED, APPENDED_LEN);
+    let progress = store.append(&upload, Append::at(offset), &mut body).await?;
+    Ok(progress.complete)
+}
+
+/// The offset that it tells is true, whatever becomes of the other process, and an append at that
+/// offset succeeds as soon as the other process can write no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_of_another_process_is_ended() {
+    for end in ["nothing", "-CONT", "-KILL"] {
+        let dir = tempfile::tempdir().unwrap();
+        let other = Other::run(dir.path(), "locks::other_appends");
+        let store = FileStore::open(dir.path()).unwrap();
+        let id = upload(APPENDED, APPENDED_LEN).id;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let recorded = loop {
+            match store.status(&id).await.unwrap() {
+                Some(status) if status.prefix() > 0 => break status.prefix(),
+                _ => assert!(Instant::now() < deadline, "it never records a byte"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        if end != "nothing" {
+            other.stop().await;
+        }
+        let start = Instant::now();
+        let told = store.interrupt(&id).await.unwrap().unwrap().prefix();
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
+        assert!(told >= recorded, "{recorded} bytes became {told}");
+        if end != "nothing" {
+            let start = Instant::now();
+            assert_busy(append(&store, told).await);
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "{:?}",
+                start.elapsed()
+            );
+            other.signal(end);
+        }
+        let appended = loop {
+            match append(&store, told).await {
+                Err(StoreError::Busy) => assert!(Instant::now() < deadline, "it never ends"),
+                appended => break appended,
+            }
+        };
+        assert!(appended.unwrap(), "the upload is not complete");
+        let Claimed::Won(claim) = store.claim(&upload(APPENDED, APPENDED_LEN)).await.unwrap()
+        else {
+            panic!("no claim")
+        };
+        let found = std::fs::read(claim.sealed().stored.path().unwrap()).unwrap();
+        let (first, rest) = found.split_at(told as usize);
+        assert!(first.iter().all(|byte| *byte == 7), "{end}");
+        assert!(rest.iter().all(|byte| *byte == 8), "{end}");
+        assert_eq!(found.len() as u64, APPENDED_LEN);
     }
 }
 

@@ -134,7 +134,7 @@ impl Inner {
         appends.begin();
         let _running = appends.run().await?;
         for _ in 0..TRIES {
-            let Some((info, stored)) = self.find(id, Extent::All).await? else {
+            let Some((info, stored)) = self.find(id, Extent::OfAppends).await? else {
                 return Ok(None);
             };
             let is_over = info.progress(&stored).complete || info.has_chunks(&stored);
@@ -162,7 +162,7 @@ impl Inner {
         // While it is open, no sweep of this process removes the upload.
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
-        let found = self.find(&upload.id, Extent::All).await?;
+        let found = self.find(&upload.id, Extent::OfAppends).await?;
         let found = found.filter(|(info, _)| !info.has_expired);
         let (info, stored) = found.ok_or(StoreError::Superseded)?;
         if info.has_chunks(&stored) {

@@ -48,7 +48,7 @@ impl Inner {
             return Err(StoreError::Conflict);
         }
         self.create(&whole).await?;
-        let found = self.find(&upload.id, Extent::All).await?;
+        let found = self.find(&upload.id, Extent::OfAppends).await?;
         let (info, _) = found.ok_or(StoreError::Superseded)?;
         let lease = self.take_lease(&info).await?;
         // Dropping it gives it back.
@@ -58,7 +58,7 @@ impl Inner {
             lease.give_back().await;
             return Ok(progress);
         }
-        let found = self.find(&upload.id, Extent::All).await?;
+        let found = self.find(&upload.id, Extent::OfAppends).await?;
         let (info, _) = found.ok_or(StoreError::Superseded)?;
         // What an earlier call has written does not count.
         let begin = Says {

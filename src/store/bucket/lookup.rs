@@ -24,6 +24,8 @@ pub(super) enum Extent {
     All,
     /// Enough to know whether the upload is complete.
     UpToGap,
+    /// All, also if it is not known yet that the bytes come by appends.
+    OfAppends,
 }
 
 impl Inner {
@@ -105,7 +107,8 @@ impl Inner {
         info: &Arc<Info>,
         extent: Extent,
     ) -> Result<(Arc<Info>, RangeSet), StoreError> {
-        if info.takes_appends() || self.known.turn(info).is_some() {
+        let is_known = info.takes_appends() || self.known.turn(info).is_some();
+        if is_known || matches!(extent, Extent::OfAppends) {
             if let Some(appended) = self.appended(info).await? {
                 return Ok(appended);
             }

@@ -94,9 +94,6 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// [`stored_as`](crate::CompletedUpload::stored_as) returns a [`StoredObject`], which has its key.
 /// The object has no content type and no other attributes.
 ///
-/// An upload without a [length](crate::Upload::length) is not supported yet:
-/// [`StoreError::Unsupported`].
-///
 /// # What the engine has to do
 ///
 /// Reads and lists see at once what was written. `If-None-Match: *` lets exactly one of several
@@ -126,26 +123,57 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// | per chunk: PUT, part or LIST | 4 | 3 |
 /// | per chunk: GET | 1 | 1 |
 /// | per chunk that the client probes: LIST and GET | 1 + 1 | 1 + 1 |
-/// | per upload: PUT, part, LIST, create, complete | 521 | 3,341 |
-/// | per upload: GET (DELETE is free) | 135 | 2,060 |
+/// | per upload: PUT, part, LIST, create, complete | 523 | 3,343 |
+/// | per upload: GET (DELETE is free) | 134 | 2,054 |
 /// | bytes to the engine, and back | 1 GiB, 0 | 2 GiB, 1 GiB |
 /// | at the list prices of Amazon S3 | 0.3 cents | 1.8 cents |
 /// | after the last chunk | 13 requests, in sequence | the same, and 1 GiB read and written |
 ///
 /// A list request returns 1,000 names. Files with more parts or pieces need more list requests at
 /// the end. [`usage`](Store::usage), which the limits of the layer need, lists the uploads that are
-/// not settled. [`list`](Store::list) makes up to 3 more requests for each upload of a page.
+/// not settled, and makes up to 4 more requests for each one that was created without a length.
+/// [`list`](Store::list) makes up to 3 more requests for each upload of a page.
 /// [`sweep`](Store::sweep) lists everything, and reads one small object for each upload and record.
 /// For a sweep, an upload is as old as its newest bytes: [`status`](Store::status) writes nothing.
+///
+/// # Appends
+///
+/// A body of an [append](Store::append) can be a whole file. It is stored as it arrives, slot by
+/// slot, and each full slot is a part of the final object. A slot has 8 MiB, or the length of the
+/// first body, if that is not the whole file and has 5 to 64 MiB, or what 10,000 parts need.
+/// What does not fill a slot when a body ends or fails, or when its bytes have waited for more for
+/// 10 seconds, is an object of its own. When its slot is full, it is read and written once more, as
+/// a part.
+///
+/// **An upload whose length comes late has at most 10,000 slots**: 78 GiB, or 625 GiB if its first
+/// body declares 64 MiB. More is [`StoreError::TooLarge`].
+///
+/// Requests for a file of 1 GiB, with a URL of its own, in one body or in several:
+///
+/// | | one body | 8 MiB | 1 MiB |
+/// |---|---|---|---|
+/// | per append: PUT, part, LIST, create | 260 | 5 | 5 and less |
+/// | per append: GET | 2 | 2 | 2 to 10 |
+/// | per question for the offset: create and LIST, GET | 2 + 1 | 2 + 1 | 2 + 1 |
+/// | per upload: PUT, part, LIST, create, complete | 273 | 655 | 4,630 |
+/// | per upload: GET | 8 | 262 | 3,078 |
+///
+/// In one process a newer request waits, for at most 2 seconds, until the bytes of the older append
+/// are stored. It does not wait for another server: what that one has in memory, less than a slot,
+/// does not count, and the client sends it again. The older append notices this at its end, or
+/// while it is running: after half a second at first, and then after up to 8 seconds.
+///
+/// [`concat`](Store::concat) reads and writes all bytes once more, because the crate `object_store`
+/// cannot copy parts. A second server that does the same at that time gets [`StoreError::Busy`].
 ///
 /// # Memory
 ///
 /// A chunk is held in memory until it is stored. All chunks together take at most
 /// [`max_buffered_bytes`](BucketStoreBuilder::with_max_buffered_bytes). An upload is divided into
-/// slots of its chunk size, or of 8 MiB if that is too small. With [`Keep::Prefix`] a request holds
-/// at most one slot, which is stored as soon as it is full. Such a request waits while there is no
-/// free memory. Other requests then fail with [`StoreError::Busy`], or with
-/// [`StoreError::ChunkTooLarge`] if the chunk is larger than the limit.
+/// slots of its chunk size, or of 8 MiB if that is too small. An append holds at most one slot,
+/// which is stored as soon as it is full. It waits while there is no free memory. Other requests
+/// then fail with [`StoreError::Busy`], or with [`StoreError::ChunkTooLarge`] if the chunk is larger
+/// than the limit.
 ///
 /// If the engine fails while a chunk of several slots is stored, some slots of the chunk may be
 /// stored. Their bytes are right, and a client that probes does not send them again.
@@ -192,7 +220,9 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Objects that cannot be read stop no other upload. An `info` object that is damaged, or of
 /// another version of this crate, is moved below `damaged/`, and its upload is absent: it begins
 /// anew. So is a small chunk that does not have the right bytes, which the client then has to send
-/// again. Both are told as [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The store never
+/// again. An upload of appends then has the bytes before that piece. If its last append was not
+/// recorded well, it is absent. All are told as
+/// [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The store never
 /// deletes what is below `damaged/`. Foreign objects are left where they are. A
 /// [sweep](Store::sweep) tells those below `up/` as
 /// [`StoreEvent::Skipped`](super::StoreEvent::Skipped), and so are uploads that cannot be read at
@@ -207,6 +237,7 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// | `open/…` | an empty object per upload that is not settled: id, owner and size in its name |
 /// | `up/<upload id>/info` | what is known of an upload; later the record of its delivery |
 /// | `up/<upload id>/<id>/s/<slot>/…` | small chunks, and empty objects that name the parts |
+/// | `up/<upload id>/<id>/s/w-<number>` | which append has the turn, and what it has found |
 /// | `up/<upload id>/<id>/claim/…` | which server delivers or removes the upload |
 /// | `scratch/…` | for the self-test, and to read the engine's clock |
 /// | `damaged/<upload id>-<crc>` | what was set aside |
@@ -225,7 +256,7 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// * A part can have two ids, and only one of them counts: if the bucket encrypts with its own keys
 ///   (SSE-KMS, SSE-C), or if a client sends different bytes for the same chunk to two servers at
 ///   once. Up to 16 combinations are tried at the end. After that the client has to send the chunks
-///   in question again.
+///   in question again, or all bytes of an upload of appends.
 ///
 /// # Clocks
 ///

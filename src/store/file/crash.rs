@@ -22,8 +22,8 @@ use crate::{
         upload::{Scope, Upload, UploadId},
     },
     store::{
-        BodyError, ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, Record, Sealed, State,
-        Store, StoreError, disk::Disk,
+        Append, BodyError, ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, Record, Sealed,
+        State, Store, StoreError, disk::Disk,
     },
 };
 
@@ -34,7 +34,9 @@ const CHUNK: u64 = 1300;
 const TRIES: usize = 12;
 
 /// The uploads, which have one-letter names.
-const NAMES: [char; 7] = ['a', 'z', 'r', 'c', 'p', 'e', 'm'];
+///
+/// `j` is made of `u`, which is finished after it.
+const NAMES: [char; 10] = ['a', 'z', 'r', 'c', 'p', 'e', 'm', 't', 'j', 'u'];
 
 /// What happens to the store.
 const SCRIPT: &[Step] = &[
@@ -77,6 +79,21 @@ const SCRIPT: &[Step] = &[
     Step::Restart,
     Step::Deliver('m', Answer::Moved),
     Step::Deliver('m', Answer::Taken),
+    Step::Open('t'),
+    Step::Fenced('t'),
+    Step::Add('t', Some(0)),
+    Step::Restart,
+    Step::Add('t', Some(700)),
+    Step::Restart,
+    Step::Add('t', Some(200)),
+    Step::Add('t', None),
+    Step::Deliver('t', Answer::Taken),
+    Step::Open('u'),
+    Step::Add('u', None),
+    Step::Restart,
+    Step::Join,
+    Step::Join,
+    Step::Deliver('j', Answer::Taken),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +104,15 @@ enum Step {
     /// This many bytes more, and then the body fails.
     Append(char, u64),
     Deliver(char, Answer),
+    /// An upload without a length.
+    Open(char),
+    /// An append, which brings the length: of this many bytes, after which the body fails, or of
+    /// the rest.
+    Add(char, Option<u64>),
+    /// An append of other bytes, which another process ends before they are recorded.
+    Fenced(char),
+    /// The concatenation of `u` and `u`.
+    Join,
     Remove(char),
     /// The process dies, and another one goes on.
     Restart,
@@ -138,6 +164,7 @@ fn content(name: char) -> Vec<u8> {
         'z' => 0,
         // Longer than what is committed at once.
         'p' => 18_000,
+        'j' => return content('u').repeat(2),
         _ => CHUNK + 100,
     };
     (0..len).map(|i| name as u8 ^ (i * i / 7) as u8).collect()
@@ -253,6 +280,36 @@ impl World {
                 let end = append(&store, name, len).await?;
                 self.promise(Promise::Prefix(name, end));
             }
+            Step::Open(name) => {
+                store.create(&without_length(name)).await?;
+                self.promise(Promise::Created(name));
+            }
+            Step::Add(name, len) => {
+                let start = told(&store, name).await?;
+                self.promise(Promise::Prefix(name, start));
+                let end = add(&store, name, start, len).await?;
+                self.promise(Promise::Prefix(name, end));
+            }
+            Step::Fenced(name) => {
+                let start = told(&store, name).await?;
+                let other = self.open()?;
+                let other_ends_it = stream::once(async move {
+                    other.interrupt(&id(name)).await?;
+                    // More than the file has.
+                    Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; 5000])))
+                });
+                let source = pin!(StreamBody::new(other_ends_it));
+                let mut body = ChunkBody::new(source, None, u64::MAX);
+                let append = Append::at(start);
+                match store.append(&without_length(name), append, &mut body).await {
+                    Err(StoreError::Superseded) => {}
+                    result => return Err(StoreError::new(format!("not ended: {result:?}"))),
+                }
+            }
+            Step::Join => {
+                join(&store).await?;
+                self.promise(Promise::Prefix('j', content('j').len() as u64));
+            }
             Step::Remove(name) => {
                 store.remove(&id(name)).await?;
                 self.promise(Promise::Removed(name));
@@ -338,6 +395,51 @@ async fn write(store: &FileStore, name: char, number: u64) -> Result<(), StoreEr
     let upload = upload(name);
     let written = store.write(&upload, offset, &mut body, Keep::Whole);
     written.await.map(drop)
+}
+
+fn without_length(name: char) -> Upload {
+    Upload {
+        length: None,
+        ..upload(name)
+    }
+}
+
+/// How many bytes are stored, and stay.
+async fn told(store: &FileStore, name: char) -> Result<u64, StoreError> {
+    let status = store.interrupt(&id(name)).await?;
+    Ok(status.ok_or(StoreError::Superseded)?.prefix())
+}
+
+/// Appends `len` bytes, after which the body fails, or the rest. Returns where they end.
+async fn add(
+    store: &FileStore,
+    name: char,
+    start: u64,
+    len: Option<u64>,
+) -> Result<u64, StoreError> {
+    let content = content(name);
+    let end = len.map_or(content.len(), |len| {
+        content.len().min((start + len) as usize)
+    });
+    let bytes = Bytes::copy_from_slice(&content[start as usize..end]);
+    let failure = len.map(|_| Err(BoxError::from("the client is gone")));
+    let frames = stream::iter([Ok(Frame::data(bytes))]).chain(stream::iter(failure));
+    let source = pin!(StreamBody::new(frames));
+    let mut body = ChunkBody::new(source, None, u64::MAX);
+    let append = Append::at(start);
+    match store.append(&upload(name), append, &mut body).await {
+        Err(StoreError::Body(BodyError::Failed(_))) if len.is_some() => Ok(end as u64),
+        Ok(progress) if progress.complete && len.is_none() => Ok(end as u64),
+        Err(error) => Err(error),
+        Ok(progress) => Err(StoreError::new(format!("{progress:?} after {end} bytes"))),
+    }
+}
+
+async fn join(store: &FileStore) -> Result<(), StoreError> {
+    let parts = [id('u'); 2];
+    let progress = store.concat(&without_length('j'), &parts).await?;
+    assert!(progress.complete, "{progress:?}");
+    Ok(())
 }
 
 /// Appends `len` bytes, after which the body fails. Returns where they end.
@@ -486,7 +588,14 @@ async fn check_upload(
         }
     };
     if let Some(status) = &status {
-        if status.upload != upload(name) {
+        // An append brings it.
+        let length = status.upload.length;
+        if status.upload
+            != (Upload {
+                length,
+                ..upload(name)
+            })
+        {
             return Err(format!("it became another upload: {status:?}"));
         }
     }
@@ -516,8 +625,23 @@ fn check_file(sealed: &Sealed, name: char, old: &Path, new: &Path) -> Result<(),
 /// The steps of a client and of a service.
 async fn finish(store: &FileStore, name: char, called: Option<&Sealed>) -> Result<(), String> {
     let failed = |error| format!("it cannot be finished: {error:?}");
-    for number in 0..chunks(name) {
-        write(store, name, number).await.map_err(failed)?;
+    let appended = match name {
+        't' | 'u' => Some(name),
+        'j' => Some('u'),
+        _ => None,
+    };
+    if let Some(appended) = appended {
+        let upload = without_length(appended);
+        store.create(&upload).await.map_err(failed)?;
+        let start = told(store, appended).await.map_err(failed)?;
+        add(store, appended, start, None).await.map_err(failed)?;
+    }
+    if name == 'j' {
+        join(store).await.map_err(failed)?;
+    } else if appended.is_none() {
+        for number in 0..chunks(name) {
+            write(store, name, number).await.map_err(failed)?;
+        }
     }
     let mut claim = match store.claim(&upload(name)).await.map_err(failed)? {
         Claimed::Won(claim) => claim,
@@ -838,5 +962,43 @@ async fn scheduled_failures_do_not_remove_what_was_created() {
             let status = status.unwrap_or_else(|| panic!("seed {seed}: it is gone"));
             assert_eq!(status.progress().received, 0, "seed {seed}");
         }
+    }
+}
+
+/// Appends of two processes, which end each other: no byte is told that is gone later, and the file
+/// has no other bytes.
+#[tokio::test(start_paused = true)]
+async fn scheduled_appends_end_each_other() {
+    for seed in seeds() {
+        let (_dir, stores) = scheduled(seed);
+        stores[0].create(&without_length('t')).await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let store = stores[number % 2].clone();
+            tasks.spawn(async move {
+                let mut last = 0;
+                loop {
+                    let start = match told(&store, 't').await {
+                        Err(StoreError::Busy) => continue,
+                        start => start.unwrap(),
+                    };
+                    assert!(start >= last, "seed {seed}: {last} bytes became {start}");
+                    last = start;
+                    if start == content('t').len() as u64 {
+                        return;
+                    }
+                    match add(&store, 't', start, Some(400)).await {
+                        Ok(end) => last = end,
+                        Err(
+                            StoreError::Busy | StoreError::Superseded | StoreError::Offset { .. },
+                        ) => {}
+                        Err(error) => panic!("seed {seed}: {error:?}"),
+                    }
+                }
+            });
+        }
+        tasks.join_all().await;
+        let finished = finish(&stores[0], 't', None).await;
+        finished.unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
 }

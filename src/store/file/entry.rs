@@ -107,6 +107,8 @@ struct State {
     unsynced: bool,
     /// A sync of the journal has failed.
     distrusted: bool,
+    /// See [`Entry::cut_after`].
+    cut_failed: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -434,11 +436,21 @@ impl Entry {
         let Some(data) = &self.data else {
             return Ok(());
         };
-        if data.metadata()?.len() > end {
-            self.disk.set_len(data, end)?;
-            // Before the journal says how long the file is.
-            self.disk.sync("sync-data", data)?;
+        let has_failed = self.state().cut_failed;
+        if !has_failed && data.metadata()?.len() <= end {
+            return Ok(());
         }
+        self.state().cut_failed = true;
+        if has_failed {
+            // After a failed sync, the next one has an effect only if there is something to write.
+            self.disk.set_len(data, end + 1)?;
+        }
+        self.disk.set_len(data, end)?;
+        // Before the journal says how long the file is.
+        self.disk
+            .sync("sync-data", data)
+            .inspect_err(|_| _ = self.failed_syncs.fetch_add(1, SeqCst))?;
+        self.state().cut_failed = false;
         Ok(())
     }
 

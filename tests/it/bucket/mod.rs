@@ -100,6 +100,10 @@ async fn a_bucket_conforms() {
     let engine = Arc::new(Engine::default());
     let store = BucketStore::open(Arc::clone(&engine)).await.unwrap();
     conformance::check(&store).await;
+    // The suite leaves some parts of concatenations.
+    let mut parts = Expiry::default();
+    parts.undelivered_before = Some(SystemTime::now() + Duration::from_secs(60));
+    store.sweep(&parts).await.unwrap();
     // Only the delivered files and their records are left.
     let left = engine.keys("up").await;
     assert!(left.iter().all(|key| key.ends_with("/info")), "{left:?}");
@@ -410,6 +414,42 @@ async fn the_number_of_requests_is_bounded() {
     let (_, end, all) = costs(MIB, 1000).await;
     println!("one chunk of 1000 bytes: end {end:?}\n  all {all:?}");
     assert!(all.all() <= 27, "{all:?}");
+}
+
+/// Requests that are paid for like PUT, and like GET.
+fn paid(counts: &Counts) -> (u64, u64) {
+    let count = |names: &[&str]| {
+        let counts = names.iter().filter_map(|name| counts.requests.get(name));
+        counts.sum()
+    };
+    let puts = ["put", "part", "list", "create", "begin", "complete"];
+    (count(&puts), count(&["get", "head"]))
+}
+
+/// The numbers in the documentation of [`BucketStore`].
+#[tokio::test(start_paused = true)]
+#[ignore = "takes some minutes and 6 GiB of memory"]
+async fn the_documented_numbers_of_requests() {
+    const GIB: u64 = 1 << 30;
+    let mut found = Vec::new();
+    for size in [8 * MIB, MIB] {
+        let (chunk, _, all) = costs(size, GIB).await;
+        found.push((paid(&chunk), paid(&all)));
+    }
+    for size in [GIB, 8 * MIB, MIB] {
+        let [middle, asked, _, all] = appends::append_costs(size, GIB / size, true).await;
+        println!("appends of {size} bytes: {middle:?}\n{asked:?}\n{all:?}");
+        found.push((paid(&middle), paid(&all)));
+    }
+    println!("{found:?}");
+    let expected = [
+        ((4, 1), (523, 134)),
+        ((3, 1), (3343, 2054)),
+        ((260, 2), (273, 8)),
+        ((5, 2), (655, 262)),
+        ((5, 2), (4630, 3078)),
+    ];
+    assert_eq!(found, expected);
 }
 
 /// Begins an upload of `length` bytes with one byte.

@@ -347,5 +347,7 @@ async fn all_stores_receive_uploads_of_tus() {
         assert_eq!(offset(&client.head(&url).await), 10);
         assert_eq!(client.patch(&url, 10, &LETTERS[10..]).await.status, 204);
         assert_eq!(server.contents(), [LETTERS]);
+        assert_eq!(client.send("DELETE", &url, &[], "").await.status, 204);
+        assert_eq!(client.head(&url).await.status, 404);
     }
 }
