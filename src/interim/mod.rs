@@ -54,7 +54,9 @@ pub use self::io::{InterimGuard, InterimIo, Interims};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Interim(Arc<dyn Fn(&Response<()>) + Send + Sync>);
+pub struct Interim(Arc<SendFn>);
+
+type SendFn = dyn Fn(&Response<()>) + Send + Sync;
 
 impl Interim {
     /// Creates one that sends responses with this function. It must not block, and may drop a

@@ -1,16 +1,24 @@
 //! Uploads of clients that speak the IETF draft.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use http::{Request, StatusCode};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_resumable::{
-    BucketStore, Dialect, FileStore, Limits, Protocol, Refusal, ResumableLayer,
+    BucketStore, Dialect, FileStore, Interim, Limits, MemoryStore, Protocol, Refusal,
+    ResumableLayer,
     store::{Durability, Filter},
 };
 
@@ -723,6 +731,53 @@ async fn a_newer_request_takes_over() {
             _ => assert_eq!(client.send("HEAD", &url, &[], "").await.status, 404),
         }
     }
+}
+
+/// A client that was cut has appended before the request that created the upload does.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_creation_does_not_remove_what_a_newer_request_has_appended() {
+    let inner = service_fn(async |_: Request<Full<Bytes>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("taken")))
+    });
+    let layer = ResumableLayer::new(MemoryStore::default()).with_path("/files");
+    let service = layer.layer(inner);
+    let newer = service.clone();
+    let url = Arc::new(Mutex::new(String::new()));
+    let noted = Arc::clone(&url);
+    let interim = Interim::new(move |response| {
+        let Some(location) = response.headers().get("location") else {
+            return;
+        };
+        let location = location.to_str().unwrap().to_owned();
+        noted.lock().unwrap().clone_from(&location);
+        let patch = Request::patch(location)
+            .header("upload-offset", "0")
+            .header("upload-complete", "?0")
+            .header("content-type", PARTIAL.1)
+            .body(Full::<Bytes>::from("abc"))
+            .unwrap();
+        let newer = newer.clone();
+        let patched = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            let answer = runtime.block_on(newer.oneshot(patch));
+            answer.unwrap().status()
+        });
+        assert_eq!(patched.join().unwrap(), 204);
+    });
+    let create = Request::post("/files")
+        .header("upload-draft-interop-version", "8")
+        .header("upload-complete", "?1")
+        .extension(interim)
+        .body(Full::<Bytes>::from(LETTERS))
+        .unwrap();
+    let older = service.clone().oneshot(create).await.unwrap();
+    assert_eq!(older.status(), 409);
+    let url = url.lock().unwrap().clone();
+    let head = Request::head(url).body(Full::default()).unwrap();
+    let head = service.oneshot(head).await.unwrap();
+    assert_eq!(head.status(), 204);
+    assert_eq!(head.headers()["upload-offset"], "3");
 }
 
 /// Nothing stays of a request whose client cannot know the URL.
