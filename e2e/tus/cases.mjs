@@ -283,7 +283,10 @@ for (const how of ['fin', 'rst'])
         [0, ...cuts].some(cut => cut - slack <= offset && offset <= cut),
         `resumed at ${taken}`,
       );
-    assert.ok(taken.length > 3 && taken.at(-1) > 600_000, `resumed at ${taken}`);
+    // Chromium sends a request that was cut again by itself. If that one comes before the server
+    // has read anything of the first, the server takes all bytes from it.
+    if (!bench.client.can.includes('resends'))
+      assert.ok(taken.length > 3 && taken.at(-1) > 600_000, `resumed at ${taken}`);
   });
 
 add(

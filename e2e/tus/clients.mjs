@@ -164,7 +164,7 @@ const TUS_JS = [
   'retries 503 POST',
   'retries 423 HEAD',
 ];
-const BROWSER = ['tabs', 'reload', 'ends'];
+const BROWSER = ['tabs', 'reload', 'ends', 'resends'];
 
 export const CLIENTS = [
   { name: 'tus-js 4 node', can: [...TUS_JS, 'large'], ...node(tus4, urls4.FileUrlStorage) },

@@ -28,7 +28,8 @@ const measure = how => async bench => {
   assert.equal(answer.status, 200);
   const credited = Number(answer.headers.get('upload-offset'));
   bench.note = `${credited / MIB} of ${SENT / MIB} MiB remained`;
-  assert.equal(credited, SENT);
+  // `HEAD` ends the request at once: what was read by then and not yet written is not stored.
+  assert.ok(credited <= SENT && credited > SENT - MIB, bench.note);
 };
 
 export const credit = ['fin', 'rst'].map(how => ({

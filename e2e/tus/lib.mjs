@@ -163,11 +163,9 @@ export class Proxy {
         happened();
         await released;
       } else {
+        await taken(server);
         if (how === 'fin') server.end();
-        else {
-          await taken(server);
-          server.resetAndDestroy();
-        }
+        else server.resetAndDestroy();
         client.resetAndDestroy();
         happened();
         return;
