@@ -61,8 +61,9 @@ add('cut 3 times', async (bench, transfer) => {
   ok(await transfer(file));
   await delivered(bench, file);
   // The question after a cut ends the request before, maybe before all its bytes were read.
+  // Chromium sends a request that was cut again by itself.
   const offsets = bench.app.patches.map(one => Number(one.offset));
-  assert.ok(Math.max(...offsets) > 600_000, `${offsets}`);
+  if (!bench.client.can.includes('resends')) assert.ok(Math.max(...offsets) > 600_000, `${offsets}`);
 });
 
 add(

@@ -246,7 +246,7 @@ async fn a_part_that_an_older_append_overwrites_is_found_or_sent_again() {
         older.send(&late.slice(SLOT as usize + 10..)).await;
         let ended = older.end().await;
         assert!(matches!(ended, Err(StoreError::Superseded)), "{ended:?}");
-        if late == other {
+        if *late == other {
             assert!(servers[1].claim(&upload).await.is_err());
             assert_eq!(offset(&servers[0], &upload).await, 0);
             append(&servers[0], &upload, 0, &bytes).await.unwrap();
