@@ -11,16 +11,19 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State, connect_info::Connected},
     http::{HeaderValue, Request, StatusCode, header, header::InvalidHeaderValue},
-    response::{Html, IntoResponse},
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Response},
     routing::{any, get},
+    serve::{IncomingStream, Listener},
 };
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
 use tower_http::cors::CorsLayer;
 use tower_resumable::{
     CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload, Delivery,
-    Dialect, EventLevel, FileStore, ResumableLayer,
+    Dialect, EventLevel, FileStore, InterimIo, Interims, ResumableLayer,
 };
 
 /// The finished uploads of this run.
@@ -57,7 +60,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/resumable.js", get(script))
         .with_state(Files::default());
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
     // Deliver the uploads that were complete when the last process ended, and those whose delivery
     // fails.
@@ -69,12 +72,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ));
     // Remove abandoned uploads after a week, which is the default retention.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
-    let mut app = app.layer(layer);
+    let mut app = app.layer(layer).layer(middleware::from_fn(send_interims));
     // For pages of another origin, such as the one in `examples/uppy`.
     if let Some(origin) = option("--allow-origin") {
         app = app.layer(cors(&origin)?);
     }
-    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown());
+    let app = app.into_make_service_with_connect_info::<Connection>();
+    let server = axum::serve(SendingInterims(listener), app).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {
         ended = server => ended?,
@@ -86,6 +90,43 @@ async fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("some uploads are delivered again after the next start");
     }
     Ok(())
+}
+
+/// Lets the layer tell clients such as URLSession the URL of an upload before its bytes arrive.
+async fn send_interims(
+    ConnectInfo(Connection(interims)): ConnectInfo<Connection>,
+    mut request: Request<Body>,
+    next: Next,
+) -> Response {
+    let _guard = interims.enter(&mut request);
+    next.run(request).await
+}
+
+/// A listener whose connections can send interim responses.
+struct SendingInterims(TcpListener);
+
+impl Listener for SendingInterims {
+    type Io = InterimIo<TcpStream>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (connection, address) = Listener::accept(&mut self.0).await;
+        (InterimIo::new(connection), address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+/// What the handlers of a connection know of it. An address can be here too.
+#[derive(Clone)]
+struct Connection(Interims);
+
+impl Connected<IncomingStream<'_, SendingInterims>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, SendingInterims>) -> Self {
+        Self(stream.io().interims())
+    }
 }
 
 /// What a browser has to be told before the page of `origin` can upload with tus.

@@ -10,7 +10,7 @@ use std::{convert::Infallible, env, error::Error, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
-use hyper::{Request, Response};
+use hyper::{Request, Response, body::Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -18,9 +18,9 @@ use hyper_util::{
 };
 use serde_json::json;
 use tokio::net::TcpListener;
-use tower::{ServiceBuilder, service_fn};
+use tower::{Service as _, ServiceBuilder, service_fn};
 use tower_resumable::{
-    CompletedUpload, EventLevel, FileStore, Limits, ResumableLayer, store::Durability,
+    CompletedUpload, EventLevel, FileStore, InterimIo, Limits, ResumableLayer, store::Durability,
 };
 
 #[tokio::main]
@@ -87,7 +87,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 continue;
             }
         };
-        let service = TowerToHyperService::new(service.clone());
+        let connection = InterimIo::new(connection);
+        let (interims, mut service) = (connection.interims(), service.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            // Lets the layer tell clients such as URLSession the URL of an upload before its bytes
+            // arrive.
+            let guard = interims.enter(&mut request);
+            let response = service.call(request);
+            async move {
+                let response = response.await;
+                drop(guard);
+                response
+            }
+        });
+        let service = TowerToHyperService::new(service);
         let connection = server.serve_connection(TokioIo::new(connection), service);
         let connection = connections.watch(connection.into_owned());
         tokio::spawn(async move {

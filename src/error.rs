@@ -100,6 +100,8 @@ kinds! {
     MediaType => "media_type",
     /// The upload is made of parts, so nothing can be appended.
     Concatenated => "concatenated",
+    /// The lengths of the file that a client of the IETF draft declares are not the same.
+    InconsistentLength => "inconsistent_length",
     /// The body has more or fewer bytes than declared.
     ChunkLength => "chunk_length",
     /// The chunk is larger than [allowed](crate::Limits), or than the store can take.
@@ -177,6 +179,7 @@ pub(crate) enum Reason {
     Version,
     MediaType,
     Concatenated,
+    InconsistentLength,
     ChunkLength { expected: u64, received: u64 },
     ChunkTooLarge { limit: u64 },
     FileTooLarge { limit: u64 },
@@ -218,10 +221,9 @@ impl fmt::Display for Reason {
             Self::Offset { stored } => write!(f, "{stored} bytes of the upload are stored"),
             Self::NotFound => f.write_str("there is no such upload"),
             Self::Version => f.write_str("the version of tus is not supported"),
-            Self::MediaType => {
-                f.write_str("the content type has to be application/offset+octet-stream")
-            }
+            Self::MediaType => f.write_str("the content type is not that of bytes to append"),
             Self::Concatenated => f.write_str("the upload is made of other uploads"),
+            Self::InconsistentLength => f.write_str("the declared lengths are not the same"),
             Self::ChunkLength { expected, received } => {
                 let received = format_args!("but {received} were read");
                 write!(f, "the chunk should have {expected} bytes, {received}")

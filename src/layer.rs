@@ -100,8 +100,8 @@ impl ResumableLayer {
     ///
     /// By default the layer understands [Resumable.js](crate::Dialect::resumable_js),
     /// [flow.js](crate::Dialect::flow_js), [Dropzone](crate::Dialect::dropzone),
-    /// [Fine Uploader](crate::Dialect::fine_uploader), [whole files](Protocol::plain) and
-    /// [tus 1.0](Protocol::tus).
+    /// [Fine Uploader](crate::Dialect::fine_uploader), [whole files](Protocol::plain),
+    /// [tus 1.0](Protocol::tus) and the [IETF draft](Protocol::ietf_draft).
     ///
     /// ```
     /// use tower_resumable::{Dialect, MemoryStore, ResumableLayer};
@@ -130,7 +130,8 @@ impl ResumableLayer {
 
     /// Sets the URL of the path of the layer, as clients see it. Default: none.
     ///
-    /// A layer gives each upload of [tus](Protocol::tus) a URL. By default that is a path, the one
+    /// A layer gives each upload of [tus](Protocol::tus) and of the
+    /// [IETF draft](Protocol::ietf_draft) a URL. By default that is a path, the one
     /// of the request that created the upload, which clients resolve against its URL. That is
     /// wrong behind a proxy that removes a prefix from paths, and some clients, such as aiotus,
     /// need an absolute URL. The layer does not guess one from `Host` or `Forwarded`.
@@ -431,7 +432,10 @@ impl ResumableLayer {
 
     /// Sets the most that clients can make the layer do. Default: see [`Limits`].
     pub fn with_limits(self, limits: Limits) -> Self {
-        self.with(|config| config.limits = limits)
+        self.with(|config| {
+            config.protocols.urls_mut().limits = limits.clone();
+            config.limits = limits;
+        })
     }
 
     /// Sets how complete uploads are delivered. Default: see [`Delivery`].

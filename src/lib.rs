@@ -32,6 +32,8 @@
 //! * `tracing`: forwards all [events](Event) to the crate `tracing`, with and without a hook for
 //!   them. Deliveries run in the span of the request that has caused them.
 //! * `digests`: MD5 and CRC-32C for [`DigestAlgorithm`].
+//! * `interim`: `InterimIo` sends interim responses over HTTP/1, which clients of the
+//!   [IETF draft](Protocol::ietf_draft) need.
 //! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
 //!   versioning.
 //!
@@ -51,6 +53,7 @@ mod fault;
 mod future;
 pub mod guide;
 mod hooks;
+mod interim;
 mod layer;
 mod limits;
 mod lock;
@@ -67,6 +70,8 @@ pub mod store;
 mod upload;
 mod uploads;
 
+#[cfg(feature = "interim")]
+pub use self::interim::{InterimGuard, InterimIo, Interims};
 #[cfg(feature = "object-store")]
 pub use self::store::bucket::BucketStore;
 #[cfg(feature = "axum")]
@@ -79,6 +84,7 @@ pub use self::{
     events::{Event, EventLevel},
     future::ResponseFuture,
     hooks::{Admission, Purpose, Refusal},
+    interim::Interim,
     layer::ResumableLayer,
     limits::Limits,
     model::{

@@ -15,6 +15,8 @@ export function transfer(tus, source, task) {
     const end = outcome => resolve({ ...said, outcome, url: upload.url });
     const upload = new tus.Upload(source, {
       endpoint: task.endpoint,
+      // One of the IETF draft, for e2e/ietf.
+      ...(task.protocol && { protocol: task.protocol }),
       metadata: task.metadata,
       chunkSize: task.chunk ?? Infinity,
       parallelUploads: task.parallel ?? 1,

@@ -84,6 +84,17 @@ enum Hasher {
 }
 
 impl Expected {
+    /// The digests of the message, that a request declares of its body. `None` if there is none
+    /// that can be checked.
+    pub(crate) fn of_message(parts: &Parts) -> Result<Option<Self>, Error> {
+        Self::of_headers(&parts.headers, &[CONTENT_DIGEST])
+    }
+
+    /// The digests in a `Repr-Digest`.
+    pub(crate) fn of_representation(headers: &HeaderMap) -> Result<Option<Self>, Error> {
+        Self::of_headers(headers, &[REPR_DIGEST])
+    }
+
     /// The digests that a request declares of its body. `None` if there is none that can be
     /// checked.
     pub(crate) fn of_content(parts: &Parts) -> Result<Option<Self>, Error> {
@@ -95,9 +106,13 @@ impl Expected {
         } else {
             &[CONTENT_DIGEST, REPR_DIGEST]
         };
+        Self::of_headers(&parts.headers, names)
+    }
+
+    fn of_headers(headers: &HeaderMap, names: &[&str]) -> Result<Option<Self>, Error> {
         let mut found = None;
         for name in names {
-            let each = Self::of_header(&parts.headers, name)?;
+            let each = Self::of_header(headers, name)?;
             if !each.is_empty() {
                 let expected = found.get_or_insert(Self {
                     name: (*name).to_owned(),

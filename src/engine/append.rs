@@ -94,22 +94,43 @@ impl Engine {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        self.config.check(new.length, None)?;
-        let upload = new.upload(&random_id()?, scope, sent_path(head))?;
+        if new.is_of_draft {
+            // The coding of an empty request is that of all bytes too.
+            check_coding(head)?;
+            // It is checked before the delivery.
+            Expected::of_representation(&head.headers)?;
+        }
+        self.config
+            .check(new.length.or(new.creation.length), None)?;
+        let mut upload = new.upload(&random_id()?, scope, sent_path(head))?;
         head.set_upload(upload.id);
         self.admit(Purpose::Create, head, &upload).await?;
         let Some(data) = data else {
             let status = self.create(&upload).await?;
             reply.created(&upload);
+            self.announce(head, reply, &upload);
             return Ok(self.appended(upload, status.progress(), reply).await);
         };
         self.admit(Purpose::Chunk, head, &upload).await?;
-        let bytes = self.bytes(&upload, 0, &data, head, body)?;
+        let end = End {
+            offset: 0,
+            length: None,
+        };
+        let declared = self.declared(&upload, &end, &data, body.size_hint().exact())?;
+        let bytes = self.bytes(0, declared, &data, head, body)?;
+        if let Some(creation) = upload.creation.as_mut().filter(|_| data.ends.is_some()) {
+            creation.length = declared;
+        }
         self.create(&upload).await?;
-        match self.append_body(&upload, bytes, head, body).await {
-            Ok(progress) => {
-                reply.created(&upload);
-                Ok(self.appended(upload, progress, reply).await)
+        reply.created(&upload);
+        let is_known = self.announce(head, reply, &upload);
+        match self.append_body(&upload, bytes, head, body, reply).await {
+            Ok(progress) => Ok(self.appended(upload, progress, reply).await),
+            // The client asks at the URL what is stored. Perhaps it has already appended there: then
+            // this request has come too late, and the upload is no longer its own.
+            Err(error) if is_known => {
+                self.invalidate(&upload, &error).await;
+                Err(error)
             }
             Err(error) => {
                 // The client does not know the URL, so it cannot go on. If the upload cannot be
@@ -162,11 +183,13 @@ impl Engine {
             return Err(Reason::Concatenated.into());
         }
         let End { offset, length } = end;
-        if upload.length.zip(length).is_some_and(|(a, b)| a != b) {
-            return Err(Reason::Conflict.into());
+        if data.ends.is_none() {
+            if upload.length.zip(length).is_some_and(|(a, b)| a != b) {
+                return Err(Reason::Conflict.into());
+            }
+            upload.length = upload.length.or(length);
         }
-        upload.length = upload.length.or(length);
-        self.config.check(upload.length, None)?;
+        self.config.check(upload.length.or(length), None)?;
         if let State::Settled(_) = state {
             let stored = upload.length.unwrap_or_default();
             return if offset == stored && body.is_end_stream() {
@@ -175,16 +198,93 @@ impl Engine {
                 Err(Reason::Offset { stored }.into())
             };
         }
-        let bytes = self.bytes(&upload, offset, &data, head, body)?;
-        let progress = self.append_body(&upload, bytes, head, body).await?;
-        Ok(self.appended(upload, progress, reply).await)
+        let declared = self.declared(&upload, &end, &data, body.size_hint().exact());
+        let declared = match declared {
+            Ok(declared) => declared,
+            Err(error) => {
+                // The offset is checked first. The request that runs ends before.
+                let stored = self.interrupt(&upload).await?.ok_or(Reason::NotFound)?;
+                let stored = stored.prefix();
+                if offset != stored {
+                    return Err(Reason::Offset { stored }.into());
+                }
+                self.invalidate(&upload, &error).await;
+                return Err(error);
+            }
+        };
+        let is_new = data.ends.is_some() && self.length_of(&upload).is_none();
+        if let Some(declared) = declared.filter(|_| is_new) {
+            self.lengths.note(&upload.id, declared);
+        }
+        let bytes = self.bytes(offset, declared, &data, head, body)?;
+        match self.append_body(&upload, bytes, head, body, reply).await {
+            Ok(progress) => Ok(self.appended(upload, progress, reply).await),
+            Err(error) => {
+                if data.ends.is_some() {
+                    self.invalidate(&upload, &error).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The length of the file, as far as its client has declared it: in this request, whose body
+    /// has `len` bytes if that is known, or before. An error if it has declared several, or if the
+    /// body goes beyond it.
+    fn declared(
+        &self,
+        upload: &Upload,
+        end: &End,
+        data: &Data,
+        len: Option<u64>,
+    ) -> Result<Option<u64>, Error> {
+        let Some(ends) = data.ends else {
+            // The store compares them.
+            return Ok(upload.length);
+        };
+        let end_of_body = len.map(|len| end.offset.saturating_add(len));
+        let all = [
+            self.length_of(upload),
+            end.length,
+            end_of_body.filter(|_| ends),
+        ];
+        let mut all = all.into_iter().flatten();
+        let declared = all.next();
+        if declared.is_some_and(|declared| end_of_body > Some(declared)) {
+            return Err(Reason::OutOfBounds.into());
+        }
+        if all.any(|other| Some(other) != declared) {
+            return Err(Reason::InconsistentLength.into());
+        }
+        Ok(declared)
+    }
+
+    /// The length that earlier requests have declared.
+    fn length_of(&self, upload: &Upload) -> Option<u64> {
+        let of_creation = upload.creation.as_ref().and_then(|it| it.length);
+        let known = upload.length.or(of_creation);
+        known.or_else(|| self.lengths.of(&upload.id))
+    }
+
+    /// Removes an upload whose client has sent more bytes than it has declared. A complete one
+    /// stays.
+    async fn invalidate(&self, upload: &Upload, error: &Error) {
+        if *error.reason() != Reason::OutOfBounds {
+            return;
+        }
+        // If it cannot be removed now, it is swept later, and the operator is told.
+        if let Ok(Some(status)) = self.status(upload).await {
+            if let State::Receiving(_) = status.state {
+                let _ = self.remove(upload, None).await;
+            }
+        }
     }
 
     /// Checks what a request declares of the bytes in its body.
     fn bytes<B>(
         &self,
-        upload: &Upload,
         offset: u64,
+        declared: Option<u64>,
         data: &Data,
         head: &Head,
         body: &Paced<B>,
@@ -196,7 +296,13 @@ impl Engine {
         check_coding(head)?;
         let checksum = data.checksum.as_deref().map(Expected::of_checksum);
         let follows = data.checksum_follows.then(Expected::that_follows);
-        let each = [Expected::of_content(head)?, checksum.transpose()?, follows];
+        let content = if data.ends.is_some() {
+            // The digest of the whole file is checked before it is delivered.
+            Expected::of_message(head)?
+        } else {
+            Expected::of_content(head)?
+        };
+        let each = [content, checksum.transpose()?, follows];
         let digest = each.into_iter().flatten().reduce(Expected::and);
         let size = body.size_hint();
         let limits = &self.config.limits;
@@ -206,7 +312,7 @@ impl Engine {
         }
         let end = offset.checked_add(size.lower());
         let end = end.ok_or(Reason::OutOfBounds)?;
-        match upload.length {
+        match declared {
             // The store compares the offset first, and then the length. A new upload has no
             // offset.
             Some(length) if offset == 0 && end > length => return Err(Reason::OutOfBounds.into()),
@@ -218,6 +324,8 @@ impl Engine {
             len: size.exact(),
             max: limit.min(limits.file_size.saturating_sub(offset)),
             digest,
+            declared: declared.filter(|_| data.ends.is_some()),
+            ends: data.ends == Some(true),
         })
     }
 
@@ -228,6 +336,7 @@ impl Engine {
         bytes: Incoming,
         head: &Head,
         body: &mut Paced<B>,
+        reply: &Reply,
     ) -> Result<Progress, Error>
     where
         B: Body + Send + Unpin,
@@ -239,12 +348,15 @@ impl Engine {
             len,
             max,
             digest,
+            declared,
+            ends,
         } = bytes;
         let Config { hooks, limits, .. } = &*self.config;
         let reading = self.count_body(&upload.scope, head, body)?;
         // What arrives is kept, so a long body is no attack.
         body.take_any_time();
         let mut append = Append::at(offset);
+        append.ends_here = ends;
         if digest.is_some() {
             append.keep = Keep::Whole;
         }
@@ -254,7 +366,8 @@ impl Engine {
             Some(reserved) => reserved.grow(limits, has_scopes, bytes),
             None => Ok(()),
         };
-        let counted = upload.length.unwrap_or(offset + len.unwrap_or_default());
+        let counted = upload.length.or(declared);
+        let counted = counted.unwrap_or(offset + len.unwrap_or_default());
         let (begun, mut bytes) = (Instant::now(), 0);
         let appended = match grow(counted) {
             Ok(()) => {
@@ -267,9 +380,14 @@ impl Engine {
                     end: offset,
                     counted,
                     grow: &grow,
+                    declared,
+                    ends,
                 });
                 let mut chunk = ChunkBody::new(growing.as_mut(), len, max);
-                let appended = self.store.append(upload, append, &mut chunk).await;
+                let appended = self.store.append(upload, append, &mut chunk);
+                let appended = self
+                    .with_progress(appended, head, reply, upload, offset)
+                    .await;
                 bytes = chunk.received();
                 appended.map_err(|error| self.store_failed(Some(&upload.id), error))
             }
@@ -322,6 +440,7 @@ impl Engine {
         let Progress { received, complete } = progress;
         if complete {
             upload.length = Some(received);
+            self.lengths.forget(&upload.id);
         }
         if complete && upload.role == Role::Whole {
             return Found::complete(upload);
@@ -371,7 +490,12 @@ impl Engine {
             }
             State::Complete | State::Receiving(_) => Some(status.prefix()),
         };
-        let held = Outcome::Held(self.held(upload, offset));
+        let mut upload = upload.clone();
+        let declared = self.length_of(&upload);
+        if let Some(creation) = &mut upload.creation {
+            creation.length = declared;
+        }
+        let held = Outcome::Held(self.held(&upload, offset));
         Ok(Found::Response(reply.encode(held)))
     }
 
@@ -422,6 +546,10 @@ struct Incoming {
     len: Option<u64>,
     max: u64,
     digest: Option<Expected>,
+    /// The length of the file, if the client says by itself when the upload is complete.
+    declared: Option<u64>,
+    /// Whether the file ends with the body.
+    ends: bool,
 }
 
 fn probed(upload: Upload) -> Found {
@@ -443,6 +571,9 @@ struct Growing<'a, 'b> {
     /// Up to where it is counted.
     counted: u64,
     grow: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
+    /// The declared length of the file, and whether the file ends with these bytes.
+    declared: Option<u64>,
+    ends: bool,
 }
 
 impl Body for Growing<'_, '_> {
@@ -457,6 +588,9 @@ impl Body for Growing<'_, '_> {
         if let Some(Ok(frame)) = &frame {
             let len = frame.data_ref().map_or(0, Bytes::len);
             self.end = self.end.saturating_add(len as u64);
+            if self.declared.is_some_and(|declared| self.end > declared) {
+                return Poll::Ready(Some(Err(Error::from(Reason::OutOfBounds).into())));
+            }
             if self.end > self.counted {
                 let counted = self.end.saturating_add(COUNTED_AHEAD);
                 if let Err(error) = (self.grow)(counted) {
@@ -464,6 +598,10 @@ impl Body for Growing<'_, '_> {
                 }
                 self.counted = counted;
             }
+        }
+        let is_short = self.declared.is_some_and(|declared| self.end < declared);
+        if frame.is_none() && self.ends && is_short {
+            return Poll::Ready(Some(Err(Error::from(Reason::InconsistentLength).into())));
         }
         Poll::Ready(frame)
     }

@@ -6,7 +6,9 @@ mod concat;
 pub(crate) mod deliver;
 mod finals;
 pub(crate) mod head;
+mod lengths;
 mod outcomes;
+mod progress;
 pub(crate) mod quota;
 pub(crate) mod receive;
 mod registry;
@@ -16,7 +18,10 @@ mod write;
 
 use std::sync::Arc;
 
-use self::{active::Active, finals::Finals, outcomes::Outcomes, quota::Quota, registry::Registry};
+use self::{
+    active::Active, finals::Finals, lengths::Lengths, outcomes::Outcomes, quota::Quota,
+    registry::Registry,
+};
 use crate::{
     body::live::Bodies,
     config::Config,
@@ -37,6 +42,7 @@ pub(crate) struct Engine {
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
     finals: Arc<Finals>,
+    lengths: Arc<Lengths>,
 }
 
 impl Engine {
@@ -53,6 +59,7 @@ impl Engine {
             bodies: Arc::default(),
             active: Arc::default(),
             finals: Arc::default(),
+            lengths: Arc::default(),
         }
     }
 

@@ -214,12 +214,9 @@ impl Engine {
         B::Error: Into<BoxError>,
     {
         if let Command::Capabilities = *command {
-            let max_size = self.config.limits.file_size;
             let checksums = CHECKSUMS;
-            return Ok(Found::Response(reply.encode(Outcome::Capabilities {
-                max_size,
-                checksums,
-            })));
+            let capabilities = Outcome::Capabilities { checksums };
+            return Ok(Found::Response(reply.encode(capabilities)));
         }
         // The owner is known before a byte of the body is read.
         let scope = self.config.hooks.scope(head)?;
@@ -332,6 +329,11 @@ impl Engine {
             response,
         } = match delivered {
             Ok(delivered) => delivered,
+            Err(error) if is_probe && error.is_retryable() && reply.tells_undelivered(&upload) => {
+                // The client completes the upload itself.
+                let held = self.held(&upload, upload.length);
+                return reply.encode(Outcome::Held(held)).map(ResponseBody::answer);
+            }
             Err(error) => {
                 self.refused(Some(&upload.id), Some(&upload.scope), &error);
                 let pause = self.outcomes.pause(&upload.id);
@@ -343,6 +345,11 @@ impl Engine {
             let status = Status::new(upload, State::Settled(record));
             let state = reply.encode(Outcome::State(Some(&status)));
             return state.map(ResponseBody::answer);
+        }
+        let is_refused_now = verdict == Verdict::RefusedNow;
+        if is_probe && is_refused_now && reply.tells_undelivered(&upload) {
+            let held = self.held(&upload, upload.length);
+            return reply.encode(Outcome::Held(held)).map(ResponseBody::answer);
         }
         if let Some(response) = response {
             let (mut head, body) = response.into_parts();
@@ -468,6 +475,7 @@ impl Engine {
         if removed.map_err(|error| self.store_failed(Some(&upload.id), error))? {
             self.quota.release(&upload.id);
             self.outcomes.forget(&upload.id);
+            self.lengths.forget(&upload.id);
             self.removed(upload, None, refused);
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! The request that the inner service gets.
 
-use http::{HeaderName, Method, Request, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, Request, header, request::Parts};
 
 use crate::{model::upload::Upload, route::set_uri};
 
@@ -37,8 +37,8 @@ pub(super) fn delivered<B>(
     Request::from_parts(head, body)
 }
 
-/// Gives a request the method and the URI of the one that created the upload, and removes the
-/// headers that say how its bytes came.
+/// Gives a request the method, the URI and the describing headers of the one that created the
+/// upload, and removes the headers that say how its bytes came.
 fn as_created(head: &mut Parts, upload: &Upload) {
     const OTHERS: [HeaderName; 4] = [
         HeaderName::from_static("x-http-method-override"),
@@ -59,6 +59,15 @@ fn as_created(head: &mut Parts, upload: &Upload) {
     let names: Vec<_> = head.headers.keys().cloned().collect();
     for name in names.iter().filter(|name| is_of_transfer(name)) {
         head.headers.remove(name);
+    }
+    for (name, value) in &creation.headers {
+        // They were those of a request.
+        if let (Ok(name), Ok(value)) = (
+            name.parse::<HeaderName>(),
+            HeaderValue::from_bytes(value.as_bytes()),
+        ) {
+            head.headers.append(name, value);
+        }
     }
     // Both were those of a request.
     head.method = Method::from_bytes(creation.method.as_bytes()).unwrap_or(Method::POST);

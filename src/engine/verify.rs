@@ -2,7 +2,7 @@
 
 use std::io;
 
-use http::request::Parts;
+use http::{HeaderName, HeaderValue, request::Parts};
 
 use crate::{
     body::{digest::Expected, sniff::head_len},
@@ -10,6 +10,7 @@ use crate::{
     delivery::Verdict,
     error::{Error, Reason},
     hooks::{Purpose, Refusal},
+    model::upload::Upload,
     store::{Sealed, export::blocking},
 };
 
@@ -89,6 +90,16 @@ async fn content(config: &Config, sealed: &Sealed) -> io::Result<Result<(), Erro
             return Ok(Err(refusal.into()));
         }
     }
+    match representation(&sealed.upload) {
+        Ok(None) => {}
+        Ok(Some(expected)) => {
+            if !digest(expected, sealed).await? {
+                let name = "repr-digest".to_owned();
+                return Ok(Err(Reason::FileDigestMismatch { name }.into()));
+            }
+        }
+        Err(error) => return Ok(Err(error)),
+    }
     let Some((name, algorithm)) = &config.digests.file else {
         return Ok(Ok(()));
     };
@@ -106,6 +117,16 @@ async fn content(config: &Config, sealed: &Sealed) -> io::Result<Result<(), Erro
     } else {
         Err(mismatch().into())
     })
+}
+
+/// The digests that the creating request has declared of the whole file.
+fn representation(upload: &Upload) -> Result<Option<Expected>, Error> {
+    let headers = upload.creation.iter().flat_map(|it| &it.headers);
+    let headers = headers.filter_map(|(name, value)| {
+        let name = name.parse::<HeaderName>().ok()?;
+        Some((name, HeaderValue::from_bytes(value.as_bytes()).ok()?))
+    });
+    Expected::of_representation(&headers.collect())
 }
 
 /// Whether the file has this digest. It is read, unless the store knows the digest.

@@ -207,6 +207,15 @@ pub struct Creation {
     /// The tokens of the uploads that this one is made of, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<String>,
+    /// The length of the file in bytes, if the client has declared it and says by itself when the
+    /// upload is complete, as clients of the IETF draft do. Then the [length](Upload::length) of
+    /// the upload is not known before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// The headers that describe the file, of a client of the IETF draft: the inner service gets
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<(String, String)>,
 }
 
 impl Upload {

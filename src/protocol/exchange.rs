@@ -58,9 +58,24 @@ pub(crate) trait Encode: Send + Sync {
         false
     }
 
+    /// Whether the answer to a question about such an upload can be that all bytes are stored,
+    /// although its delivery has failed. Otherwise the client must not see its offset.
+    fn tells_undelivered(&self, upload: &Upload) -> bool {
+        let _ = upload;
+        false
+    }
+
     /// Notes the upload that the request creates, so that all answers can name it.
     fn created(&mut self, upload: &Upload) {
         let _ = upload;
+    }
+
+    /// The response that comes before the one to the request, if the client understands it. Without
+    /// an offset it names the upload that was [created](Self::created). With one it tells how many
+    /// bytes are stored.
+    fn interim(&self, held: Held<'_>) -> Option<Response<()>> {
+        let _ = held;
+        None
     }
 }
 
@@ -307,8 +322,6 @@ pub(crate) enum Outcome<'a> {
     Answer(&'a Record),
     /// What the layer can do.
     Capabilities {
-        /// The most bytes of a file.
-        max_size: u64,
         /// The algorithms of checksums, as a list.
         checksums: &'static str,
     },

@@ -6,6 +6,9 @@
 pub(crate) mod chunked;
 mod cors;
 mod exchange;
+mod ietf;
+mod metadata;
+mod offer;
 mod offsets;
 mod plain;
 mod problem;
@@ -23,6 +26,7 @@ pub(crate) use self::exchange::{
 pub(crate) use self::offsets::{Data, Held, New, Token, UrlCommand, named};
 use self::{
     chunked::{Chunked, Dialect},
+    ietf::Ietf,
     offsets::Urls,
     plain::Plain,
     tus::Tus,
@@ -33,8 +37,8 @@ use self::{
 ///
 /// By default a layer has the dialects [Resumable.js](Dialect::resumable_js),
 /// [flow.js](Dialect::flow_js), [Dropzone](Dialect::dropzone) and
-/// [Fine Uploader](Dialect::fine_uploader), [plain uploads](Self::plain), and
-/// [tus 1.0](Self::tus).
+/// [Fine Uploader](Dialect::fine_uploader), [plain uploads](Self::plain), [tus 1.0](Self::tus) and
+/// the [IETF draft](Self::ietf_draft).
 ///
 /// ```
 /// use tower_resumable::{Dialect, MemoryStore, Protocol, ResumableLayer};
@@ -56,6 +60,7 @@ enum Kind {
     Dialect(Box<Dialect>),
     Plain,
     Tus,
+    IetfDraft,
 }
 
 impl Protocol {
@@ -150,6 +155,62 @@ impl Protocol {
     pub fn tus() -> Self {
         Self(Kind::Tus)
     }
+
+    /// The [IETF draft] "Resumable Uploads for HTTP", which URLSession of Apple's systems speaks.
+    /// Any request with content becomes resumable: its client says with `Upload-Complete: ?1` that
+    /// it could continue, and the layer tells it a URL before the content has arrived. After a cut
+    /// the client asks there with `HEAD` how many bytes are stored, and sends the rest with
+    /// `PATCH`.
+    ///
+    /// On by default. It needs a store that can append: see
+    /// [`Capabilities`](crate::store::Capabilities). With another store such a request is an
+    /// ordinary one.
+    ///
+    /// The interop versions 3 to 8 are understood. A request without a known one, as those of the
+    /// finished RFC will be, is read as one of the newest text, and gets no interim response.
+    ///
+    /// The URLs are those of [tus](Self::tus), and so are the routes: `.route("/upload",
+    /// any(handler))`, or the layer around the whole router. Forms, and chunks of
+    /// [chunk clients](Dialect), stay what they are if a client adds headers of the draft.
+    ///
+    /// # Interim responses
+    ///
+    /// The URL comes in a response with the status 104, which comes before the one to the request.
+    /// The server has to send it: it puts an [`Interim`](crate::Interim) into the extensions of the
+    /// request. Without one, URLSession and `curl` cannot resume, because they do not know the URL;
+    /// clients that first create an empty upload can, such as tus-js-client.
+    ///
+    /// # Delivery
+    ///
+    /// An upload is complete when a request says so, and has arrived. That all bytes of its
+    /// `Upload-Length` are stored is not enough. Then the inner service gets one request with the
+    /// method, the URI and the headers `Content-Type`, `Content-Disposition`, `Content-Language`
+    /// and `Repr-Digest` of the request that created the upload, and the other headers and the
+    /// extensions of the one that completed it, without those of the protocol. So the user of
+    /// today is asked, and the file has its own media type. The client gets the answer of the inner
+    /// service as it is, with `Upload-Complete: ?1` and `Upload-Offset`. All answers of the layer
+    /// have `Upload-Complete: ?0`.
+    ///
+    /// `HEAD` of a complete upload that is not delivered delivers it. If that fails, the answer
+    /// says that all bytes are stored and `Upload-Complete: ?0`, and the client completes it with
+    /// an empty `PATCH`. tus-js-client would take the upload for delivered, so it gets 423, and
+    /// asks again.
+    ///
+    /// # What is checked
+    ///
+    /// `Content-Digest` of each request, whose bytes are then stored as a whole or not at all, and
+    /// `Repr-Digest` of the creating request, for the whole file before it is delivered. The
+    /// lengths that a client declares have to agree. An upload that gets more bytes than it has
+    /// declared is removed. A length that is not declared at the creation, but in a later request
+    /// that does not complete the upload, is forgotten when the process ends.
+    ///
+    /// The file name is that of `Content-Disposition`, its media type that of `Content-Type`,
+    /// unless that is `application/partial-upload`. `Upload-Metadata` is read as in tus.
+    ///
+    /// [IETF draft]: https://datatracker.ietf.org/doc/draft-ietf-httpbis-resumable-upload/
+    pub fn ietf_draft() -> Self {
+        Self(Kind::IetfDraft)
+    }
 }
 
 impl From<Dialect> for Protocol {
@@ -171,7 +232,10 @@ impl Default for Protocols {
         Self {
             chunked: Arc::default(),
             tus: true,
-            urls: Arc::default(),
+            urls: Arc::new(Urls {
+                ietf: true,
+                ..Urls::default()
+            }),
         }
     }
 }
@@ -184,6 +248,7 @@ impl Protocols {
             Kind::Dialect(dialect) => chunked.add(*dialect),
             Kind::Plain => chunked.accept_plain = true,
             Kind::Tus => self.tus = true,
+            Kind::IetfDraft => self.urls_mut().ietf = true,
         }
     }
 
@@ -191,6 +256,7 @@ impl Protocols {
     pub(crate) fn only(&mut self, protocols: impl IntoIterator<Item = Protocol>) {
         self.chunked_mut().clear();
         self.tus = false;
+        self.urls_mut().ietf = false;
         protocols
             .into_iter()
             .for_each(|protocol| self.add(protocol));
@@ -208,7 +274,8 @@ impl Protocols {
 
     /// The path at which an upload was created, from a path with its token.
     pub(crate) fn creation_path<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let split = self.urls.split(path).filter(|_| self.tus);
+        let has_urls = self.tus || self.urls.ietf;
+        let split = self.urls.split(path).filter(|_| has_urls);
         split.map(|(path, _)| path)
     }
 
@@ -224,8 +291,14 @@ impl Protocols {
         // What a chunk client asks for with its fields is for the inner service.
         let may_be_tus = head.method != Method::OPTIONS || !self.chunked.is_in_query(head);
         let tus = (self.tus && may_be_tus).then_some(&tus as &dyn Decode);
+        let ietf = Ietf {
+            urls: &self.urls,
+            chunked: &self.chunked,
+            has_options: !self.tus && may_be_tus,
+        };
+        let ietf = self.urls.ietf.then_some(&ietf as &dyn Decode);
         let others: [&dyn Decode; 2] = [&self.chunked, &Plain(&self.chunked)];
-        let mut protocols = tus.into_iter().chain(others);
+        let mut protocols = ietf.into_iter().chain(tus).chain(others);
         protocols.find_map(|protocol| protocol.decode(head, body_is_empty))
     }
 }

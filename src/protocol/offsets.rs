@@ -3,13 +3,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
 
 use crate::{
     error::{Error, Reason},
-    limits::{PATH_BYTES, QUERY_BYTES},
+    limits::{Limits, PARTS_OF_UPLOAD, PATH_BYTES, QUERY_BYTES},
     model::{
-        hex,
+        hex::{self, Hex},
+        state::Record,
         upload::{Creation, Role, Scope, Upload, UploadId},
     },
 };
@@ -21,6 +23,24 @@ pub(super) const UPLOAD_CHECKSUM: HeaderName = HeaderName::from_static("upload-c
 pub(super) const UPLOAD_CONCAT: HeaderName = HeaderName::from_static("upload-concat");
 pub(super) const UPLOAD_EXPIRES: HeaderName = HeaderName::from_static("upload-expires");
 pub(super) const UPLOAD_DEFER_LENGTH: HeaderName = HeaderName::from_static("upload-defer-length");
+pub(super) const TUS_RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");
+pub(super) const UPLOAD_LIMIT: HeaderName = HeaderName::from_static("upload-limit");
+const METHOD_OVERRIDE: HeaderName = HeaderName::from_static("x-http-method-override");
+
+/// The headers that describe the body of an answer.
+pub(super) const CONTENT: [HeaderName; 8] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_RANGE,
+    header::ETAG,
+    header::TRANSFER_ENCODING,
+];
+
+/// The largest integer of a structured field (RFC 8941 §3.3.1).
+pub(super) const MAX_INTEGER: u64 = 999_999_999_999_999;
 
 /// The query parameter with the token.
 const PARAMETER: &str = "upload";
@@ -38,6 +58,10 @@ pub(crate) struct Urls {
     pub(crate) appends: bool,
     /// Whether the store can concatenate.
     pub(crate) concats: bool,
+    /// Whether the IETF draft is spoken.
+    pub(crate) ietf: bool,
+    /// What clients are told of the limits of the layer.
+    pub(crate) limits: Limits,
 }
 
 impl Urls {
@@ -106,7 +130,16 @@ fn is_token(text: &str) -> bool {
     hex::decode_exact::<16>(text).is_some()
 }
 
-/// The token in the URL of an upload: 128 random bits in hexadecimal.
+/// A token with a mark of the protocol that makes it: for requests that do not say which one they
+/// speak. `HEAD` and `DELETE` requests of both need no header.
+fn marked(token: &str, is_of_draft: bool) -> String {
+    let (first, rest) = token.split_at_checked(1).unwrap_or_default();
+    let digit = u8::from_str_radix(first, 16).unwrap_or_default() & 7;
+    let digit = digit | u8::from(is_of_draft) << 3;
+    format!("{digit:x}{rest}")
+}
+
+/// The token in the URL of an upload: 127 random bits and a mark, in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) text: String,
@@ -115,6 +148,11 @@ pub(crate) struct Token {
 }
 
 impl Token {
+    /// Whether the IETF draft has made the upload, and not tus.
+    pub(super) fn is_of_draft(&self) -> bool {
+        self.text.bytes().next() >= Some(b'8')
+    }
+
     /// The path of the request that created the upload, from the path of a request for the upload.
     fn created_at<'a>(&self, path: &'a str) -> &'a str {
         let base = path.strip_suffix(&*self.text);
@@ -168,11 +206,16 @@ pub(crate) struct Data {
     pub(crate) checksum: Option<String>,
     /// Whether `Upload-Checksum` follows the body.
     pub(crate) checksum_follows: bool,
+    /// Whether the file ends with the body, if the client says so. `None` if the file ends at its
+    /// length, as in tus.
+    pub(crate) ends: Option<bool>,
 }
 
 /// A new upload, as the request that creates it describes it.
 #[derive(Debug, Default)]
 pub(crate) struct New {
+    /// Whether the client speaks the IETF draft.
+    pub(crate) is_of_draft: bool,
     pub(crate) length: Option<u64>,
     pub(crate) role: Role,
     pub(crate) file_name: Option<String>,
@@ -183,12 +226,13 @@ pub(crate) struct New {
 }
 
 impl New {
-    /// The upload with this token, at the path of the request as its client has sent it.
+    /// The upload with this token, which gets a mark, at the path of the request as its client has
+    /// sent it.
     pub(crate) fn upload(self, token: &str, scope: Scope, path: &str) -> Result<Upload, Error> {
         if path.len() > PATH_BYTES {
             return Err(invalid("path", "is too long"));
         }
-        let mut upload = named(token, scope, path);
+        let mut upload = named(&marked(token, self.is_of_draft), scope, path);
         upload.length = self.length;
         upload.role = self.role;
         upload.file_name = self.file_name;
@@ -211,6 +255,80 @@ pub(super) fn creation_uri(head: &Parts) -> Result<String, Error> {
     }
     let uri = head.uri.path_and_query().map(|uri| uri.as_str());
     Ok(uri.unwrap_or("/").to_owned())
+}
+
+/// The method that the client means.
+pub(super) fn meant_method(head: &Parts) -> Method {
+    let method = match head.headers.get(&METHOD_OVERRIDE) {
+        Some(method) if head.method == Method::POST => Method::from_bytes(method.as_bytes()),
+        _ => Ok(head.method.clone()),
+    };
+    method.unwrap_or_default()
+}
+
+/// The role of an upload with this `Upload-Concat`, which is not that of a final one.
+pub(super) fn role(urls: &Urls, concat: Option<&str>) -> Result<Role, Error> {
+    match concat {
+        None => Ok(Role::Whole),
+        Some("partial") if urls.concats => Ok(Role::Part),
+        Some("partial") => Err(Reason::Unsupported.into()),
+        Some(_) => Err(invalid(UPLOAD_CONCAT, "is neither `partial` nor `final`")),
+    }
+}
+
+/// Describes an upload that is made of those with these URLs.
+pub(super) fn concat(urls: &Urls, mut new: New, list: &str) -> Result<UrlCommand, Error> {
+    if !urls.concats {
+        return Err(Reason::Unsupported.into());
+    }
+    let list = list.split(' ').filter(|url| !url.is_empty());
+    let tokens = list.map(|url| {
+        let token = urls.token_in(url);
+        token.ok_or_else(|| invalid(UPLOAD_CONCAT, "has a URL that is not one of an upload"))
+    });
+    let parts = tokens.collect::<Result<Vec<_>, _>>()?;
+    if parts.is_empty() || parts.len() > PARTS_OF_UPLOAD {
+        return Err(invalid(UPLOAD_CONCAT, "has no part, or too many"));
+    }
+    // A request that is sent again names the same upload. Only the owner knows the tokens.
+    let metadata = new.creation.metadata.as_deref();
+    let all = parts.iter().map(String::as_str);
+    let all = ["final"].into_iter().chain(all).chain(metadata);
+    let hash = UploadId::new(&Scope::default(), all);
+    let token = Hex(&hash.as_bytes()[..16]).to_string();
+    new.creation.parts = parts;
+    Ok(UrlCommand::Concat { new, token })
+}
+
+/// The limits of a layer, as the IETF draft tells them.
+pub(super) fn upload_limit(limits: &Limits) -> String {
+    let members = [
+        ("max-size", limits.file_size),
+        ("max-append-size", limits.append_size),
+    ];
+    let members = members.into_iter().filter(|(_, size)| *size <= MAX_INTEGER);
+    let members: Vec<_> = members.map(|(key, size)| format!("{key}={size}")).collect();
+    if members.is_empty() {
+        // The header must not be empty.
+        "min-size=0".to_owned()
+    } else {
+        members.join(", ")
+    }
+}
+
+/// The recorded answer of the inner service.
+pub(super) fn repeated(record: &Record) -> Response<Bytes> {
+    let mut response = Response::new(record.body.clone().unwrap_or_default());
+    *response.status_mut() = record.status;
+    let headers = response.headers_mut();
+    headers.clone_from(&record.headers);
+    if record.body.is_none() {
+        // It was too long to be recorded.
+        for name in CONTENT {
+            headers.remove(name);
+        }
+    }
+    response
 }
 
 /// How many bytes of an upload are stored.

@@ -5,11 +5,6 @@
 
 use std::sync::Arc;
 
-use base64::{
-    Engine as _,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
@@ -18,30 +13,28 @@ use http::{
 
 use super::{
     Command, Decode, Encode, Exchange, Outcome,
+    metadata::described,
     offsets::{
-        Data, Held, New, UPLOAD_CHECKSUM, UPLOAD_CONCAT, UPLOAD_DEFER_LENGTH, UPLOAD_EXPIRES,
-        UPLOAD_LENGTH, UPLOAD_METADATA, UPLOAD_OFFSET, UrlCommand, Urls, creation_uri, http_date,
-        invalid, missing, number, single,
+        CONTENT, Data, Held, New, TUS_RESUMABLE, UPLOAD_CHECKSUM, UPLOAD_CONCAT,
+        UPLOAD_DEFER_LENGTH, UPLOAD_EXPIRES, UPLOAD_LENGTH, UPLOAD_LIMIT, UPLOAD_METADATA,
+        UPLOAD_OFFSET, UrlCommand, Urls, concat, creation_uri, http_date, invalid, meant_method,
+        missing, number, repeated, role, single, upload_limit,
     },
     problem::{NO_STORE, ORIGINAL_STATUS, empty, problem},
 };
 use crate::{
     error::{Error, ErrorKind, Reason},
-    limits::{METADATA_BYTES, METADATA_KEYS, NAME_BYTES, PARTS_OF_UPLOAD, PATH_BYTES, TYPE_BYTES},
     mime::is_media_type,
     model::{
-        hex::Hex,
         state::Record,
-        upload::{Creation, Role, Scope, Upload, UploadId},
+        upload::{Creation, Role, Upload},
     },
 };
 
-const TUS_RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");
 const TUS_VERSION: HeaderName = HeaderName::from_static("tus-version");
 const TUS_EXTENSION: HeaderName = HeaderName::from_static("tus-extension");
 const TUS_MAX_SIZE: HeaderName = HeaderName::from_static("tus-max-size");
 const TUS_CHECKSUM_ALGORITHM: HeaderName = HeaderName::from_static("tus-checksum-algorithm");
-const METHOD_OVERRIDE: HeaderName = HeaderName::from_static("x-http-method-override");
 
 const VERSION: HeaderValue = HeaderValue::from_static("1.0.0");
 
@@ -71,12 +64,7 @@ impl Decode for Tus<'_> {
         if version.is_none() && token.is_none() || is_get && token.is_none() {
             return None;
         }
-        let method = match headers.get(&METHOD_OVERRIDE) {
-            Some(method) if head.method == Method::POST => Method::from_bytes(method.as_bytes()),
-            _ => Ok(head.method.clone()),
-        };
-        let method = method.unwrap_or_default();
-        let asked = match (&method, &token) {
+        let asked = match (&meant_method(head), &token) {
             (&Method::GET, _) => Asked::Recall,
             (&Method::HEAD, _) => Asked::Look,
             (&Method::PATCH, _) => Asked::Append,
@@ -136,19 +124,14 @@ impl Tus<'_> {
         };
         new.creation.method = Method::POST.to_string();
         new.creation.uri = creation_uri(head)?;
-        let concat = single(headers, &UPLOAD_CONCAT)?;
-        if let Some(urls) = concat.and_then(|concat| concat.strip_prefix("final;")) {
+        let role_of = single(headers, &UPLOAD_CONCAT)?;
+        if let Some(urls) = role_of.and_then(|role| role.strip_prefix("final;")) {
             if length.is_some() || is_deferred {
                 return Err(invalid(UPLOAD_LENGTH, "is that of the parts"));
             }
-            return self.concat(new, urls);
+            return concat(self.0, new, urls);
         }
-        match concat {
-            None => {}
-            Some("partial") if self.0.concats => new.role = Role::Part,
-            Some("partial") => return Err(Reason::Unsupported.into()),
-            Some(_) => return Err(invalid(UPLOAD_CONCAT, "is neither `partial` nor `final`")),
-        }
+        new.role = role(self.0, role_of)?;
         if length.is_some() && is_deferred {
             return Err(invalid(UPLOAD_DEFER_LENGTH, "contradicts `upload-length`"));
         }
@@ -158,29 +141,6 @@ impl Tus<'_> {
         let has_data = is_appended(headers) && !body_is_empty;
         let data = if has_data { Some(data(headers)?) } else { None };
         Ok(UrlCommand::Create { new, data })
-    }
-
-    fn concat(&self, mut new: New, urls: &str) -> Result<UrlCommand, Error> {
-        if !self.0.concats {
-            return Err(Reason::Unsupported.into());
-        }
-        let urls = urls.split(' ').filter(|url| !url.is_empty());
-        let tokens = urls.map(|url| {
-            let token = self.0.token_in(url);
-            token.ok_or_else(|| invalid(UPLOAD_CONCAT, "has a URL that is not one of an upload"))
-        });
-        let parts = tokens.collect::<Result<Vec<_>, _>>()?;
-        if parts.is_empty() || parts.len() > PARTS_OF_UPLOAD {
-            return Err(invalid(UPLOAD_CONCAT, "has no part, or too many"));
-        }
-        // A request that is sent again names the same upload. Only the owner knows the tokens.
-        let metadata = new.creation.metadata.as_deref();
-        let all = parts.iter().map(String::as_str);
-        let all = ["final"].into_iter().chain(all).chain(metadata);
-        let hash = UploadId::new(&Scope::default(), all);
-        let token = Hex(&hash.as_bytes()[..16]).to_string();
-        new.creation.parts = parts;
-        Ok(UrlCommand::Concat { new, token })
     }
 }
 
@@ -207,106 +167,8 @@ fn data(headers: &HeaderMap) -> Result<Data, Error> {
     Ok(Data {
         checksum: single(headers, &UPLOAD_CHECKSUM)?.map(str::to_owned),
         checksum_follows: trailers.any(|names| names.split(',').any(is_checksum)),
+        ends: None,
     })
-}
-
-/// Describes the new upload with its metadata.
-fn described(headers: &HeaderMap) -> Result<New, Error> {
-    let mut new = New::default();
-    let Some(metadata) = metadata(headers)? else {
-        return Ok(new);
-    };
-    let (mut name, mut media_type) = (None, None);
-    for (key, value) in Metadata::parse(&metadata)?.pairs {
-        let Ok(text) = String::from_utf8(value) else {
-            // The application has the whole header.
-            continue;
-        };
-        match key.as_str() {
-            "filename" => new.file_name = Some(text),
-            "filetype" => new.content_type = Some(text),
-            // Uppy sends both names for each.
-            "name" => name = Some(text),
-            "type" => media_type = Some(text),
-            // Uppy sends `null` for a file outside of folders.
-            "relativePath" => {
-                let is_path = !text.is_empty() && text != "null";
-                new.relative_path = is_path.then_some(text);
-            }
-            _ => new.fields.push((key, text)),
-        }
-    }
-    new.file_name = new.file_name.or(name);
-    new.content_type = new.content_type.or(media_type);
-    for (text, most) in [
-        (&new.file_name, NAME_BYTES),
-        (&new.relative_path, PATH_BYTES),
-        (&new.content_type, TYPE_BYTES),
-    ] {
-        if text.as_ref().is_some_and(|text| text.len() > most) {
-            return Err(invalid(UPLOAD_METADATA, "has a value that is too long"));
-        }
-    }
-    new.creation.metadata = Some(metadata);
-    Ok(new)
-}
-
-/// The whole value of `Upload-Metadata`. Several headers are one list.
-fn metadata(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let mut all: Option<String> = None;
-    for value in headers.get_all(&UPLOAD_METADATA) {
-        let value = value
-            .to_str()
-            .map_err(|_| invalid(UPLOAD_METADATA, "is not text"))?;
-        let all = match &mut all {
-            Some(all) => {
-                all.push(',');
-                all
-            }
-            all => all.get_or_insert_default(),
-        };
-        if all.len() + value.len() > METADATA_BYTES {
-            return Err(invalid(UPLOAD_METADATA, "is too long"));
-        }
-        all.push_str(value);
-    }
-    Ok(all)
-}
-
-/// The pairs of `Upload-Metadata`.
-struct Metadata {
-    pairs: Vec<(String, Vec<u8>)>,
-}
-
-impl Metadata {
-    fn parse(text: &str) -> Result<Self, Error> {
-        const LENIENT: GeneralPurpose = GeneralPurpose::new(
-            &STANDARD,
-            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-        );
-        let mut pairs: Vec<(String, Vec<u8>)> = Vec::new();
-        if text.trim().is_empty() {
-            return Ok(Self { pairs });
-        }
-        for pair in text.split(',') {
-            let pair = pair.trim();
-            let (key, value) = pair.split_once(' ').unwrap_or((pair, ""));
-            let value = value.trim();
-            if key.is_empty() || value.contains(' ') {
-                return Err(invalid(UPLOAD_METADATA, "is not a list of keys and values"));
-            }
-            if pairs.len() == METADATA_KEYS {
-                return Err(invalid(UPLOAD_METADATA, "has too many keys"));
-            }
-            if pairs.iter().any(|(known, _)| known == key) {
-                return Err(invalid(UPLOAD_METADATA, "has a key twice"));
-            }
-            let value = LENIENT.decode(value);
-            let value = value.map_err(|_| invalid(UPLOAD_METADATA, "has a value not in base64"))?;
-            pairs.push((key.to_owned(), value));
-        }
-        Ok(Self { pairs })
-    }
 }
 
 /// What a client asks for.
@@ -333,10 +195,7 @@ struct TusReply {
 impl Encode for TusReply {
     fn encode(&self, outcome: Outcome<'_>) -> Response<Bytes> {
         let mut response = match outcome {
-            Outcome::Capabilities {
-                max_size,
-                checksums,
-            } => self.capabilities(max_size, checksums),
+            Outcome::Capabilities { checksums } => self.capabilities(checksums),
             Outcome::Held(held) => self.held(held),
             Outcome::State(Some(status)) => self.held(Held {
                 upload: &status.upload,
@@ -381,7 +240,7 @@ impl Encode for TusReply {
 }
 
 impl TusReply {
-    fn capabilities(&self, max_size: u64, checksums: &'static str) -> Response<Bytes> {
+    fn capabilities(&self, checksums: &'static str) -> Response<Bytes> {
         let concat = if self.urls.concats { CONCATENATION } else { "" };
         let mut response = empty(StatusCode::NO_CONTENT);
         let headers = response.headers_mut();
@@ -392,8 +251,15 @@ impl TusReply {
         }
         let checksums = HeaderValue::from_static(checksums);
         headers.insert(TUS_CHECKSUM_ALGORITHM, checksums);
+        let max_size = self.urls.limits.file_size;
         if max_size < u64::MAX {
             headers.insert(TUS_MAX_SIZE, max_size.into());
+        }
+        if self.urls.ietf {
+            // It consists of words and digits.
+            if let Ok(limit) = HeaderValue::try_from(upload_limit(&self.urls.limits)) {
+                headers.insert(UPLOAD_LIMIT, limit);
+            }
         }
         response
     }
@@ -465,10 +331,7 @@ impl TusReply {
     }
 
     fn recorded(&self, record: &Record) -> Response<Bytes> {
-        let (mut head, ()) = Response::new(()).into_parts();
-        head.status = record.status;
-        head.headers.clone_from(&record.headers);
-        let mut body = record.body.clone().unwrap_or_default();
+        let (mut head, mut body) = repeated(record).into_parts();
         if self.asked == Asked::Recall {
             head.headers
                 .entry(header::CACHE_CONTROL)
@@ -480,12 +343,6 @@ impl TusReply {
             }
         } else {
             self.refused(&mut head.status, &mut head.headers);
-        }
-        if record.body.is_none() {
-            // It was too long to be recorded.
-            for name in CONTENT {
-                head.headers.remove(name);
-            }
         }
         Response::from_parts(head, body)
     }
@@ -535,18 +392,6 @@ impl TusReply {
         }
     }
 }
-
-/// The headers that describe the body of an answer.
-const CONTENT: [HeaderName; 8] = [
-    header::CONTENT_TYPE,
-    header::CONTENT_LENGTH,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LANGUAGE,
-    header::CONTENT_DISPOSITION,
-    header::CONTENT_RANGE,
-    header::ETAG,
-    header::TRANSFER_ENCODING,
-];
 
 /// The status of an application for a client that has to stop. It would go on after 409, 423 and
 /// 5xx, and begin anew after 404.
@@ -890,7 +735,7 @@ mod tests {
             }
             let urls = urls();
             let new = described(&headers).unwrap();
-            match Tus(&urls).concat(new, parts).unwrap() {
+            match concat(&urls, new, parts).unwrap() {
                 UrlCommand::Concat { token, .. } => token,
                 _ => panic!("not a concatenation"),
             }

@@ -26,6 +26,8 @@ mod gone;
 mod heads;
 mod hyper;
 mod identity;
+mod ietf;
+mod interim;
 mod limits;
 #[cfg(target_os = "linux")]
 mod locks;

@@ -9,7 +9,10 @@ use super::{
 use crate::{
     error::{Error, Reason},
     limits::{QUERY_BYTES, QUERY_FIELDS},
-    protocol::FilePart,
+    protocol::{
+        FilePart,
+        offer::{is_offer, says_whole},
+    },
 };
 
 /// The fields of a request, in the order in which they came.
@@ -232,10 +235,11 @@ pub(super) fn invalid(field: &Field, problem: &'static str) -> Error {
 /// Whether the headers allow that a request of no dialect carries a whole file.
 pub(crate) fn allows_whole(headers: &HeaderMap) -> bool {
     let mut names = headers.keys().map(|name| name.as_str());
+    // Clients such as URLSession add the headers of the IETF draft to all requests.
+    let is_whole = says_whole(headers);
     // tus, FilePond and the IETF draft have headers `Upload-…`.
-    !names.any(|name| {
-        is_of_chunks(name) || name.starts_with("upload-") || name == header::CONTENT_RANGE
-    })
+    let is_of_uploads = |name: &str| name.starts_with("upload-") && !(is_whole && is_offer(name));
+    !names.any(|name| is_of_chunks(name) || is_of_uploads(name) || name == header::CONTENT_RANGE)
 }
 
 /// Whether fields without a position can be those of a whole file.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, request::Parts};
+use http::{HeaderMap, HeaderName, header, request::Parts};
 
 use super::{
     answer::{Answers, Asked},
@@ -239,6 +239,19 @@ impl Chunked {
 
     pub(super) fn owns(&self, name: &str) -> bool {
         self.dialects.iter().any(|dialect| dialect.owns(name))
+    }
+
+    /// Whether the request has a header of a chunk client that the IETF draft does not use.
+    pub(in crate::protocol) fn has_own_headers(&self, head: &Parts) -> bool {
+        const SHARED: [HeaderName; 3] = [
+            header::CONTENT_DISPOSITION,
+            HeaderName::from_static("upload-length"),
+            HeaderName::from_static("upload-offset"),
+        ];
+        let mut own = head.headers.clone();
+        SHARED.iter().for_each(|name| drop(own.remove(name)));
+        let mut fields = self.dialects.iter().flat_map(|dialect| dialect.names.all());
+        fields.any(|field| headers::has(&own, field))
     }
 
     pub(super) fn has_headers(&self, head: &Parts) -> bool {

@@ -26,7 +26,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, FileStore, ResumableLayer};
+use tower_resumable::{CompletedUpload, FileStore, InterimIo, ResumableLayer};
+
+pub mod draft;
 
 #[allow(unused_imports, reason = "the binary `hostile` uses a part of it")]
 pub use self::{
@@ -52,6 +54,43 @@ where
             let service = TowerToHyperService::new(service.clone());
             tokio::spawn(async move {
                 let server = auto::Builder::new(TokioExecutor::new());
+                let _ = server.serve_connection(TokioIo::new(io), service).await;
+            });
+        }
+    });
+    addr
+}
+
+/// The same for a service whose layer sends interim responses over HTTP/1.
+pub async fn serve_with_interims<S, R>(service: S) -> SocketAddr
+where
+    S: Service<Request<Incoming>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    R: http_body::Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (io, _) = listener.accept().await.unwrap();
+            let io = InterimIo::new(io);
+            let (interims, service) = (io.interims(), service.clone());
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                let guard = interims.enter(&mut request);
+                let mut service = service.clone();
+                async move {
+                    std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
+                    let response = service.call(request).await;
+                    drop(guard);
+                    response
+                }
+            });
+            tokio::spawn(async move {
+                let server = auto::Builder::new(TokioExecutor::new());
+                let service = TowerToHyperService::new(service);
                 let _ = server.serve_connection(TokioIo::new(io), service).await;
             });
         }

@@ -316,7 +316,7 @@ async fn recorded_clients_get_the_answers_that_they_need() {
 }
 
 /// The requests, in the order in which they were sent.
-fn requests(capture: &str) -> Vec<Vec<u8>> {
+pub(crate) fn requests(capture: &str) -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = root.join("tests/captures-tus").join(capture);
     let entries = std::fs::read_dir(dir).unwrap();
@@ -330,7 +330,7 @@ fn requests(capture: &str) -> Vec<Vec<u8>> {
 
 /// The URLs of the recording, and those of this server.
 #[derive(Default)]
-struct Replay {
+pub(crate) struct Replay {
     /// Created, and not named by the client yet.
     created: Vec<String>,
     known: HashMap<String, String>,
@@ -338,7 +338,7 @@ struct Replay {
 
 impl Replay {
     /// Sends a request and returns the status of the answer. 0 if the request was cut.
-    async fn send(&mut self, server: &Server, request: &[u8], is_fault: bool) -> u16 {
+    pub(crate) async fn send(&mut self, server: &Server, request: &[u8], is_fault: bool) -> u16 {
         let head = request.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
         let (head, body) = request.split_at(head);
         let head = self.with_urls(std::str::from_utf8(head).unwrap());
@@ -365,9 +365,10 @@ impl Replay {
         }
         read.unwrap();
         let answer = String::from_utf8(answer).unwrap();
-        let answer = answer
-            .strip_prefix("HTTP/1.1 100 Continue\r\n\r\n")
-            .unwrap_or(&answer);
+        let mut answer = &answer[..];
+        while answer.starts_with("HTTP/1.1 1") {
+            answer = answer.split_once("\r\n\r\n").unwrap().1;
+        }
         let lower = answer.to_ascii_lowercase();
         let location = lower.split("\r\nlocation: ").nth(1);
         self.created

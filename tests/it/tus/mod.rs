@@ -1,7 +1,7 @@
 //! Uploads of tus 1.0 clients.
 
 mod answers;
-mod captures;
+pub(crate) mod captures;
 mod concat;
 mod extensions;
 mod hostile;
@@ -29,45 +29,45 @@ use crate::common::{self, Answer, Client};
 const PERMITS: usize = 1000;
 
 const BYTES: &str = "application/offset+octet-stream";
-const LETTERS: &str = "abcdefghijklmnopqrstuvwxy";
+pub(crate) const LETTERS: &str = "abcdefghijklmnopqrstuvwxy";
 
 /// A complete upload as the inner service received it.
 #[derive(Clone, Debug)]
-struct Delivery {
-    upload: CompletedUpload,
-    content: String,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+pub(crate) struct Delivery {
+    pub(crate) upload: CompletedUpload,
+    pub(crate) content: String,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
 }
 
 /// A server whose inner service records its deliveries.
-struct Server {
-    addr: SocketAddr,
-    deliveries: Arc<Mutex<Vec<Delivery>>>,
-    uploads: Uploads,
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) deliveries: Arc<Mutex<Vec<Delivery>>>,
+    pub(crate) uploads: Uploads,
     /// The inner service takes a permit for each answer.
     permits: Arc<Semaphore>,
 }
 
 impl Server {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|layer| layer).await
     }
 
-    async fn with(set_up: impl FnOnce(ResumableLayer) -> ResumableLayer) -> Self {
+    pub(crate) async fn with(set_up: impl FnOnce(ResumableLayer) -> ResumableLayer) -> Self {
         Self::answering(set_up, |_| Response::new("taken".into())).await
     }
 
     /// `answer` gets the number of the delivery, counted from 1.
-    async fn answering(
+    pub(crate) async fn answering(
         set_up: impl FnOnce(ResumableLayer) -> ResumableLayer,
         answer: impl Fn(usize) -> Response<String> + Send + Sync + 'static,
     ) -> Self {
         Self::on(MemoryStore::default(), set_up, answer).await
     }
 
-    async fn on(
+    pub(crate) async fn on(
         store: impl Store,
         set_up: impl FnOnce(ResumableLayer) -> ResumableLayer,
         answer: impl Fn(usize) -> Response<String> + Send + Sync + 'static,
@@ -106,7 +106,8 @@ impl Server {
                 Ok(answer(number).map(Full::from))
             }
         });
-        let addr = common::serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+        let addr =
+            common::serve_with_interims(ServiceBuilder::new().layer(layer).service(inner)).await;
         Self {
             addr,
             deliveries,
@@ -120,11 +121,11 @@ impl Server {
         assert_eq!(self.permits.forget_permits(PERMITS), PERMITS);
     }
 
-    fn deliveries(&self) -> Vec<Delivery> {
+    pub(crate) fn deliveries(&self) -> Vec<Delivery> {
         self.deliveries.lock().unwrap().clone()
     }
 
-    fn contents(&self) -> Vec<String> {
+    pub(crate) fn contents(&self) -> Vec<String> {
         let deliveries = self.deliveries();
         deliveries
             .into_iter()
@@ -235,7 +236,7 @@ fn assert_code(answer: &Answer, status: u16, code: &str) {
 }
 
 /// An answer of the inner service.
-fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Response<String> {
+pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Response<String> {
     let mut response = Response::builder().status(status);
     for (name, value) in headers {
         response = response.header(*name, *value);
