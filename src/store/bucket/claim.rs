@@ -100,7 +100,7 @@ impl Inner {
         let seal = match &info.phase {
             Phase::Sealed(seal) => Seal {
                 attempt: seal.attempt.saturating_add(1),
-                ..seal.clone()
+                ..*seal.clone()
             },
             Phase::Receiving => Seal {
                 upload: Upload {

@@ -78,7 +78,7 @@ impl Turn {
 pub(super) enum Phase {
     Receiving,
     /// The final object exists.
-    Sealed(Seal),
+    Sealed(Box<Seal>),
     Settled(Record),
 }
 
@@ -199,7 +199,7 @@ impl Info {
 
     pub(super) fn sealed(&self, seal: Seal) -> Self {
         Self {
-            phase: Phase::Sealed(seal),
+            phase: Phase::Sealed(Box::new(seal)),
             ..self.clone()
         }
     }

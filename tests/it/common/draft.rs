@@ -454,10 +454,7 @@ impl Draft {
             let is_sent = exchange.send(&content[at..end]).await.is_ok();
             let heard = match cut {
                 Some((_, resets)) => exchange.cut(resets),
-                None => match exchange.finish().await {
-                    Ok(heard) => heard,
-                    Err(_) => Heard::default(),
-                },
+                None => exchange.finish().await.unwrap_or_default(),
             };
             self.check(method, &heard);
             let progress = heard.interims.iter().filter_map(Message::offset).max();
