@@ -18,6 +18,9 @@ pub mod handlers {}
 #[doc = include_str!("identity.md")]
 pub mod identity {}
 
+#[doc = include_str!("ietf.md")]
+pub mod ietf {}
+
 #[doc = include_str!("migrating.md")]
 pub mod migrating {}
 
@@ -38,6 +41,9 @@ pub mod stores {}
 
 #[doc = include_str!("tuning.md")]
 pub mod tuning {}
+
+#[doc = include_str!("tus.md")]
+pub mod tus {}
 
 #[doc = include_str!("writing_a_dialect.md")]
 pub mod writing_a_dialect {}
