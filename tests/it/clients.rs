@@ -712,7 +712,7 @@ async fn a_raw_body_is_a_whole_file() {
     for (query, headers) in [
         ("", &[("content-range", "bytes 0-4/10")][..]),
         ("?part=1", &[]),
-        ("", &[("upload-complete", "?0")]),
+        ("", &[("upload-offset", "5")]),
         ("?offset=5", &[]),
         (&format!("?x={}", "y".repeat(20 << 10)), &[]),
         ("", &[("content-type", "application/json")]),
