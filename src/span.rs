@@ -1,6 +1,8 @@
 //! The tracing span of a request, for the work that goes on outside of its task. Without the
 //! feature `tracing` there is none.
 
+use tokio::task::JoinHandle;
+
 /// The span that is current where this is created.
 #[derive(Clone)]
 pub(crate) struct Context(#[cfg(feature = "tracing")] tracing::Span);
@@ -21,9 +23,17 @@ impl Context {
     }
 
     /// Calls a function in the span.
-    pub(crate) fn call<T>(&self, function: impl FnOnce() -> T) -> T {
+    fn call<T>(&self, function: impl FnOnce() -> T) -> T {
         #[cfg(feature = "tracing")]
         let _entered = self.0.enter();
         function()
     }
+}
+
+/// Calls a function in the current span, on a thread for blocking work.
+pub(crate) fn spawn_blocking<T: Send + 'static>(
+    function: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let context = Context::current();
+    tokio::task::spawn_blocking(move || context.call(function))
 }

@@ -6,14 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::task::spawn_blocking;
-
 use super::{
     Content,
     disk::{self, Disk},
     random_id,
 };
-use crate::span::Context;
+use crate::span;
 
 /// Copies `content` to `to`, with the mode of the file `like`, if there is one.
 ///
@@ -33,9 +31,7 @@ pub(crate) async fn copy(mut content: Content, like: Option<PathBuf>, to: &Path)
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let context = Context::current();
-    let work = move || context.call(work);
-    spawn_blocking(work).await.map_err(io::Error::other)?
+    span::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Makes the name of a file durable.

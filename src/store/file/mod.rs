@@ -31,8 +31,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinSet;
-
 pub use self::settings::Durability;
 use self::{
     blocks::{BLOCK, Blocks},
@@ -50,7 +48,7 @@ use super::{
 };
 use crate::{
     model::upload::{Upload, UploadId},
-    span::Context,
+    span,
 };
 
 /// How many of the 256 folders of uploads one thread sweeps. The tests that simulate a disk number
@@ -193,11 +191,9 @@ impl FileStore {
         &self,
         work: impl FnOnce(&Folder) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (folder, context) = (Arc::clone(&self.folder), Context::current());
-        let work = move || context.call(|| folder.disk.work(|| work(&folder)));
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(StoreError::new)?
+        let folder = Arc::clone(&self.folder);
+        let work = move || folder.disk.work(|| work(&folder));
+        span::spawn_blocking(work).await.map_err(StoreError::new)?
     }
 
     /// Runs `work` on all folders of uploads, a part of them on each of several threads, because
@@ -207,15 +203,16 @@ impl FileStore {
         T: Send + 'static,
         W: Fn(&Folder, RangeInclusive<u8>) -> Result<T, StoreError> + Clone + Send + 'static,
     {
-        let mut tasks = JoinSet::new();
+        let mut tasks = Vec::new();
         for first in (0..=u8::MAX).step_by(PART) {
             let (folder, work) = (Arc::clone(&self.folder), work.clone());
             let shards = first..=first + (PART - 1) as u8;
-            tasks.spawn_blocking(move || folder.disk.work(|| work(&folder, shards)));
+            let part = move || folder.disk.work(|| work(&folder, shards));
+            tasks.push(span::spawn_blocking(part));
         }
         let mut parts = Vec::new();
-        while let Some(part) = tasks.join_next().await {
-            parts.push(part.map_err(StoreError::new)??);
+        for task in tasks {
+            parts.push(task.await.map_err(StoreError::new)??);
         }
         Ok(parts)
     }

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{Entry, ofd};
-use crate::{lock::lock, store::StoreError};
+use crate::{lock::lock, span, store::StoreError};
 
 /// The pause before a lock of another process is tried again: it grows from the first to the last.
 const PAUSES: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(25);
@@ -246,7 +246,7 @@ impl Entry {
         let mut retries = Retries::default();
         loop {
             let entry = Arc::clone(self);
-            let begin = tokio::task::spawn_blocking(move || entry.begin_epoch());
+            let begin = span::spawn_blocking(move || entry.begin_epoch());
             match begin.await.map_err(StoreError::new)? {
                 Err(StoreError::Busy) => retries.pause().await?,
                 epoch => return epoch,
@@ -301,7 +301,7 @@ impl RangeLock {
         while timeout(LOOK, superseded()).await.is_err() {
             let entry = Arc::clone(&self.entry);
             // If it cannot be read now, it is read again, at the latest by the next commit.
-            let look = tokio::task::spawn_blocking(move || entry.view().map(|_| entry.epoch()));
+            let look = span::spawn_blocking(move || entry.view().map(|_| entry.epoch()));
             if matches!(look.await, Ok(Ok(now)) if now != epoch) {
                 return;
             }
