@@ -679,7 +679,9 @@ async fn all_stores_resume() {
     ] {
         let draft = Draft::new(server.addr, "/files", Some(8));
         let uploaded = draft.upload(LETTERS.as_bytes(), &[(10, false)]).await;
-        assert_eq!((uploaded.answer.status, uploaded.resumed), (200, 1));
+        assert_eq!(uploaded.answer.status, 200);
+        // More than once, if a question was asked while an append was ending.
+        assert!(uploaded.resumed >= 1);
         assert_eq!(server.contents(), [LETTERS]);
     }
 }
