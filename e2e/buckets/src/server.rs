@@ -1,7 +1,7 @@
 //! One of the servers: this program, started with `server` as its first argument.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -108,7 +108,17 @@ pub async fn run(options: Options) -> Result<(), Error> {
             pause: options.pause,
             reads: options.reads,
         }));
-    let listener = tokio::net::TcpListener::bind(options.listen).await?;
+    // A connection of another process may have the port of a server that was killed.
+    let mut tries = 0;
+    let listener = loop {
+        match tokio::net::TcpListener::bind(options.listen).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 100 => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            listener => break listener?,
+        }
+    };
     eprintln!("listening on {}", listener.local_addr()?);
     axum::serve(listener, app.layer(layer)).await?;
     Ok(())
