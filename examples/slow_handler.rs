@@ -28,7 +28,7 @@
 //! | the handler answers 202 | any | 200 after less than 2 s | the same |
 //!
 //! Browsers wait, proxies do not, and the retries of a client get the answer of the one call. But a
-//! client sends its chunk again for each retry, it gives up after as many as it is configured for,
+//! client sends its chunk again for each retry, it stops after as many as it is configured for,
 //! and a handler whose process ends begins anew. (Chunk clients get 202 as 200.)
 
 use std::{

@@ -212,6 +212,7 @@ impl Expected {
         if self.awaited.is_empty() {
             return Ok(());
         }
+        // The error of the conversion says no more than that it is not text.
         let value = value.to_str().map_err(|_| invalid(UPLOAD_CHECKSUM))?;
         // Checks the algorithm and the length.
         let declared = Self::of_checksum(value)?.each.pop();
