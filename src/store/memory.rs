@@ -311,6 +311,7 @@ impl Entry {
             return Err(StoreError::OutOfBounds);
         }
         self.upload.length = length;
+        self.upload.declare(upload.declared());
         Ok(())
     }
 
