@@ -127,6 +127,11 @@ impl Delivery {
     /// Sets how long the answer of the inner service is kept for retries, late duplicates and
     /// probes, if it took the file. Default: 5 minutes. At most one year. After that the same file
     /// starts a new upload.
+    ///
+    /// The status, the body and the headers are kept, but for `Set-Cookie` and the headers of the
+    /// transfer: `Connection`, `Content-Length`, `Date`, `TE`, `Trailer`, `Transfer-Encoding` and
+    /// `Upgrade`. The client of the request that is delivered gets the cookies. A later request can
+    /// be of another session or user in the scope, and an old cookie would replace a newer one.
     pub fn with_record_lifetime(self, record_lifetime: Duration) -> Self {
         Self {
             record_lifetime: record_lifetime.min(LONGEST),

@@ -244,14 +244,17 @@ impl ResumableLayer {
     }
 
     /// Sets the query parameter that asks for a list. A `GET` request with this parameter is
-    /// answered with the unfinished uploads of its [scope](Self::with_scope): names, lengths, and
-    /// how many bytes are stored.
+    /// answered with the unfinished uploads of its [scope](Self::with_scope) at its path: names,
+    /// lengths, and how many bytes are stored. For an upload that has a URL it has the members
+    /// `url`, where the client goes on, and `part`: whether it is a part of a file that is
+    /// concatenated later.
     ///
     /// An answer lists at most 2,000 uploads. If more follow, it has the member `next`, whose value
     /// is the parameter `after` of the next request: `GET /upload?unfinished&after=…`. Within an
     /// answer the uploads are sorted by name.
     ///
-    /// Default: none, because without scopes the list contains the uploads of all users.
+    /// Default: none, because without scopes the list contains the uploads of all users, and who
+    /// knows the URL of an upload can change it.
     ///
     /// ```
     /// use http_body_util::BodyExt;

@@ -112,6 +112,11 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// The server limits the time for the head of a request, the number of connections and the streams
 /// of each: with hyper, set a timer, `header_read_timeout` and `max_concurrent_streams`.
 ///
+/// An upload that is concatenated is a copy of its parts, in each store of this crate. Its bytes
+/// count as long as it is not settled, and those of a part as long as the part is stored. When the
+/// copy is made, its parts make room for it: so it may exceed the limit by their bytes, and until
+/// it is settled new uploads find less room.
+///
 /// The limits of a scope need a [scope hook](crate::ResumableLayer::with_scope). Without one only
 /// the limits of all uploads apply. Each process counts unfinished uploads. It asks the store for
 /// them at its first new upload, and again before it refuses an upload. It does not ask again

@@ -16,7 +16,7 @@ use super::{
     write::Stored,
 };
 use crate::{
-    body::{digest::Expected, pace::Paced, raw::Pieces, sniff::Sniffed},
+    body::{RequestBody, digest::Expected, pace::Paced, raw::Pieces, sniff::Sniffed},
     config::Config,
     error::{Error, ErrorKind, Reason},
     hooks::Purpose,
@@ -35,19 +35,14 @@ const COUNTED_AHEAD: u64 = 1 << 20;
 
 impl Engine {
     /// Does what a client of an upload with a URL asks for.
-    pub(super) async fn at_url<B>(
+    pub(super) async fn at_url<B: RequestBody>(
         &self,
         command: UrlCommand,
         head: &Head,
         scope: Scope,
         body: &mut Paced<B>,
         reply: &mut Reply,
-    ) -> Result<Found, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Found, Error> {
         let path = sent_path(head);
         let named = |token: Token| {
             let named = token.upload(scope.clone(), path);
@@ -80,7 +75,7 @@ impl Engine {
     }
 
     /// Creates an upload, with its first bytes if the request brings some.
-    async fn open<B>(
+    async fn open<B: RequestBody>(
         &self,
         new: New,
         data: Option<Data>,
@@ -88,12 +83,7 @@ impl Engine {
         scope: Scope,
         body: &mut Paced<B>,
         reply: &mut Reply,
-    ) -> Result<Found, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Found, Error> {
         if new.is_of_draft {
             // The coding of an empty request is that of all bytes too.
             check_coding(head)?;
@@ -116,10 +106,10 @@ impl Engine {
             offset: 0,
             length: None,
         };
-        let declared = self.declared(&upload, &end, &data, body.size_hint().exact())?;
+        let declared = declared(&upload, &end, &data, body.size_hint().exact())?;
         let bytes = self.bytes(0, declared, &data, head, body)?;
-        if let Some(creation) = upload.creation.as_mut().filter(|_| data.ends.is_some()) {
-            creation.length = declared;
+        if data.ends.is_some() {
+            upload.declare(declared);
         }
         self.create(&upload).await?;
         reply.created(&upload);
@@ -160,7 +150,7 @@ impl Engine {
     }
 
     /// Appends the body of a request.
-    async fn append<B>(
+    async fn append<B: RequestBody>(
         &self,
         named: Upload,
         end: End,
@@ -168,12 +158,7 @@ impl Engine {
         head: &Head,
         body: &mut Paced<B>,
         reply: &mut Reply,
-    ) -> Result<Found, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Found, Error> {
         let status = self.status(&named).await?;
         // The application is asked with all that is known, and before the client learns anything.
         let known = status.as_ref().map_or(&named, |status| &status.upload);
@@ -198,7 +183,7 @@ impl Engine {
                 Err(Reason::Offset { stored }.into())
             };
         }
-        let declared = self.declared(&upload, &end, &data, body.size_hint().exact());
+        let declared = declared(&upload, &end, &data, body.size_hint().exact());
         let declared = match declared {
             Ok(declared) => declared,
             Err(error) => {
@@ -212,9 +197,8 @@ impl Engine {
                 return Err(error);
             }
         };
-        let is_new = data.ends.is_some() && self.length_of(&upload).is_none();
-        if let Some(declared) = declared.filter(|_| is_new) {
-            self.lengths.note(&upload.id, declared);
+        if data.ends.is_some() {
+            upload.declare(declared);
         }
         let bytes = self.bytes(offset, declared, &data, head, body)?;
         match self.append_body(&upload, bytes, head, body, reply).await {
@@ -226,44 +210,6 @@ impl Engine {
                 Err(error)
             }
         }
-    }
-
-    /// The length of the file, as far as its client has declared it: in this request, whose body
-    /// has `len` bytes if that is known, or before. An error if it has declared several, or if the
-    /// body goes beyond it.
-    fn declared(
-        &self,
-        upload: &Upload,
-        end: &End,
-        data: &Data,
-        len: Option<u64>,
-    ) -> Result<Option<u64>, Error> {
-        let Some(ends) = data.ends else {
-            // The store compares them.
-            return Ok(upload.length);
-        };
-        let end_of_body = len.map(|len| end.offset.saturating_add(len));
-        let all = [
-            self.length_of(upload),
-            end.length,
-            end_of_body.filter(|_| ends),
-        ];
-        let mut all = all.into_iter().flatten();
-        let declared = all.next();
-        if declared.is_some_and(|declared| end_of_body > Some(declared)) {
-            return Err(Reason::OutOfBounds.into());
-        }
-        if all.any(|other| Some(other) != declared) {
-            return Err(Reason::InconsistentLength.into());
-        }
-        Ok(declared)
-    }
-
-    /// The length that earlier requests have declared.
-    fn length_of(&self, upload: &Upload) -> Option<u64> {
-        let of_creation = upload.creation.as_ref().and_then(|it| it.length);
-        let known = upload.length.or(of_creation);
-        known.or_else(|| self.lengths.of(&upload.id))
     }
 
     /// Removes an upload whose client has sent more bytes than it has declared. A complete one
@@ -281,18 +227,14 @@ impl Engine {
     }
 
     /// Checks what a request declares of the bytes in its body.
-    fn bytes<B>(
+    fn bytes<B: RequestBody>(
         &self,
         offset: u64,
         declared: Option<u64>,
         data: &Data,
         head: &Head,
         body: &Paced<B>,
-    ) -> Result<Incoming, Error>
-    where
-        B: Body + Unpin,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Incoming, Error> {
         check_coding(head)?;
         let checksum = data.checksum.as_deref().map(Expected::of_checksum);
         let follows = data.checksum_follows.then(Expected::that_follows);
@@ -330,19 +272,14 @@ impl Engine {
     }
 
     /// Stores the bytes of a body at the end of an upload.
-    async fn append_body<B>(
+    async fn append_body<B: RequestBody>(
         &self,
         upload: &Upload,
         bytes: Incoming,
         head: &Head,
         body: &mut Paced<B>,
         reply: &Reply,
-    ) -> Result<Progress, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Progress, Error> {
         let Incoming {
             offset,
             len,
@@ -363,7 +300,7 @@ impl Engine {
         let reserved = self.reserve(upload).await?;
         let has_scopes = hooks.scope.is_some();
         let grow = |bytes| match &reserved {
-            Some(reserved) => reserved.grow(limits, has_scopes, bytes),
+            Some(reserved) => reserved.grow(limits, has_scopes, bytes, &[]),
             None => Ok(()),
         };
         let counted = upload.length.or(declared);
@@ -440,7 +377,6 @@ impl Engine {
         let Progress { received, complete } = progress;
         if complete {
             upload.length = Some(received);
-            self.lengths.forget(&upload.id);
         }
         if complete && upload.role == Role::Whole {
             return Found::complete(upload);
@@ -490,12 +426,7 @@ impl Engine {
             }
             State::Complete | State::Receiving(_) => Some(status.prefix()),
         };
-        let mut upload = upload.clone();
-        let declared = self.length_of(&upload);
-        if let Some(creation) = &mut upload.creation {
-            creation.length = declared;
-        }
-        let held = Outcome::Held(self.held(&upload, offset));
+        let held = Outcome::Held(self.held(upload, offset));
         Ok(Found::Response(reply.encode(held)))
     }
 
@@ -550,6 +481,36 @@ struct Incoming {
     declared: Option<u64>,
     /// Whether the file ends with the body.
     ends: bool,
+}
+
+/// The length of the file, as far as its client has declared it: in this request, whose body
+/// has `len` bytes if that is known, or before. An error if it has declared several, or if the
+/// body goes beyond it.
+fn declared(
+    upload: &Upload,
+    end: &End,
+    data: &Data,
+    len: Option<u64>,
+) -> Result<Option<u64>, Error> {
+    let Some(ends) = data.ends else {
+        // The store compares them.
+        return Ok(upload.length);
+    };
+    let end_of_body = len.map(|len| end.offset.saturating_add(len));
+    let all = [
+        upload.length.or(upload.declared()),
+        end.length,
+        end_of_body.filter(|_| ends),
+    ];
+    let mut all = all.into_iter().flatten();
+    let declared = all.next();
+    if declared.is_some_and(|declared| end_of_body > Some(declared)) {
+        return Err(Reason::OutOfBounds.into());
+    }
+    if all.any(|other| Some(other) != declared) {
+        return Err(Reason::InconsistentLength.into());
+    }
+    Ok(declared)
 }
 
 fn probed(upload: Upload) -> Found {

@@ -6,10 +6,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Engine, head::Head, receive::Found, registry::Ended};
 use crate::{
+    config::Config,
     error::{Error, Reason},
     hooks::Purpose,
     model::{
-        state::State,
+        state::{State, Status},
         upload::{Role, Upload},
     },
     protocol::{Outcome, Reply, named},
@@ -56,9 +57,9 @@ impl Engine {
             // The parts are removed when the upload is settled, so they are looked at first.
             let length = self.length_of_parts(upload).await;
             let status = self.status(upload).await?;
-            let is_whole = |state: &State| !matches!(state, State::Receiving(_));
-            if let Some(status) = status.filter(|status| is_whole(&status.state)) {
-                return Ok(Some(status.upload));
+            let is_whole = |status: &&Status| !matches!(status.state, State::Receiving(_));
+            if let Some(status) = status.as_ref().filter(is_whole) {
+                return Ok(Some(status.upload.clone()));
             }
             let Some(length) = length? else {
                 return Ok(None);
@@ -73,12 +74,17 @@ impl Engine {
                     Ended::Settled(_) | Ended::Refused => continue,
                 },
             };
-            // Its bytes are those of the parts, which are counted.
+            let ids: Vec<_> = parts(&whole).map(|part| part.id).collect();
             let reserved = self.reserve(upload).await?;
+            if let Some(reserved) = &reserved {
+                let Config { hooks, limits, .. } = &*self.config;
+                // All stores copy the bytes. The parts are removed when the file is settled.
+                let grown = reserved.grow(limits, hooks.scope.is_some(), length, &ids);
+                grown.inspect_err(|_| reserved.found(status.as_ref()))?;
+            }
             let engine = self.clone();
             let task = tokio::spawn(async move {
                 let _active = engine.active.enter();
-                let ids: Vec<_> = parts(&whole).map(|part| part.id).collect();
                 let made = engine.store.concat(&whole, &ids).await;
                 let made = made.map_err(|error| engine.store_failed(Some(&whole.id), error));
                 if let Ok(progress) = &made {

@@ -13,10 +13,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use http_body::Body;
 use tokio::time::{Instant, sleep, timeout_at};
-use tower_service::Service;
 
 use super::{
-    Engine,
+    Engine, Inner,
     outcomes::Held,
     registry::{Ended, Entered},
     verify::{By, Failure, verify},
@@ -80,9 +79,7 @@ pub(crate) async fn deliver<S, B, R>(
     by: By,
 ) -> Result<Delivered<R>, Error>
 where
-    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send,
+    S: Inner<B, R>,
     B: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
 {
@@ -136,7 +133,7 @@ impl Delivery {
         request: Request<B>,
     ) -> Result<Delivered<R>, Error>
     where
-        S: Service<Request<B>, Response = Response<R>> + 'static,
+        S: Inner<B, R>,
         B: 'static,
         R: Body<Data = Bytes> + 'static,
     {
@@ -153,7 +150,7 @@ impl Delivery {
 
     async fn deliver<S, B, R>(&self, inner: S, request: Request<B>) -> Result<Delivered<R>, Failure>
     where
-        S: Service<Request<B>, Response = Response<R>> + 'static,
+        S: Inner<B, R>,
         B: 'static,
         R: Body<Data = Bytes> + 'static,
     {
@@ -212,7 +209,7 @@ impl Delivery {
         request: Request<B>,
     ) -> Result<Delivered<R>, Failure>
     where
-        S: Service<Request<B>, Response = Response<R>> + 'static,
+        S: Inner<B, R>,
         B: 'static,
         R: Body<Data = Bytes> + 'static,
     {
@@ -396,7 +393,7 @@ async fn ask<S, B, R>(
     request: Request<B>,
 ) -> Result<Answer<R>, Failure>
 where
-    S: Service<Request<B>, Response = Response<R>> + 'static,
+    S: Inner<B, R>,
     B: 'static,
     R: Body<Data = Bytes> + 'static,
 {

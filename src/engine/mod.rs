@@ -6,7 +6,6 @@ mod concat;
 pub(crate) mod deliver;
 mod finals;
 pub(crate) mod head;
-mod lengths;
 mod outcomes;
 mod progress;
 pub(crate) mod quota;
@@ -18,10 +17,10 @@ mod write;
 
 use std::sync::Arc;
 
-use self::{
-    active::Active, finals::Finals, lengths::Lengths, outcomes::Outcomes, quota::Quota,
-    registry::Registry,
-};
+use http::{Request, Response};
+use tower_service::Service;
+
+use self::{active::Active, finals::Finals, outcomes::Outcomes, quota::Quota, registry::Registry};
 use crate::{
     body::live::Bodies,
     config::Config,
@@ -30,6 +29,17 @@ use crate::{
     model::upload::{Scope, UploadId},
     store::DynStore,
 };
+
+/// The service behind the layer. Its answers have bodies of the type `R`.
+pub(crate) trait Inner<B, R>:
+    Service<Request<B>, Response = Response<R>, Error: Send, Future: Send> + Send + 'static
+{
+}
+
+impl<S, B, R> Inner<B, R> for S where
+    S: Service<Request<B>, Response = Response<R>, Error: Send, Future: Send> + Send + 'static
+{
+}
 
 /// What all clones of a layer share.
 #[derive(Clone)]
@@ -42,7 +52,6 @@ pub(crate) struct Engine {
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) active: Arc<Active>,
     finals: Arc<Finals>,
-    lengths: Arc<Lengths>,
 }
 
 impl Engine {
@@ -59,7 +68,6 @@ impl Engine {
             bodies: Arc::default(),
             active: Arc::default(),
             finals: Arc::default(),
-            lengths: Arc::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Limits on unfinished uploads, as this process counts them.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -248,15 +248,25 @@ impl Counts {
         })
     }
 
-    /// Counts that an upload has at least this many bytes, if that is within the bounds.
-    fn grow(&mut self, bounds: &Bounds, id: &UploadId, bytes: u64) -> Result<(), Error> {
+    /// Counts that an upload has at least this many bytes, if that is within the bounds, or would
+    /// be without its `parts`.
+    fn grow(
+        &mut self,
+        bounds: &Bounds,
+        id: &UploadId,
+        bytes: u64,
+        parts: &[UploadId],
+    ) -> Result<(), Error> {
         let Some(counted) = self.uploads.get(id) else {
             return Ok(());
         };
         let more = bytes.saturating_sub(counted.bytes);
         if more > 0 {
             let of_scope = self.scopes.get(&counted.scope).copied();
-            bounds.check_bytes(of_scope.unwrap_or_default(), self.all, more)?;
+            let parts: HashSet<_> = parts.iter().collect();
+            let parts = parts.iter().filter_map(|part| self.uploads.get(*part));
+            let beyond = more.saturating_sub(parts.map(|part| part.bytes).sum());
+            bounds.check_bytes(of_scope.unwrap_or_default(), self.all, beyond)?;
             self.add_bytes(id, bytes);
         }
         Ok(())
@@ -438,11 +448,18 @@ pub(crate) enum Begun {
 }
 
 impl Reservation {
-    /// Counts that the upload has at least this many bytes, if that is within the limits.
-    pub(crate) fn grow(&self, limits: &Limits, has_scopes: bool, bytes: u64) -> Result<(), Error> {
+    /// Counts that the upload has at least this many bytes, if that is within the limits. The
+    /// `parts` that it is made of are counted too, but make room for it.
+    pub(crate) fn grow(
+        &self,
+        limits: &Limits,
+        has_scopes: bool,
+        bytes: u64,
+        parts: &[UploadId],
+    ) -> Result<(), Error> {
         let bounds = Bounds::new(limits, has_scopes);
         bounds.check_alone(bytes)?;
-        lock(&self.quota.counts).grow(&bounds, &self.id, bytes)
+        lock(&self.quota.counts).grow(&bounds, &self.id, bytes, parts)
     }
 
     /// The request has stored something: new bytes, or a new upload, if it `is_new`. If it has
@@ -564,13 +581,13 @@ mod tests {
         }
         let id = |n| UploadId::from_bytes([n; 32]);
         let too_much = Err(Reason::QuotaExceeded.into());
-        assert_eq!(counts.grow(&bounds, &id(1), 20), Ok(()));
+        assert_eq!(counts.grow(&bounds, &id(1), 20, &[]), Ok(()));
         // It never shrinks.
-        assert_eq!(counts.grow(&bounds, &id(1), 10), Ok(()));
-        assert_eq!(counts.grow(&bounds, &id(2), 11), too_much);
-        assert_eq!(counts.grow(&bounds, &id(2), 10), Ok(()));
-        assert_eq!(counts.grow(&bounds, &id(3), 11), too_much);
-        assert_eq!(counts.grow(&bounds, &id(9), 99), Ok(()));
+        assert_eq!(counts.grow(&bounds, &id(1), 10, &[]), Ok(()));
+        assert_eq!(counts.grow(&bounds, &id(2), 11, &[]), too_much);
+        assert_eq!(counts.grow(&bounds, &id(2), 10, &[]), Ok(()));
+        assert_eq!(counts.grow(&bounds, &id(3), 11, &[]), too_much);
+        assert_eq!(counts.grow(&bounds, &id(9), 99, &[]), Ok(()));
         assert_eq!(sums(&counts), [("a", 2, 30), ("b", 1, 0), ("all", 3, 30)]);
         // Another server has stored more.
         counts.round = 1;
@@ -578,6 +595,31 @@ mod tests {
         assert_eq!(sums(&counts), [("a", 1, 25), ("b", 1, 5), ("all", 2, 30)]);
         counts.release(&id(1));
         assert_eq!(sums(&counts), [("b", 1, 5), ("all", 1, 5)]);
+    }
+
+    #[test]
+    fn parts_make_room_for_the_file_that_is_made_of_them() {
+        let mut counts = Counts::default();
+        let bounds = Bounds::new(&Limits::default().with_unfinished_bytes_per_scope(30), true);
+        for (n, bytes) in [(1, 8), (2, 7), (3, 0), (4, 0), (5, 0)] {
+            counts.add(usage(n, "a", bytes), 0);
+        }
+        let id = |n| UploadId::from_bytes([n; 32]);
+        let too_much = Err(Reason::QuotaExceeded.into());
+        let parts = [id(1), id(2), id(1)];
+        // A part that is used twice makes room once.
+        assert_eq!(counts.grow(&bounds, &id(3), 31, &parts), too_much);
+        assert_eq!(counts.grow(&bounds, &id(3), 23, &parts), Ok(()));
+        assert_eq!(sums(&counts), [("a", 5, 38), ("all", 5, 38)]);
+        // They are counted: there is no room for another file of the same parts.
+        assert_eq!(counts.grow(&bounds, &id(4), 15, &parts), too_much);
+        // Nor do they go before the file does.
+        counts.release(&id(1));
+        counts.release(&id(2));
+        assert_eq!(sums(&counts), [("a", 3, 23), ("all", 3, 23)]);
+        assert_eq!(counts.grow(&bounds, &id(5), 8, &[]), too_much);
+        counts.release(&id(3));
+        assert_eq!(counts.grow(&bounds, &id(5), 8, &[]), Ok(()));
     }
 
     fn reserve(counts: &mut Counts, upload: Usage) {

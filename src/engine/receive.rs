@@ -3,12 +3,13 @@
 use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use http_body::Body;
-use tower_service::Service;
 
 use super::{
-    Engine,
+    Engine, Inner,
     deliver::{Delivered, deliver},
     head::Head,
     outcomes::HELD_TIMES,
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     body::{
+        RequestBody,
         digest::{CHECKSUMS, Expected},
         live::BodyGuard,
         pace::Paced,
@@ -29,7 +31,6 @@ use crate::{
     hooks::{Purpose, Refusal},
     limits::DRAIN,
     model::{
-        BoxError,
         state::{Progress, State, Status},
         upload::{Scope, Upload, UploadId},
     },
@@ -52,12 +53,8 @@ pub(crate) fn handle<S, B, R>(
     body: B,
 ) -> impl Future<Output = Response<ResponseBody<R>>> + Send + use<S, B, R>
 where
-    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send,
-    B: Body + Send + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
+    S: Inner<B, R>,
+    B: RequestBody + 'static,
     R: Body<Data = Bytes> + Send + 'static,
 {
     let mut body = Paced::new(body, engine.config.limits.pace);
@@ -98,7 +95,7 @@ where
         let is_read = drain(&head, &mut body).await;
         let mut response = match found {
             Ok(response) => response,
-            Err(error) => engine.refuse(&reply, error, Duration::ZERO).await,
+            Err(error) => engine.refuse(&reply, error, None).await,
         };
         // HTTP/2 resets the stream instead.
         if !is_read && head.version < Version::HTTP_2 {
@@ -134,11 +131,7 @@ fn release_buffer(head: &mut Parts) {
 ///
 /// A client that is still sending when the connection closes may not see the response. One that
 /// waits for `100 Continue` is not sending, and does not have to begin.
-async fn drain<B>(head: &Parts, body: &mut Paced<B>) -> bool
-where
-    B: Body + Unpin,
-    B::Error: Into<BoxError>,
-{
+async fn drain<B: RequestBody>(head: &Parts, body: &mut Paced<B>) -> bool {
     if body.is_end_stream() {
         return true;
     }
@@ -201,18 +194,13 @@ pub(super) fn check_coding(head: &Parts) -> Result<(), Error> {
 }
 
 impl Engine {
-    async fn run<B>(
+    async fn run<B: RequestBody>(
         &self,
         mut command: Box<Command>,
         head: &Head,
         body: &mut Paced<B>,
         reply: &mut Reply,
-    ) -> Result<Found, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Found, Error> {
         if let Command::Capabilities = *command {
             let checksums = CHECKSUMS;
             let capabilities = Outcome::Capabilities { checksums };
@@ -253,7 +241,12 @@ impl Engine {
                 };
                 let (uploads, next) = self.unfinished(scope, after, is_asked).await?;
                 let uploads = &uploads;
-                reply.encode(Outcome::Listed { uploads, next })
+                let urls = self.config.protocols.urls();
+                reply.encode(Outcome::Listed {
+                    uploads,
+                    next,
+                    urls,
+                })
             }
             Command::Create(create) => {
                 let upload = self.name(create, head, scope).await?;
@@ -316,9 +309,7 @@ impl Engine {
         reply: &Reply,
     ) -> Response<ResponseBody<R>>
     where
-        S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-        S::Future: Send,
-        S::Error: Send,
+        S: Inner<B, R>,
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
@@ -329,37 +320,42 @@ impl Engine {
             response,
         } = match delivered {
             Ok(delivered) => delivered,
-            Err(error) if is_probe && error.is_retryable() && reply.tells_undelivered(&upload) => {
+            Err(error) if is_probe && error.is_retryable() && reply.tells_undelivered() => {
                 // The client completes the upload itself.
                 let held = self.held(&upload, upload.length);
                 return reply.encode(Outcome::Held(held)).map(ResponseBody::answer);
             }
             Err(error) => {
                 self.refused(Some(&upload.id), Some(&upload.scope), &error);
-                let pause = self.outcomes.pause(&upload.id);
-                let refused = self.refuse(reply, error, pause).await;
+                let refused = self.refuse(reply, error, Some(&upload)).await;
                 return refused.map(ResponseBody::answer);
             }
         };
-        if is_probe && verdict == Verdict::Delivered {
-            let status = Status::new(upload, State::Settled(record));
-            let state = reply.encode(Outcome::State(Some(&status)));
-            return state.map(ResponseBody::answer);
-        }
         let is_refused_now = verdict == Verdict::RefusedNow;
-        if is_probe && is_refused_now && reply.tells_undelivered(&upload) {
+        if is_probe && is_refused_now && reply.tells_undelivered() {
             let held = self.held(&upload, upload.length);
             return reply.encode(Outcome::Held(held)).map(ResponseBody::answer);
         }
+        // They are for this client, and not for later ones. So the record does not have them.
+        let mut cookies = HeaderMap::new();
         if let Some(response) = response {
             let (mut head, body) = response.into_parts();
-            if reply.forward(&mut head, &upload, record.delivered) {
+            for cookie in head.headers.get_all(header::SET_COOKIE) {
+                cookies.append(header::SET_COOKIE, cookie.clone());
+            }
+            let tells_state = is_probe && verdict == Verdict::Delivered;
+            if !tells_state && reply.forward(&mut head, &upload, record.delivered) {
                 return Response::from_parts(head, body);
             }
         }
-        reply
-            .encode(Outcome::Answer(&record))
-            .map(ResponseBody::answer)
+        let mut response = if is_probe && verdict == Verdict::Delivered {
+            let status = Status::new(upload, State::Settled(record));
+            reply.encode(Outcome::State(Some(&status)))
+        } else {
+            reply.encode(Outcome::Answer(&record))
+        };
+        response.headers_mut().extend(cookies);
+        response.map(ResponseBody::answer)
     }
 
     /// Answers a question about what is stored.
@@ -475,7 +471,6 @@ impl Engine {
         if removed.map_err(|error| self.store_failed(Some(&upload.id), error))? {
             self.quota.release(&upload.id);
             self.outcomes.forget(&upload.id);
-            self.lengths.forget(&upload.id);
             self.removed(upload, None, refused);
             return Ok(());
         }
@@ -524,17 +519,12 @@ impl Engine {
     }
 
     /// Reads a body of at most `max` bytes.
-    async fn read_all<B>(
+    async fn read_all<B: RequestBody>(
         &self,
         head: &Parts,
         body: &mut Paced<B>,
         max: u64,
-    ) -> Result<Vec<u8>, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Vec<u8>, Error> {
         if body.size_hint().lower() > max {
             return Err(Reason::TooManyFields.into());
         }
@@ -552,17 +542,28 @@ impl Engine {
     }
 
     /// Encodes the response to an error. A retryable one is held back, because clients try again
-    /// at once: if possible until the `pause` before the next delivery has ended.
-    async fn refuse(&self, reply: &Reply, error: Error, pause: Duration) -> Response<Bytes> {
+    /// at once: if possible until the pause before the next delivery of the `complete` upload has
+    /// ended.
+    async fn refuse(
+        &self,
+        reply: &Reply,
+        error: Error,
+        complete: Option<&Upload>,
+    ) -> Response<Bytes> {
         let mut left = Duration::ZERO;
         if error.is_retryable() {
+            let pause = complete.map(|upload| self.outcomes.pause(&upload.id));
+            let pause = pause.unwrap_or_default();
             let hold_back = self.config.hold_back;
             let longest = hold_back.saturating_mul(HELD_TIMES);
             let held = pause.clamp(hold_back, longest);
             tokio::time::sleep(held).await;
             left = pause.saturating_sub(held);
         }
-        let mut response = reply.encode(Outcome::Failed(&error));
+        let mut response = reply.encode(match complete.filter(|_| error.is_retryable()) {
+            Some(upload) => Outcome::Undelivered(&error, upload),
+            None => Outcome::Failed(&error),
+        });
         if let Some(retry_after) = response.headers_mut().get_mut(header::RETRY_AFTER) {
             if left > Duration::from_secs(1) {
                 *retry_after = left.as_secs().saturating_add(1).into();

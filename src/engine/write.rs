@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     body::{
-        Source,
+        RequestBody, Source,
         digest::{Expected, Verified},
         multipart::{self, Decoded, Item},
         pace::Paced,
@@ -41,19 +41,14 @@ use crate::{
 };
 
 impl Engine {
-    pub(super) async fn write<B>(
+    pub(super) async fn write<B: RequestBody>(
         &self,
         write: Write,
         head: &Head,
         scope: Scope,
         body: &mut Paced<B>,
         reply: &mut Reply,
-    ) -> Result<Found, Error>
-    where
-        B: Body + Send + Unpin,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Result<Found, Error> {
         let digest = Expected::of_content(head)?;
         let size = body.size_hint();
         let stored = match write {

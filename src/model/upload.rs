@@ -209,7 +209,7 @@ pub struct Creation {
     pub parts: Vec<String>,
     /// The length of the file in bytes, if the client has declared it and says by itself when the
     /// upload is complete, as clients of the IETF draft do. Then the [length](Upload::length) of
-    /// the upload is not known before.
+    /// the upload is not known before. It can come with an [append](crate::store::Store::append).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
     /// The headers that describe the file, of a client of the IETF draft: the inner service gets
@@ -234,6 +234,19 @@ impl Upload {
             content_type: None,
             fields: Vec::new(),
             creation: None,
+        }
+    }
+
+    /// The length that the client has declared, although it says by itself when the upload is
+    /// complete.
+    pub(crate) fn declared(&self) -> Option<u64> {
+        self.creation.as_ref()?.length
+    }
+
+    /// Notes such a length. The first one stays.
+    pub(crate) fn declare(&mut self, length: Option<u64>) {
+        if let Some(creation) = &mut self.creation {
+            creation.length = creation.length.or(length);
         }
     }
 

@@ -12,11 +12,15 @@ pub const CORS_ALLOWED_METHODS: [Method; 6] = [
     Method::OPTIONS,
 ];
 
-/// The request headers that clients of [tus](crate::Protocol::tus) send, for a layer that handles
-/// CORS. See [`CORS_EXPOSED_HEADERS`].
-pub const CORS_ALLOWED_HEADERS: [HeaderName; 14] = [
+/// The request headers that clients of [tus](crate::Protocol::tus) and of the [IETF
+/// draft](crate::Protocol::ietf_draft) send, for a layer that handles CORS. See
+/// [`CORS_EXPOSED_HEADERS`].
+pub const CORS_ALLOWED_HEADERS: [HeaderName; 17] = [
     header::AUTHORIZATION,
+    header::CONTENT_DISPOSITION,
     header::CONTENT_TYPE,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
     HeaderName::from_static("tus-resumable"),
     HeaderName::from_static("upload-length"),
     HeaderName::from_static("upload-offset"),
@@ -61,7 +65,8 @@ pub const CORS_ALLOWED_HEADERS: [HeaderName; 14] = [
 ///     .layer(cors);
 /// # let _ = app;
 /// ```
-pub const CORS_EXPOSED_HEADERS: [HeaderName; 18] = [
+pub const CORS_EXPOSED_HEADERS: [HeaderName; 19] = [
+    header::CONTENT_LOCATION,
     header::LOCATION,
     header::RETRY_AFTER,
     HeaderName::from_static("upload-offset"),

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::{Response, request::Parts, response};
 
-use super::offsets::{Held, UrlCommand};
+use super::offsets::{Held, UrlCommand, Urls};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
@@ -60,8 +60,7 @@ pub(crate) trait Encode: Send + Sync {
 
     /// Whether the answer to a question about such an upload can be that all bytes are stored,
     /// although its delivery has failed. Otherwise the client must not see its offset.
-    fn tells_undelivered(&self, upload: &Upload) -> bool {
-        let _ = upload;
+    fn tells_undelivered(&self) -> bool {
         false
     }
 
@@ -317,6 +316,8 @@ pub(crate) enum Outcome<'a> {
     Listed {
         uploads: &'a [(Upload, Progress)],
         next: Option<UploadId>,
+        /// How the uploads get their URLs, if they have some.
+        urls: &'a Urls,
     },
     /// The recorded answer of the inner service.
     Answer(&'a Record),
@@ -333,4 +334,6 @@ pub(crate) enum Outcome<'a> {
     Removed,
     /// The request failed.
     Failed(&'a Error),
+    /// The request has completed the upload, but its delivery has failed and is tried again.
+    Undelivered(&'a Error, &'a Upload),
 }

@@ -77,7 +77,9 @@ impl Decode for Ietf<'_> {
             return None;
         }
         let asked = match meant_method(head) {
-            Method::HEAD | Method::GET => Asked::Look,
+            Method::HEAD | Method::GET => Asked::Look {
+                believes: token.believes_offsets(),
+            },
             Method::PATCH => Asked::Append {
                 offset: integer(headers, &UPLOAD_OFFSET),
             },
@@ -89,7 +91,7 @@ impl Decode for Ietf<'_> {
         } else {
             match asked {
                 Asked::Append { offset } => append(headers, token, offset, body_is_empty),
-                Asked::Look => states_nothing(headers).map(|()| UrlCommand::Look(token)),
+                Asked::Look { .. } => states_nothing(headers).map(|()| UrlCommand::Look(token)),
                 Asked::Discard => states_nothing(headers).map(|()| UrlCommand::Discard(token)),
                 _ => Err(Reason::MethodNotAllowed.into()),
             }
@@ -322,8 +324,13 @@ impl Version {
 enum Asked {
     Options,
     Create,
-    Append { offset: Option<u64> },
-    Look,
+    Append {
+        offset: Option<u64>,
+    },
+    Look {
+        /// See [`Token::believes_offsets`].
+        believes: bool,
+    },
     Discard,
     Other,
 }
@@ -355,6 +362,7 @@ impl Encode for IetfReply {
             }
             Outcome::Answer(record) => self.recorded(record),
             Outcome::Failed(error) => self.failed(error),
+            Outcome::Undelivered(error, upload) => self.undelivered(error, upload),
             Outcome::Removed => empty(StatusCode::NO_CONTENT),
             // Not for this protocol.
             Outcome::Created(_)
@@ -368,7 +376,7 @@ impl Encode for IetfReply {
     }
 
     fn forward(&self, answer: &mut response::Parts, upload: &Upload, delivered: bool) -> bool {
-        if self.asked == Asked::Look && !delivered && believes_offsets(upload) {
+        if self.asked == BELIEVER && !delivered {
             // After another status the client would begin anew.
             let original = answer.status.as_u16();
             answer.headers.insert(ORIGINAL_STATUS, original.into());
@@ -380,8 +388,8 @@ impl Encode for IetfReply {
         true
     }
 
-    fn tells_undelivered(&self, upload: &Upload) -> bool {
-        !believes_offsets(upload)
+    fn tells_undelivered(&self) -> bool {
+        self.asked != BELIEVER
     }
 
     fn created(&mut self, upload: &Upload) {
@@ -406,12 +414,8 @@ impl Encode for IetfReply {
     }
 }
 
-/// Whether the client takes an upload for complete once all its bytes are stored. Of those that
-/// speak the draft, only tus-js-client sends `Upload-Metadata`.
-fn believes_offsets(upload: &Upload) -> bool {
-    let creation = upload.creation.as_ref();
-    creation.is_some_and(|creation| creation.metadata.is_some())
-}
+/// The question of a client that must not be told an offset before the upload is delivered.
+const BELIEVER: Asked = Asked::Look { believes: true };
 
 impl IetfReply {
     /// `is_over`: the inner service has answered.
@@ -437,10 +441,8 @@ impl IetfReply {
         if self.asked == Asked::Create {
             self.insert_location(headers);
         }
-        if self.asked == Asked::Look {
-            let creation = upload.creation.as_ref();
-            let declared = creation.and_then(|creation| creation.length);
-            if let Some(length) = upload.length.or(declared) {
+        if let Asked::Look { .. } = self.asked {
+            if let Some(length) = upload.length.or(upload.declared()) {
                 headers.insert(UPLOAD_LENGTH, length.into());
             }
         }
@@ -478,6 +480,17 @@ impl IetfReply {
         response
     }
 
+    /// A client that was not told the URL before can go on there, too.
+    fn undelivered(&self, error: &Error, upload: &Upload) -> Response<Bytes> {
+        let mut response = self.failed(error);
+        let headers = response.headers_mut();
+        self.insert_location(headers);
+        if self.asked != BELIEVER {
+            headers.insert(UPLOAD_OFFSET, upload.length.unwrap_or_default().into());
+        }
+        response
+    }
+
     /// The members of the problem types that the draft defines.
     fn problem_type(&self, error: &Error) -> Option<Value> {
         let of = |name: &str| format!("https://iana.org/assignments/http-problem-types#{name}");
@@ -502,11 +515,13 @@ impl IetfReply {
             (Some(status), _) if status.is_client_error() && !error.is_retryable() => status,
             (_, ErrorKind::DigestMismatch) => StatusCode::BAD_REQUEST,
             (_, ErrorKind::DeliveryFailed | ErrorKind::DeliveryPending | ErrorKind::SetAside)
-                if self.asked == Asked::Look =>
+                if matches!(self.asked, Asked::Look { .. }) =>
             {
                 // A client that believes offsets asks again. Others get the offset instead.
                 StatusCode::LOCKED
             }
+            // After 503 it would begin anew. All others ask again.
+            _ if error.is_retryable() && self.asked == BELIEVER => StatusCode::LOCKED,
             _ if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             (_, ErrorKind::NotFound) => StatusCode::NOT_FOUND,
             (_, ErrorKind::MethodNotAllowed) => StatusCode::METHOD_NOT_ALLOWED,
@@ -827,6 +842,7 @@ mod tests {
             response.status().as_u16()
         };
         let append = Asked::Append { offset: Some(5) };
+        let ask = Asked::Look { believes: false };
         let name = || "x".to_owned();
         for (reason, asked, expected) in [
             (Reason::Offset { stored: 9 }, append, 409),
@@ -842,9 +858,12 @@ mod tests {
             (Reason::Superseded, append, 503),
             (Reason::Interrupted, append, 503),
             (Reason::Storage, append, 503),
-            (Reason::Storage, Asked::Look, 503),
+            (Reason::Storage, ask, 503),
+            (Reason::Storage, BELIEVER, 423),
+            (Reason::Busy, BELIEVER, 423),
+            (Reason::NotFound, BELIEVER, 404),
             (Reason::DeliveryFailed, append, 503),
-            (Reason::DeliveryFailed, Asked::Look, 423),
+            (Reason::DeliveryFailed, ask, 423),
             (Reason::DeliveryPending, Asked::Discard, 503),
             (Reason::MethodNotAllowed, Asked::Other, 405),
         ] {

@@ -23,11 +23,10 @@ pub(crate) use self::exchange::{
     Command, Create, Decode, Described, Encode, Exchange, FilePart, Form, Identity, Look, Outcome,
     Reply, Target, Write,
 };
-pub(crate) use self::offsets::{Data, Held, New, Token, UrlCommand, named};
+pub(crate) use self::offsets::{Data, Held, New, Token, UrlCommand, Urls, named};
 use self::{
     chunked::{Chunked, Dialect},
     ietf::Ietf,
-    offsets::Urls,
     plain::Plain,
     tus::Tus,
 };
@@ -111,7 +110,7 @@ impl Protocol {
     /// # URLs and routes
     ///
     /// The URL of an upload is the path of the request that created it, as its client has sent it,
-    /// with the query `upload=<token>`. So one path serves all requests. The token has 128 random
+    /// with the query `upload=<token>`. So one path serves all requests. The token has 126 random
     /// bits. It is valid in its [scope](crate::ResumableLayer::with_scope) and at its path only:
     /// with another one the upload is absent (404). The query of the creating request is not in
     /// the URL. See also [`with_public_url`](crate::ResumableLayer::with_public_url) and
@@ -134,10 +133,14 @@ impl Protocol {
     /// |---|---|
     /// | it takes the file | 204 (201 for `POST`), with its headers |
     /// | it [rejects or refuses](crate::Verdict) the file | its status and body |
-    /// | it fails | 503 |
+    /// | it fails | 503; for `POST` with data 201 without `Upload-Offset` |
     ///
-    /// Its `Location` becomes `Content-Location`. 404, 409, 423 and other statuses at which clients
-    /// do not stop become 400.
+    /// A client that has created an upload with all its bytes does not know its URL yet, and would
+    /// send them again after 503. An answer that names the URL but no offset makes it ask there.
+    ///
+    /// Cookies go to the client whose request is delivered, and are not recorded. Its `Location`
+    /// becomes `Content-Location`. 404, 409, 423 and other statuses at which clients do not stop
+    /// become 400.
     ///
     /// A tus client that finds all bytes stored sends nothing more. So `HEAD` of a complete upload
     /// that is not delivered delivers it, and waits. If that fails the answer is 423, and the
@@ -188,21 +191,24 @@ impl Protocol {
     /// and `Repr-Digest` of the request that created the upload, and the other headers and the
     /// extensions of the one that completed it, without those of the protocol. So the user of
     /// today is asked, and the file has its own media type. The client gets the answer of the inner
-    /// service as it is, with `Upload-Complete: ?1` and `Upload-Offset`. All answers of the layer
-    /// have `Upload-Complete: ?0`.
+    /// service as it is, with all its headers, `Upload-Complete: ?1` and `Upload-Offset`. All
+    /// answers of the layer have `Upload-Complete: ?0`. If the delivery fails, the error of a
+    /// creation has the `Location` of the upload and the offset, and the client completes it there.
+    /// A recorded answer is repeated [without its
+    /// cookies](crate::Delivery::with_record_lifetime).
     ///
     /// `HEAD` of a complete upload that is not delivered delivers it. If that fails, the answer
     /// says that all bytes are stored and `Upload-Complete: ?0`, and the client completes it with
     /// an empty `PATCH`. tus-js-client would take the upload for delivered, so it gets 423, and
-    /// asks again.
+    /// asks again. It gets 423 for every error at which `HEAD` has 503 for others, because it would
+    /// begin anew. It is told by the `Upload-Metadata` of the creation.
     ///
     /// # What is checked
     ///
     /// `Content-Digest` of each request, whose bytes are then stored as a whole or not at all, and
     /// `Repr-Digest` of the creating request, for the whole file before it is delivered. The
     /// lengths that a client declares have to agree. An upload that gets more bytes than it has
-    /// declared is removed. A length that is not declared at the creation, but in a later request
-    /// that does not complete the upload, is forgotten when the process ends.
+    /// declared is removed.
     ///
     /// The file name is that of `Content-Disposition`, its media type that of `Content-Type`,
     /// unless that is `application/partial-upload`. `Upload-Metadata` is read as in tus.
@@ -270,6 +276,11 @@ impl Protocols {
     /// The settings of uploads that have URLs. They stay when protocols are added or removed.
     pub(crate) fn urls_mut(&mut self) -> &mut Urls {
         Arc::make_mut(&mut self.urls)
+    }
+
+    /// The same, to read them.
+    pub(crate) fn urls(&self) -> &Urls {
+        &self.urls
     }
 
     /// The path at which an upload was created, from a path with its token.

@@ -130,16 +130,20 @@ fn is_token(text: &str) -> bool {
     hex::decode_exact::<16>(text).is_some()
 }
 
-/// A token with a mark of the protocol that makes it: for requests that do not say which one they
-/// speak. `HEAD` and `DELETE` requests of both need no header.
-fn marked(token: &str, is_of_draft: bool) -> String {
+/// A token with marks for what a request about the upload may not say: `HEAD` and `DELETE` requests
+/// of both protocols need no header, and a store that fails does not tell who has made an upload.
+fn marked(token: &str, is_of_draft: bool, has_metadata: bool) -> String {
     let (first, rest) = token.split_at_checked(1).unwrap_or_default();
-    let digit = u8::from_str_radix(first, 16).unwrap_or_default() & 7;
-    let digit = digit | u8::from(is_of_draft) << 3;
-    format!("{digit:x}{rest}")
+    let digit = u8::from_str_radix(first, 16).unwrap_or_default() & !(OF_DRAFT | WITH_METADATA);
+    let marks = u8::from(is_of_draft) * OF_DRAFT + u8::from(has_metadata) * WITH_METADATA;
+    format!("{:x}{rest}", digit | marks)
 }
 
-/// The token in the URL of an upload: 127 random bits and a mark, in hexadecimal.
+/// Marks in the first digit of a token.
+const OF_DRAFT: u8 = 8;
+const WITH_METADATA: u8 = 4;
+
+/// The token in the URL of an upload: 126 random bits and two marks, in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) text: String,
@@ -150,7 +154,23 @@ pub(crate) struct Token {
 impl Token {
     /// Whether the IETF draft has made the upload, and not tus.
     pub(super) fn is_of_draft(&self) -> bool {
-        self.text.bytes().next() >= Some(b'8')
+        self.has(OF_DRAFT)
+    }
+
+    /// Whether the client takes an upload for complete once all its bytes are stored, and begins
+    /// anew after an error that is not 423. Of those that speak the draft, only tus-js-client sends
+    /// `Upload-Metadata`.
+    pub(super) fn believes_offsets(&self) -> bool {
+        self.has(WITH_METADATA)
+    }
+
+    fn has(&self, mark: u8) -> bool {
+        let digit = self
+            .text
+            .chars()
+            .next()
+            .and_then(|first| first.to_digit(16));
+        digit.is_some_and(|digit| digit & u32::from(mark) != 0)
     }
 
     /// The path of the request that created the upload, from the path of a request for the upload.
@@ -232,7 +252,9 @@ impl New {
         if path.len() > PATH_BYTES {
             return Err(invalid("path", "is too long"));
         }
-        let mut upload = named(&marked(token, self.is_of_draft), scope, path);
+        let has_metadata = self.creation.metadata.is_some();
+        let token = marked(token, self.is_of_draft, has_metadata);
+        let mut upload = named(&token, scope, path);
         upload.length = self.length;
         upload.role = self.role;
         upload.file_name = self.file_name;

@@ -97,7 +97,9 @@ impl Encode for PlainReply {
                 response.headers_mut().clone_from(&record.headers);
                 response
             }
-            Outcome::Failed(error) => problem(error, status(error), None),
+            Outcome::Failed(error) | Outcome::Undelivered(error, _) => {
+                problem(error, status(error), None)
+            }
             // A whole file is stored in one request, and clients ask no questions.
             Outcome::Created(_)
             | Outcome::Stored { .. }

@@ -204,6 +204,7 @@ impl Encode for TusReply {
             }),
             Outcome::Answer(record) => self.recorded(record),
             Outcome::Failed(error) => self.failed(error),
+            Outcome::Undelivered(error, upload) => self.undelivered(error, upload),
             // Not for this protocol.
             Outcome::Created(_)
             | Outcome::Stored { .. }
@@ -356,6 +357,20 @@ impl TusReply {
         if error.kind() == ErrorKind::Version {
             headers.insert(TUS_VERSION, VERSION);
         }
+        response
+    }
+
+    /// A client that has created the upload with all its bytes does not know its URL, and would
+    /// send them again after an error. It asks at the URL if the answer names one but no offset.
+    /// For an empty file tus-js-client does not ask, and a final upload is named by its parts.
+    fn undelivered(&self, error: &Error, upload: &Upload) -> Response<Bytes> {
+        let has_data = upload.length > Some(0) && !is_final(upload);
+        let mut response = if self.asked == Asked::Create && has_data {
+            empty(StatusCode::CREATED)
+        } else {
+            self.failed(error)
+        };
+        self.insert_location(response.headers_mut());
         response
     }
 

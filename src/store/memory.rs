@@ -305,6 +305,7 @@ impl Entry {
             return Err(StoreError::OutOfBounds);
         }
         self.upload.length = length;
+        self.upload.declare(upload.declared());
         Ok(())
     }
 

@@ -310,8 +310,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// `append` returns.
     ///
     /// If no length is stored, the [length](Upload::length) of `upload` becomes that of the upload,
-    /// durably, even if the body fails. A complete or settled upload takes an empty body at its
-    /// end.
+    /// durably, even if the body fails. The same holds for the length that its
+    /// [`creation`](Upload::creation) has, which completes nothing and bounds nothing. A complete
+    /// or settled upload takes an empty body at its end.
     ///
     /// # Errors
     ///

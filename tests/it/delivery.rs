@@ -93,6 +93,44 @@ impl Gate {
     }
 }
 
+/// Also if the client needs another body than that of the answer.
+#[tokio::test]
+async fn a_cookie_is_not_replayed() {
+    let inner = service_fn(|_: Request<Incoming>| async {
+        let answer = Response::builder().header("set-cookie", "a=1");
+        Ok::<_, http::Error>(answer.body(Full::<Bytes>::from("taken"))?)
+    });
+    let layer = ResumableLayer::new(MemoryStore::default());
+    let addr = serve(ServiceBuilder::new().layer(layer).service(inner)).await;
+    let mut client = Client::connect(addr).await;
+    let of_fine_uploader = || {
+        let fields = [
+            ("qquuid", "ad8f3618"),
+            ("qqfilename", "a.txt"),
+            ("qqpartindex", "0"),
+            ("qqpartbyteoffset", "0"),
+            ("qqchunksize", "5"),
+            ("qqtotalparts", "1"),
+            ("qqtotalfilesize", "5"),
+        ];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let (field, file_name) = ("qqfile", "blob");
+        let part = FilePart::Named { field, file_name };
+        multipart("/upload", form(&fields, part, b"hello"))
+    };
+    let of_resumable_js = || File::new("a.txt", 5).multipart(1);
+    for request in [
+        &of_fine_uploader as &dyn Fn() -> Request<Vec<u8>>,
+        &of_resumable_js,
+    ] {
+        let first = client.send(request()).await;
+        assert_eq!((first.status, first.header("set-cookie")), (200, "a=1"));
+        let second = client.send(request()).await;
+        assert_eq!(second.status, 200);
+        assert!(!second.headers.contains_key("set-cookie"), "{second:?}");
+    }
+}
+
 #[tokio::test]
 async fn requests_during_the_delivery_get_the_same_answer() {
     let (addr, gate) = gated(ResumableLayer::new(MemoryStore::default())).await;

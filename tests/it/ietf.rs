@@ -30,6 +30,7 @@ use crate::{
     tus::{
         LETTERS, Server, answer,
         captures::{Replay, requests},
+        header, stored,
     },
 };
 
@@ -52,11 +53,7 @@ impl Plain {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(url);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.0.send(request.body(body.into()).unwrap()).await
+        self.0.ask(method, url, headers, body).await
     }
 
     async fn create(&mut self, headers: &[(&str, &str)]) -> String {
@@ -77,15 +74,6 @@ impl Plain {
         self.send("PATCH", url, &[&own, headers].concat(), body)
             .await
     }
-}
-
-#[track_caller]
-fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
-    let value = answer.headers.get(name);
-    value
-        .unwrap_or_else(|| panic!("no {name}: {answer:?}"))
-        .to_str()
-        .unwrap()
 }
 
 #[track_caller]
@@ -370,6 +358,45 @@ async fn lengths_have_to_agree_and_do_not_complete() {
     assert_eq!(last.status, 200);
 }
 
+/// Another server, or this one after a restart, knows it too.
+#[tokio::test]
+async fn a_length_that_comes_later_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Arc::new(object_store::memory::InMemory::new());
+    let taken = |_| answer(200, &[], "taken");
+    let on_files = || async {
+        let files = FileStore::open(dir.path()).unwrap();
+        Server::on(files, |layer| layer, taken).await
+    };
+    let on_bucket = || async {
+        let bucket = BucketStore::open(Arc::clone(&bucket)).await.unwrap();
+        Server::on(bucket, |layer| layer, taken).await
+    };
+    for [first, second] in [
+        [on_files().await, on_files().await],
+        [on_bucket().await, on_bucket().await],
+    ] {
+        let mut client = Plain::of(&first).await;
+        let url = client.create(&[MORE]).await;
+        let later = [MORE, ("upload-length", "25")];
+        assert_eq!(client.patch(&url, 0, &later, "abc").await.status, 204);
+        let mut client = Plain::of(&second).await;
+        let head = client.send("HEAD", &url, &[], "").await;
+        assert_eq!(header(&head, "upload-length"), "25");
+        let refused = client.patch(&url, 3, &[OVER], "d").await;
+        assert_problem(&refused, 400, "inconsistent_length");
+        // Nor does it complete the upload.
+        let all = client.patch(&url, 3, &[MORE], &LETTERS[3..]).await;
+        assert_eq!(all.status, 204);
+        assert!(second.contents().is_empty());
+        let last = client.patch(&url, 25, &[OVER], "").await;
+        assert_eq!(
+            (last.status, second.contents()),
+            (200, vec![LETTERS.to_owned()])
+        );
+    }
+}
+
 /// The length of a body may only be known at its end.
 #[tokio::test]
 async fn a_body_of_unknown_length_has_to_fit() {
@@ -469,6 +496,15 @@ async fn limits_are_told() {
         assert_eq!(limit.is_some(), expected.is_some(), "{version}");
         assert!(expected.is_none_or(has), "{version} {limit:?}");
     }
+    // The target `*` stands for all resources, so the layer has to be on all paths.
+    let server = Server::with(|layer| layer.with_matcher(|_| true)).await;
+    let mut socket = TcpStream::connect(server.addr).await.unwrap();
+    let all = b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    socket.write_all(all).await.unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 204 "), "{text}");
+    assert!(text.contains("\r\nupload-limit: max-size="), "{text}");
     let set_up = |layer: ResumableLayer| layer.with_protocols([Protocol::ietf_draft()]);
     let server = Server::with(set_up).await;
     let mut client = Plain::of(&server).await;
@@ -666,6 +702,79 @@ async fn an_undelivered_upload_says_so() {
     }
 }
 
+/// A client that got no interim response learns the URL with the error.
+#[tokio::test]
+async fn a_creation_whose_delivery_fails_names_its_url() {
+    let inner = |number| answer(if number == 1 { 503 } else { 200 }, &[], "said");
+    let server = Server::answering(|layer| layer, inner).await;
+    let mut client = Plain::of(&server).await;
+    let failed = client.send("POST", "/files", &[OVER], LETTERS).await;
+    assert_problem(&failed, 503, "delivery_failed");
+    assert_eq!(header(&failed, "upload-offset"), "25");
+    let url = header(&failed, "location").to_owned();
+    let last = client.patch(&url, 25, &[OVER], "").await;
+    assert_eq!((last.status, last.body.as_str()), (200, "said"));
+    let deliveries = server.deliveries();
+    assert_eq!(deliveries[1].upload.attempt(), 2);
+    // A refused creation leaves nothing that has a URL.
+    let wrong = [OVER, ("upload-length", "24")];
+    let refused = client.send("POST", "/files", &wrong, LETTERS).await;
+    assert_problem(&refused, 400, "inconsistent_length");
+    assert!(!refused.headers.contains_key("location"));
+}
+
+/// The answer of the inner service is the final one, with all of its headers.
+#[tokio::test]
+async fn cookies_are_for_the_client_of_the_delivery() {
+    let inner = [("set-cookie", "a=1"), ("set-cookie", "b=2")];
+    let server = Server::answering(|layer| layer, move |_| answer(200, &inner, "")).await;
+    let mut client = Plain::of(&server).await;
+    let url = client.create(&[MORE]).await;
+    let last = client.patch(&url, 0, &[OVER], LETTERS).await;
+    let cookies: Vec<_> = last.headers.get_all("set-cookie").iter().collect();
+    assert_eq!(cookies, ["a=1", "b=2"]);
+    let again = client.patch(&url, 25, &[OVER], "").await;
+    assert_eq!(
+        (again.status, again.headers.contains_key("set-cookie")),
+        (200, false)
+    );
+}
+
+#[tokio::test]
+async fn the_application_admits_each_request() {
+    let server = Server::with(|layer| {
+        layer.with_admission(|asked| {
+            let purpose = format!("{:?}", asked.purpose());
+            let refused = asked.parts().headers.get("x-refuse");
+            let is_refused = refused.is_some_and(|refused| *refused == *purpose);
+            let refusal = Refusal::new(StatusCode::FORBIDDEN, "no");
+            async move { if is_refused { Err(refusal) } else { Ok(()) } }
+        })
+    })
+    .await;
+    let mut client = Plain::of(&server).await;
+    let url = client.create(&[MORE]).await;
+    let at = ("upload-offset", "0");
+    for (purpose, method, to, headers, body) in [
+        ("Create", "POST", "/files", &[MORE][..], ""),
+        ("Create", "POST", "/files", &[OVER], "abc"),
+        ("Chunk", "POST", "/files", &[OVER], "abc"),
+        ("Chunk", "PATCH", &url, &[PARTIAL, MORE, at], "abc"),
+        ("Status", "HEAD", &url, &[], ""),
+        ("Status", "GET", &url, &[], ""),
+        ("Cancel", "DELETE", &url, &[], ""),
+        ("Deliver", "POST", "/files", &[OVER], "abc"),
+    ] {
+        let refuse = [&[("x-refuse", purpose)], headers].concat();
+        let refused = client.send(method, to, &refuse, body).await;
+        assert_eq!(refused.status, 403, "{purpose} {method} {refused:?}");
+        assert_eq!(header(&refused, "upload-complete"), "?0");
+    }
+    let head = client.send("HEAD", &url, &[], "").await;
+    assert_eq!((head.status, header(&head, "upload-offset")), (204, "0"));
+    assert!(server.contents().is_empty());
+}
+
 #[tokio::test]
 async fn all_stores_resume() {
     let bucket = Arc::new(object_store::memory::InMemory::new());
@@ -686,17 +795,6 @@ async fn all_stores_resume() {
     }
 }
 
-async fn stored(server: &Server, bytes: u64) {
-    loop {
-        let page = server.uploads.list(&Filter::default(), None).await.unwrap();
-        let received = page.uploads.first().map(|listed| listed.progress.received);
-        if received == Some(bytes) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_newer_request_takes_over() {
     for method in ["HEAD", "PATCH", "DELETE"] {
@@ -710,7 +808,7 @@ async fn a_newer_request_takes_over() {
         older.until_announced().await.unwrap();
         let url = older.heard.location().unwrap();
         older.send(&LETTERS.as_bytes()[..10]).await.unwrap();
-        stored(&server, 10).await;
+        stored(&server.uploads, 10).await;
         let answer = match method {
             "PATCH" => client.patch(&url, 10, &[OVER], &LETTERS[10..]).await,
             _ => client.send(method, &url, &[], "").await,
@@ -791,7 +889,7 @@ async fn a_cut_request_that_was_not_announced_leaves_nothing() {
                 expect: 100-continue\r\n\r\n";
     begin(&mut socket, head).await;
     socket.write_all(&LETTERS.as_bytes()[..10]).await.unwrap();
-    stored(&server, 10).await;
+    stored(&server.uploads, 10).await;
     drop(socket);
     let is_empty = || async {
         let page = server.uploads.list(&Filter::default(), None).await.unwrap();

@@ -17,10 +17,10 @@ use crate::{
     model::{
         ranges::RangeSet,
         state::{Progress, Record, State, Status},
-        upload::{Upload, UploadId},
+        upload::{Role, Upload, UploadId},
     },
     protocol::{
-        Encode, Outcome, Target,
+        Encode, Outcome, Target, Urls,
         problem::{NO_STORE, ORIGINAL_STATUS, describe_body, empty, problem},
     },
 };
@@ -103,12 +103,16 @@ impl Encode for Answers {
                 Some((Asked::Offset, _)) => upload_offset(status),
                 None => missing(),
             },
-            Outcome::Listed { uploads, next } => list_uploads(uploads, next),
+            Outcome::Listed {
+                uploads,
+                next,
+                urls,
+            } => list_uploads(uploads, next, urls),
             Outcome::Answer(record) => self.recorded(record),
             Outcome::Gone => ok(json!({ "success": false, "reset": true })),
             // Chunk clients have no URLs.
             Outcome::Removed | Outcome::Capabilities { .. } | Outcome::Held(_) => missing(),
-            Outcome::Failed(error) => self.failed(error),
+            Outcome::Failed(error) | Outcome::Undelivered(error, _) => self.failed(error),
         }
     }
 
@@ -370,19 +374,29 @@ fn missing() -> Response<Bytes> {
 }
 
 /// The unfinished uploads of a scope, by name.
-fn list_uploads(uploads: &[(Upload, Progress)], next: Option<UploadId>) -> Response<Bytes> {
+fn list_uploads(
+    uploads: &[(Upload, Progress)],
+    next: Option<UploadId>,
+    urls: &Urls,
+) -> Response<Bytes> {
     let mut uploads: Vec<_> = uploads.iter().collect();
     uploads.sort_by_key(|(upload, _)| (&upload.file_name, &upload.identifier));
     let each = uploads.iter().map(|(upload, progress)| {
-        json!({
+        let mut listed = json!({
             "identifier": upload.identifier,
             "file_name": upload.file_name,
             "relative_path": upload.relative_path,
             "content_type": upload.content_type,
             "state": if progress.complete { "complete" } else { "receiving" },
             "received": progress.received,
-            "total": upload.length,
-        })
+            "total": upload.length.or(upload.declared()),
+        });
+        if upload.creation.is_some() {
+            let url = urls.location(upload);
+            listed["url"] = url.as_ref().and_then(|url| url.to_str().ok()).into();
+            listed["part"] = (upload.role == Role::Part).into();
+        }
+        listed
     });
     let mut list = json!({ "uploads": each.collect::<Vec<_>>() });
     if let Some(next) = next {
@@ -611,7 +625,14 @@ mod tests {
             + r#""received":25,"relative_path":null,"state":"receiving","total":25},"#
             + r#"{"content_type":null,"file_name":"a","identifier":"a","received":25,"#
             + r#""relative_path":null,"state":"complete","total":null}]}"#;
-        let page = |uploads, next| answers.encode(Outcome::Listed { uploads, next });
+        let urls = &Urls::default();
+        let page = |uploads, next| {
+            answers.encode(Outcome::Listed {
+                uploads,
+                next,
+                urls,
+            })
+        };
         assert_answer(&page(&uploads, None), 200, &listed);
         let next = format!(r#"{{"next":"{}","uploads":[]}}"#, upload().id);
         assert_answer(&page(&[], Some(upload().id)), 200, &next);

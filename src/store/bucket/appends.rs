@@ -16,7 +16,7 @@
 //! has the new number of bytes. If it cannot, because another server has taken a turn meanwhile, it
 //! has been superseded. So a number of bytes is told to a client only if a turn has found it.
 //!
-//! The length that an append brings is in its turn, and so in all later ones.
+//! The lengths that an append brings are in its turn, and so in all later ones.
 
 use std::{
     convert::Infallible,
@@ -61,16 +61,18 @@ pub(super) struct Says {
     pub(super) stored: u64,
     pub(super) slot: u64,
     pub(super) length: Option<u64>,
+    pub(super) declared: Option<u64>,
     pub(super) is_open: bool,
 }
 
 impl Says {
     /// What is known of an upload with this many bytes, when no append is running.
-    fn of(info: &Info, stored: u64) -> Self {
+    pub(super) fn of(info: &Info, stored: u64) -> Self {
         Self {
             stored,
             slot: info.slot,
             length: info.upload.length,
+            declared: info.upload.declared(),
             is_open: false,
         }
     }
@@ -159,6 +161,7 @@ impl Inner {
             stored,
             slot,
             length,
+            declared: info.upload.declared().or(upload.declared()),
             is_open: append.keep == Keep::Prefix,
         };
         let turn = self.take_turn(&info, says).await?;
@@ -324,6 +327,7 @@ impl Inner {
             stored,
             slot,
             length,
+            declared,
             is_open,
         } = says;
         let turn = Turn {
@@ -333,6 +337,7 @@ impl Inner {
             stored,
             slot,
             length,
+            declared,
             is_open,
         };
         let path = self.keys.turn(info.id(), &info.unique_id, number);

@@ -62,10 +62,9 @@ impl Inner {
         let (info, _) = found.ok_or(StoreError::Superseded)?;
         // What an earlier call has written does not count.
         let begin = Says {
-            stored: 0,
             slot: self.append_slot_size(Some(length), None)?,
             length: Some(length),
-            is_open: false,
+            ..Says::of(&info, 0)
         };
         let turn = self.take_turn(&info, begin).await?;
         let info = turn.ok_or(StoreError::Busy)?;

@@ -55,6 +55,9 @@ pub(super) struct Turn {
     /// As in [`Info`].
     pub(super) slot: u64,
     pub(super) length: Option<u64>,
+    /// The length that the client has declared, although it completes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) declared: Option<u64>,
     /// Whether bytes that this turn puts count at once, and not only when a later turn says so.
     pub(super) is_open: bool,
 }
@@ -135,6 +138,7 @@ impl Info {
         let mut info = self.clone();
         info.slot = turn.slot;
         info.upload.length = turn.length.or(info.upload.length);
+        info.upload.declare(turn.declared);
         info.turn = Some(turn);
         info
     }

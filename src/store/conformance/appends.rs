@@ -12,7 +12,7 @@ use super::{
     upload_of,
 };
 use crate::{
-    model::upload::{Role, Scope, Upload},
+    model::upload::{Creation, Role, Scope, Upload},
     store::{
         Append, ChunkBody, Claim, Claimed, Filter, Keep, Progress, State, Status, Store,
         StoreError, Usage,
@@ -275,6 +275,38 @@ impl<S: Store + Clone> Suite<S> {
                 Some(8),
                 "the length of a sealed upload"
             );
+        }
+    }
+
+    /// The length that a client has declared, which completes nothing, is kept. The first one
+    /// stays.
+    pub(super) async fn declared_lengths(&self) {
+        for end in [End::Well, End::Failure] {
+            let mut upload = upload_of(&Scope::new("conformance"), None);
+            upload.creation = Some(Creation::default());
+            self.create(&upload).await;
+            let declaring = |length| {
+                let mut upload = upload.clone();
+                upload.declare(Some(length));
+                upload
+            };
+            self.append(&upload, 0, b"ab").await;
+            let source = Source::ending(b"cd", end);
+            let (first, other) = (declaring(4), declaring(9));
+            let appended = self.append_as(&first, Append::at(2), source, None).await;
+            assert_eq!(appended.is_ok(), matches!(end, End::Well), "{appended:?}");
+            self.append(&other, 4, b"").await;
+            let when = "after an append that has declared another one";
+            self.assert_stored(&upload, 4, None, when).await;
+            for status in [self.status(&upload).await, self.interrupt(&upload).await] {
+                let declared = status.and_then(|status| status.upload.declared());
+                assert_eq!(declared, Some(4), "the declared length {when}");
+            }
+            let source = Source::new(b"");
+            let mut append = Append::at(4);
+            append.ends_here = true;
+            let ended = self.append_as(&upload, append, source, Some(0)).await;
+            assert_eq!(ended.expect("a good append fails"), complete(4));
         }
     }
 

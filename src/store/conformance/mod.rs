@@ -190,6 +190,7 @@ promises! {
     appends_at_other_offsets: "an append at another offset is `Offset`, and changes nothing",
     failed_appends: "an append that fails keeps the bytes before, or none with `Keep::Whole`",
     lengths_of_appends: "an append can bring the length, which is set once",
+    declared_lengths: "an append can declare a length that completes nothing, and is kept",
     appends_that_end: "with `Append::ends_here` the end of the body becomes the length",
     appends_out_of_bounds: "an append beyond the length is `OutOfBounds`",
     appends_to_complete_uploads: "a complete upload takes an empty append at its end",

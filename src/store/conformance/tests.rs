@@ -130,6 +130,7 @@ enum Fault {
     AppendTakesOtherLength,
     AppendIgnoresLength,
     AppendForgetsLength,
+    AppendForgetsDeclared,
     AppendIgnoresEnd,
     AppendEndsFailedBody,
     AppendEndsBeforeLength,
@@ -276,6 +277,7 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (AppendTakesOtherLength, "lengths_of_appends", "does not return `Conflict` but Ok"),
     (AppendIgnoresLength, "lengths_of_appends", "does not return `OutOfBounds` but Ok"),
     (AppendForgetsLength, "lengths_of_appends", "the stored length after an append"),
+    (AppendForgetsDeclared, "declared_lengths", "the declared length after"),
     (CountsDeclaredBytesOnly, "lengths_of_appends", "`usage` without a length"),
     (ClaimsDeclaredLength, "lengths_of_appends", "`Sealed::upload` has a wrong length"),
     (AppendIgnoresEnd, "appends_that_end", "the end of the last append is no length"),
@@ -724,6 +726,11 @@ impl Broken {
                 self.inner.append(&without_length, append, body).await
             }
             AppendIgnoresLength => self.inner.append(&without_length, append, body).await,
+            AppendForgetsDeclared => {
+                let mut undeclared = upload.clone();
+                undeclared.creation = None;
+                self.inner.append(&undeclared, append, body).await
+            }
             AppendForgetsLength => {
                 let (bytes, result) = read_all(body).await;
                 let upload = if result.is_ok() {

@@ -57,11 +57,12 @@ impl FileStore {
         }
         let mut lock = Some(entry.lock_to_append().await?);
         let arrived = Arrived::new(&self.folder, append.offset, append.keep, body);
-        let (length, len) = (upload.length, body.exact_len());
+        let (length, declared) = (upload.length, upload.declared());
+        let len = body.exact_len();
         let most = append.offset.saturating_add(body.max_len());
         let begun = self.retried(move |folder| {
             let locked = lock.as_ref().ok_or(StoreError::Busy)?;
-            begin(folder, locked, append.offset, length, len)?;
+            begin(folder, locked, append.offset, (length, declared), len)?;
             let lock = lock.take().ok_or(StoreError::Busy)?;
             let range = append.offset..most.min(MAX_LENGTH);
             let room = folder.room.reservation();
@@ -101,13 +102,13 @@ impl FileStore {
     }
 }
 
-/// Checks an append, and records the length that it brings. After [`Busy`](StoreError::Busy) it can
-/// be called again.
+/// Checks an append, and records the lengths that it brings. After [`Busy`](StoreError::Busy) it
+/// can be called again.
 fn begin(
     folder: &Folder,
     lock: &RangeLock,
     offset: u64,
-    length: Option<u64>,
+    (length, declared): (Option<u64>, Option<u64>),
     len: Option<u64>,
 ) -> Result<(), StoreError> {
     let entry = lock.entry();
@@ -137,11 +138,18 @@ fn begin(
     if entry.is_receiving() {
         entry.cut_after(stored)?;
     }
+    let mut events = Vec::new();
     if let (None, Some(length)) = (known, length) {
         folder.room.for_upload(&folder.partial, length - stored)?;
-        entry.append(&[Event::Length(length)], false)?;
+        events.push(Event::Length(length));
     }
-    Ok(())
+    if let (None, Some(declared)) = (entry.declared(), declared) {
+        events.push(Event::Declared(declared));
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    entry.append(&events, false)
 }
 
 enum Copied {

@@ -90,6 +90,8 @@ pub(super) struct Entry {
 struct State {
     /// Bytes of the whole file, if that is known.
     length: Option<u64>,
+    /// See [`Event::Declared`].
+    declared: Option<u64>,
     /// See [`Event::Epoch`].
     epoch: u64,
     ranges: Ranges<Crc>,
@@ -232,6 +234,7 @@ impl Entry {
         disk: Disk,
     ) -> Self {
         state.length = created.upload.length;
+        state.declared = created.upload.declared();
         Self {
             data_path: data_path(&journal_path, &created.id),
             journal_path,
@@ -261,6 +264,11 @@ impl Entry {
     /// Bytes of the whole file, if that is known.
     pub(super) fn length(&self) -> Option<u64> {
         self.state().length
+    }
+
+    /// The length that the client has declared, although it completes nothing.
+    pub(super) fn declared(&self) -> Option<u64> {
+        self.state().declared
     }
 
     /// The number of the last request that has ended the appends of other processes, as far as this
@@ -312,7 +320,7 @@ impl Entry {
     /// What is stored, as of the last [`view`](Self::view).
     pub(super) fn status(&self) -> Status {
         let state = self.state();
-        let length = state.length;
+        let (length, declared) = (state.length, state.declared);
         let (upload, state) = match &state.phase {
             Phase::Settled { record, seal } => (&seal.upload, UploadState::Settled(record.clone())),
             Phase::Sealed { seal, .. } => (&seal.upload, UploadState::Complete),
@@ -321,6 +329,7 @@ impl Entry {
         };
         let mut upload = upload.clone();
         upload.length = length.or(upload.length);
+        upload.declare(declared);
         Status::new(upload, state)
     }
 
@@ -831,6 +840,7 @@ impl State {
             Event::Confirmed => self.confirmed = true,
             Event::Length(length) => self.length = self.length.or(Some(length)),
             Event::Epoch(epoch) => self.epoch = self.epoch.max(epoch),
+            Event::Declared(length) => self.declared = self.declared.or(Some(length)),
             Event::Created(_) | Event::Void => {}
         }
     }

@@ -11,15 +11,16 @@
 //! | 4      | 1     | the kind: see [`Event::kind`]                                      |
 //! | 5      | 1     | `Stored`: 1 if the bytes were synced before the record was written |
 //! | 8      | 8     | `Stored`: the offset of the bytes. `Attempt`, `Epoch`: the number. |
-//! |        |       | `Length`: the length of the file                                   |
+//! |        |       | `Length`, `Declared`: the length of the file                       |
 //! | 16     | 8     | `Stored`: the length of the bytes. Else the length of the payload  |
 //! | 24     | 4     | `Stored`: the CRC-32 of the bytes. Else the CRC-32 of the payload  |
 //! | 32     | 8     | `Stored`: the run of the system in which the bytes were written    |
 //! | 40     | 8     | the time, in milliseconds since 1970                               |
 //! | 60     | 4     | the check: a CRC-32 of bytes 0 to 59                               |
 //!
-//! A journal of version 2 can have the events `Length` and `Epoch`, which a reader of version 1
-//! would take for a torn record. Its first record says so, and such a reader leaves it alone.
+//! A journal of version 2 can have the events `Length`, `Epoch` and `Declared`, which a reader of
+//! version 1 would take for a torn record. Its first record says so, and such a reader leaves it
+//! alone.
 //! Journals of uploads that the first chunk has created are of version 1, so the code before
 //! version 2 goes on with them.
 //!
@@ -81,6 +82,9 @@ pub(super) enum Event {
     /// The number of the last request that has ended the appends of other processes. They record
     /// no bytes after that.
     Epoch(u64),
+    /// The length that the client has declared after the creation, although it says by itself when
+    /// the upload is complete.
+    Declared(u64),
 }
 
 /// Which upload a journal belongs to.
@@ -143,6 +147,7 @@ impl Event {
             Self::Confirmed => 8,
             Self::Length(_) => 9,
             Self::Epoch(_) => 10,
+            Self::Declared(_) => 11,
         }
     }
 
@@ -176,7 +181,7 @@ impl Event {
                 (flags, boot_tag) = (u8::from(*synced), *boot);
             }
             Self::Attempt(n) => a = u64::from(*n),
-            Self::Length(n) | Self::Epoch(n) => a = *n,
+            Self::Length(n) | Self::Epoch(n) | Self::Declared(n) => a = *n,
             _ => {}
         }
         let mut record = Vec::with_capacity(SLOT as usize + payload.len());
@@ -336,6 +341,7 @@ fn decode(
         8 => Some(Event::Confirmed),
         9 => Some(Event::Length(a)),
         10 => Some(Event::Epoch(a)),
+        11 => Some(Event::Declared(a)),
         1 | 3 | 5 if b <= MAX_PAYLOAD => {
             let mut payload = vec![0; b as usize];
             let filled = disk::read_at(file, &mut payload, at + SLOT)?;
@@ -419,6 +425,7 @@ mod tests {
             Event::Removed,
             Event::Length(u64::MAX),
             Event::Epoch(3),
+            Event::Declared(6),
         ]
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::StatusCode;
-use tower_resumable::{Delivery, MemoryStore, Refusal};
+use tower_resumable::{Delivery, MemoryStore, Refusal, ResumableLayer};
 
 use super::{BYTES, LETTERS, Server, answer, assert_code, header, offset};
 
@@ -152,6 +152,76 @@ async fn a_failed_delivery_is_tried_again_when_the_client_asks() {
     }
 }
 
+/// The client does not know the URL yet, and tus-js-client reads it from a success only. Without an
+/// offset it asks at the URL.
+#[tokio::test]
+async fn a_creation_whose_delivery_fails_names_its_url() {
+    let inner = |number| answer(if number <= 2 { 503 } else { 200 }, &[], "said");
+    let server = Server::answering(|layer| layer, inner).await;
+    let mut client = server.client().await;
+    let whole = [("upload-length", "25"), ("content-type", BYTES)];
+    let created = client.post(&whole, LETTERS).await;
+    assert_eq!((created.status, created.body.as_str()), (201, ""));
+    assert!(!created.headers.contains_key("upload-offset"));
+    let url = header(&created, "location").to_owned();
+    assert_eq!(client.head(&url).await.status, 423);
+    let head = client.head(&url).await;
+    assert_eq!((head.status, offset(&head)), (200, 25));
+    let deliveries = server.deliveries();
+    assert_eq!((deliveries.len(), deliveries[2].upload.attempt()), (3, 3));
+
+    // tus-js-client takes any success for the end of an empty file.
+    let server = Server::answering(|layer| layer, inner).await;
+    let mut client = server.client().await;
+    let failed = client.post(&[("upload-length", "0")], "").await;
+    assert_code(&failed, 503, "delivery_failed");
+    let url = header(&failed, "location").to_owned();
+    assert_eq!(client.head(&url).await.status, 423);
+    assert_eq!(client.head(&url).await.status, 200);
+
+    // Nor is a removed file there to be asked for.
+    for status in [415, 422] {
+        let server = Server::answering(|layer| layer, move |_| answer(status, &[], "no")).await;
+        let refused = server.client().await.post(&whole, LETTERS).await;
+        assert_eq!(refused.status, status);
+        assert!(!refused.headers.contains_key("location"));
+    }
+}
+
+/// Whoever asks later may be another user of the same scope, or have a newer cookie.
+#[tokio::test]
+async fn cookies_are_for_the_client_of_the_delivery() {
+    const COOKIES: &[(&str, &str)] = &[("set-cookie", "a=1"), ("set-cookie", "b=2")];
+    let has = |answer: &super::Answer| {
+        let cookies = answer.headers.get_all("set-cookie").iter();
+        cookies
+            .map(|cookie| cookie.to_str().unwrap())
+            .eq(["a=1", "b=2"])
+    };
+    for has_bodies in [false, true] {
+        let set_up = |layer: ResumableLayer| layer.with_answer_bodies(has_bodies);
+        let inner = |number| answer(if number == 1 { 503 } else { 200 }, COOKIES, "taken");
+        let server = Server::answering(set_up, inner).await;
+        let mut client = server.client().await;
+        let url = client.create_of(25).await;
+        // The first delivery fails, so that the question delivers.
+        let failed = client.patch(&url, 0, LETTERS).await;
+        assert!(!failed.headers.contains_key("set-cookie"));
+        assert!(has(&client.head(&url).await), "{has_bodies}");
+        let url = client.create_of(25).await;
+        assert!(has(&client.patch(&url, 0, LETTERS).await), "{has_bodies}");
+        for answer in [
+            client.patch(&url, 25, "").await,
+            client.head(&url).await,
+            client.send("GET", &url, &[], "").await,
+        ] {
+            assert!(!answer.headers.contains_key("set-cookie"), "{answer:?}");
+        }
+        let whole = [("upload-length", "25"), ("content-type", BYTES)];
+        assert!(has(&client.post(&whole, LETTERS).await), "{has_bodies}");
+    }
+}
+
 #[tokio::test]
 async fn a_question_waits_for_the_delivery() {
     let delivery = Delivery::default().with_timeout(Duration::from_millis(20));
@@ -216,6 +286,23 @@ async fn head_is_never_answered_with_5xx() {
     assert_eq!(client.head(&url).await.status, 423);
     assert_eq!(client.head(&url).await.status, 423);
     assert_eq!(client.head(&url).await.status, 200);
+    // In its modes for the IETF draft it does the same. Other clients of the draft ask again after
+    // 503, and stop at 423.
+    let more = ("upload-complete", "?0");
+    for (headers, expected) in [
+        (&[more, ("upload-metadata", "a Nw==")][..], 423),
+        (&[more], 503),
+    ] {
+        let store = Failing(MemoryStore::default(), AtomicUsize::new(0));
+        let server = Server::on(store, |l| l, |_| answer(200, &[], "")).await;
+        let mut client = server.client().await;
+        let created = client.send_plain("POST", "/files", headers, "").await;
+        let url = header(&created, "location").to_owned();
+        for status in [expected, expected, 204] {
+            let head = client.send_plain("HEAD", &url, &[], "").await;
+            assert_eq!(head.status, status, "{headers:?}");
+        }
+    }
 }
 
 /// A store whose first two questions fail.

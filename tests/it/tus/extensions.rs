@@ -57,7 +57,8 @@ async fn another_version_gets_412_and_nothing_is_done() {
             ("HEAD", &url, &[]),
             ("DELETE", &url, &[]),
         ] {
-            let body = if method == "PATCH" { "hello" } else { "" };
+            let has_data = headers.contains(&bytes[0]);
+            let body = if has_data { "hello" } else { "" };
             let headers = [&version, headers].concat();
             let answer = client.send_plain(method, url, &headers, body).await;
             assert_eq!(answer.status, 412, "{method} {answer:?}");
@@ -319,8 +320,15 @@ async fn the_application_admits_each_request() {
     let creation = [("upload-length", "5"), ("upload-metadata", "filename eA==")];
     let url = client.create(&creation).await;
     let bytes = [("content-type", BYTES), ("upload-offset", "0")];
+    let part = [("upload-concat", "partial"), ("upload-length", "0")];
+    let part = format!("final;{}", client.create(&part).await);
+    let concat = [("upload-concat", &*part)];
+    let with_data = [&creation[..], &bytes[..1]].concat();
     for (purpose, method, to, headers) in [
         ("Create", "POST", "/files", &creation[..]),
+        ("Create", "POST", "/files", &concat),
+        ("Chunk", "POST", "/files", &with_data),
+        ("Deliver", "POST", "/files", &with_data),
         ("Chunk", "PATCH", &url, &bytes),
         ("Status", "HEAD", &url, &[]),
         ("Status", "GET", &url, &[]),
@@ -333,4 +341,65 @@ async fn the_application_admits_each_request() {
     }
     assert_eq!(offset(&client.head(&url).await), 0);
     assert_eq!(client.patch(&url, 0, "hello").await.status, 204);
+}
+
+/// A page can show what is unfinished after a reload, and go on.
+#[tokio::test]
+async fn a_list_of_unfinished_uploads_names_their_urls() {
+    let server = Server::with(|layer| {
+        let layer = layer.with_list_parameter("unfinished");
+        layer.with_scope(|parts| match parts.headers.get("x-user") {
+            Some(user) => Ok(user.to_str().unwrap().into()),
+            None => Ok("".into()),
+        })
+    })
+    .await;
+    let mut client = server.client().await;
+    let alice = ("x-user", "alice");
+    let named = [
+        alice,
+        ("upload-length", "25"),
+        ("upload-metadata", "filename YQ=="),
+    ];
+    let url = client.create(&named).await;
+    let bytes = [alice, ("content-type", BYTES), ("upload-offset", "0")];
+    assert_eq!(client.send("PATCH", &url, &bytes, "abc").await.status, 204);
+    let part = [alice, ("upload-length", "5"), ("upload-concat", "partial")];
+    let part = client.create(&part).await;
+    let of_draft = [alice, ("upload-complete", "?0"), ("upload-length", "7")];
+    let of_draft = client.send_plain("POST", "/files", &of_draft, "").await;
+    let of_draft = header(&of_draft, "location").to_owned();
+    let list = client
+        .send_plain("GET", "/files?unfinished", &[alice], "")
+        .await;
+    let mut listed = list.json()["uploads"].as_array().unwrap().clone();
+    listed.sort_by_key(|it| it["total"].as_u64());
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|it| (&it["url"], &it["total"], &it["part"]))
+        .collect();
+    assert_eq!(seen[0], (&part.into(), &5.into(), &true.into()), "{list:?}");
+    assert_eq!(
+        seen[1],
+        (&of_draft.into(), &7.into(), &false.into()),
+        "{list:?}"
+    );
+    assert_eq!(
+        seen[2],
+        (&url.clone().into(), &25.into(), &false.into()),
+        "{list:?}"
+    );
+    assert_eq!(
+        (&listed[2]["file_name"], &listed[2]["received"]),
+        (&"a".into(), &3.into())
+    );
+    let head = client.send("HEAD", &url, &[alice], "").await;
+    assert_eq!(offset(&head), 3);
+    for (path, user) in [("/files", "bob"), ("/files", ""), ("/other", "alice")] {
+        let path = format!("{path}?unfinished");
+        let list = client
+            .send_plain("GET", &path, &[("x-user", user)], "")
+            .await;
+        assert!(!list.body.contains("upload="), "{path} {user} {list:?}");
+    }
 }

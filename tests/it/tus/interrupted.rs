@@ -14,31 +14,8 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_resumable::store::Filter;
 
-use super::{BYTES, LETTERS, Server, Tus, offset};
+use super::{BYTES, LETTERS, Server, Tus, begin_patch, offset, stored};
 use crate::common::begin;
-
-/// Begins to append, and returns when the server reads the body.
-async fn begin_patch(server: &Server, url: &str, at: usize, len: usize) -> TcpStream {
-    let mut socket = TcpStream::connect(server.addr).await.unwrap();
-    let head = format!(
-        "PATCH {url} HTTP/1.1\r\nhost: x\r\ntus-resumable: 1.0.0\r\nupload-offset: {at}\r\n\
-         content-type: {BYTES}\r\ncontent-length: {len}\r\nexpect: 100-continue\r\n\r\n"
-    );
-    begin(&mut socket, &head).await;
-    socket
-}
-
-/// Waits until this many bytes are stored. Lists do not end the request that brings them.
-async fn stored(server: &Server, bytes: u64) {
-    loop {
-        let page = server.uploads.list(&Filter::default(), None).await.unwrap();
-        let received = page.uploads.first().map(|listed| listed.progress.received);
-        if received == Some(bytes) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
 
 async fn finish(client: &mut Tus, server: &Server, url: &str, from: usize) {
     let answer = client.patch(url, from, &LETTERS[from..]).await;
@@ -52,9 +29,9 @@ async fn what_a_cut_request_brought_is_kept() {
         let server = Server::start().await;
         let mut client = server.client().await;
         let url = client.create_of(25).await;
-        let mut socket = begin_patch(&server, &url, 0, 25).await;
+        let mut socket = begin_patch(server.addr, &url, 0, 25).await;
         socket.write_all(&LETTERS.as_bytes()[..10]).await.unwrap();
-        stored(&server, 10).await;
+        stored(&server.uploads, 10).await;
         if is_reset {
             socket.set_zero_linger().unwrap();
         }
@@ -86,7 +63,7 @@ async fn what_a_cut_stream_of_http_2_brought_is_kept() {
     let answer = tokio::spawn(send.send_request(request));
     let bytes = Bytes::from_static(&LETTERS.as_bytes()[..10]);
     frames.send(Ok(Frame::data(bytes))).unwrap();
-    stored(&server, 10).await;
+    stored(&server.uploads, 10).await;
     // Resets the stream. The server drops the future of the request.
     frames.send(Err(std::io::Error::other("gone"))).unwrap();
     assert!(answer.await.unwrap().is_err());
@@ -102,9 +79,9 @@ async fn a_newer_request_takes_over() {
         let server = Server::start().await;
         let mut client = server.client().await;
         let url = client.create_of(25).await;
-        let mut older = begin_patch(&server, &url, 0, 25).await;
+        let mut older = begin_patch(server.addr, &url, 0, 25).await;
         older.write_all(&LETTERS.as_bytes()[..10]).await.unwrap();
-        stored(&server, 10).await;
+        stored(&server.uploads, 10).await;
         let patch = [("upload-offset", "10"), ("content-type", BYTES)];
         let body = if method == "PATCH" {
             &LETTERS[10..]
@@ -165,7 +142,7 @@ async fn a_cut_creation_leaves_nothing() {
     );
     begin(&mut socket, &head).await;
     socket.write_all(&LETTERS.as_bytes()[..10]).await.unwrap();
-    stored(&server, 10).await;
+    stored(&server.uploads, 10).await;
     drop(socket);
     while !server
         .uploads
@@ -186,7 +163,7 @@ async fn a_complete_upload_is_delivered_without_its_client() {
     let mut client = server.client().await;
     let url = client.create_of(25).await;
     server.hold_back_answers();
-    let mut socket = begin_patch(&server, &url, 0, 25).await;
+    let mut socket = begin_patch(server.addr, &url, 0, 25).await;
     socket.write_all(LETTERS.as_bytes()).await.unwrap();
     while server.contents().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,12 +1,14 @@
 //! The limits of uploads that have URLs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
-use tower_resumable::{Limits, Refusal, Retention};
+use tower_resumable::{
+    BucketStore, FileStore, Limits, MemoryStore, Refusal, ResumableLayer, Retention,
+};
 
-use super::{BYTES, LETTERS, Server, assert_code, header, offset};
+use super::{BYTES, LETTERS, Server, answer, assert_code, begin_patch, header, offset};
 use crate::common::begin;
 
 async fn server(limits: Limits) -> Server {
@@ -113,6 +115,54 @@ async fn unfinished_bytes_of_unknown_length_are_counted() {
     client.create_of(30).await;
 }
 
+/// It is a copy of the bytes of its parts, which can be removed before it.
+#[tokio::test]
+async fn the_bytes_of_a_final_upload_are_counted() {
+    let limits = Limits::default().with_unfinished_bytes_per_scope(30);
+    let set_up = |layer: ResumableLayer| {
+        let layer = layer.with_limits(limits.clone());
+        layer.with_scope(|_| Ok("alice".into()))
+    };
+    let inner = |number| answer(if number == 1 { 503 } else { 200 }, &[], "");
+    let dir = tempfile::tempdir().unwrap();
+    let files = FileStore::open(dir.path()).unwrap();
+    let bucket = Arc::new(object_store::memory::InMemory::new());
+    let bucket = BucketStore::open(bucket).await.unwrap();
+    for server in [
+        Server::on(MemoryStore::default(), set_up, inner).await,
+        Server::on(files, set_up, inner).await,
+        Server::on(bucket, set_up, inner).await,
+    ] {
+        let mut client = server.client().await;
+        let part = [
+            ("upload-concat", "partial"),
+            ("upload-length", "20"),
+            ("content-type", BYTES),
+        ];
+        let part = client.post(&part, &LETTERS[..20]).await;
+        let part = header(&part, "location").to_owned();
+        let twice = format!("final;{part} {part}");
+        let refused = client.post(&[("upload-concat", &twice)], "").await;
+        assert_code(&refused, 413, "file_too_large");
+        // The part makes room for the file, although both are stored.
+        let once = [("upload-concat", &*format!("final;{part}"))];
+        let made = client.post(&once, "").await;
+        assert_code(&made, 503, "delivery_failed");
+        let other = [once[0], ("upload-metadata", "a")];
+        let refused = client.post(&other, "").await;
+        assert_code(&refused, 503, "quota_exceeded");
+        assert_eq!(client.send("DELETE", &part, &[], "").await.status, 204);
+        let refused = client.post(&[("upload-length", "11")], "").await;
+        assert_code(&refused, 503, "quota_exceeded");
+        let beside = client.create_of(10).await;
+        assert_eq!(client.send("DELETE", &beside, &[], "").await.status, 204);
+        let made = header(&made, "location").to_owned();
+        assert_eq!(client.head(&made).await.status, 200);
+        client.create_of(30).await;
+        assert_eq!(server.contents().len(), 2);
+    }
+}
+
 #[tokio::test]
 async fn unfinished_uploads_are_counted() {
     let server = server(Limits::default().with_uploads_per_scope(2)).await;
@@ -134,12 +184,7 @@ async fn the_time_of_a_whole_body_is_not_limited_but_idle_time_is() {
     let server = server(limits).await;
     let mut client = server.client().await;
     let url = client.create_of(25).await;
-    let mut socket = TcpStream::connect(server.addr).await.unwrap();
-    let head = format!(
-        "PATCH {url} HTTP/1.1\r\nhost: x\r\ntus-resumable: 1.0.0\r\nupload-offset: 0\r\n\
-         content-type: {BYTES}\r\ncontent-length: 25\r\nexpect: 100-continue\r\n\r\n"
-    );
-    begin(&mut socket, &head).await;
+    let mut socket = begin_patch(server.addr, &url, 0, 25).await;
     socket.write_all(&LETTERS.as_bytes()[..10]).await.unwrap();
     // Nothing more comes.
     let mut status = [0; 12];

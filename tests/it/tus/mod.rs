@@ -20,11 +20,14 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::{net::TcpStream, sync::Semaphore};
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, MemoryStore, ResumableLayer, Uploads, store::Store};
+use tower_resumable::{
+    CompletedUpload, MemoryStore, ResumableLayer, Uploads,
+    store::{Filter, Store},
+};
 
-use crate::common::{self, Answer, Client};
+use crate::common::{self, Answer, Client, begin};
 
 const PERMITS: usize = 1000;
 
@@ -169,11 +172,7 @@ impl Tus {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(url);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.client.send(request.body(body.into()).unwrap()).await
+        self.client.ask(method, url, headers, body).await
     }
 
     async fn post(&mut self, headers: &[(&str, &str)], body: &str) -> Answer {
@@ -215,12 +214,31 @@ impl Tus {
 }
 
 #[track_caller]
-fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
-    let value = answer.headers.get(name);
-    value
-        .unwrap_or_else(|| panic!("no {name}: {answer:?}"))
-        .to_str()
-        .unwrap()
+pub(crate) fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
+    answer.header(name)
+}
+
+/// Waits until this many bytes are stored. Lists do not end the request that brings them.
+pub(crate) async fn stored(uploads: &Uploads, bytes: u64) {
+    loop {
+        let page = uploads.list(&Filter::default(), None).await.unwrap();
+        let received = page.uploads.first().map(|listed| listed.progress.received);
+        if received == Some(bytes) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Begins to append, and returns when the server reads the body.
+async fn begin_patch(addr: SocketAddr, url: &str, at: usize, len: usize) -> TcpStream {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
+    let head = format!(
+        "PATCH {url} HTTP/1.1\r\nhost: x\r\ntus-resumable: 1.0.0\r\nupload-offset: {at}\r\n\
+         content-type: {BYTES}\r\ncontent-length: {len}\r\nexpect: 100-continue\r\n\r\n"
+    );
+    begin(&mut socket, &head).await;
+    socket
 }
 
 #[track_caller]

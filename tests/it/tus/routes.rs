@@ -1,20 +1,24 @@
 //! URLs of uploads, and the routes that lead to them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
     extract::OriginalUri,
     routing::{any, post},
 };
-use tower::Layer as _;
+use http::Request;
+use hyper::body::Incoming;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use tokio_stream::wrappers::TcpListenerStream;
+use tower::{Layer as _, service_fn};
 use tower_http::cors::{Any, CorsLayer};
 use tower_resumable::{
     CORS_ALLOWED_HEADERS, CORS_ALLOWED_METHODS, CORS_EXPOSED_HEADERS, CompletedUpload, MemoryStore,
     Protocol, ResumableLayer,
 };
 
-use super::{BYTES, LETTERS, Server, Tus, header, offset};
+use super::{BYTES, LETTERS, Server, Tus, begin_patch, header, offset, stored};
 use crate::common::{self, Client};
 
 fn layer() -> ResumableLayer {
@@ -89,6 +93,65 @@ async fn axum_routes_lead_to_the_handler_of_the_creation() {
     let (url, seen) = seen_by(app, "/api/files?a=b").await;
     assert_eq!(url, "/api/files?upload");
     assert_eq!(seen, format!("POST /files?a=b /api/files?a=b {LETTERS}"));
+}
+
+/// The service that the layer is applied to, on each server and route.
+#[tokio::test]
+async fn a_cut_request_is_resumed_on_every_server() {
+    let route = || Router::new().route("/files", any(finished));
+    for (name, path) in [
+        ("layer", "/files"),
+        ("around", "/files"),
+        ("nest", "/api/files"),
+        ("hyper", "/files"),
+        ("tonic", "/files"),
+    ] {
+        let layer = layer();
+        let uploads = layer.uploads();
+        let addr = match name {
+            "layer" => common::serve(route().layer(layer)).await,
+            "around" => {
+                let inner = Router::new().route("/files", post(finished));
+                common::serve(layer.layer(inner)).await
+            }
+            "nest" => {
+                let app = Router::new().nest("/api", route().layer(layer));
+                common::serve(app).await
+            }
+            "hyper" => common::serve(layer.layer(service_fn(handled))).await,
+            _ => {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let addr = listener.local_addr().unwrap();
+                let server = tonic::transport::Server::builder()
+                    .accept_http1(true)
+                    .layer(layer)
+                    .add_routes(tonic::service::Routes::from(route()));
+                let incoming = TcpListenerStream::new(listener);
+                tokio::spawn(server.serve_with_incoming(incoming));
+                addr
+            }
+        };
+        let mut client = client(addr, path).await;
+        let url = client.create_of(25).await;
+        let mut socket = begin_patch(addr, &url, 0, 25).await;
+        socket.write_all(&LETTERS.as_bytes()[..10]).await.unwrap();
+        stored(&uploads, 10).await;
+        drop(socket);
+        let head = client.head(&url).await;
+        assert_eq!((head.status, offset(&head)), (200, 10), "{name}");
+        let last = client.patch(&url, 10, &LETTERS[10..]).await;
+        assert_eq!(last.status, 204, "{name} {last:?}");
+        let seen = header(&last, "x-seen");
+        assert_eq!(seen, format!("POST /files {path} {LETTERS}"), "{name}");
+        assert_eq!(offset(&client.head(&url).await), 25, "{name}");
+    }
+}
+
+/// The same without axum.
+async fn handled(request: Request<Incoming>) -> Result<axum::response::Response, Infallible> {
+    let (parts, _) = request.into_parts();
+    let (uri, upload) = (parts.uri, parts.extensions.get().cloned());
+    Ok(finished(parts.method, uri.clone(), OriginalUri(uri), upload).await)
 }
 
 /// On a route for one method, the service behind the layer is the answer 405 for all others.
@@ -205,16 +268,20 @@ async fn a_cors_layer_with_the_lists_lets_pages_upload() {
         ("access-control-request-method", "PATCH"),
         (
             "access-control-request-headers",
-            "content-type,tus-resumable,upload-offset",
+            "content-disposition,content-type,repr-digest,tus-resumable,upload-offset",
         ),
     ];
     let answer = client.send_plain("OPTIONS", "/files", &preflight, "").await;
     let allowed = header(&answer, "access-control-allow-headers");
     for name in [
+        "content-disposition",
+        "content-digest",
         "content-type",
+        "repr-digest",
         "tus-resumable",
-        "upload-offset",
+        "upload-complete",
         "upload-concat",
+        "upload-offset",
     ] {
         assert!(
             allowed.split(',').any(|allowed| allowed == name),
@@ -225,6 +292,7 @@ async fn a_cors_layer_with_the_lists_lets_pages_upload() {
     let created = [("origin", "http://a.example"), ("upload-length", "5")];
     let answer = client.post(&created, "").await;
     let exposed = header(&answer, "access-control-expose-headers");
+    assert!(exposed.contains("content-location"), "{exposed}");
     for name in answer.headers.keys().map(|name| name.as_str()) {
         let is_ours = name == "location" || name.starts_with("upload-") || name.starts_with("tus-");
         let is_exposed = exposed.split(',').any(|exposed| exposed == name);
