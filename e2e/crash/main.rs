@@ -10,6 +10,9 @@ mod rows;
 #[cfg(target_os = "linux")]
 mod server;
 #[cfg(target_os = "linux")]
+#[path = "../urls.rs"]
+mod urls;
+#[cfg(target_os = "linux")]
 mod world;
 
 #[cfg(not(target_os = "linux"))]

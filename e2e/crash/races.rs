@@ -1,16 +1,25 @@
-//! Sends the last chunks of an upload, and duplicates of them, at the same time.
+//! Requests for the same upload at the same time: its last chunks and duplicates of them, and
+//! appends, questions, removals and concatenations.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
+    future::Future,
+    io,
     path::Path,
-    sync::Arc,
+    pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use tower::{Layer as _, ServiceExt as _, service_fn};
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower::{Layer as _, ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
 
 use super::{
@@ -20,19 +29,26 @@ use super::{
 
 const ROUNDS: u64 = 5000;
 
-pub fn row(_: &mut Rng) -> Result<Seen, Stop> {
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
-    // In memory if possible: this row tests races, and a sync would only slow it down.
+        .build();
+    runtime.map_err(|error| error.to_string())
+}
+
+/// In memory if possible: these rows test races, and a sync would only slow them down.
+fn folder() -> Result<tempfile::TempDir, String> {
     let dir = if Path::new("/dev/shm").is_dir() {
         tempfile::tempdir_in("/dev/shm")
     } else {
         tempfile::tempdir()
-    }
-    .map_err(|error| error.to_string())?;
+    };
+    dir.map_err(|error| error.to_string())
+}
+
+pub fn chunks(_: &mut Rng) -> Result<Seen, Stop> {
+    let (runtime, dir) = (runtime()?, folder()?);
     let files = FileStore::open(dir.path()).map_err(|error| error.to_string())?;
     let mut seen = Seen::default();
     for layer in [
@@ -110,4 +126,471 @@ async fn race(layer: &ResumableLayer, round: u64, seen: &mut Seen) {
 async fn is_whole(upload: &CompletedUpload) -> bool {
     let content = upload.content().collect().await;
     content.is_ok_and(|content| content.to_bytes() == [[1; 9], [2; 9], [3; 9]].concat())
+}
+
+type Body = StreamBody<UnboundedReceiverStream<io::Result<Frame<Bytes>>>>;
+type Service = BoxCloneSyncService<
+    Request<Body>,
+    Response<tower_resumable::ResponseBody<Full<Bytes>>>,
+    Infallible,
+>;
+
+/// The bytes of each file of the races of appends.
+const LETTERS: &[u8; 27] = b"abcdefghijklmnopqrstuvwxyz!";
+
+/// What was delivered of each upload, by its token.
+type Delivered = Arc<Mutex<HashMap<String, Vec<Bytes>>>>;
+
+/// An answer of the layer: its status and headers.
+type Heard = Result<(u16, HeaderMap), String>;
+
+/// Races of uploads that have a URL: in memory, in a folder, and in a folder with two stores, as
+/// two processes have them.
+pub fn urls(rng: &mut Rng) -> Result<Seen, Stop> {
+    let (runtime, dir, shared) = (runtime()?, folder()?, folder()?);
+    let open = |dir: &tempfile::TempDir| {
+        let store = FileStore::builder(dir.path()).open();
+        store.map_err(|error| error.to_string())
+    };
+    let mut seen = Seen::default();
+    // A store that stalls looks twice a second whether another process ends it.
+    for (layers, rounds) in [
+        (vec![ResumableLayer::new(MemoryStore::default())], 2000),
+        (vec![ResumableLayer::new(open(&dir)?)], 2000),
+        (
+            vec![
+                ResumableLayer::new(open(&shared)?),
+                ResumableLayer::new(open(&shared)?),
+            ],
+            200,
+        ),
+    ] {
+        let delivered = Delivered::default();
+        let services = layers.into_iter().map(|layer| {
+            let layer = layer.with_hold_back(Duration::ZERO);
+            service(&layer, &delivered)
+        });
+        let mut racers = Racers {
+            services: services.collect(),
+            delivered,
+            is_tus: true,
+            yields: Vec::new(),
+        };
+        for round in 0..rounds {
+            racers.is_tus = rng.below(2) == 0;
+            racers.yields = (0..8).map(|_| rng.below(20)).collect();
+            let kind = KINDS[round % KINDS.len()];
+            let ended = runtime.block_on(async {
+                let race = tokio::time::timeout(Duration::from_secs(20), (kind.1)(&racers));
+                race.await.unwrap_or_else(|_| Err("it hangs".into()))
+            });
+            seen.rounds += 1;
+            seen.uploads += 1;
+            seen.acked += LETTERS.len() as u64;
+            if let Err(what) = ended {
+                let (stores, is_tus) = (racers.services.len(), racers.is_tus);
+                let what = format!("{}, tus {is_tus}, {stores} stores: {what}", kind.0);
+                seen.wrong.push(what);
+            }
+            if seen.wrong.len() > 5 {
+                return Ok(seen);
+            }
+        }
+    }
+    Ok(seen)
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
+
+/// A kind of race, by its name.
+type Kind = (&'static str, for<'a> fn(&'a Racers) -> Running<'a>);
+
+const KINDS: [Kind; 7] = [
+    ("two appends", |racers| Box::pin(racers.appends())),
+    ("an append that stalls", |racers| Box::pin(racers.stalled())),
+    ("a question beside a commit", |racers| {
+        Box::pin(racers.cut())
+    }),
+    ("questions beside an append", |racers| {
+        Box::pin(racers.looks())
+    }),
+    ("a removal", |racers| Box::pin(racers.removal())),
+    ("two concatenations", |racers| Box::pin(racers.concats())),
+    ("two lengths", |racers| Box::pin(racers.lengths())),
+];
+
+fn service(layer: &ResumableLayer, delivered: &Delivered) -> Service {
+    let delivered = Arc::clone(delivered);
+    let inner = service_fn(move |request: Request<Body>| {
+        let delivered = Arc::clone(&delivered);
+        async move {
+            if let Some(upload) = request.extensions().get::<CompletedUpload>() {
+                let content = upload.content().collect().await;
+                let content = content.map_or_else(|_| Bytes::new(), |content| content.to_bytes());
+                let mut delivered = delivered.lock().unwrap_or_else(PoisonError::into_inner);
+                let token = upload.identifier().to_owned();
+                delivered.entry(token).or_default().push(content);
+            }
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("taken")))
+        }
+    });
+    BoxCloneSyncService::new(layer.layer(inner))
+}
+
+struct Racers {
+    /// One for each process.
+    services: Vec<Service>,
+    delivered: Delivered,
+    /// Whether tus is spoken, or else the IETF draft.
+    is_tus: bool,
+    /// How often the requests of a round give way to others before they begin.
+    yields: Vec<u64>,
+}
+
+impl Racers {
+    /// Sends a request to one of the processes, with a body that ends when the sender is dropped.
+    fn send(
+        &self,
+        turn: usize,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+        frames: mpsc::UnboundedReceiver<io::Result<Frame<Bytes>>>,
+    ) -> JoinHandle<Heard> {
+        let service = self.services[turn % self.services.len()].clone();
+        let mut request = Request::builder().method(method).uri(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = StreamBody::new(UnboundedReceiverStream::new(frames));
+        let request = request.body(body).map_err(|error| error.to_string());
+        let yields = self.yields[turn % self.yields.len()];
+        tokio::spawn(async move {
+            for _ in 0..yields {
+                tokio::task::yield_now().await;
+            }
+            let response = service.oneshot(request?).await;
+            let response = response.map_err(|error| error.to_string())?;
+            let (head, body) = response.into_parts();
+            let body = body.collect().await.map_err(|error| error.to_string())?;
+            drop(body);
+            Ok((head.status.as_u16(), head.headers))
+        })
+    }
+
+    async fn ask(&self, turn: usize, method: &str, url: &str, headers: &[(&str, &str)]) -> Heard {
+        let (_, frames) = mpsc::unbounded_channel();
+        let version: &[_] = if self.is_tus {
+            &[("tus-resumable", "1.0.0")]
+        } else {
+            &[]
+        };
+        let headers = [version, headers].concat();
+        heard(self.send(turn, method, url, &headers, frames)).await
+    }
+
+    /// Begins to append. The bytes are sent through the sender.
+    fn begin(
+        &self,
+        turn: usize,
+        url: &str,
+        at: usize,
+        more: &[(&str, &str)],
+    ) -> (
+        JoinHandle<Heard>,
+        mpsc::UnboundedSender<io::Result<Frame<Bytes>>>,
+    ) {
+        let (bytes, frames) = mpsc::unbounded_channel();
+        let at = at.to_string();
+        let own: &[_] = if self.is_tus {
+            &[
+                ("tus-resumable", "1.0.0"),
+                ("content-type", "application/offset+octet-stream"),
+            ]
+        } else {
+            &[
+                ("content-type", "application/partial-upload"),
+                ("upload-complete", "?1"),
+            ]
+        };
+        let headers = [own, &[("upload-offset", &*at)], more].concat();
+        let task = self.send(turn, "PATCH", url, &headers, frames);
+        (task, bytes)
+    }
+
+    /// Appends these bytes, a third of them at a time.
+    fn append(&self, turn: usize, url: &str, at: usize, bytes: &[u8]) -> JoinHandle<Heard> {
+        let (task, send) = self.begin(turn, url, at, &[]);
+        for piece in bytes.chunks(9) {
+            // It fails if the request has ended.
+            let _ = send.send(Ok(Frame::data(Bytes::copy_from_slice(piece))));
+        }
+        task
+    }
+
+    async fn create(&self, headers: &[(&str, &str)]) -> Result<String, String> {
+        let heard = self.ask(0, "POST", "/upload", headers).await?;
+        let location = heard.1.get("location").and_then(|url| url.to_str().ok());
+        let location = location.filter(|_| heard.0 == 201);
+        location.map(Into::into).ok_or(format!("{heard:?}"))
+    }
+
+    async fn create_one(&self) -> Result<String, String> {
+        if self.is_tus {
+            self.create(&[("upload-length", "27")]).await
+        } else {
+            self.create(&[("upload-complete", "?0")]).await
+        }
+    }
+
+    /// The offset that one of the processes tells.
+    async fn offset(&self, turn: usize, url: &str) -> Result<usize, String> {
+        // 423 and 503 mean that it can be asked again.
+        for _ in 0..200 {
+            let heard = self.ask(turn, "HEAD", url, &[]).await?;
+            match (heard.0, offset_in(&heard.1)) {
+                (200 | 204, Some(offset)) => return Ok(offset),
+                (423, _) => tokio::time::sleep(Duration::from_millis(1)).await,
+                _ => return Err(format!("HEAD: {heard:?}")),
+            }
+        }
+        Err("HEAD is never answered".into())
+    }
+
+    /// Asks twice. What was told holds: no older request adds to it.
+    async fn settled_offset(&self, url: &str) -> Result<usize, String> {
+        let first = self.offset(0, url).await?;
+        tokio::task::yield_now().await;
+        for turn in [1, 0] {
+            let next = self.offset(turn, url).await?;
+            if next != first {
+                return Err(format!("the offset went from {first} to {next}"));
+            }
+        }
+        Ok(first)
+    }
+
+    /// Appends what is missing, and checks what was delivered.
+    async fn finish(&self, url: &str, content: &[u8]) -> Result<(), String> {
+        for turn in 0..200 {
+            let at = self.offset(turn, url).await?;
+            if at > content.len() {
+                return Err(format!("offset {at}"));
+            }
+            let is_over = self.is_tus && at == content.len();
+            let status = if is_over {
+                200
+            } else {
+                let task = self.append(turn, url, at, &content[at..]);
+                heard(task).await?.0
+            };
+            match status {
+                200..300 => return self.is_delivered(url, content),
+                423 | 500.. => tokio::time::sleep(Duration::from_millis(1)).await,
+                _ => return Err(format!("status {status} at {at}")),
+            }
+        }
+        Err("it never ends".into())
+    }
+
+    fn deliveries(&self, url: &str) -> Vec<Bytes> {
+        let delivered = self.delivered.lock();
+        let delivered = delivered.unwrap_or_else(PoisonError::into_inner);
+        let token = url.split_once("upload=").map_or("", |(_, token)| token);
+        delivered.get(token).cloned().unwrap_or_default()
+    }
+
+    fn is_delivered(&self, url: &str, content: &[u8]) -> Result<(), String> {
+        let delivered = self.deliveries(url);
+        if delivered == [content] {
+            Ok(())
+        } else {
+            Err(format!("delivered {delivered:?}"))
+        }
+    }
+
+    async fn appends(&self) -> Result<(), String> {
+        let url = self.create_one().await?;
+        let mut tasks = Vec::new();
+        for turn in 0..3 {
+            tasks.push(self.append(turn, &url, 0, LETTERS));
+        }
+        let mut won = 0;
+        for task in tasks {
+            let (status, _) = heard(task).await?;
+            won += u32::from(status < 300);
+            // The draft answers 503 to a request that is ended.
+            if ![200, 204, 409, 423, 503].contains(&status) {
+                return Err(format!("status {status}"));
+            }
+        }
+        if won > 1 {
+            return Err(format!("{won} appends at one offset"));
+        }
+        self.finish(&url, LETTERS).await
+    }
+
+    async fn stalled(&self) -> Result<(), String> {
+        let url = self.create_one().await?;
+        let (older, bytes) = self.begin(0, &url, 0, &[]);
+        let _ = bytes.send(Ok(Frame::data(Bytes::from_static(&LETTERS[..9]))));
+        let told = self.settled_offset(&url).await?;
+        // What the older request still gets comes too late, if it had begun.
+        let newer = self.append(1, &url, told, &LETTERS[told..]);
+        let _ = bytes.send(Ok(Frame::data(Bytes::from_static(&LETTERS[9..]))));
+        drop(bytes);
+        for task in [older, newer] {
+            let (status, _) = heard(task).await?;
+            if ![200, 204, 409, 423, 503].contains(&status) {
+                return Err(format!("status {status}"));
+            }
+        }
+        self.finish(&url, LETTERS).await
+    }
+
+    /// The future of an append is dropped, as hyper does when its connection ends.
+    async fn cut(&self) -> Result<(), String> {
+        let url = self.create_one().await?;
+        let (older, bytes) = self.begin(0, &url, 0, &[]);
+        for piece in LETTERS[..18].chunks(9) {
+            let _ = bytes.send(Ok(Frame::data(Bytes::copy_from_slice(piece))));
+        }
+        for _ in 0..self.yields[1] {
+            tokio::task::yield_now().await;
+        }
+        older.abort();
+        // If it was not aborted before it began, its work goes on without it.
+        let _ = older.await;
+        self.settled_offset(&url).await?;
+        let _ = bytes.send(Ok(Frame::data(Bytes::from_static(&LETTERS[18..]))));
+        drop(bytes);
+        self.settled_offset(&url).await?;
+        self.finish(&url, LETTERS).await
+    }
+
+    async fn looks(&self) -> Result<(), String> {
+        let url = self.create_one().await?;
+        let append = self.append(0, &url, 0, LETTERS);
+        let mut told = 0;
+        for turn in 0..4 {
+            let offset = self.offset(turn, &url).await?;
+            if offset < told {
+                return Err(format!("the offset went from {told} to {offset}"));
+            }
+            told = offset;
+        }
+        heard(append).await?;
+        self.finish(&url, LETTERS).await
+    }
+
+    async fn removal(&self) -> Result<(), String> {
+        let url = self.create_one().await?;
+        let append = self.append(0, &url, 0, LETTERS);
+        let (removed, headers) = self.ask(1, "DELETE", &url, &[]).await?;
+        let (appended, _) = heard(append).await?;
+        let delivered = self.deliveries(&url);
+        let is_sound = match removed {
+            204 => {
+                let (status, _) = self.ask(0, "HEAD", &url, &[]).await?;
+                // Perhaps it was delivered before it was removed.
+                let is_whole = delivered.is_empty() || delivered == [&LETTERS[..]];
+                status == 404 && is_whole && self.deliveries(&url) == delivered
+            }
+            // It is being delivered.
+            423 | 503 => return self.finish(&url, LETTERS).await,
+            _ => false,
+        };
+        if is_sound && [200, 204, 404, 409, 423, 503].contains(&appended) {
+            Ok(())
+        } else {
+            Err(format!(
+                "{removed} {headers:?}, append {appended}, delivered {delivered:?}"
+            ))
+        }
+    }
+
+    async fn concats(&self) -> Result<(), String> {
+        if !self.is_tus {
+            return Ok(());
+        }
+        let mut urls = Vec::new();
+        for piece in LETTERS.chunks(18) {
+            let length = piece.len().to_string();
+            let headers = [("upload-concat", "partial"), ("upload-length", &length)];
+            let url = self.create(&headers).await?;
+            let (status, _) = heard(self.append(0, &url, 0, piece)).await?;
+            if status != 204 {
+                return Err(format!("part: {status}"));
+            }
+            urls.push(url);
+        }
+        let list = format!("final;{}", urls.join(" "));
+        let headers = [("tus-resumable", "1.0.0"), ("upload-concat", &*list)];
+        let mut tasks = Vec::new();
+        for turn in 0..3 {
+            let (_, frames) = mpsc::unbounded_channel();
+            tasks.push(self.send(turn, "POST", "/upload", &headers, frames));
+        }
+        let mut made = Vec::new();
+        for task in tasks {
+            let (mut status, mut heard) = heard(task).await?;
+            // It is sent again, as clients do.
+            while status == 503 {
+                let (_, frames) = mpsc::unbounded_channel();
+                let again = self.send(0, "POST", "/upload", &headers, frames);
+                (status, heard) = self::heard(again).await?;
+            }
+            let url = heard.get("location").and_then(|url| url.to_str().ok());
+            match (status, url) {
+                (201, Some(url)) => made.push(url.to_owned()),
+                _ => return Err(format!("{status} {heard:?}")),
+            }
+        }
+        if made.iter().any(|url| *url != made[0]) {
+            return Err(format!("{made:?}"));
+        }
+        self.is_delivered(&made[0], LETTERS)
+    }
+
+    async fn lengths(&self) -> Result<(), String> {
+        if !self.is_tus {
+            return Ok(());
+        }
+        let url = self.create(&[("upload-defer-length", "1")]).await?;
+        let (mut tasks, mut won) = (Vec::new(), Vec::new());
+        for (turn, length) in [(0, "27"), (1, "18")] {
+            let more = [("upload-length", length)];
+            let (task, _) = self.begin(turn, &url, 0, &more);
+            tasks.push((task, length));
+        }
+        for (task, length) in tasks {
+            match heard(task).await? {
+                (204, _) => won.push(length),
+                (400 | 423 | 503, _) => {}
+                other => return Err(format!("{other:?}")),
+            }
+        }
+        let (_, headers) = self.ask(0, "HEAD", &url, &[]).await?;
+        let length = headers.get("upload-length");
+        let length = length.and_then(|length| length.to_str().ok());
+        if won.len() > 1 || won.first().is_some_and(|won| length != Some(won)) {
+            return Err(format!("{won:?} were accepted, it is {length:?}"));
+        }
+        let Some(length) = length else {
+            // A request that was ended has declared nothing.
+            let task = self.begin(0, &url, 0, &[("upload-length", "27")]).0;
+            heard(task).await?;
+            return self.finish(&url, LETTERS).await;
+        };
+        let length: usize = length.parse().map_err(|_| "no number")?;
+        self.finish(&url, &LETTERS[..length]).await
+    }
+}
+
+async fn heard(task: JoinHandle<Heard>) -> Heard {
+    task.await.map_err(|error| error.to_string())?
+}
+
+fn offset_in(headers: &HeaderMap) -> Option<usize> {
+    headers.get("upload-offset")?.to_str().ok()?.parse().ok()
 }

@@ -7,6 +7,7 @@ use tower_resumable::store::Durability::{self, Power, Process};
 use super::{
     disk::{Disk, Kind},
     races, server,
+    urls::Kind as Client,
     world::{CHUNK, Seen, Start, Stop, World},
 };
 
@@ -16,28 +17,53 @@ type Row = (&'static str, u64, fn(&mut Rng) -> Result<Seen, Stop>);
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    ("no fault", 1, |rng| no_fault(rng)),
-    ("kill -9", 3, |rng| killed(rng, Power, 1)),
-    ("kill -9, Process", 2, |rng| killed(rng, Process, 1)),
-    ("kill -9 in turn, two servers", 3, |rng| killed(rng, Power, 2)),
-    ("kill -9 at each step", 1, |rng| at_each_step(rng, "kill", Kind::Plain)),
-    ("power cut at each step, ext4", 1, |rng| at_each_step(rng, "kill", Kind::Ext4)),
-    ("power cut at each step, xfs", 1, |rng| at_each_step(rng, "kill", Kind::Xfs)),
-    ("kill -9, and in the recovery", 2, |rng| killed_twice(rng)),
-    ("error at each step", 1, |rng| at_each_step(rng, "eio", Kind::Plain)),
-    ("no room at each step", 1, |rng| at_each_step(rng, "enospc", Kind::Plain)),
-    ("power cut, ext4", 3, |rng| cut(rng, Kind::Ext4, Power, &[])),
-    ("power cut, xfs", 3, |rng| cut(rng, Kind::Xfs, Power, &[])),
-    ("kill -9 or power cut, ext4", 2, |rng| mixed(rng, Kind::Ext4)),
-    ("kill -9 or power cut, xfs", 2, |rng| mixed(rng, Kind::Xfs)),
-    ("power cut, ext4, Process", 2, |rng| cut(rng, Kind::Ext4, Process, &[])),
-    ("failing syncs (strace)", 1, |rng| traced(rng, "fsync,fdatasync:error=EIO:when=9+7")),
-    ("failing writes (strace)", 1, |rng| traced(rng, "pwrite64:error=ENOSPC:when=3+7")),
-    ("failing renames (strace)", 1, |rng| traced(rng, "renameat2:error=EIO:when=1+3")),
-    ("full disk", 1, |rng| full(rng, false)),
-    ("full disk, but for the reserve", 1, |rng| full(rng, true)),
-    ("races of the last chunks", 1, races::row),
+    ("no fault", 1, |rng| no_fault(rng, CHUNKS)),
+    ("kill -9", 3, |rng| killed(rng, CHUNKS, Power, 1)),
+    ("kill -9, Process", 2, |rng| killed(rng, CHUNKS, Process, 1)),
+    ("kill -9 in turn, two servers", 3, |rng| killed(rng, CHUNKS, Power, 2)),
+    ("kill -9 at each step", 1, |rng| at_each_step(rng, CHUNKS, "kill", Kind::Plain)),
+    ("power cut at each step, ext4", 1, |rng| at_each_step(rng, CHUNKS, "kill", Kind::Ext4)),
+    ("power cut at each step, xfs", 1, |rng| at_each_step(rng, CHUNKS, "kill", Kind::Xfs)),
+    ("kill -9, and in the recovery", 2, |rng| killed_twice(rng, CHUNKS)),
+    ("error at each step", 1, |rng| at_each_step(rng, CHUNKS, "eio", Kind::Plain)),
+    ("no room at each step", 1, |rng| at_each_step(rng, CHUNKS, "enospc", Kind::Plain)),
+    ("power cut, ext4", 3, |rng| cut(rng, CHUNKS, Kind::Ext4, Power, &[])),
+    ("power cut, xfs", 3, |rng| cut(rng, CHUNKS, Kind::Xfs, Power, &[])),
+    ("kill -9 or power cut, ext4", 2, |rng| mixed(rng, CHUNKS, Kind::Ext4)),
+    ("kill -9 or power cut, xfs", 2, |rng| mixed(rng, CHUNKS, Kind::Xfs)),
+    ("power cut, ext4, Process", 2, |rng| cut(rng, CHUNKS, Kind::Ext4, Process, &[])),
+    ("failing syncs (strace)", 1, |rng| traced(rng, CHUNKS, SYNCS)),
+    ("failing writes (strace)", 1, |rng| traced(rng, CHUNKS, WRITES)),
+    ("failing renames (strace)", 1, |rng| traced(rng, CHUNKS, RENAMES)),
+    ("full disk", 1, |rng| full(rng, CHUNKS, false)),
+    ("full disk, but for the reserve", 1, |rng| full(rng, CHUNKS, true)),
+    ("races of the last chunks", 1, races::chunks),
+    // Uploads that have a URL: of tus, of the IETF draft, and of parts.
+    ("URLs, no fault", 1, |rng| no_fault(rng, URLS)),
+    ("URLs, take-over, two servers", 1, |rng| taken_over(rng)),
+    ("URLs, kill -9", 1, |rng| killed(rng, URLS, Power, 1)),
+    ("URLs, kill -9, Process", 1, |rng| killed(rng, URLS, Process, 1)),
+    ("URLs, kill -9, two servers", 1, |rng| killed(rng, URLS, Power, 2)),
+    ("URLs, killed at each step", 1, |rng| at_each_step(rng, URLS, "kill", Kind::Plain)),
+    ("URLs, cut at each step on ext4", 1, |rng| at_each_step(rng, URLS, "kill", Kind::Ext4)),
+    ("URLs, cut at each step on xfs", 1, |rng| at_each_step(rng, URLS, "kill", Kind::Xfs)),
+    ("URLs, killed in the recovery", 1, |rng| killed_twice(rng, URLS)),
+    ("URLs, error at each step", 1, |rng| at_each_step(rng, URLS, "eio", Kind::Plain)),
+    ("URLs, no room at each step", 1, |rng| at_each_step(rng, URLS, "enospc", Kind::Plain)),
+    ("URLs, power cut, ext4", 1, |rng| cut(rng, URLS, Kind::Ext4, Power, &[])),
+    ("URLs, power cut, xfs", 1, |rng| cut(rng, URLS, Kind::Xfs, Power, &[])),
+    ("URLs, kill -9 or power cut, ext4", 1, |rng| mixed(rng, URLS, Kind::Ext4)),
+    ("URLs, failing syncs (strace)", 1, |rng| traced(rng, URLS, SYNCS)),
+    ("URLs, failing writes (strace)", 1, |rng| traced(rng, URLS, WRITES)),
+    ("URLs, full disk", 1, |rng| full(rng, URLS, false)),
+    ("URLs, full disk, the reserve", 1, |rng| full(rng, URLS, true)),
+    ("URLs, races", 1, races::urls),
 ];
+
+/// The system calls that fail, and which of them.
+const SYNCS: &str = "fsync,fdatasync:error=EIO:when=9+7";
+const WRITES: &str = "pwrite64:error=ENOSPC:when=3+7";
+const RENAMES: &str = "renameat2:error=EIO:when=1+3";
 
 /// Deliberate mistakes: a harness that does not detect them proves nothing. On ext4 the harness
 /// detects most of the time that folders are not synced: a sync of the journal of an upload, whose
@@ -46,16 +72,22 @@ const ROWS: &[Row] = &[
 #[rustfmt::skip]
 const CONTROLS: &[Row] = &[
     ("no syncs at all (eatmydata)", 5, |rng| {
-        cut(rng, Kind::Ext4, Power, &[("LD_PRELOAD", "libeatmydata.so")])
+        cut(rng, CHUNKS, Kind::Ext4, Power, &[("LD_PRELOAD", "libeatmydata.so")])
     }),
     ("data not synced", 5, |rng| {
-        cut(rng, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
+        cut(rng, CHUNKS, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
     }),
     ("records not synced", 5, |rng| {
-        cut(rng, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
+        cut(rng, CHUNKS, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
+    }),
+    ("URLs, data not synced", 5, |rng| {
+        cut(rng, URLS, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-data")])
+    }),
+    ("URLs, records not synced", 5, |rng| {
+        cut(rng, URLS, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-journal")])
     }),
     ("folders not synced", 30, |rng| {
-        cut(rng, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
+        cut(rng, CHUNKS, Kind::Ext4, Power, &[("TOWER_RESUMABLE_FAULT", "skip@sync-dir")])
     }),
     ("answers before the hand-over", 5, answered_first),
 ];
@@ -164,25 +196,134 @@ fn args(disk: &Disk, durability: Durability) -> server::Args {
     }
 }
 
-/// Starts eight clients with three connections each.
-fn upload_many(world: &mut World, rng: &mut Rng) -> Result<(), String> {
-    for number in 0..8 {
-        let len = match number {
-            0 => 0,
-            1 => 1 + rng.below(CHUNK),
-            _ => rng.below(60 * CHUNK),
-        };
-        let content = rng.bytes(len);
-        world.upload(content, 10_000 + rng.below(50_001), rng.below(1 << 32))?;
-    }
+/// What the clients of a row upload.
+#[derive(Clone, Copy)]
+struct Load {
+    /// Starts many clients.
+    many: fn(&mut World, &mut Rng) -> Result<(), String>,
+    /// Starts clients that need more room than a small disk has.
+    large: fn(&mut World, &mut Rng) -> Result<(), String>,
+    /// Each of them starts a client that sends one request after the other: the steps then have the
+    /// same order each time.
+    small: &'static [fn(&mut World, &mut Rng) -> Result<(), String>],
+    /// The steps that these cross.
+    steps: &'static [&'static str],
+}
+
+const CHUNKS: Load = Load {
+    many: |world, rng| {
+        for number in 0..8 {
+            let len = match number {
+                0 => 0,
+                1 => 1 + rng.below(CHUNK),
+                _ => rng.below(60 * CHUNK),
+            };
+            let content = rng.bytes(len);
+            world.upload(content, 10_000 + rng.below(50_001), rng.below(1 << 32))?;
+        }
+        Ok(())
+    },
+    large: |world, rng| {
+        for _ in 0..8 {
+            let content = rng.bytes(30 * CHUNK);
+            world.upload(content, CHUNK, rng.below(1 << 32))?;
+        }
+        Ok(())
+    },
+    small: &[
+        |world, _| world.upload_alone(Vec::new()),
+        |world, rng| world.upload_alone(rng.bytes(2 * CHUNK + 5)),
+        |world, rng| world.upload_alone(rng.bytes(CHUNK)),
+    ],
+    steps: &[
+        "claim",
+        "create",
+        "create-dir",
+        "deliver",
+        "delivered",
+        "link",
+        "rename",
+        "set-len",
+        "settle",
+        "sync-data",
+        "sync-dir",
+        "sync-journal",
+        "write-data",
+        "write-journal",
+    ],
+};
+
+const URLS: Load = Load {
+    many: |world, rng| {
+        for number in 0..9 {
+            let kind = [Client::Tus, Client::Draft, Client::Concat][number % 3];
+            let content = {
+                let len = 1 + rng.below(30 * CHUNK);
+                rng.bytes(len)
+            };
+            // Some clients end, or let stall, some of their requests.
+            world.append(kind, content, 5 * CHUNK, number >= 3, rng.below(1 << 32));
+        }
+        Ok(())
+    },
+    large: |world, rng| {
+        for number in 0..6 {
+            let kind = [Client::Tus, Client::Draft][number % 2];
+            let content = rng.bytes(30 * CHUNK);
+            world.append(kind, content, 5 * CHUNK, false, rng.below(1 << 32));
+        }
+        Ok(())
+    },
+    small: &[
+        |world, rng| append_alone(world, rng, Client::Tus, 2 * CHUNK + 5),
+        |world, rng| append_alone(world, rng, Client::Draft, 2 * CHUNK),
+        |world, rng| append_alone(world, rng, Client::Concat, 3 * CHUNK),
+    ],
+    steps: &[
+        "claim",
+        "copy-data",
+        "create",
+        "deliver",
+        "delivered",
+        "link",
+        "rename",
+        "set-len",
+        "settle",
+        "sync-data",
+        "sync-dir",
+        "sync-journal",
+        "write-data",
+        "write-journal",
+    ],
+};
+
+fn append_alone(world: &mut World, rng: &mut Rng, kind: Client, len: u64) -> Result<(), String> {
+    let content = rng.bytes(len);
+    // The same seed each time: the same requests.
+    world.append(kind, content, len, false, 0);
     Ok(())
 }
 
-fn no_fault(rng: &mut Rng) -> Result<Seen, Stop> {
+fn no_fault(rng: &mut Rng, load: Load) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[Start::default()])?;
-    upload_many(&mut world, rng)?;
+    (load.many)(&mut world, rng)?;
+    Ok(world.finish())
+}
+
+/// Each request goes to another process than the one before, and may end that one.
+fn taken_over(rng: &mut Rng) -> Result<Seen, Stop> {
+    let disk = Disk::new(Kind::Plain)?;
+    let args = args(&disk, Power);
+    let starts = [Start::default(), Start::default()];
+    let mut world = World::new(disk, args, &starts)?;
+    for number in 0..9 {
+        let kind = [Client::Tus, Client::Draft, Client::Concat][number % 3];
+        let len = 1 + rng.below(60 * CHUNK);
+        let content = rng.bytes(len);
+        world.append(kind, content, 10 * CHUNK, true, rng.below(1 << 32));
+    }
     Ok(world.finish())
 }
 
@@ -193,11 +334,11 @@ fn some_acks(world: &mut World, rng: &mut Rng) -> bool {
     in_time && !world.clients_are_done()
 }
 
-fn killed(rng: &mut Rng, durability: Durability, servers: usize) -> Result<Seen, Stop> {
+fn killed(rng: &mut Rng, load: Load, durability: Durability, servers: usize) -> Result<Seen, Stop> {
     let disk = Disk::new(Kind::Plain)?;
     let args = args(&disk, durability);
     let mut world = World::new(disk, args, &vec![Start::default(); servers])?;
-    upload_many(&mut world, rng)?;
+    (load.many)(&mut world, rng)?;
     while some_acks(&mut world, rng) {
         world.kill(0);
         world.start(&Start::default())?;
@@ -211,6 +352,7 @@ fn killed(rng: &mut Rng, durability: Durability, servers: usize) -> Result<Seen,
 
 fn cut(
     rng: &mut Rng,
+    load: Load,
     kind: Kind,
     durability: Durability,
     env: &[(&str, &str)],
@@ -231,7 +373,7 @@ fn cut(
         // A loss can make clients hang, which also detects the mistake.
         world.timeout /= 4;
     }
-    upload_many(&mut world, rng)?;
+    (load.many)(&mut world, rng)?;
     while some_acks(&mut world, rng) {
         world.cut()?;
         world.start(&start)?;
@@ -248,12 +390,12 @@ fn cut(
 
 /// Kills a process, lets the next one read what it has left, and then cuts the power. Leaves out
 /// either step at random.
-fn mixed(rng: &mut Rng, kind: Kind) -> Result<Seen, Stop> {
+fn mixed(rng: &mut Rng, load: Load, kind: Kind) -> Result<Seen, Stop> {
     needs_root()?;
     let disk = Disk::new(kind).map_err(Stop::Cannot)?;
     let args = args(&disk, Power);
     let mut world = World::new(disk, args, &[Start::default()])?;
-    upload_many(&mut world, rng)?;
+    (load.many)(&mut world, rng)?;
     while some_acks(&mut world, rng) {
         if rng.below(2) == 0 {
             world.kill(0);
@@ -276,23 +418,7 @@ fn mixed(rng: &mut Rng, kind: Kind) -> Result<Seen, Stop> {
 
 /// A process dies, or a step fails, at the first step, then at the second one, and so on. On ext4
 /// and XFS the power is cut when the process has died.
-fn at_each_step(rng: &mut Rng, action: &str, kind: Kind) -> Result<Seen, Stop> {
-    const STEPS: [&str; 14] = [
-        "claim",
-        "create",
-        "create-dir",
-        "deliver",
-        "delivered",
-        "link",
-        "rename",
-        "set-len",
-        "settle",
-        "sync-data",
-        "sync-dir",
-        "sync-journal",
-        "write-data",
-        "write-journal",
-    ];
+fn at_each_step(rng: &mut Rng, load: Load, action: &str, kind: Kind) -> Result<Seen, Stop> {
     if kind != Kind::Plain {
         needs_root()?;
     }
@@ -300,7 +426,7 @@ fn at_each_step(rng: &mut Rng, action: &str, kind: Kind) -> Result<Seen, Stop> {
     let mut all = Seen::default();
     for step in 1.. {
         let fault = format!("{action}@{step}");
-        let (mut seen, said) = at_step(rng, &fault, kind)?;
+        let (mut seen, said) = at_step(rng, load, &fault, kind)?;
         let name = said.iter().find_map(|line| step_of(line));
         for what in &mut seen.wrong {
             *what = format!("{fault}, {}: {what}", name.unwrap_or("no step"));
@@ -314,8 +440,8 @@ fn at_each_step(rng: &mut Rng, action: &str, kind: Kind) -> Result<Seen, Stop> {
             break;
         }
     }
-    for step in STEPS {
-        if !crossed.contains(step) {
+    for step in load.steps {
+        if !crossed.contains(*step) {
             all.wrong.push(format!("step {step} was never crossed"));
         }
     }
@@ -324,7 +450,7 @@ fn at_each_step(rng: &mut Rng, action: &str, kind: Kind) -> Result<Seen, Stop> {
 
 /// A process dies at a random step. The next process dies while it recovers: at its first step,
 /// then at its second one, and so on.
-fn killed_twice(rng: &mut Rng) -> Result<Seen, Stop> {
+fn killed_twice(rng: &mut Rng, load: Load) -> Result<Seen, Stop> {
     let mut all = Seen::default();
     for second in 1..=20 {
         // A step after those of the start.
@@ -335,9 +461,8 @@ fn killed_twice(rng: &mut Rng) -> Result<Seen, Stop> {
         let disk = Disk::new(Kind::Plain)?;
         let args = args(&disk, Power);
         let mut world = World::new(disk, args, &[])?;
-        for len in [0, 2 * CHUNK + 5, CHUNK] {
-            let content = rng.bytes(len);
-            world.upload_alone(content)?;
+        for start in load.small {
+            start(&mut world, rng)?;
         }
         for fault in &faults {
             let faulty = Start {
@@ -370,7 +495,12 @@ fn step_of(line: &str) -> Option<&str> {
     step.split_once(": ")?.1.split(';').next()
 }
 
-fn at_step(rng: &mut Rng, fault: &str, kind: Kind) -> Result<(Seen, Vec<String>), Stop> {
+fn at_step(
+    rng: &mut Rng,
+    load: Load,
+    fault: &str,
+    kind: Kind,
+) -> Result<(Seen, Vec<String>), Stop> {
     let faulty = Start {
         env: vec![("TOWER_RESUMABLE_FAULT".into(), fault.into())],
         ..Start::default()
@@ -391,11 +521,9 @@ fn at_step(rng: &mut Rng, fault: &str, kind: Kind) -> Result<(Seen, Vec<String>)
         }
         world.start(&Start::default())?;
     }
-    // One request after the other, so that the steps have the same order each time and none is left
-    // out.
-    for len in [0, 2 * CHUNK + 5, CHUNK] {
-        let content = rng.bytes(len);
-        world.upload_alone(content)?;
+    // One client after the other, so that no step is left out.
+    for start in load.small {
+        start(&mut world, rng)?;
         world.until(|world| world.clients_are_done() || world.servers[0].has_died());
     }
     let has_died = world.servers[0].has_died();
@@ -420,7 +548,7 @@ fn at_step(rng: &mut Rng, fault: &str, kind: Kind) -> Result<(Seen, Vec<String>)
 }
 
 /// Some system calls of the server fail.
-fn traced(rng: &mut Rng, inject: &str) -> Result<Seen, Stop> {
+fn traced(rng: &mut Rng, load: Load, inject: &str) -> Result<Seen, Stop> {
     super::disk::run("strace", &["-V"], &[]).map_err(Stop::Cannot)?;
     let calls = inject.split(':').next().unwrap_or_default();
     let disk = Disk::new(Kind::Plain)?;
@@ -447,7 +575,7 @@ fn traced(rng: &mut Rng, inject: &str) -> Result<Seen, Stop> {
     starts
         .find(Result::is_ok)
         .unwrap_or(Err("the server does not start".into()))?;
-    upload_many(&mut world, rng)?;
+    (load.many)(&mut world, rng)?;
     if !world.until(World::clients_are_done) {
         world.seen.wrong.push("clients need another process".into());
     }
@@ -462,7 +590,7 @@ fn traced(rng: &mut Rng, inject: &str) -> Result<Seen, Stop> {
 }
 
 /// The disk has space for some of the uploads, and later for all.
-fn full(rng: &mut Rng, reserve: bool) -> Result<Seen, Stop> {
+fn full(rng: &mut Rng, load: Load, reserve: bool) -> Result<Seen, Stop> {
     needs_root()?;
     let disk = Disk::new(Kind::Small(2000)).map_err(Stop::Cannot)?;
     let args = server::Args {
@@ -472,10 +600,7 @@ fn full(rng: &mut Rng, reserve: bool) -> Result<Seen, Stop> {
     // The default reserve is 5 %.
     let reserved = if reserve { 2000 * 1024 / 20 } else { 0 };
     let mut world = World::new(disk, args, &[Start::default()])?;
-    for _ in 0..8 {
-        let content = rng.bytes(30 * CHUNK);
-        world.upload(content, CHUNK, rng.below(1 << 32))?;
-    }
+    (load.large)(&mut world, rng)?;
     // The disk is full when the next chunk of a client does not fit.
     let is_full = |room| room < reserved + CHUNK;
     let is_full = world.until(|world| world.disk.room().is_ok_and(is_full));

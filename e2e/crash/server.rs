@@ -12,7 +12,7 @@ use axum::{
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::post,
+    routing::any,
 };
 use serde_json::json;
 use tower_resumable::{CompletedUpload, FileStore, ResumableLayer, store::Durability};
@@ -80,7 +80,7 @@ pub async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         layer = layer.with_events(|event| eprintln!("{event}"));
     }
     let app = Router::new()
-        .route("/upload", post(finished))
+        .route("/upload", any(finished))
         .layer(Extension(args.answers_first));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     eprintln!("listening on {}", listener.local_addr()?);

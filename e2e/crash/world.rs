@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::{
     disk::{Disk, run},
     server,
+    urls::{Kind, Settings, Task},
 };
 
 /// The bytes of a chunk, where the size does not matter.
@@ -418,6 +419,8 @@ pub struct World {
     proxy: Proxy,
     sink: Shared<Vec<Value>>,
     pub uploads: Vec<Upload>,
+    /// Uploads that have a URL.
+    pub tasks: Vec<Task>,
     pub seen: Seen,
     /// Whether acknowledged chunks have to survive each crash.
     pub keeps: bool,
@@ -440,6 +443,7 @@ impl World {
             proxy: Proxy::start()?,
             sink: Shared::default(),
             uploads: Vec::new(),
+            tasks: Vec::new(),
             seen: Seen::default(),
             keeps: true,
             timeout: TIMEOUT,
@@ -490,14 +494,34 @@ impl World {
         Ok(())
     }
 
+    /// Uploads to a URL, in requests of at most `step` bytes.
+    pub fn append(&mut self, kind: Kind, content: Vec<u8>, step: u64, is_wild: bool, seed: u64) {
+        let settings = Settings {
+            kind,
+            step,
+            piece: 32 << 10,
+            pause: Duration::from_millis(2),
+            is_wild,
+            path: "/upload".into(),
+            headers: format!("{}: {}\r\n", server::STORE, self.disk.store().display()),
+            seed,
+        };
+        let to = Arc::new(Mutex::new(vec![self.proxy.address]));
+        self.tasks.push(Task::start(content, settings, to));
+        self.seen.uploads += 1;
+    }
+
+    /// The number of acknowledged chunks, and of pieces that were appended.
     pub fn acks(&self) -> usize {
-        self.uploads.iter().map(|upload| upload.acks().len()).sum()
+        let chunks = self.uploads.iter().map(|upload| upload.acks().len());
+        let pieces = self.tasks.iter().map(|task| task.state().noted);
+        chunks.chain(pieces).sum()
     }
 
     pub fn clients_are_done(&mut self) -> bool {
-        self.uploads
-            .iter_mut()
-            .all(|upload| matches!(upload.client.try_wait(), Ok(Some(_))))
+        let mut clients = self.uploads.iter_mut().map(|upload| &mut upload.client);
+        clients.all(|client| matches!(client.try_wait(), Ok(Some(_))))
+            && self.tasks.iter().all(Task::has_ended)
     }
 
     /// Waits until a condition holds. Returns false if the time limit has passed.
@@ -604,47 +628,64 @@ impl World {
             let list = deliveries.entry(identifier.to_owned()).or_default();
             list.push(delivery);
         }
-        for upload in &self.uploads {
-            let seen = &mut self.seen;
-            seen.acked += upload.acks().iter().map(|(_, len)| len).sum::<u64>();
-            let Some(list) = deliveries.get_mut(&upload.identifier) else {
-                seen.missing += 1;
-                continue;
-            };
-            // In the order in which the deliveries began. Lines may arrive in another order.
-            list.sort_by_key(|delivery| delivery["time"].as_u64());
-            for pair in list.windows(2) {
-                // A second delivery is correct only if the process of the first one was dead.
-                let (first, second) = (&pair[0], &pair[1]);
-                let death = first["server"].as_u64().and_then(|n| self.deaths.get(&n));
-                if death.copied() < second["time"].as_u64()
-                    && death.is_some()
-                    && first["server"] != second["server"]
-                {
-                    seen.doubled_by_crash += 1;
-                } else {
-                    seen.doubled += 1;
-                    seen.wrong.push(format!("delivered twice: {list:?}"));
-                }
-                if first["id"] != second["id"]
-                    || first["attempt"].as_u64() >= second["attempt"].as_u64()
-                {
-                    seen.wrong
-                        .push(format!("another id, or no higher attempt: {list:?}"));
-                }
-            }
-            // The second delivery of a file may have given it another name.
-            let last = list.last().and_then(|delivery| delivery["path"].as_str());
-            let path = last.unwrap_or_default();
-            let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
-            let content = std::fs::read(path);
-            if !is_whole || content.as_ref().ok() != Some(&upload.content) {
-                let len = content.map(|content| content.len());
-                seen.wrong
-                    .push(format!("wrong bytes, length {len:?}: {list:?}"));
-                seen.corrupt += 1;
-            }
+        for upload in std::mem::take(&mut self.uploads) {
+            self.seen.acked += upload.acks().iter().map(|(_, len)| len).sum::<u64>();
+            let list = deliveries.remove(&upload.identifier).unwrap_or_default();
+            self.check_deliveries(list, &upload.content);
+        }
+        for task in std::mem::take(&mut self.tasks) {
+            let state = task.state();
+            self.seen.acked += state.told;
+            self.seen.lost += state.lost;
+            self.seen.wrong.extend(state.wrong);
+            let list = state.token.and_then(|token| deliveries.remove(&token));
+            self.check_deliveries(list.unwrap_or_default(), &task.content);
+        }
+        for (identifier, list) in deliveries {
+            self.seen
+                .wrong
+                .push(format!("{identifier} is no upload of a client: {list:?}"));
         }
         std::mem::take(&mut self.seen)
+    }
+
+    /// Checks the deliveries of one upload.
+    fn check_deliveries(&mut self, mut list: Vec<Value>, content: &[u8]) {
+        let seen = &mut self.seen;
+        // In the order in which the deliveries began. Lines may arrive in another order.
+        list.sort_by_key(|delivery| delivery["time"].as_u64());
+        // The second delivery of a file may have given it another name.
+        let Some(path) = list.last().map(|last| last["path"].as_str()) else {
+            seen.missing += 1;
+            return;
+        };
+        for pair in list.windows(2) {
+            // A second delivery is correct only if the process of the first one was dead.
+            let (first, second) = (&pair[0], &pair[1]);
+            let death = first["server"].as_u64().and_then(|n| self.deaths.get(&n));
+            if death.copied() < second["time"].as_u64()
+                && death.is_some()
+                && first["server"] != second["server"]
+            {
+                seen.doubled_by_crash += 1;
+            } else {
+                seen.doubled += 1;
+                seen.wrong.push(format!("delivered twice: {list:?}"));
+            }
+            if first["id"] != second["id"]
+                || first["attempt"].as_u64() >= second["attempt"].as_u64()
+            {
+                seen.wrong
+                    .push(format!("another id, or no higher attempt: {list:?}"));
+            }
+        }
+        let is_whole = list.iter().all(|delivery| delivery["whole"] == true);
+        let found = std::fs::read(path.unwrap_or_default());
+        if !is_whole || found.as_deref().ok() != Some(content) {
+            let len = found.map(|found| found.len());
+            seen.wrong
+                .push(format!("wrong bytes, length {len:?}: {list:?}"));
+            seen.corrupt += 1;
+        }
     }
 }

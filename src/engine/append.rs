@@ -16,7 +16,13 @@ use super::{
     write::Stored,
 };
 use crate::{
-    body::{RequestBody, digest::Expected, pace::Paced, raw::Pieces, sniff::Sniffed},
+    body::{
+        RequestBody,
+        digest::Expected,
+        pace::Paced,
+        raw::{Drained, Pieces, drain},
+        sniff::Sniffed,
+    },
     config::Config,
     error::{Error, ErrorKind, Reason},
     hooks::Purpose,
@@ -177,30 +183,34 @@ impl Engine {
         self.config.check(upload.length.or(length), None)?;
         if let State::Settled(_) = state {
             let stored = upload.length.unwrap_or_default();
-            return if offset == stored && body.is_end_stream() {
+            // A body of unknown length can be empty, too.
+            return if offset == stored && drain(body, 0).await == Drained::ToTheEnd {
                 Ok(Found::complete(upload))
             } else {
                 Err(Reason::Offset { stored }.into())
             };
         }
         let declared = declared(&upload, &end, &data, body.size_hint().exact());
-        let declared = match declared {
-            Ok(declared) => declared,
-            Err(error) => {
+        let bytes = declared.and_then(|it| self.bytes(offset, it, &data, head, body));
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) if is_of_length(&error) => {
                 // The offset is checked first. The request that runs ends before.
                 let stored = self.interrupt(&upload).await?.ok_or(Reason::NotFound)?;
                 let stored = stored.prefix();
                 if offset != stored {
                     return Err(Reason::Offset { stored }.into());
                 }
-                self.invalidate(&upload, &error).await;
+                if data.ends.is_some() {
+                    self.invalidate(&upload, &error).await;
+                }
                 return Err(error);
             }
+            Err(error) => return Err(error),
         };
         if data.ends.is_some() {
-            upload.declare(declared);
+            upload.declare(bytes.declared);
         }
-        let bytes = self.bytes(offset, declared, &data, head, body)?;
         match self.append_body(&upload, bytes, head, body, reply).await {
             Ok(progress) => Ok(self.appended(upload, progress, reply).await),
             Err(error) => {
@@ -252,8 +262,7 @@ impl Engine {
         if size.lower() > limit {
             return Err(Reason::ChunkTooLarge { limit }.into());
         }
-        let end = offset.checked_add(size.lower());
-        let end = end.ok_or(Reason::OutOfBounds)?;
+        let end = offset.saturating_add(size.lower());
         match declared {
             // The store compares the offset first, and then the length. A new upload has no
             // offset.
@@ -304,7 +313,7 @@ impl Engine {
             None => Ok(()),
         };
         let counted = upload.length.or(declared);
-        let counted = counted.unwrap_or(offset + len.unwrap_or_default());
+        let counted = counted.unwrap_or(offset.saturating_add(len.unwrap_or_default()));
         let (begun, mut bytes) = (Instant::now(), 0);
         let appended = match grow(counted) {
             Ok(()) => {
@@ -511,6 +520,16 @@ fn declared(
         return Err(Reason::InconsistentLength.into());
     }
     Ok(declared)
+}
+
+/// Whether a request was refused because of the lengths that it declares.
+fn is_of_length(error: &Error) -> bool {
+    let kinds = [
+        ErrorKind::InconsistentLength,
+        ErrorKind::OutOfBounds,
+        ErrorKind::FileTooLarge,
+    ];
+    kinds.contains(&error.kind())
 }
 
 fn probed(upload: Upload) -> Found {

@@ -77,13 +77,13 @@ impl Decode for Ietf<'_> {
             return None;
         }
         let asked = match meant_method(head) {
-            Method::HEAD | Method::GET => Asked::Look {
+            Some(Method::HEAD | Method::GET) => Asked::Look {
                 believes: token.believes_offsets(),
             },
-            Method::PATCH => Asked::Append {
+            Some(Method::PATCH) => Asked::Append {
                 offset: integer(headers, &UPLOAD_OFFSET),
             },
-            Method::DELETE => Asked::Discard,
+            Some(Method::DELETE) => Asked::Discard,
             _ => Asked::Other,
         };
         let command = if !self.urls.appends {
@@ -129,7 +129,7 @@ impl Ietf<'_> {
         if WITHOUT_CONTENT.contains(&head.method) {
             return None;
         }
-        if has_type(headers, APPENDED) && meant_method(head) == Method::PATCH {
+        if has_type(headers, APPENDED) && meant_method(head) == Some(Method::PATCH) {
             let not_found = Err(Reason::NotFound.into());
             return Some(self.exchange(Asked::Other, headers, not_found));
         }

@@ -27,10 +27,14 @@ pub(super) fn is_offer(name: &str) -> bool {
     names.iter().any(|known| known == name)
 }
 
-/// Whether the request completes the upload. `None` if it does not say so.
+/// Whether the request completes the upload. `None` if it does not say so, or contradicts itself.
 pub(super) fn completes(headers: &HeaderMap) -> Option<bool> {
     let complete = boolean(headers, &UPLOAD_COMPLETE);
-    complete.or_else(|| boolean(headers, &UPLOAD_INCOMPLETE).map(|incomplete| !incomplete))
+    let incomplete = boolean(headers, &UPLOAD_INCOMPLETE);
+    if complete.is_some() && complete == incomplete {
+        return None;
+    }
+    complete.or_else(|| incomplete.map(|incomplete| !incomplete))
 }
 
 /// The value of a header that is one item of a structured field (RFC 8941), without its parameters.

@@ -279,13 +279,17 @@ pub(super) fn creation_uri(head: &Parts) -> Result<String, Error> {
     Ok(uri.unwrap_or("/").to_owned())
 }
 
-/// The method that the client means.
-pub(super) fn meant_method(head: &Parts) -> Method {
-    let method = match head.headers.get(&METHOD_OVERRIDE) {
-        Some(method) if head.method == Method::POST => Method::from_bytes(method.as_bytes()),
-        _ => Ok(head.method.clone()),
-    };
-    method.unwrap_or_default()
+/// The method that the client means. `None` if it overrides the method with several, or with what
+/// is none.
+pub(super) fn meant_method(head: &Parts) -> Option<Method> {
+    let mut methods = head.headers.get_all(&METHOD_OVERRIDE).iter();
+    match (methods.next(), methods.next()) {
+        (Some(method), None) if head.method == Method::POST => {
+            Method::from_bytes(method.as_bytes()).ok()
+        }
+        (Some(_), Some(_)) if head.method == Method::POST => None,
+        _ => Some(head.method.clone()),
+    }
 }
 
 /// The role of an upload with this `Upload-Concat`, which is not that of a final one.

@@ -58,22 +58,24 @@ impl Decode for Tus<'_> {
             let asks = self.0.appends && !is_preflight;
             return asks.then(|| self.exchange(Asked::Options, Ok(Command::Capabilities)));
         }
-        let version = headers.get(&TUS_RESUMABLE);
+        let has_version = headers.contains_key(&TUS_RESUMABLE);
+        let mut versions = headers.get_all(&TUS_RESUMABLE).iter();
+        let is_known = versions.all(|version| version == VERSION);
         let token = self.0.token(head);
         let is_get = head.method == Method::GET;
-        if version.is_none() && token.is_none() || is_get && token.is_none() {
+        if !has_version && token.is_none() || is_get && token.is_none() {
             return None;
         }
-        let asked = match (&meant_method(head), &token) {
-            (&Method::GET, _) => Asked::Recall,
-            (&Method::HEAD, _) => Asked::Look,
-            (&Method::PATCH, _) => Asked::Append,
-            (&Method::DELETE, _) => Asked::Discard,
-            (&Method::POST, None) => Asked::Create,
+        let asked = match (meant_method(head), &token) {
+            (Some(Method::GET), _) => Asked::Recall,
+            (Some(Method::HEAD), _) => Asked::Look,
+            (Some(Method::PATCH), _) => Asked::Append,
+            (Some(Method::DELETE), _) => Asked::Discard,
+            (Some(Method::POST), None) => Asked::Create,
             _ => Asked::Other,
         };
         let reads = [Asked::Recall, Asked::Look].contains(&asked);
-        let command = if version != Some(&VERSION) && !(reads && version.is_none()) {
+        let command = if !is_known || !has_version && !reads {
             Err(Reason::Version.into())
         } else if !self.0.appends {
             Err(Reason::Unsupported.into())

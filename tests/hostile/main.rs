@@ -5,7 +5,7 @@
 //! of other clients were harmed. `-- TEXT` runs the rows whose names contain the text. The numbers
 //! are those of the classes of attacks: names 1 to 16, numbers 17 to 33, duplicates 34 to 45, sizes
 //! and floods 46 to 56, states 57 to 71, resources 77 to 80 (those between need a disk that fails:
-//! `e2e/crash`).
+//! `e2e/crash`), and of uploads that have a URL: of tus 81 to 93, of the IETF draft 94 to 99.
 
 mod client;
 #[path = "../it/common/mod.rs"]
@@ -14,6 +14,7 @@ mod h2;
 mod process;
 mod rows;
 mod table;
+mod urls;
 mod wire;
 mod world;
 

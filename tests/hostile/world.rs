@@ -315,6 +315,26 @@ impl World {
         answer
     }
 
+    /// Sends a valid request, which is no attack.
+    pub async fn quiet_bytes(&self, request: Vec<u8>) -> Answer {
+        let answer = exchange(self.addr, request).await;
+        self.is_safe(&answer);
+        answer
+    }
+
+    /// Checks at the end that nothing of this user's uploads is left.
+    pub fn watch(&self, user: &str) {
+        self.seen().users.insert(user.into());
+    }
+
+    /// The only delivery of the upload with this token.
+    pub fn delivery_at(&self, token: &str) -> Delivery {
+        let mut all = self.deliveries();
+        all.retain(|delivery| delivery.upload.identifier() == token);
+        assert_eq!(all.len(), 1, "deliveries of {token}");
+        all.remove(0)
+    }
+
     /// Sends the first chunk of several.
     pub async fn begin(&self, file: &File) {
         self.seen().users.insert(file.user.clone());

@@ -11,12 +11,14 @@ mod proxy;
 mod rng;
 mod rows;
 mod server;
+#[path = "../../urls.rs"]
+mod urls;
 mod world;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use engine::{Engine, Error};
-use rows::{Case, Layout};
+use rows::{Case, Layout, Load};
 use world::Tools;
 
 const USAGE: &str = "\
@@ -77,6 +79,7 @@ async fn run(words: &[String]) -> Result<bool, Error> {
             nginx: options.nginx,
         },
         layout: Layout::Objects,
+        load: Load::Chunks,
         seed: options.seed,
     };
     match command.as_str() {

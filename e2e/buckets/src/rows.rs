@@ -10,6 +10,7 @@ use super::{
     engine::{Engine, Error},
     proxy::{Faults, Kill},
     rng::Rng,
+    urls::Kind,
     world::{Seen, Setup, Tools, World},
 };
 
@@ -43,13 +44,29 @@ impl Layout {
     }
 }
 
+/// What the clients of a row upload.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Load {
+    Chunks,
+    /// Uploads that have a URL: of tus, of the IETF draft, and of parts.
+    Urls,
+}
+
 /// The parameters of a round.
 #[derive(Clone)]
 pub struct Case {
     pub engine: Engine,
     pub tools: Tools,
     pub layout: Layout,
+    pub load: Load,
     pub seed: u64,
+}
+
+impl Case {
+    fn urls(self) -> Self {
+        let load = Load::Urls;
+        Self { load, ..self }
+    }
 }
 
 type Round = Pin<Box<dyn Future<Output = Result<Seen, Error>>>>;
@@ -77,6 +94,18 @@ const ROWS: &[Row] = &[
         Box::pin(with_faults(case, Faults { lost: 10, ..Faults::default() }))
     }),
     ("abandoned by the clients", 1, |case| Box::pin(abandoned(case))),
+    // Each request goes to another server than the one before, and may end that one.
+    ("URLs, take-over", 1, |case| Box::pin(no_fault(case.urls(), 3, "0"))),
+    ("URLs, kill -9 in mid-PATCH", 1, |case| Box::pin(killed(case.urls()))),
+    ("URLs, before the delivery", 1, |case| Box::pin(killed_at(case.urls(), "called"))),
+    ("URLs, after the delivery", 1, |case| Box::pin(killed_at(case.urls(), "read"))),
+    ("URLs, at each request", 1, |case| Box::pin(at_each_request(case.urls()))),
+    ("URLs, the store busy (503)", 1, |case| {
+        Box::pin(with_faults(case.urls(), Faults { busy: 20, ..Faults::default() }))
+    }),
+    ("URLs, answers lost", 1, |case| {
+        Box::pin(with_faults(case.urls(), Faults { lost: 10, ..Faults::default() }))
+    }),
 ];
 
 /// Runs the rows and prints the table. Returns whether every row is as expected.
@@ -164,7 +193,7 @@ fn hash(name: &str) -> u64 {
     })
 }
 
-/// Starts clients, each with four connections and its chunks in random order.
+/// Starts clients. Those that send chunks have four connections, and send them in random order.
 async fn upload_many(
     world: &mut World,
     case: &Case,
@@ -172,6 +201,21 @@ async fn upload_many(
     clients: u64,
     duplicates: &str,
 ) -> Result<(), Error> {
+    if case.load == Load::Urls {
+        for number in 0..6 {
+            let kind = [Kind::Tus, Kind::Draft, Kind::Concat][number % 3];
+            let content = case.layout.file(rng);
+            // Some end, or let stall, some of their requests.
+            world.append(
+                kind,
+                content,
+                4 * case.layout.chunk(),
+                number < 3,
+                rng.next(),
+            );
+        }
+        return Ok(());
+    }
     for number in 0..clients {
         let mut chunk = case.layout.chunk();
         let content = match number {
@@ -307,8 +351,16 @@ async fn at_request(case: Case, at: u64, after: bool) -> Result<(Seen, Option<St
     });
     let chunk = case.layout.chunk();
     let content = rng.bytes(2 * chunk + 5);
-    let words = ["--duplicate", "50"];
-    world.upload(content, chunk, rng.next(), &words).await?;
+    match case.load {
+        Load::Chunks => {
+            let words = ["--duplicate", "50"];
+            world.upload(content, chunk, rng.next(), &words).await?;
+        }
+        Load::Urls => {
+            let kind = [Kind::Tus, Kind::Draft, Kind::Concat][(at % 3) as usize];
+            world.append(kind, content, 2 * chunk, false, rng.next());
+        }
+    }
     let mut kind = None;
     while !world.clients_are_done() && kind.is_none() {
         tokio::select! {

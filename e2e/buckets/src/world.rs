@@ -26,6 +26,7 @@ use super::{
     proxy::{Counts, Faults, Proxy},
     rng::Rng,
     server::{self, hex, now},
+    urls::{Kind, Settings, Task},
 };
 
 /// How long a round waits for anything before it fails.
@@ -132,6 +133,8 @@ pub struct World {
     /// When each process was killed, by its number.
     deaths: BTreeMap<u64, u64>,
     uploads: Vec<Upload>,
+    /// Uploads that have a URL.
+    tasks: Vec<Task>,
     /// The SHA-256 of the delivered files, by the ids of their deliveries.
     files: BTreeMap<String, String>,
     /// Whether there were faults after which a multipart upload can be unknown to all servers.
@@ -193,6 +196,7 @@ impl World {
             news: Arc::default(),
             deaths: BTreeMap::new(),
             uploads: Vec::new(),
+            tasks: Vec::new(),
             files: BTreeMap::new(),
             may_leave_parts: false,
             seen: Seen {
@@ -313,18 +317,39 @@ impl World {
         Ok(())
     }
 
-    /// The number of acknowledged chunks.
+    /// Uploads to a URL, in requests of at most `step` bytes, each to another server. They do not
+    /// go through the balancer, which would hide from the client whether the server reads the body.
+    pub fn append(&mut self, kind: Kind, content: Vec<u8>, step: u64, is_wild: bool, seed: u64) {
+        let settings = Settings {
+            kind,
+            step,
+            piece: step as usize / 8,
+            pause: Duration::from_millis(2),
+            is_wild,
+            path: "/upload".into(),
+            headers: String::new(),
+            seed,
+        };
+        let servers = self.servers.iter().map(|server| server.address);
+        let servers = Arc::new(Mutex::new(servers.collect()));
+        self.tasks.push(Task::start(content, settings, servers));
+        self.seen.uploads += 1;
+    }
+
+    /// The number of acknowledged chunks, and of pieces that were appended.
     pub fn acks(&self) -> usize {
         let lines = |upload: &Upload| {
             let text = std::fs::read(&upload.acks).unwrap_or_default();
             text.iter().filter(|byte| **byte == b'\n').count()
         };
-        self.uploads.iter().map(lines).sum()
+        let pieces = self.tasks.iter().map(|task| task.state().noted);
+        self.uploads.iter().map(lines).chain(pieces).sum()
     }
 
     pub fn clients_are_done(&mut self) -> bool {
         let mut clients = self.uploads.iter_mut().map(|upload| &mut upload.client);
         clients.all(|client| !matches!(client.try_wait(), Ok(None)))
+            && self.tasks.iter().all(Task::has_ended)
     }
 
     /// Waits until some more chunks are acknowledged. Returns whether a client is still uploading.
@@ -415,6 +440,9 @@ impl World {
         for upload in std::mem::take(&mut self.uploads) {
             self.check_client(upload).await;
         }
+        for task in std::mem::take(&mut self.tasks) {
+            self.check_task(task).await;
+        }
         for server in 0..self.servers.len() {
             self.seen.faults += self.servers[server].proxy.faults();
             let process = self.servers[server].process.as_ref();
@@ -469,6 +497,23 @@ impl World {
             }
         }
         self.check_deliveries(&upload.identifier, &upload.content);
+    }
+
+    async fn check_task(&mut self, task: Task) {
+        let start = std::time::Instant::now();
+        while !task.has_ended() && start.elapsed() < TIMEOUT {
+            sleep(Duration::from_millis(10)).await;
+        }
+        let state = task.state();
+        let name = state.token.unwrap_or_default();
+        if !state.has_ended {
+            self.seen
+                .wrong
+                .push(format!("{name}: the client has not ended"));
+        }
+        self.seen.repeats += state.repeats;
+        self.seen.wrong.extend(state.wrong);
+        self.check_deliveries(&name, &task.content);
     }
 
     fn check_deliveries(&mut self, name: &str, content: &[u8]) {

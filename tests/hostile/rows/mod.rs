@@ -1,12 +1,14 @@
 //! The attacks, by class.
 
 mod differentials;
+mod draft;
 mod floods;
 mod limits;
 mod names;
 mod numbers;
 mod resources;
 mod state;
+mod tus;
 
 use crate::world::Case;
 
@@ -19,6 +21,8 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         state::CASES,
         resources::CASES,
         limits::CASES,
+        tus::CASES,
+        draft::CASES,
     ]
     .into_iter()
     .flatten()
