@@ -1,6 +1,6 @@
-//! Measures what an upload costs, over real sockets. Each table compares the layer with servers that
-//! do the least possible work (`limit`), with a hand-written handler (`naive`), and with other upload
-//! servers. Linux only.
+//! Measures what an upload costs, over real sockets. Each table compares the layer with servers
+//! that do the least possible work (`limit`), with a hand-written handler (`naive`), and with other
+//! upload servers. Linux only.
 //!
 //! ```sh
 //! cargo bench --bench server                                  # all tables, a quarter of an hour

@@ -1,5 +1,5 @@
-//! The servers that this program can be: the layer in axum, hyper and tonic, and what it is compared
-//! with.
+//! The servers that this program can be: the layer in axum, hyper and tonic, and what it is
+//! compared with.
 
 use std::{convert::Infallible, path::PathBuf, sync::Arc};
 

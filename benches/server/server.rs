@@ -61,6 +61,8 @@ impl Server {
                     command.args(["--host", "127.0.0.1", "--log-level", "ERROR", "--port"]);
                     command.arg(port).arg("--data-dir").arg(dir);
                     command.arg("--info-dir").arg(dir);
+                    // It reads the whole body before it writes.
+                    command.args(["--max-body-size", "16777216"]);
                     command
                 })
             }

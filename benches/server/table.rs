@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -83,7 +84,9 @@ impl Table {
             .collect();
         let mut measured: Vec<Vec<Figures>> = vec![Vec::new(); rows.len()];
         for round in 0..rounds {
-            eprint!("\r{}: round {} of {rounds} ", self.key, round + 1);
+            if std::io::stderr().is_terminal() {
+                eprint!("\r{}: round {} of {rounds}\x1b[K\r", self.key, round + 1);
+            }
             let mut order: Vec<usize> = (0..rows.len()).collect();
             // Each second round backwards, because a row may be measured better after another one.
             if round % 2 == 1 {
@@ -95,7 +98,6 @@ impl Table {
                 measured[i].push(figures.map_err(|e| format!("{}, {name}: {e}", self.key))?);
             }
         }
-        eprint!("\r\x1b[K");
         let Some(columns) = measured.first().and_then(|rounds| rounds.first()) else {
             return Ok(());
         };
