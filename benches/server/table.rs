@@ -1,119 +1,269 @@
-//! Tables of figures and ratios, beside the ratios of the saved run.
+//! Measures tables, and prints them beside the ratios of the saved run.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
-use crate::{Error, Options};
+use crate::{
+    Error, Options,
+    server::{Build, Kind, root},
+};
 
-/// The values that one round of a row has measured, by column.
+/// The values of one round of a row, by column.
 pub type Figures = Vec<(&'static str, f64)>;
 
 /// One row of a table.
-pub struct Row<'a> {
-    pub name: String,
-    pub measure: Box<dyn FnMut() -> Result<Figures, Error> + 'a>,
+#[derive(Clone)]
+pub struct Row {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub measure: Rc<dyn Fn(Build) -> Result<Figures, Error>>,
 }
 
-/// The ratios of this run and of the saved run.
-pub struct Ratios {
-    saved: BTreeMap<String, f64>,
-    now: BTreeMap<String, f64>,
-    save: bool,
+pub struct Table {
+    pub key: String,
+    pub title: String,
+    /// The columns that get ratios to the first row.
+    pub of: &'static [&'static str],
+    pub rows: Vec<Row>,
+}
+
+/// Measures and prints the tables that the options name.
+pub fn measure(tables: Vec<Table>, options: &Options) -> Result<(), Error> {
+    let mut wanted = Vec::new();
+    match &options.only {
+        None => wanted.extend(&tables),
+        Some(keys) => {
+            for key in keys.split(',') {
+                let exact = tables.iter().any(|table| table.key == key);
+                let found =
+                    |table: &&Table| table.key == key || !exact && table.key.starts_with(key);
+                let before = wanted.len();
+                wanted.extend(tables.iter().filter(found));
+                if wanted.len() == before {
+                    return Err(format!("no table {key}, see --help").into());
+                }
+            }
+        }
+    }
+    let machine = machine()?;
+    let mut saved = Saved::read()?;
+    if saved.machine != machine {
+        saved.medians.clear();
+    }
+    println!("{machine}; medians of {} rounds", options.rounds);
+    for table in wanted {
+        table.run(options.rounds, &mut saved)?;
+    }
+    if options.save {
+        saved.machine = machine;
+        saved.write()?;
+    }
+    Ok(())
+}
+
+impl Table {
+    fn run(&self, rounds: usize, saved: &mut Saved) -> Result<(), Error> {
+        let rows: Vec<(String, &Row, Build)> = self
+            .rows
+            .iter()
+            .flat_map(|row| {
+                row.kind.builds().iter().map(move |build| {
+                    let against = if *build == Build::Against {
+                        ", against"
+                    } else {
+                        ""
+                    };
+                    (format!("{}{against}", row.name), row, *build)
+                })
+            })
+            .collect();
+        let mut measured: Vec<Vec<Figures>> = vec![Vec::new(); rows.len()];
+        for round in 0..rounds {
+            if std::io::stderr().is_terminal() {
+                eprint!("\r{}: round {} of {rounds}\x1b[K\r", self.key, round + 1);
+            }
+            let mut order: Vec<usize> = (0..rows.len()).collect();
+            // Each second round backwards, because a row may be measured better after another one.
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for i in order {
+                let (name, row, build) = &rows[i];
+                let figures = (row.measure)(*build);
+                measured[i].push(figures.map_err(|e| format!("{}, {name}: {e}", self.key))?);
+            }
+        }
+        let Some(columns) = measured.first().and_then(|rounds| rounds.first()) else {
+            return Ok(());
+        };
+        let has_ratios = rows.len() > 1 && !self.of.is_empty();
+        println!("\n{}: {}\n", self.key, self.title);
+        let mut lines = vec![vec![String::new()]];
+        lines[0].extend(columns.iter().map(|(name, _)| (*name).to_owned()));
+        if has_ratios {
+            lines[0].extend(self.of.iter().map(|name| format!("{name}, ratio")));
+            lines[0].push("saved".into());
+        }
+        for ((name, ..), rounds) in rows.iter().zip(&measured) {
+            let mut line = vec![name.clone()];
+            line.extend((0..columns.len()).map(|i| {
+                let [_, median, _] = spread(rounds.iter().map(|figures| figures[i].1));
+                match median {
+                    x if x >= 100.0 => format!("{x:.0}"),
+                    x if x >= 10.0 => format!("{x:.1}"),
+                    x => format!("{x:.2}"),
+                }
+            }));
+            let mut before = Vec::new();
+            for of in self.of.iter().filter(|_| has_ratios) {
+                let at = columns.iter().position(|(name, _)| name == of);
+                let at = at.ok_or("no such column")?;
+                let ratios = rounds.iter().zip(&measured[0]);
+                let [least, median, most] =
+                    spread(ratios.map(|(one, first)| one[at].1 / first[at].1));
+                line.push(format!("{median:.2} ({least:.2}–{most:.2})"));
+                let key = format!("{}\t{name}\t{of}", self.key);
+                before.extend(saved.medians.get(&key).cloned());
+                saved.medians.insert(key, format!("{median:.2}"));
+            }
+            if has_ratios {
+                line.push(before.join(", "));
+            }
+            lines.push(line);
+        }
+        print(&lines);
+        Ok(())
+    }
+}
+
+/// The least value, the median and the greatest value.
+fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let least = values.first().copied().unwrap_or(f64::NAN);
+    let most = values.last().copied().unwrap_or(f64::NAN);
+    let middle = values.len() / 2;
+    let median = match values.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    };
+    [least, median, most]
+}
+
+/// Prints a table of Markdown.
+fn print(lines: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = lines.iter().map(|line| line[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
+    for (n, line) in lines.iter().enumerate() {
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("| {cell:width$} "));
+        println!("{}|", cells.collect::<String>());
+        if n == 0 {
+            println!("|{}", "---|".repeat(widths.len()));
+        }
+    }
+}
+
+/// The ratios of the saved run.
+struct Saved {
+    machine: String,
+    /// By key of the table, row and column, with tabs between them.
+    medians: BTreeMap<String, String>,
 }
 
 fn path() -> PathBuf {
-    [
-        env!("CARGO_MANIFEST_DIR"),
-        "benches",
-        "server",
-        "baseline.txt",
-    ]
-    .iter()
-    .collect()
+    root("benches/server/baseline.txt")
 }
 
-impl Ratios {
-    pub fn load(options: &Options) -> Self {
-        let text = fs::read_to_string(path()).unwrap_or_default();
-        let lines = text.lines().filter_map(|line| {
-            let (name, ratio) = line.rsplit_once('\t')?;
-            Some((name.to_owned(), ratio.parse().ok()?))
-        });
-        Self {
-            saved: lines.collect(),
-            now: BTreeMap::new(),
-            save: options.save,
-        }
-    }
-
-    pub fn finish(mut self) -> Result<(), Error> {
-        if self.save {
-            let mut all = std::mem::take(&mut self.saved);
-            all.append(&mut self.now);
-            let lines = all.iter().map(|(name, r)| format!("{name}\t{r:.2}\n"));
-            fs::write(path(), lines.collect::<String>())?;
-        }
-        Ok(())
-    }
-
-    /// Measures rows in turn and prints the best values of each. The ratio compares the column `of`
-    /// with the same column of the first row.
-    pub fn table(
-        &mut self,
-        title: &str,
-        of: &'static str,
-        rounds: usize,
-        rows: &mut [Row<'_>],
-    ) -> Result<(), Error> {
-        let mut all: Vec<Vec<Figures>> = vec![Vec::new(); rows.len()];
-        for _ in 0..rounds {
-            for (row, figures) in rows.iter_mut().zip(&mut all) {
-                let measured = (row.measure)();
-                figures.push(measured.map_err(|e| format!("{title}, {}: {e}", row.name))?);
-            }
-        }
-        println!("\n{title}");
-        let mut first = None;
-        for (Row { name, .. }, rounds) in rows.iter().zip(&all) {
-            let best = best(rounds);
-            if first.is_none() {
-                let names: String = best.iter().map(|(n, _)| format!("{n:>12}")).collect();
-                println!("{:44}{names}{:>9}{:>9}", "", "ratio", "before");
-            }
-            let figures = best.iter().map(|(_, x)| match *x {
-                x if x >= 100.0 => format!("{x:>12.0}"),
-                x if x >= 10.0 => format!("{x:>12.1}"),
-                x => format!("{x:>12.2}"),
-            });
-            let value = best.iter().find(|(n, _)| *n == of).map(|(_, x)| *x);
-            let value = value.ok_or("no such column")?;
-            let ratio = value / *first.get_or_insert(value);
-            let key = format!("{title}: {name}");
-            let before = self.saved.get(&key);
-            let before = before.map_or(String::new(), |ratio| format!("{ratio:.2}"));
-            println!(
-                "{name:44}{}{ratio:>9.2}{before:>9}",
-                figures.collect::<String>()
-            );
-            self.now.insert(key, ratio);
-        }
-        Ok(())
-    }
-}
-
-/// Returns the best value of each column, because a disturbance can only make a value worse. On a
-/// virtual machine that gets its memory page by page, some values are much worse.
-fn best(rounds: &[Figures]) -> Figures {
-    let Some(first) = rounds.first() else {
-        return Vec::new();
-    };
-    let columns = first.iter().enumerate().map(|(i, (name, _))| {
-        let values = rounds.iter().map(|round| round[i].1);
-        let best = if name.ends_with("/s") {
-            values.fold(f64::MIN, f64::max)
-        } else {
-            values.fold(f64::MAX, f64::min)
+impl Saved {
+    fn read() -> Result<Self, Error> {
+        let text = match fs::read_to_string(path()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error.into()),
         };
-        (*name, best)
+        let mut lines = text.lines();
+        let machine = lines.next().unwrap_or_default().to_owned();
+        let pairs = lines.filter_map(|line| line.rsplit_once('\t'));
+        let medians = pairs.map(|(key, median)| (key.to_owned(), median.to_owned()));
+        Ok(Self {
+            machine,
+            medians: medians.collect(),
+        })
+    }
+
+    fn write(&self) -> Result<(), Error> {
+        let lines = self
+            .medians
+            .iter()
+            .map(|(key, median)| format!("{key}\t{median}\n"));
+        let text = format!("{}\n{}", self.machine, lines.collect::<String>());
+        Ok(fs::write(path(), text)?)
+    }
+}
+
+/// The machine, its system, and the file systems that are measured.
+fn machine() -> Result<String, Error> {
+    let cores = std::thread::available_parallelism()?;
+    let memory = value("/proc/meminfo", "MemTotal:")?;
+    let memory: f64 = memory.trim_end_matches(" kB").parse()?;
+    let model = value("/proc/cpuinfo", "model name").unwrap_or("unknown model".into());
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut release = release.split('.');
+    let (major, minor) = (release.next(), release.next());
+    Ok(format!(
+        "{cores} cores ({}), {:.0} GiB, Linux {}.{}; on disk: {}; in memory: tmpfs",
+        model.trim_start_matches([' ', '\t', ':']),
+        memory / 1024.0 / 1024.0,
+        major.unwrap_or_default(),
+        minor.unwrap_or_default(),
+        file_system(&std::env::temp_dir())?,
+    ))
+}
+
+fn value(path: &str, name: &str) -> Result<String, Error> {
+    let text = fs::read_to_string(path)?;
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
+    Ok(values.next().ok_or(format!("no {name}"))?.trim().to_owned())
+}
+
+/// The type of the file system that has this folder.
+fn file_system(dir: &Path) -> Result<String, Error> {
+    let dir = dir.canonicalize()?;
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let (device, point, kind) = (words.next()?, words.next()?, words.next()?);
+        let depth = Path::new(point).components().count();
+        dir.starts_with(point)
+            .then(|| (depth, device.to_owned(), kind.to_owned()))
     });
-    columns.collect()
+    let Some((_, device, kind)) = mounts.max_by_key(|(depth, ..)| *depth) else {
+        return Ok("unknown".into());
+    };
+    // One folder for each journal: its device, and its inode.
+    let journals = fs::read_dir("/proc/fs/jbd2")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let device = Path::new(&device).file_name().unwrap_or_default();
+    let device = device.to_string_lossy();
+    let mut journals = journals.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(match kind.as_str() {
+        "ext4" if !journals.any(|name| name.starts_with(&*device)) => {
+            "ext4 without a journal".into()
+        }
+        _ => kind,
+    })
 }
