@@ -39,6 +39,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
             eprintln!("{event}");
         }
     });
+    // The page lists what is unfinished. This server has no users, so everyone sees all of it:
+    // `examples/auth.rs` names the owners.
+    layer = layer.with_list_parameter("unfinished");
     if let Some(seconds) = option("--timeout") {
         let timeout = Duration::from_secs(seconds.parse()?);
         layer = layer.with_delivery(Delivery::default().with_timeout(timeout));

@@ -1,6 +1,6 @@
 // The cases for Resumable.js. Each is a row of the table.
 import assert from 'node:assert/strict';
-import { readFile, mkdir, writeFile } from 'node:fs/promises';
+import { readFile, mkdir, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { seededRandom, fill, hashFile, writeLarge } from './lib.mjs';
@@ -522,6 +522,37 @@ const choose = (bench, files, input = '#files') =>
     })),
   );
 
+/** Another uploader is no fault. */
+const noAlert = async bench => assert.equal(await bench.page.getByRole('alert').count(), 0);
+
+/** Sends the first chunk of a file as the page would, so that it is unfinished on the server. */
+async function begun(bench, path, size, lastModified = 1, bytes = fill(1, size)) {
+  const fields = new URLSearchParams({
+    resumableChunkNumber: 1,
+    resumableChunkSize: 256 * KIB,
+    resumableTotalSize: size,
+    resumableIdentifier: `${size}-${lastModified}-${encodeURIComponent(path)}`,
+    resumableFilename: path.split('/').at(-1),
+    resumableRelativePath: path,
+  });
+  const answer = await fetch(`${bench.server.origin}/upload?${fields}`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/octet-stream' },
+    body: bytes.slice(0, 256 * KIB),
+  });
+  assert.equal(answer.status, 200);
+}
+
+const stateOf = (bench, name) => row(bench, name).locator('.state');
+const unfinished = (bench, name) => bench.page.locator('#unfinished li', { hasText: name });
+
+/** Chooses a file from the disk by a button. */
+async function chooseBy(bench, label, path) {
+  const chooser = bench.page.waitForEvent('filechooser');
+  await press(bench, label);
+  await (await chooser).setFiles(path);
+}
+
 onPage('files', async (bench, query) => {
   const files = [
     made('holiday.bin', 3 * MIB + 5),
@@ -535,7 +566,7 @@ onPage('files', async (bench, query) => {
   for (const file of files)
     await bench.page.locator('#finished li', { hasText: file.name }).waitFor();
   await bench.screenshot(query ? 'finished-builtin' : 'finished');
-  assert.equal(await bench.page.locator('#notice').isVisible(), query !== '');
+  await noAlert(bench);
   await bench.page.traffic.idle();
   assert.equal(bench.page.traffic.list.filter(e => e.status === 200).length, 3 + 1 + 1 + 1);
   await delivered(bench, files);
@@ -601,12 +632,16 @@ onPage('pause, resume, cancel', async (bench, query) => {
 });
 
 onPage('rate and time left', async (bench, query) => {
-  const file = made('rate.bin', 6 * MIB);
+  const file = made('holiday.mp4', 6 * MIB);
+  const small = made('notes.txt', 700);
+  await begun(bench, 'archive.zip', 1200 * KIB);
   const limit = 1.5 * MIB;
   await visit(bench, (query || '?') + '&chunkSize=262144');
   await bench.throttle(limit);
   const state = row(bench, file.name).locator('.state');
   const shown = /(\d+)% of .* · ([\d.]+) (KiB|MiB)\/s · (\d+) s left$/;
+  await choose(bench, [small]);
+  await inState(bench, small.name, 'done');
   await choose(bench, [file]);
   await state.filter({ hasText: shown }).waitFor();
   const [, percent, number, unit, left] = shown.exec(await state.textContent());
@@ -615,15 +650,102 @@ onPage('rate and time left', async (bench, query) => {
   const expected = ((1 - percent / 100) * file.size) / rate;
   assert.ok(Math.abs(left - expected) < 2, `${left} s left instead of ${expected}`);
   bench.notes.push(`${percent} %, ${number} ${unit}/s, ${left} s left`);
-  await bench.screenshot(query ? 'uploading-builtin' : 'uploading');
-  await press(bench, 'Pause rate.bin');
-  await inState(bench, 'rate.bin', 'paused');
+  // The picture of the README.
+  if (!query) await bench.screenshot('page', '#finished-title');
+  await press(bench, 'Pause holiday.mp4');
+  await inState(bench, file.name, 'paused');
   assert.doesNotMatch(await state.textContent(), /\/s|left/);
   await bench.throttle(-1);
-  await press(bench, 'Resume rate.bin');
-  await inState(bench, 'rate.bin', 'done');
+  await press(bench, 'Resume holiday.mp4');
+  await inState(bench, file.name, 'done');
   assert.doesNotMatch(await state.textContent(), /\/s|left/);
   await bench.page.traffic.idle();
+  await delivered(bench, [small, file]);
+});
+
+onPage('after a reload', async (bench, query) => {
+  const files = [made('kept.bin', 2 * MIB + 1), made('in.bin', 256 * KIB + 1)];
+  const [kept, inside] = files;
+  const path = name => join(bench.dir, 'source', name);
+  for (const file of files) await writeFile(path(file.name), fill(file.seed, file.size));
+  await writeFile(path('other'), 'another file');
+  await utimes(path('in.bin'), 5, 5);
+  const { traffic } = bench.page;
+  const address = (query || '?') + '&chunkSize=262144';
+  await visit(bench, address);
+  await bench.throttle(1.5 * MIB);
+  await bench.page.setInputFiles('#files', path('kept.bin'));
+  await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
+  const stored = traffic.stored().length;
+  // Three more: of a folder, one that is removed, and one of another protocol.
+  await begun(bench, 'gone.bin', MIB);
+  await begun(bench, 'box/in.bin', inside.size, 5000, fill(inside.seed, inside.size));
+  const tus = { 'tus-resumable': '1.0.0', 'upload-length': '9' };
+  await fetch(`${bench.server.origin}/upload`, { method: 'POST', headers: tus });
+  await visit(bench, address);
+  const before = traffic.list.length;
+  await bench.throttle(-1);
+  await unfinished(bench, 'kept.bin').waitFor();
+  assert.equal(await bench.page.locator('#unfinished li').count(), 3);
+  const told = /^(\d+)% of 2 MiB is on the server$/;
+  const [, percent] = told.exec(await unfinished(bench, 'kept.bin').locator('.state').textContent());
+  const least = Math.floor(((stored * 256 * KIB) / kept.size) * 100);
+  assert.ok(percent >= least, `${percent} % after ${stored} of 8 chunks`);
+
+  await chooseBy(bench, 'Choose file kept.bin', path('other'));
+  await unfinished(bench, 'other is another file').waitFor();
+  await press(bench, 'Remove gone.bin');
+  await unfinished(bench, 'gone.bin').waitFor({ state: 'detached' });
+  assert.deepEqual(
+    traffic.list.slice(before).map(e => e.method),
+    ['DELETE'],
+    'nothing is sent before the file is chosen',
+  );
+  await chooseBy(bench, 'Choose file kept.bin', path('kept.bin'));
+  await inState(bench, 'kept.bin', 'done');
+  const sent = traffic.list.slice(before).filter(e => e.method === 'POST' && e.status === 200);
+  assert.ok(sent.length <= 8 - stored, `${sent.length} chunks after ${stored} of 8`);
+  await chooseBy(bench, 'Choose file box/in.bin', path('in.bin'));
+  await inState(bench, 'box/in.bin', 'done');
+  await bench.page.locator('#unfinished-section').waitFor({ state: 'hidden' });
+  await traffic.idle();
+  await delivered(bench, files);
+  assert.equal(bench.server.deliveries[1].relative_path, 'box/in.bin');
+});
+
+onPage('reason and countdown', async (bench, query) => {
+  const file = made('wait.bin', MIB);
+  const { page } = bench;
+  const { traffic } = page;
+  await visit(bench, (query || '?') + '&chunkSize=262144');
+  await page.route(
+    url => url.pathname === '/upload',
+    route =>
+      route.request().method() === 'GET'
+        ? route.continue()
+        : route.fulfill({
+            status: 503,
+            headers: { 'retry-after': '2' },
+            contentType: 'application/problem+json',
+            body: '{"status":503,"detail":"the disk is full"}',
+          }),
+  );
+  await choose(bench, [file]);
+  for (const seconds of [2, 1])
+    await stateOf(bench, file.name)
+      .filter({ hasText: `Interrupted: the disk is full, next try in ${seconds} s` })
+      .waitFor();
+  await page.getByText('wait.bin is interrupted: the disk is full. It is tried again.').waitFor();
+  await press(bench, 'Pause wait.bin');
+  await traffic.idle();
+  const before = traffic.list.length;
+  // The timers of the retries end before this one.
+  await page.evaluate(() => new Promise(resolve => setTimeout(resolve, 2000)));
+  assert.equal(traffic.list.length, before, 'nothing is sent in the pause');
+  await page.unrouteAll();
+  await press(bench, 'Resume wait.bin');
+  await inState(bench, file.name, 'done');
+  await traffic.idle();
   await delivered(bench, [file]);
 });
 
@@ -659,6 +781,9 @@ onPage('server killed and restarted', async (bench, query) => {
   await traffic.until('2 stored chunks', () => traffic.stored().length >= 2);
   await bench.server.kill();
   await inState(bench, 'crash.bin', 'retrying');
+  await stateOf(bench, 'crash.bin')
+    .filter({ hasText: 'Interrupted: the server cannot be reached, ' })
+    .waitFor();
   await bench.server.restart();
   await bench.throttle(-1);
   await inState(bench, 'crash.bin', 'done');
@@ -711,8 +836,146 @@ add(
     await engineIs(bench, 'builtin');
     asked();
     assert.equal(await bench.page.evaluate(() => window.tampered), undefined);
-    assert.ok(await bench.page.locator('#notice').isVisible());
+    assert.match(await bench.page.locator('#engine').textContent(), /neither .* nor on the CDN/);
+    await noAlert(bench);
     await uploadsOne(bench);
+  },
+  { clients: ['page'] },
+);
+
+// ---- keyboard and screen readers ----------------------------------------------------------------
+
+const axeFile = new URL('node_modules/axe-core/axe.min.js', import.meta.url);
+
+/** Checks the whole page in both color schemes. */
+async function noViolations({ page, notes }, what) {
+  await page.addScriptTag({ content: await readFile(axeFile, 'utf8') });
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
+    const { violations, passes } = await page.evaluate(() => window.axe.run());
+    const found = violations.map(v => `${v.id}: ${v.nodes.map(n => n.html).join(', ')}`);
+    assert.deepEqual(found, [], `${what}, ${colorScheme}`);
+    notes.push(`${what}, ${colorScheme}: ${passes.length} rules of axe-core pass`);
+  }
+}
+
+add(
+  'axe-core finds nothing',
+  async bench => {
+    const { page } = bench;
+    await begun(bench, 'before.bin', MIB);
+    await visit(bench);
+    await page.route(
+      url => url.searchParams.has('resumableFilename'),
+      route => {
+        const name = new URL(route.request().url()).searchParams.get('resumableFilename');
+        if (name === 'failed.bin') return route.fulfill({ status: 400, body: 'no' });
+        const headers = { 'retry-after': '60' };
+        if (/retrying|paused/.test(name)) return route.fulfill({ status: 503, headers, body: 'busy' });
+        // `POST` gets no answer.
+        if (name !== 'uploading.bin' || route.request().method() === 'GET') return route.continue();
+      },
+    );
+    const states = ['done', 'failed', 'retrying', 'paused', 'uploading'];
+    await choose(
+      bench,
+      states.map(state => made(`${state}.bin`, 100)),
+    );
+    await inState(bench, 'paused.bin', 'retrying');
+    await press(bench, 'Pause paused.bin');
+    for (const state of states) await inState(bench, `${state}.bin`, state);
+    await unfinished(bench, 'before.bin').waitFor();
+    await noViolations(bench, 'the page');
+
+    // The page of the example `progress`.
+    const html = await readFile(new URL('../../examples/page/progress.html', import.meta.url));
+    await page.route('**/progress.html', route =>
+      route.fulfill({ contentType: 'text/html; charset=utf-8', body: html }),
+    );
+    const listed = { id: '1', file_name: 'a.bin', length: 9, received: 4, state: 'receiving' };
+    await page.route('**/progress', route =>
+      route.fulfill({
+        contentType: 'text/event-stream',
+        body: `event: uploads\ndata: ${JSON.stringify([listed])}\n\n`,
+      }),
+    );
+    await page.goto(`${bench.server.origin}/progress.html`);
+    await page.getByText('a.bin: receiving').waitFor();
+    await noViolations(bench, 'progress');
+  },
+  { clients: ['page'] },
+);
+
+add(
+  'keyboard and screen reader',
+  async bench => {
+    const { page } = bench;
+    const file = made('by keys.bin', 2 * MIB);
+    await begun(bench, 'before.bin', MIB);
+    await visit(bench, '?chunkSize=262144');
+    await unfinished(bench, 'before.bin').waitFor();
+    const path = join(bench.dir, 'source', file.name);
+    await writeFile(path, fill(file.seed, file.size));
+
+    // The file input is invisible. Its label shows the focus.
+    const focused = () =>
+      page.evaluate(() => {
+        const one = document.activeElement;
+        const { outlineStyle, outlineWidth } = getComputedStyle(one.closest('label') ?? one);
+        return {
+          name: one.getAttribute('aria-label') ?? (one.closest('label') ?? one).textContent.trim(),
+          seen: outlineStyle !== 'none' && outlineWidth !== '0px',
+        };
+      });
+    const tab = async name => {
+      await page.keyboard.press('Tab');
+      assert.deepEqual(await focused(), { name, seen: true });
+    };
+    await tab('Choose files');
+    await tab('Choose a folder');
+    await tab('Choose file before.bin');
+    await tab('Remove before.bin');
+    await tab('Load Uppy');
+
+    await page.locator('#files').focus();
+    await bench.throttle(MIB);
+    const chooser = page.waitForEvent('filechooser');
+    await page.keyboard.press('Space');
+    await (await chooser).setFiles(path);
+    await inState(bench, file.name, 'uploading');
+    await tab('Choose a folder');
+    await tab('Pause all');
+    await tab('Pause by keys.bin');
+    await page.keyboard.press('Enter');
+    await inState(bench, file.name, 'paused');
+    // The same button has another name now, and keeps the focus.
+    assert.deepEqual(await focused(), { name: 'Resume by keys.bin', seen: true });
+    const tree = await page.locator('main').ariaSnapshot();
+    for (const line of [
+      'heading "Uploads" [level=2]',
+      'progressbar "Progress of by keys.bin"',
+      'button "Resume by keys.bin"',
+      'button "Cancel by keys.bin"',
+      'progressbar "Progress of before.bin"',
+      /status: Uploading with Resumable\.js/,
+    ])
+      assert.ok(line.test?.(tree) ?? tree.includes(line), `${line} in ${tree}`);
+    await page.keyboard.press('Space');
+    await inState(bench, file.name, 'uploading');
+    await bench.throttle(-1);
+    await inState(bench, file.name, 'done');
+    const said = page.locator('[aria-live=polite]');
+    await said.filter({ hasText: 'by keys.bin is uploaded.' }).waitFor();
+    // `Pause` and the focus are gone, and the next control is the other button of the row.
+    await page.getByRole('button', { name: 'Remove by keys.bin', exact: true }).focus();
+    await page.keyboard.press('Enter');
+    assert.equal((await focused()).name, 'Choose files');
+    await page.getByRole('button', { name: 'Remove before.bin', exact: true }).focus();
+    await page.keyboard.press('Enter');
+    await said.filter({ hasText: 'before.bin is removed.' }).waitFor();
+    assert.equal((await focused()).name, 'Choose files');
+    await page.traffic.idle();
+    await delivered(bench, [file]);
   },
   { clients: ['page'] },
 );

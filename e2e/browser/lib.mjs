@@ -146,7 +146,9 @@ export class Traffic extends Changing {
     super();
     const known = new Map();
     page.on('request', request => {
-      if (new URL(request.url()).pathname !== '/upload') return;
+      const url = new URL(request.url());
+      // A list is not about one upload.
+      if (url.pathname !== '/upload' || url.searchParams.has('unfinished')) return;
       const entry = {
         method: request.method(),
         url: request.url(),

@@ -107,12 +107,17 @@ class Bench {
     });
   }
 
-  async screenshot(name) {
-    if (process.env.SCREENSHOTS)
-      await this.page.screenshot({
-        path: join(process.env.SCREENSHOTS, `${name}.png`),
-        fullPage: true,
-      });
+  /** The whole page, or its part above an element. */
+  async screenshot(name, above) {
+    if (!process.env.SCREENSHOTS) return;
+    const path = join(process.env.SCREENSHOTS, `${name}.png`);
+    if (!above) return this.page.screenshot({ path, fullPage: true });
+    const size = this.page.viewportSize();
+    await this.page.setViewportSize({ width: 720, height: 900 });
+    const { y } = await this.page.locator(above).boundingBox();
+    const clip = { x: 0, y: 0, width: 720, height: y - 24 };
+    await this.page.screenshot({ path, clip });
+    await this.page.setViewportSize(size);
   }
 
   describe() {

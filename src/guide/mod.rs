@@ -9,6 +9,9 @@ pub mod clients {}
 #[doc = include_str!("deployment.md")]
 pub mod deployment {}
 
+#[doc = include_str!("front_ends.md")]
+pub mod front_ends {}
+
 #[doc = include_str!("guarantees.md")]
 pub mod guarantees {}
 
