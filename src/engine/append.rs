@@ -553,8 +553,11 @@ struct Incoming {
 }
 
 fn probed(upload: Upload) -> Found {
-    let is_probe = true;
-    Found::Complete { upload, is_probe }
+    Found::Complete {
+        upload,
+        is_probe: true,
+        claim: None,
+    }
 }
 
 /// Whether the upload is made of parts.
