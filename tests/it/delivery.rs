@@ -22,9 +22,7 @@ use tokio::{
 use tower::{ServiceBuilder, service_fn};
 use tower_resumable::{
     CompletedUpload, Delivery, Dialect, Event, MemoryStore, ResumableLayer, Upload, UploadId,
-    store::{
-        ChunkBody, Claimed, Expiry, Filter, Keep, Page, Progress, Status, Store, StoreError, Swept,
-    },
+    store::{ChunkBody, Claimed, Expiry, Filter, Page, Progress, Status, Store, StoreError, Swept},
 };
 
 use crate::common::{
@@ -145,9 +143,8 @@ impl Store for ClaimsEarly {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
-        self.inner.write(upload, offset, body, keep).await
+        self.inner.write(upload, offset, body).await
     }
 
     async fn write_and_claim(
@@ -157,7 +154,7 @@ impl Store for ClaimsEarly {
         body: &mut ChunkBody<'_>,
     ) -> Result<(Progress, Option<Self::Claim>), StoreError> {
         let is_new = self.inner.status(&upload.id).await?.is_none();
-        let progress = self.write(upload, offset, body, Keep::Whole).await?;
+        let progress = self.write(upload, offset, body).await?;
         match self.inner.claim(&body.describe(upload)).await? {
             Claimed::Won(claim) if is_new => {
                 self.claimed.notify_one();

@@ -28,7 +28,8 @@ const FAST: Duration = Duration::from_millis(5);
 /// How long a chunk may hold more memory before it has to write.
 const HOLD: Duration = Duration::from_millis(10);
 
-/// Bytes that are written between two commits, with [`Keep::Prefix`]. A crash loses at most these.
+/// Bytes that are written between two commits of an append, with [`Keep::Prefix`]. A crash loses at
+/// most these.
 const COMMIT: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 
 impl FileStore {
@@ -38,7 +39,6 @@ impl FileStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
         claims: bool,
     ) -> Result<(Progress, Option<FileClaim>), StoreError> {
         if offset > MAX_LENGTH {
@@ -47,14 +47,9 @@ impl FileStore {
                 _ => StoreError::TooLarge { limit: MAX_LENGTH },
             });
         }
-        let mut arrived = Arrived::new(&self.folder, offset, keep, body);
+        let mut arrived = Arrived::new(&self.folder, offset, Keep::Whole, body);
         // Most chunks that fail do so before there is anything on disk.
         arrived.gather(body, None).await?;
-        if arrived.gathered.is_empty() {
-            if let Some(error) = arrived.failed {
-                return Err(error);
-            }
-        }
         let end = if arrived.ended {
             arrived.gathered.end()
         } else {
@@ -78,9 +73,9 @@ impl FileStore {
                 let whole = is_whole.then(|| body.describe(upload));
                 match self.start(upload, range, arrived, whole).await? {
                     Begun::Whole(progress, claim) => return Ok((progress, claim)),
-                    Begun::Ended(writer, arrived, progress) => {
+                    Begun::Ended(writer, progress) => {
                         body.count_duplicate(writer.duplicate);
-                        return arrived.outcome(progress).map(|progress| (progress, None));
+                        return Ok((progress, None));
                     }
                     Begun::Started(writer, arrived) => (writer, arrived),
                 }
@@ -113,8 +108,6 @@ impl FileStore {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall;
         let mut retries = Retries::default();
-        // The newest request to append wins: the client has abandoned the older ones.
-        let mut wins = arrived.keep == Keep::Prefix;
         loop {
             let (upload, range, whole) = (upload.clone(), range.clone(), whole.clone());
             let start = self.blocking(move |folder| {
@@ -142,8 +135,8 @@ impl FileStore {
                     let claim = claim.map(|(claim, sealed)| FileClaim::new(self, claim, sealed));
                     return Ok(Begun::Whole(progress, claim));
                 }
-                Start::Started(writer, arrived, Some(progress)) => {
-                    return Ok(Begun::Ended(*writer, arrived, progress));
+                Start::Started(writer, _, Some(progress)) => {
+                    return Ok(Begun::Ended(*writer, progress));
                 }
                 Start::Started(writer, arrived, None) => {
                     return Ok(Begun::Started(*writer, arrived));
@@ -155,11 +148,6 @@ impl FileStore {
                     arrived
                 }
                 Start::HeldBy(entry, holder, arrived) => {
-                    if let Some(holder) = holder.as_ref().filter(|_| wins) {
-                        holder.supersede();
-                    }
-                    // Only once: after that, a newer request may take the range.
-                    wins = false;
                     entry.wait_for(holder, stall, deadline).await?;
                     arrived
                 }
@@ -180,7 +168,8 @@ impl FileStore {
             let result;
             let write = self.blocking(move |folder| {
                 let result = writer.write(folder, &mut arrived);
-                if writer.keeps(&arrived) && !matches!(result, Ok(_) | Err(StoreError::Busy)) {
+                let has_failed = !matches!(result, Ok(_) | Err(StoreError::Busy));
+                if arrived.keep == Keep::Prefix && has_failed {
                     // The error of the append is the one that counts.
                     let _ = writer.commit(folder);
                 }
@@ -190,7 +179,7 @@ impl FileStore {
             match result {
                 Ok(Some(progress)) => {
                     body.count_duplicate(writer.duplicate);
-                    return arrived.outcome(progress);
+                    return arrived.failed.map_or(Ok(progress), Err);
                 }
                 Ok(None) => retries = None,
                 Err(StoreError::Busy) => {
@@ -291,11 +280,6 @@ impl Arrived {
         let range = self.gathered.range();
         self.ended && range.start == 0 && range.end > 0 && upload.length == Some(range.end)
     }
-
-    /// The result of a chunk whose bytes are stored.
-    fn outcome(self, progress: Progress) -> Result<Progress, StoreError> {
-        self.failed.map_or(Ok(progress), Err)
-    }
 }
 
 /// The next bytes of a chunk, unless another request takes its range over.
@@ -340,7 +324,7 @@ enum Begun {
     /// The whole file is stored.
     Whole(Progress, Option<FileClaim>),
     /// The whole chunk is stored.
-    Ended(Writer, Arrived, Progress),
+    Ended(Writer, Progress),
     Started(Writer, Arrived),
 }
 
@@ -410,11 +394,6 @@ impl Writer {
 
     pub(super) fn with_end(self, ends_here: bool) -> Self {
         Self { ends_here, ..self }
-    }
-
-    /// Whether what was written of an append stays if the rest fails.
-    fn keeps(&self, arrived: &Arrived) -> bool {
-        self.lock.epoch().is_some() && arrived.keep == Keep::Prefix
     }
 
     /// Reads what is stored. This needs the lock: otherwise bytes that another process stores now
@@ -488,7 +467,6 @@ impl Writer {
                 self.write_piece(folder, piece, at)?;
             }
         }
-        let may_conflict = self.may_conflict_after(arrived.gathered.end());
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
@@ -497,7 +475,7 @@ impl Writer {
                 .iter()
                 .map(|(piece, _)| piece.end - piece.start);
             let is_due = written.sum::<u64>() >= COMMIT;
-            if arrived.keep == Keep::Prefix && is_due && !may_conflict {
+            if arrived.keep == Keep::Prefix && is_due {
                 self.commit(folder)?;
             }
             return Ok(None);
@@ -512,12 +490,6 @@ impl Writer {
         }
         // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
-    }
-
-    /// Whether bytes of the range from `at` on are stored already.
-    fn may_conflict_after(&self, at: u64) -> bool {
-        let last = self.gaps.iter().flatten().next_back();
-        !last.is_some_and(|gap| gap.start <= at && gap.end == self.range.end)
     }
 
     /// # Errors
