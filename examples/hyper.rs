@@ -167,7 +167,10 @@ async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infalli
 /// As if the application worked on the file: `--work MILLISECONDS`.
 async fn work() {
     let millis = option("--work").and_then(|millis| millis.parse().ok());
-    tokio::time::sleep(Duration::from_millis(millis.unwrap_or(0))).await;
+    // Also a timer of 0 milliseconds takes up to one.
+    if let Some(millis) = millis {
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+    }
 }
 
 /// The value of a command line option: `--listen ADDRESS`, `--dir DIR`, `--durability KIND` or

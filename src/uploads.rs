@@ -107,7 +107,7 @@ impl Uploads {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        let delivered = deliver(&self.engine, inner, request, upload, By::Operator).await?;
+        let delivered = deliver(&self.engine, inner, request, upload, None, By::Operator).await?;
         let Delivered {
             record, response, ..
         } = delivered;
@@ -207,7 +207,8 @@ impl Uploads {
                 }
                 tasks.spawn(Context::current().run(async move {
                     let scope = upload.scope.clone();
-                    let delivered = deliver(&engine, inner, request, upload, By::Background).await;
+                    let delivered =
+                        deliver(&engine, inner, request, upload, None, By::Background).await;
                     if let Err(error) = &delivered {
                         if !is_pending(error) {
                             engine.refused(Some(&id), Some(&scope), error);

@@ -533,8 +533,11 @@ fn is_of_length(error: &Error) -> bool {
 }
 
 fn probed(upload: Upload) -> Found {
-    let is_probe = true;
-    Found::Complete { upload, is_probe }
+    Found::Complete {
+        upload,
+        is_probe: true,
+        claim: None,
+    }
 }
 
 /// Whether the upload is made of parts.

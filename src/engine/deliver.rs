@@ -70,12 +70,14 @@ impl<R> Delivered<R> {
 
 /// Delivers `upload` to `inner`, unless another request does or did, and waits for the answer.
 ///
-/// In the background it does not wait for other deliveries.
+/// In the background it does not wait for other deliveries. `claim` is that of the upload, if the
+/// caller has it.
 pub(crate) async fn deliver<S, B, R>(
     engine: &Engine,
     inner: S,
     request: Request<B>,
     upload: Upload,
+    mut claim: Option<Box<dyn DynClaim>>,
     by: By,
 ) -> Result<Delivered<R>, Error>
 where
@@ -95,6 +97,10 @@ where
         if by == By::Background {
             return Err(Reason::DeliveryPending.into());
         }
+        // The other request needs it.
+        if let Some(claim) = claim.take() {
+            claim.release().await;
+        }
         match other.wait(deadline).await {
             Ended::Settled(record) => return Ok(Delivered::earlier(record)),
             Ended::Failed(error) => return Err(error),
@@ -108,7 +114,7 @@ where
         deadline,
     };
     // A separate task, so that the inner service goes on when this request has timed out.
-    let running = Context::current().run(delivery.run(entered, inner, request));
+    let running = Context::current().run(delivery.run(entered, claim, inner, request));
     let task = tokio::spawn(running);
     match timeout_at(deadline, task).await {
         Ok(Ok(delivered)) => delivered,
@@ -129,6 +135,7 @@ impl Delivery {
     async fn run<S, B, R>(
         self,
         entered: Entered,
+        claim: Option<Box<dyn DynClaim>>,
         inner: S,
         request: Request<B>,
     ) -> Result<Delivered<R>, Error>
@@ -138,7 +145,7 @@ impl Delivery {
         R: Body<Data = Bytes> + 'static,
     {
         let _active = self.engine.active.enter();
-        let delivered = self.deliver(inner, request).await;
+        let delivered = self.deliver(claim, inner, request).await;
         entered.end(match &delivered {
             Ok(delivered) if delivered.verdict == Verdict::RefusedNow => Ended::Refused,
             Ok(delivered) => Ended::Settled(delivered.record.clone()),
@@ -148,14 +155,23 @@ impl Delivery {
         delivered.map_err(Error::from)
     }
 
-    async fn deliver<S, B, R>(&self, inner: S, request: Request<B>) -> Result<Delivered<R>, Failure>
+    async fn deliver<S, B, R>(
+        &self,
+        claim: Option<Box<dyn DynClaim>>,
+        inner: S,
+        request: Request<B>,
+    ) -> Result<Delivered<R>, Failure>
     where
         S: Inner<B, R>,
         B: 'static,
         R: Body<Data = Bytes> + 'static,
     {
         self.check_pause().await.map_err(Failure::Failed)?;
-        match self.claim().await.map_err(Failure::Failed)? {
+        let claimed = match claim {
+            Some(claim) => Claimed::Won(claim),
+            None => self.claim().await.map_err(Failure::Failed)?,
+        };
+        match claimed {
             Claimed::Won(claim) => self.attempt(claim, inner, request).await,
             Claimed::Settled(record) => {
                 // Perhaps another server has settled it.

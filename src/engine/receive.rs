@@ -37,7 +37,7 @@ use crate::{
     protocol::{Command, Create, Described, Exchange, Look, Outcome, Reply},
     response::ResponseBody,
     route::sent_path,
-    store::{ChunkBody, Filter, Page, random_id},
+    store::{ChunkBody, DynClaim, Filter, Page, random_id},
 };
 
 /// Answers a request of a protocol.
@@ -70,20 +70,25 @@ where
             Err(error) => Err(error),
         };
         let found = match found {
-            Ok(Found::Complete { upload, is_probe }) => {
+            Ok(Found::Complete {
+                upload,
+                is_probe,
+                claim,
+            }) => {
                 let request = delivered(
                     head.into_parts(),
                     body.into_inner(),
                     reply.forwards_all(),
                     &upload,
                 );
-                let complete = engine.complete(inner, request, upload, is_probe, &reply);
+                let delivery = (inner, request, upload, claim);
+                let complete = engine.complete(delivery, is_probe, &reply);
                 return Box::pin(complete).await;
             }
             Ok(Found::Also { response, upload }) => {
                 let request = delivered(head.into_parts(), body.into_inner(), false, &upload);
                 // The client learns at the URL of that upload how this ended.
-                let _ = Box::pin(deliver(&engine, inner, request, upload, By::Request)).await;
+                let _ = Box::pin(deliver(&engine, inner, request, upload, None, By::Request)).await;
                 return response.map(ResponseBody::answer);
             }
             Ok(Found::Response(response)) => Ok(response),
@@ -153,6 +158,8 @@ pub(super) enum Found {
         upload: Upload,
         /// The client has asked what is stored.
         is_probe: bool,
+        /// The claim, if the store has taken it.
+        claim: Option<Box<dyn DynClaim>>,
     },
     /// The request has completed a part, and with it another upload, which is to be delivered.
     Also {
@@ -166,6 +173,7 @@ impl Found {
         Self::Complete {
             upload,
             is_probe: false,
+            claim: None,
         }
     }
 }
@@ -302,9 +310,7 @@ impl Engine {
     /// probe is what is stored, unless the inner service refuses the file.
     async fn complete<S, B, R>(
         &self,
-        inner: S,
-        request: Request<B>,
-        upload: Upload,
+        (inner, request, upload, claim): (S, Request<B>, Upload, Option<Box<dyn DynClaim>>),
         is_probe: bool,
         reply: &Reply,
     ) -> Response<ResponseBody<R>>
@@ -313,7 +319,7 @@ impl Engine {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
-        let delivered = deliver(self, inner, request, upload.clone(), By::Request).await;
+        let delivered = deliver(self, inner, request, upload.clone(), claim, By::Request).await;
         let Delivered {
             verdict,
             record,
@@ -392,6 +398,7 @@ impl Engine {
             return Ok(Found::Complete {
                 upload: status.upload.clone(),
                 is_probe: true,
+                claim: None,
             });
         }
         let state = reply.encode(Outcome::State(status.as_ref()));

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::{Pin, pin},
+    sync::Mutex,
     task::{Context, Poll},
     time::Duration,
 };
@@ -31,13 +32,14 @@ use crate::{
     events::Event,
     hooks::Purpose,
     limits::FORM_BYTES,
+    lock::lock,
     model::{
         BoxError,
         state::Progress,
         upload::{Scope, Upload},
     },
     protocol::{FilePart, Form, Look, Outcome, Reply, Target, Write},
-    store::{ChunkBody, StoreError, content::Content},
+    store::{ChunkBody, DynClaim, StoreError, content::Content},
 };
 
 impl Engine {
@@ -86,11 +88,21 @@ impl Engine {
                 }
             }
         };
-        let Some((upload, progress)) = stored else {
+        let Some(ChunkStored {
+            upload,
+            progress,
+            claim,
+        }) = stored
+        else {
             return Ok(Found::Response(reply.encode(Outcome::Gone)));
         };
         if progress.complete {
-            return Ok(Found::complete(upload));
+            let is_probe = false;
+            return Ok(Found::Complete {
+                upload,
+                is_probe,
+                claim,
+            });
         }
         let status = if reply.needs_status() {
             self.status(&upload).await?
@@ -112,13 +124,17 @@ impl Engine {
         scope: Scope,
         size: SizeHint,
         source: Source<'_>,
-    ) -> Result<Option<(Upload, Progress)>, Error> {
+    ) -> Result<Option<ChunkStored>, Error> {
         let Some(mut chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(None);
         };
         chunk.check(size.lower(), size.upper())?;
-        let progress = self.store_chunk(&mut chunk, source).await?;
-        Ok(Some((chunk.upload, progress)))
+        let (progress, claim) = self.store_chunk(&mut chunk, source, None).await?;
+        Ok(Some(ChunkStored {
+            upload: chunk.upload,
+            progress,
+            claim,
+        }))
     }
 
     async fn write_form(
@@ -129,12 +145,13 @@ impl Engine {
         scope: Scope,
         size: SizeHint,
     ) -> Result<Written, Error> {
+        let form = Mutex::new(form);
         loop {
-            match parts.next(&Fields(form)).await? {
-                Item::Text { name, value } => form.field(name, value),
+            match parts.next(&Fields(&form)).await? {
+                Item::Text { name, value } => lock(&form).field(name, value),
                 Item::File => break,
                 Item::End => {
-                    return Ok(Written::Asked(form.no_file()?, scope));
+                    return Ok(Written::Asked(lock(&form).no_file()?, scope));
                 }
             }
         }
@@ -143,30 +160,37 @@ impl Engine {
             file_name: head_of_part.file_name,
             content_type: head_of_part.content_type,
         };
-        let Some(target) = form.file(part)?.map(Box::new) else {
-            return Box::pin(self.write_spooled(parts, form, head, scope, size)).await;
+        let target = lock(&form).file(part)?.map(Box::new);
+        let Some(target) = target else {
+            return Box::pin(self.write_spooled(parts, &form, head, scope, size)).await;
         };
         let Some(mut chunk) = self.admit_chunk(target, head, scope).await? else {
             return Ok(Written::Stored(None));
         };
-        let is_base64 = form.is_base64();
+        let is_base64 = lock(&form).is_base64();
         if size.lower() > form_bytes(chunk.len.unwrap_or(chunk.max_len), is_base64) {
             chunk.check(size.lower(), None)?;
         }
-        let mut fields = Fields(form);
-        let content = pin!(parts.content(&mut fields));
+        let mut late = Fields(&form);
+        let content = pin!(parts.content(&mut late));
         let mut decoded = pin!(Decoded::new(content, is_base64));
-        let progress = self.store_chunk(&mut chunk, decoded.as_mut()).await?;
+        let fields = || lock(&form).fields();
+        let stored = self.store_chunk(&mut chunk, decoded.as_mut(), Some(&fields));
+        let (progress, claim) = stored.await?;
         // Including those after the file.
-        chunk.upload.fields = form.fields();
-        Ok(Written::Stored(Some((chunk.upload, progress))))
+        chunk.upload.fields = fields();
+        Ok(Written::Stored(Some(ChunkStored {
+            upload: chunk.upload,
+            progress,
+            claim,
+        })))
     }
 
     /// Spools the file of a form until the fields after it have said where it belongs.
     async fn write_spooled(
         &self,
         parts: &mut multipart::Form<'_>,
-        form: &mut dyn Form,
+        form: &Mutex<&mut dyn Form>,
         head: &Head,
         scope: Scope,
         size: SizeHint,
@@ -177,9 +201,10 @@ impl Engine {
             let mut content = pin!(parts.content(&mut fields));
             self.spool(spooling.max(), content.as_mut()).await?
         };
-        let target = form.place(len).map(Box::new)?;
+        let target = lock(form).place(len).map(Box::new)?;
         let source = pin!(Reread(spooled));
-        let mut source = pin!(Decoded::new(source, form.is_base64()));
+        let is_base64 = lock(form).is_base64();
+        let mut source = pin!(Decoded::new(source, is_base64));
         let stored = self
             .write_to(target, head, scope, SizeHint::default(), source.as_mut())
             .await?;
@@ -251,7 +276,12 @@ impl Engine {
         Ok(Some(chunk))
     }
 
-    async fn store_chunk(&self, chunk: &mut Chunk, source: Source<'_>) -> Result<Progress, Error> {
+    async fn store_chunk(
+        &self,
+        chunk: &mut Chunk,
+        source: Source<'_>,
+        fields: Option<&(dyn Fn() -> Vec<(String, String)> + Send + Sync)>,
+    ) -> Result<(Progress, Option<Box<dyn DynClaim>>), Error> {
         let (upload, offset) = (&chunk.upload, chunk.offset);
         let reserved = self.reserve(upload).await?;
         // Only this process knows without asking the store. For the others the record ends soon.
@@ -262,11 +292,12 @@ impl Engine {
         let source = pin!(OneOf::new(source, chunk.lengths));
         let sniffed = pin!(Sniffed::new(source, sniff, upload));
         let mut verified = pin!(Verified::new(sniffed, chunk.digest.take()));
-        let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
+        let body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
+        let mut body = body.with_fields(fields);
         let begun = Instant::now();
-        let written = self.store.write(upload, offset, &mut body).await;
+        let written = self.store.write_and_claim(upload, offset, &mut body).await;
         match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
-            Ok(progress) => {
+            Ok((progress, claim)) => {
                 let chunk = Stored {
                     offset,
                     bytes: body.received(),
@@ -274,7 +305,7 @@ impl Engine {
                     elapsed: begun.elapsed(),
                 };
                 self.stored(upload, Some(chunk), progress, reserved);
-                Ok(progress)
+                Ok((progress, claim))
             }
             Err(error) => {
                 if error.refusal().is_some() && !error.is_retryable() {
@@ -391,28 +422,36 @@ fn form_bytes(file: u64, is_encoded: bool) -> u64 {
     file.saturating_add(encoding).saturating_add(FORM_BYTES)
 }
 
+/// A chunk of an upload, after it is stored.
+struct ChunkStored {
+    upload: Upload,
+    progress: Progress,
+    /// The claim, if the store has taken it.
+    claim: Option<Box<dyn DynClaim>>,
+}
+
 /// What a form contained.
 enum Written {
     /// A chunk. `None` if the client continues an upload that is gone.
-    Stored(Option<(Upload, Progress)>),
+    Stored(Option<ChunkStored>),
     /// A question about what is stored.
     Asked(Look, Scope),
 }
 
 /// The fields of a form, for the reader of its parts.
-struct Fields<'a>(&'a mut dyn Form);
+struct Fields<'a, 'f>(&'a Mutex<&'f mut dyn Form>);
 
-impl multipart::Fields for Fields<'_> {
+impl multipart::Fields for Fields<'_, '_> {
     fn is_file(&self, name: &str, is_text: bool) -> bool {
-        self.0.is_file(name, is_text)
+        lock(self.0).is_file(name, is_text)
     }
 
     fn is_chunk(&self) -> bool {
-        self.0.is_chunk()
+        lock(self.0).is_chunk()
     }
 
     fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
-        self.0.late_field(name, value)
+        lock(self.0).late_field(name, value)
     }
 }
 

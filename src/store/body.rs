@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http_body::Body;
 
-use crate::model::BoxError;
+use crate::model::{BoxError, upload::Upload};
 
 /// The bytes of one chunk while they arrive.
 ///
@@ -37,7 +37,11 @@ pub struct ChunkBody<'a> {
     max: u64,
     received: u64,
     duplicate: u64,
+    fields: Option<Late<'a>>,
 }
+
+/// Returns the fields of the application that have arrived so far.
+type Late<'a> = &'a (dyn Fn() -> Vec<(String, String)> + Send + Sync);
 
 impl<'a> ChunkBody<'a> {
     /// Creates a chunk of exactly `exact` bytes, or, if that is `None`, of at most `max` bytes.
@@ -52,7 +56,23 @@ impl<'a> ChunkBody<'a> {
             max: exact.unwrap_or(max),
             received: 0,
             duplicate: 0,
+            fields: None,
         }
+    }
+
+    /// Sets what returns the fields of the application that have arrived so far.
+    pub(crate) fn with_fields(self, fields: Option<Late<'a>>) -> Self {
+        Self { fields, ..self }
+    }
+
+    /// Returns `upload` as the request describes it at its end: with the application's fields that
+    /// have come after the bytes. Call it after the end of the body.
+    pub fn describe(&self, upload: &Upload) -> Upload {
+        let mut upload = upload.clone();
+        if let Some(fields) = self.fields {
+            upload.fields = fields();
+        }
+        upload
     }
 
     /// The length of the chunk in bytes, if it is known before the bytes arrive.

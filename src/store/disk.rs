@@ -238,7 +238,7 @@ impl Disk {
             return Ok(());
         };
         self.create_dirs(parent, base)?;
-        self.create_dir(path)?;
+        self.make_dir(path)?;
         // Also of an existing folder: the process that created it may have died before this.
         self.sync_dir(parent)
     }
@@ -265,18 +265,25 @@ impl Disk {
         }
     }
 
-    /// Creates a folder, unless it exists. See [`is_dir`](Self::is_dir) for the errors.
+    /// Creates a folder, unless it exists. Returns whether it did. See [`is_dir`](Self::is_dir) for
+    /// the errors.
     #[track_caller]
-    pub(in crate::store) fn create_dir(&self, path: &Path) -> io::Result<()> {
+    pub(in crate::store) fn create_dir(&self, path: &Path) -> io::Result<bool> {
         if self.is_dir(path)? {
-            return Ok(());
+            return Ok(false);
         }
+        self.make_dir(path)
+    }
+
+    /// Like [`create_dir`](Self::create_dir), for a folder that does not seem to exist.
+    #[track_caller]
+    fn make_dir(&self, path: &Path) -> io::Result<bool> {
         let it = || self.dir_builder().create(path);
         match self.call("create-dir", Op::CreateDir(path), || Ok(()), it) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.is_dir(path).map(drop)
+                self.is_dir(path).map(|_| false)
             }
-            result => result,
+            result => result.map(|()| true),
         }
     }
 
@@ -369,6 +376,14 @@ impl Disk {
     pub(in crate::store) fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let it = || std::fs::remove_dir(path);
         self.call("remove-dir", Op::RemoveDir(path), || Ok(()), it)
+    }
+
+    /// Whether a test simulates the disk.
+    pub(in crate::store) fn is_simulated(&self) -> bool {
+        #[cfg(all(test, target_os = "linux"))]
+        return self.simulated.is_some();
+        #[cfg(not(all(test, target_os = "linux")))]
+        false
     }
 
     /// In tests, lets other threads run until a mutex is `free`. Otherwise the mutex itself waits.
@@ -588,6 +603,22 @@ pub(in crate::store) fn free(dir: &Path) -> io::Result<Option<Free>> {
     {
         let _ = dir;
         Ok(None)
+    }
+}
+
+/// Whether the sync of a folder fails if the file system of the folder is dead. That of XFS
+/// succeeds. The sync of a file does not.
+pub(in crate::store) fn sync_dir_fails(dir: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+        let known = [EXT4_SUPER_MAGIC, TMPFS_MAGIC];
+        statfs(dir).is_ok_and(|found| known.contains(&found.filesystem_type()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        false
     }
 }
 

@@ -13,12 +13,12 @@ type Result<'a, T> = BoxFuture<'a, std::result::Result<T, StoreError>>;
 
 /// Dyn-compatible mirror of [`Store`].
 pub(crate) trait DynStore: Send + Sync {
-    fn write<'a>(
+    fn write_and_claim<'a>(
         &'a self,
         upload: &'a Upload,
         offset: u64,
         body: &'a mut ChunkBody<'_>,
-    ) -> Result<'a, Progress>;
+    ) -> Result<'a, (Progress, Option<Box<dyn DynClaim>>)>;
     fn status<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>>;
     fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>>;
     fn remove<'a>(&'a self, id: &'a UploadId) -> Result<'a, bool>;
@@ -42,13 +42,17 @@ pub(crate) trait DynStore: Send + Sync {
 }
 
 impl<T: Store> DynStore for T {
-    fn write<'a>(
+    fn write_and_claim<'a>(
         &'a self,
         upload: &'a Upload,
         offset: u64,
         body: &'a mut ChunkBody<'_>,
-    ) -> Result<'a, Progress> {
-        Box::pin(Store::write(self, upload, offset, body))
+    ) -> Result<'a, (Progress, Option<Box<dyn DynClaim>>)> {
+        let written = Store::write_and_claim(self, upload, offset, body);
+        Box::pin(async {
+            let (progress, claim) = written.await?;
+            Ok((progress, claim.map(|claim| Box::new(claim) as _)))
+        })
     }
 
     fn status<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>> {

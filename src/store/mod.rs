@@ -189,6 +189,27 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         body: &mut ChunkBody<'_>,
     ) -> impl Future<Output = Result<Progress, StoreError>> + Send;
 
+    /// Like [`write`](Self::write), and may take the claim of an upload that these bytes complete,
+    /// as [`claim`](Self::claim) of [`body.describe(upload)`](ChunkBody::describe) would.
+    ///
+    /// For stores where that is less work than two calls. The layer delivers the upload if it gets
+    /// the claim, and otherwise calls `claim`. A store must not claim an upload that was complete
+    /// before, because each claim counts an attempt.
+    ///
+    /// The default only writes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write`](Self::write).
+    fn write_and_claim(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+    ) -> impl Future<Output = Result<(Progress, Option<Self::Claim>), StoreError>> + Send {
+        async move { Ok((self.write(upload, offset, body).await?, None)) }
+    }
+
     /// Returns what is stored of an upload. `None` if the upload is absent, or its record has
     /// expired.
     ///

@@ -20,7 +20,10 @@ use tokio::{
     sync::{Notify, Semaphore},
 };
 use tower::{ServiceBuilder, service_fn};
-use tower_resumable::{CompletedUpload, Delivery, Dialect, Event, MemoryStore, ResumableLayer};
+use tower_resumable::{
+    CompletedUpload, Delivery, Dialect, Event, MemoryStore, ResumableLayer, Upload, UploadId,
+    store::{ChunkBody, Claimed, Expiry, Filter, Page, Progress, Status, Store, StoreError, Swept},
+};
 
 use crate::common::{
     Client, Delivery as Delivered, File, FilePart, Server, form, multipart, serve,
@@ -154,6 +157,94 @@ async fn requests_during_the_delivery_get_the_same_answer() {
             .all(|a| a.status == 200 && a.body == answers[0].body),
         "{answers:?}"
     );
+    assert_eq!(gate.calls.load(Ordering::SeqCst), 1);
+}
+
+/// A store that takes a claim with the first chunk, and returns it when another request has found
+/// the upload claimed.
+#[derive(Clone, Debug, Default)]
+struct ClaimsEarly {
+    inner: MemoryStore,
+    claimed: Arc<Notify>,
+    is_busy: Arc<Notify>,
+}
+
+impl Store for ClaimsEarly {
+    type Claim = <MemoryStore as Store>::Claim;
+
+    async fn create(&self, upload: &Upload) -> Result<Status, StoreError> {
+        self.inner.create(upload).await
+    }
+
+    async fn write(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<Progress, StoreError> {
+        self.inner.write(upload, offset, body).await
+    }
+
+    async fn write_and_claim(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<(Progress, Option<Self::Claim>), StoreError> {
+        let is_new = self.inner.status(&upload.id).await?.is_none();
+        let progress = self.write(upload, offset, body).await?;
+        match self.inner.claim(&body.describe(upload)).await? {
+            Claimed::Won(claim) if is_new => {
+                self.claimed.notify_one();
+                self.is_busy.notified().await;
+                Ok((progress, Some(claim)))
+            }
+            _ => Ok((progress, None)),
+        }
+    }
+
+    async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
+        self.inner.status(id).await
+    }
+
+    async fn claim(&self, upload: &Upload) -> Result<Claimed<Self::Claim>, StoreError> {
+        let claimed = self.inner.claim(upload).await?;
+        if let Claimed::Busy = claimed {
+            self.is_busy.notify_one();
+        }
+        Ok(claimed)
+    }
+
+    async fn remove(&self, id: &UploadId) -> Result<bool, StoreError> {
+        self.inner.remove(id).await
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&UploadId>) -> Result<Page, StoreError> {
+        self.inner.list(filter, after).await
+    }
+
+    async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
+        self.inner.sweep(expiry).await
+    }
+}
+
+/// The request that has the claim waits for the delivery of the other one, which needs the claim.
+#[tokio::test]
+async fn a_claim_of_a_chunk_is_given_to_the_request_that_delivers() {
+    let store = ClaimsEarly::default();
+    let layer = ResumableLayer::new(store.clone())
+        .with_delivery(Delivery::default().with_timeout(Duration::from_secs(10)));
+    let (addr, gate) = gated(layer).await;
+    gate.open.add_permits(1);
+    let file = File::new("a.txt", 5);
+    let send = |request| async move { Client::connect(addr).await.send(request).await };
+    let first = tokio::spawn(send(file.multipart(1)));
+    store.claimed.notified().await;
+    let second = send(file.multipart(1)).await;
+    for answer in [first.await.unwrap(), second] {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.body.ends_with(" 2"), "{answer:?}");
+    }
     assert_eq!(gate.calls.load(Ordering::SeqCst), 1);
 }
 

@@ -56,6 +56,50 @@ impl<S: Store + Clone> Suite<S> {
         );
     }
 
+    /// A claim of `write_and_claim` is like the first one of `claim`.
+    pub(super) async fn claims_of_chunks(&self) {
+        for chunks in [&[&b"abc"[..]][..], &[b"ab", b"c"]] {
+            let begun = upload(3);
+            let described = Upload {
+                fields: vec![("late".into(), "field".into())],
+                ..begun.clone()
+            };
+            let (mut claim, mut offset) = (None, 0);
+            for bytes in chunks {
+                assert!(claim.is_none(), "an incomplete upload is claimed");
+                let progress;
+                (progress, claim) = self.write_and_claim(&begun, offset, bytes).await;
+                offset += bytes.len() as u64;
+                assert_eq!(progress.complete, offset == 3, "`write_and_claim`");
+            }
+            let claim = match claim {
+                Some(claim) => claim,
+                None => self.claim(&described).await,
+            };
+            let sealed = claim.sealed().clone();
+            assert_eq!(sealed.attempt, 1, "attempts are counted wrongly");
+            assert_eq!(
+                sealed.upload, described,
+                "`write_and_claim` forgets fields that come after the bytes"
+            );
+            self.assert_content(&sealed, b"abc").await;
+            assert!(
+                matches!(self.try_claim(&described).await, Claimed::Busy),
+                "a claimed upload is not `Busy`"
+            );
+            claim.release().await;
+            let (progress, again) = self.write_and_claim(&begun, 0, b"abc").await;
+            assert_eq!(progress, complete(3), "a chunk of a sealed upload");
+            assert!(again.is_none(), "a duplicate claims the upload");
+            let claim = self.claim(&begun).await;
+            assert_eq!(claim.sealed().attempt, 2, "attempts are counted wrongly");
+            assert_eq!(claim.sealed().id, sealed.id, "the id of an upload changes");
+            self.settle(claim, &record(true, later())).await;
+            let (_, again) = self.write_and_claim(&begun, 0, b"abc").await;
+            assert!(again.is_none(), "a chunk claims a settled upload");
+        }
+    }
+
     /// A claim ends when it is dropped, also by a task that is aborted or panics.
     pub(super) async fn lost_claims(&self) {
         let upload = upload(3);

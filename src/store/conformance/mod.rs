@@ -147,6 +147,7 @@ promises! {
     spooled_bytes: "`spool` keeps the bytes of a body that does not fail",
 
     claims_are_exclusive: "at most one claim of an upload is live",
+    claims_of_chunks: "`write_and_claim` claims only an upload that its bytes complete",
     lost_claims: "a claim ends when it is released or dropped",
     seals_are_kept: "the first claim seals the upload, and each claim counts an attempt",
     lengths_are_kept: "the first request declares the length, and another one is a `Conflict`",
@@ -240,6 +241,22 @@ impl<S: Store + Clone> Suite<S> {
         let write = write(&self.store, upload, offset, Source::new(bytes), len);
         let written = self.soon("`write` of a chunk without a pause", write).await;
         written.expect("`write` of a good chunk fails")
+    }
+
+    /// Stores a good chunk, and maybe claims the upload. A field of the application comes after the
+    /// bytes.
+    async fn write_and_claim(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        bytes: &[u8],
+    ) -> (Progress, Option<S::Claim>) {
+        let source = pin!(Source::new(bytes));
+        let body = ChunkBody::new(source, Some(bytes.len() as u64), 0);
+        let late = || vec![("late".into(), "field".into())];
+        let mut body = body.with_fields(Some(&late));
+        let written = self.store.write_and_claim(upload, offset, &mut body).await;
+        written.expect("`write_and_claim` of a good chunk fails")
     }
 
     /// Stores a chunk in a task.

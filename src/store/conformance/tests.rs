@@ -57,6 +57,8 @@ enum Fault {
     CountsDeclaredBytesOnly,
     // Delivery.
     ClaimsIncomplete,
+    ClaimsByDuplicates,
+    ClaimsWithoutLateFields,
     GivesTwoClaims,
     ForgetsPanickedClaim,
     ForgetsReleasedClaim,
@@ -192,6 +194,8 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (ClaimsIncomplete, "claims_are_exclusive", "an absent upload can be claimed"),
     (GivesTwoClaims, "claims_are_exclusive", "a claimed upload is not `Busy`"),
     (RemovesClaimed, "claims_are_exclusive", "`remove` removes a claimed upload"),
+    (ClaimsByDuplicates, "claims_of_chunks", "a duplicate claims the upload"),
+    (ClaimsWithoutLateFields, "claims_of_chunks", "fields that come after the bytes"),
     (ForgetsPanickedClaim, "lost_claims", "`Busy`, although no claim is live"),
     (ForgetsReleasedClaim, "lost_claims", "although no claim is live"),
     (ChangesId, "seals_are_kept", "the id of an upload changes"),
@@ -987,6 +991,24 @@ impl Store for Broken {
         };
         self.pause_if_slow().await;
         result
+    }
+
+    async fn write_and_claim(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<(Progress, Option<BrokenClaim>), StoreError> {
+        let progress = self.write(upload, offset, body).await?;
+        let described = match self.fault {
+            ClaimsByDuplicates => body.describe(upload),
+            ClaimsWithoutLateFields => upload.clone(),
+            _ => return Ok((progress, None)),
+        };
+        Ok(match self.claim(&described).await? {
+            Claimed::Won(claim) => (progress, Some(claim)),
+            _ => (progress, None),
+        })
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {

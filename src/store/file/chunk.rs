@@ -6,9 +6,9 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Durability, FileStore,
+    Durability, FileClaim, FileStore,
     blocks::Gathered,
-    entry::{Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
+    entry::{Claim, Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
     journal::Event,
     room::Reserved,
@@ -19,7 +19,7 @@ use crate::{
         state::Progress,
         upload::Upload,
     },
-    store::{ChunkBody, Keep, StoreError, disk},
+    store::{ChunkBody, Keep, Sealed, StoreError, disk},
 };
 
 /// A chunk is fast, and may get more memory, if its first bytes arrive within this time.
@@ -39,7 +39,8 @@ impl FileStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-    ) -> Result<Progress, StoreError> {
+        claims: bool,
+    ) -> Result<(Progress, Option<FileClaim>), StoreError> {
         if offset > MAX_LENGTH {
             return Err(match upload.length {
                 Some(length) if length <= MAX_LENGTH => StoreError::OutOfBounds,
@@ -67,13 +68,18 @@ impl FileStore {
                 let room = self.folder.room.reservation();
                 (Writer::new(lock, range, upload.length, room), arrived)
             }
-            None => match self.start(upload, range, arrived).await? {
-                (writer, _, Some(progress)) => {
-                    body.count_duplicate(writer.duplicate);
-                    return Ok(progress);
+            None => {
+                let is_whole = claims && arrived.is_whole(upload);
+                let whole = is_whole.then(|| body.describe(upload));
+                match self.start(upload, range, arrived, whole).await? {
+                    Begun::Whole(progress, claim) => return Ok((progress, claim)),
+                    Begun::Ended(writer, progress) => {
+                        body.count_duplicate(writer.duplicate);
+                        return Ok((progress, None));
+                    }
+                    Begun::Started(writer, arrived) => (writer, arrived),
                 }
-                (writer, arrived, None) => (writer, arrived),
-            },
+            }
         };
         let entry = Arc::clone(writer.lock.entry());
         let result = self.receive_more(writer, arrived, body).await;
@@ -84,23 +90,37 @@ impl FileStore {
             })
             .await?;
         }
-        result
+        result.map(|progress| (progress, None))
     }
 
     /// Finds the upload, or creates it, and locks a range of it. Writes what has arrived if that is
     /// the whole chunk.
+    ///
+    /// If the chunk is the `whole` file of a new upload, no lock is needed: the upload is created
+    /// with its bytes, and claimed.
     async fn start(
         &self,
         upload: &Upload,
         range: Range<u64>,
         mut arrived: Arrived,
-    ) -> Result<(Writer, Arrived, Option<Progress>), StoreError> {
+        whole: Option<Upload>,
+    ) -> Result<Begun, StoreError> {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall;
         let mut retries = Retries::default();
         loop {
-            let (upload, range) = (upload.clone(), range.clone());
+            let (upload, range, whole) = (upload.clone(), range.clone(), whole.clone());
             let start = self.blocking(move |folder| {
+                if let Some(whole) = whole {
+                    match folder.create_whole(&whole, &arrived.gathered) {
+                        Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
+                        created => {
+                            if let Some(claim) = created? {
+                                return Ok(Start::Whole(arrived.gathered.end(), claim));
+                            }
+                        }
+                    }
+                }
                 let entry = match folder.entry_for(&upload, false) {
                     Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
                     entry => entry?,
@@ -109,8 +129,17 @@ impl FileStore {
                     .inspect_err(|_| folder.undo_create(&entry))
             });
             arrived = match start.await? {
-                Start::Started(writer, arrived, progress) => {
-                    return Ok((*writer, arrived, progress));
+                Start::Whole(received, claim) => {
+                    let complete = true;
+                    let progress = Progress { received, complete };
+                    let claim = claim.map(|(claim, sealed)| FileClaim::new(self, claim, sealed));
+                    return Ok(Begun::Whole(progress, claim));
+                }
+                Start::Started(writer, _, Some(progress)) => {
+                    return Ok(Begun::Ended(*writer, progress));
+                }
+                Start::Started(writer, arrived, None) => {
+                    return Ok(Begun::Started(*writer, arrived));
                 }
                 // The upload was removed in the meantime, and is created again.
                 Start::Removed(arrived) => arrived,
@@ -245,6 +274,12 @@ impl Arrived {
             }
         }
     }
+
+    /// Whether these are all bytes of the upload.
+    fn is_whole(&self, upload: &Upload) -> bool {
+        let range = self.gathered.range();
+        self.ended && range.start == 0 && range.end > 0 && upload.length == Some(range.end)
+    }
 }
 
 /// The next bytes of a chunk, unless another request takes its range over.
@@ -285,7 +320,17 @@ pub(super) struct Writer {
     failed_syncs: u64,
 }
 
+enum Begun {
+    /// The whole file is stored.
+    Whole(Progress, Option<FileClaim>),
+    /// The whole chunk is stored.
+    Ended(Writer, Progress),
+    Started(Writer, Arrived),
+}
+
 enum Start {
+    /// A new upload, of this length.
+    Whole(u64, Option<(Claim, Sealed)>),
     Started(Box<Writer>, Arrived, Option<Progress>),
     /// Another request has locked the range. `None` if that is in another process.
     HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),

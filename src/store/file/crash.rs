@@ -12,7 +12,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::{
-    Durability, FileStore,
+    Durability, FileClaim, FileStore,
     scheduled::Scheduler,
     simulated::{Failure, Luck, Mishap, Simulated},
 };
@@ -40,8 +40,12 @@ struct Script {
     steps: &'static [Step],
 }
 
-/// Two short scripts take less time than a long one, because faults are tried at each call.
-const SCRIPTS: [&Script; 2] = [
+/// Short scripts take less time than a long one, because faults are tried at each call.
+const SCRIPTS: [&Script; 3] = [
+    &Script {
+        names: &['w', 'v', 'y'],
+        steps: WHOLE,
+    },
     &Script {
         names: &['a', 'z', 'r', 'c', 'e', 'm'],
         steps: CHUNKS,
@@ -93,6 +97,15 @@ const CHUNKS: &[Step] = &[
     Step::Deliver('m', Answer::Taken),
 ];
 
+const WHOLE: &[Step] = &[
+    Step::Whole('w', Answer::Taken),
+    // The process dies before the answer.
+    Step::Whole('v', Answer::None),
+    Step::Restart,
+    Step::Whole('y', Answer::Rejected),
+    Step::Deliver('v', Answer::Taken),
+];
+
 const APPENDS: &[Step] = &[
     Step::Open('t'),
     Step::Fenced('t'),
@@ -117,6 +130,8 @@ enum Step {
     /// A chunk, by its number from 0.
     Write(char, u64),
     Deliver(char, Answer),
+    /// All bytes at once, and the delivery.
+    Whole(char, Answer),
     /// An upload without a length.
     Open(char),
     /// An append, which brings the length: of this many bytes, after which the body fails, or of
@@ -321,12 +336,22 @@ impl World {
                 store.remove(&id(name)).await?;
                 self.promise(Promise::Removed(name));
             }
-            Step::Deliver(name, answer) => {
-                let mut claim = match store.claim(&upload(name)).await? {
-                    Claimed::Won(claim) => claim,
-                    // A try before this one has done it, and seemed to have failed.
-                    Claimed::Settled(_) => return Ok(()),
-                    other => return Err(StoreError::new(format!("claim: {other:?}"))),
+            Step::Deliver(name, answer) | Step::Whole(name, answer) => {
+                let mut claim = None;
+                if let Step::Whole(..) = step {
+                    claim = write_whole(&store, name).await?;
+                    for number in 0..chunks(name) {
+                        self.promise(Promise::Stored(name, number));
+                    }
+                }
+                let mut claim = match claim {
+                    Some(claim) => claim,
+                    None => match store.claim(&upload(name)).await? {
+                        Claimed::Won(claim) => claim,
+                        // A try before this one has done it, and seemed to have failed.
+                        Claimed::Settled(_) => return Ok(()),
+                        other => return Err(StoreError::new(format!("claim: {other:?}"))),
+                    },
                 };
                 let sealed = Box::new(claim.sealed().clone());
                 self.promise(Promise::Called(name, sealed));
@@ -403,6 +428,19 @@ async fn write(store: &FileStore, name: char, number: u64) -> Result<(), StoreEr
     let upload = upload(name);
     let written = store.write(&upload, offset, &mut body);
     written.await.map(drop)
+}
+
+/// Stores all bytes of an upload at once.
+async fn write_whole(store: &FileStore, name: char) -> Result<Option<FileClaim>, StoreError> {
+    let bytes = content(name);
+    let len = bytes.len() as u64;
+    let frames = [Ok::<_, BoxError>(Frame::data(Bytes::from(bytes)))];
+    let source = pin!(StreamBody::new(stream::iter(frames)));
+    let mut body = ChunkBody::new(source, Some(len), 0);
+    let upload = upload(name);
+    let (progress, claim) = store.write_and_claim(&upload, 0, &mut body).await?;
+    assert!(progress.complete, "{progress:?}");
+    Ok(claim)
 }
 
 fn without_length(name: char) -> Upload {
@@ -530,7 +568,7 @@ async fn check_upload(
             Promise::Begun(Step::Remove(of)) if *of == name => maybe_gone = true,
             Promise::Begun(Step::Write(of, _)) if *of == name => maybe_gone = false,
             Promise::Removed(of) if *of == name => stored.clear(),
-            Promise::Begun(Step::Deliver(of, answer)) if *of == name => {
+            Promise::Begun(Step::Deliver(of, answer) | Step::Whole(of, answer)) if *of == name => {
                 maybe_settled |= matches!(answer, Answer::Taken | Answer::Rejected);
                 maybe_rejected |= *answer == Answer::Rejected;
                 moving = *answer == Answer::Moved;
@@ -826,12 +864,16 @@ async fn each_sync_is_needed() {
     assert!(vain.is_empty(), "not needed: {vain:#?}");
 }
 
-/// The sync of a file must not come after the one that follows it.
+/// The sync of a file must not come after those that follow it.
 #[tokio::test(start_paused = true)]
 async fn the_order_of_syncs_is_needed() {
     let mut vain = Vec::new();
     for (place, of_file) in sync_places().await {
-        if of_file && !is_found(Mishap::Late(place)).await {
+        let mut found = !of_file;
+        for others in 1..=4 {
+            found = found || is_found(Mishap::Late(place, others)).await;
+        }
+        if !found {
             vain.push(place);
         }
     }
@@ -930,6 +972,66 @@ async fn scheduled_chunks_are_delivered_once() {
         }
         let deliveries: u32 = tasks.join_all().await.iter().sum();
         assert_eq!(deliveries, 1, "seed {seed}");
+    }
+}
+
+/// A file that comes whole several times, at once, and maybe its removal.
+#[tokio::test(start_paused = true)]
+async fn scheduled_whole_files_are_delivered_once() {
+    for seed in seeds() {
+        let (dir, stores) = scheduled(seed);
+        let later = std::time::SystemTime::now() + Duration::from_secs(10_000);
+        let everything = everything(later);
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let store = stores[number % 2].clone();
+            tasks.spawn(async move {
+                match number {
+                    0 if seed % 2 == 0 => {
+                        store.remove(&id('w')).await.unwrap();
+                        return 0;
+                    }
+                    1 if seed % 4 == 0 => {
+                        store.sweep(&everything).await.unwrap();
+                        return 0;
+                    }
+                    _ => {}
+                }
+                let mut claim = match write_whole(&store, 'w').await {
+                    Err(StoreError::Superseded) => return 0,
+                    claim => claim.unwrap(),
+                };
+                loop {
+                    let mut claim = match claim.take().map(Claimed::Won) {
+                        Some(claimed) => claimed,
+                        None => store.claim(&upload('w')).await.unwrap(),
+                    };
+                    let claim = match &mut claim {
+                        Claimed::Won(claim) => claim,
+                        // The time goes on only if no task runs.
+                        Claimed::Busy => {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                            continue;
+                        }
+                        Claimed::Settled(_) | Claimed::Incomplete => return 0,
+                    };
+                    let path = claim.sealed().stored.path().unwrap();
+                    assert!(std::fs::read(path).unwrap() == content('w'), "seed {seed}");
+                    claim.settle(&record(Answer::Taken)).await.unwrap();
+                    return 1;
+                }
+            });
+        }
+        let deliveries: usize = tasks.join_all().await.iter().sum();
+        assert!(
+            deliveries == 1 || seed % 2 == 0,
+            "seed {seed}: {deliveries}"
+        );
+        stores[1].sweep(&everything).await.unwrap();
+        let rest = files_below(&stores[1].folder.partial);
+        assert!(rest.is_empty(), "seed {seed}: {rest:?}");
+        let files = files_below(&dir.path().join("files"));
+        assert_eq!(files.len(), deliveries, "seed {seed}: {files:?}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod commit;
 mod range_lock;
+mod whole;
 
 use std::{
     collections::BTreeMap,
@@ -288,6 +289,11 @@ impl Entry {
         }
     }
 
+    /// What the journal says of the phase, as far as it was read.
+    pub(super) fn phase(&self) -> Phase {
+        self.state().phase.clone()
+    }
+
     /// The current state, including what other processes have recorded.
     ///
     /// # Errors
@@ -556,6 +562,35 @@ impl Entry {
         let _appending = self.lock_journal()?;
         self.catch_up()?;
         self.look_for_name()?;
+        self.append_now(events, durable, wanted)
+    }
+
+    /// Like [`append_if`](Self::append_if), durably, for a caller that has the claim of a sealed
+    /// upload.
+    ///
+    /// To the journal of a sealed upload of chunks only the claim appends, so there is no news, and
+    /// nothing to lock. If something other than a store has removed the journal, the event is lost with it.
+    pub(super) fn append_claimed(
+        &self,
+        events: &[Event],
+        wanted: impl FnOnce(&Self) -> bool,
+    ) -> Result<bool, StoreError> {
+        let is_alone = !self.takes_appends && matches!(self.state().phase, Phase::Sealed { .. });
+        if !is_alone {
+            return self.append_if(events, true, wanted);
+        }
+        self.disk.before_lock(|| self.appending.try_lock().is_ok());
+        let _appending = lock(&self.appending);
+        self.append_now(events, true, wanted)
+    }
+
+    /// Appends. The caller has the right to, and has read all of the journal.
+    fn append_now(
+        &self,
+        events: &[Event],
+        durable: bool,
+        wanted: impl FnOnce(&Self) -> bool,
+    ) -> Result<bool, StoreError> {
         let (end, chain, phase) = {
             let state = self.state();
             (state.end, state.chain, state.phase.clone())
@@ -567,6 +602,12 @@ impl Entry {
             Phase::Removed => return Err(StoreError::Superseded),
             Phase::Sealed { .. } | Phase::Settled { .. } if stored => {
                 return Err(StoreError::Superseded);
+            }
+            // See `append_claimed`.
+            Phase::Sealed { .. } | Phase::Settled { .. }
+                if !self.takes_appends && !events.iter().all(Event::needs_claim) =>
+            {
+                return Ok(false);
             }
             _ if !wanted(self) => return Ok(false),
             _ => {}
@@ -620,16 +661,6 @@ impl Entry {
         };
         claim.locked = ofd::try_lock(&self.journal, CLAIM)?;
         Ok(claim.locked.then_some(claim))
-    }
-
-    pub(super) fn make_names_durable(&self) -> io::Result<()> {
-        for path in [
-            self.journal_path.parent(),
-            self.journal_path.parent().and_then(|p| p.parent()),
-        ] {
-            self.disk.sync_dir(path.unwrap_or(Path::new(".")))?;
-        }
-        Ok(())
     }
 
     /// Reads new records of other processes.
@@ -875,7 +906,8 @@ pub(super) struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.locked {
+        // The lock ends with the file too.
+        if self.locked && Arc::strong_count(&self.entry) > 1 {
             ofd::unlock(&self.entry.journal, CLAIM);
         }
         self.entry.state().claimed = false;

@@ -43,13 +43,27 @@ impl Folder {
                 (self.choose_name(entry, upload)?, 1)
             }
             Phase::Sealed { seal, attempt } => {
+                if self.durability == Durability::Process {
+                    // The request that has created and sealed it at once may have failed to.
+                    self.make_names_durable(entry)?;
+                }
                 let attempt = attempt.saturating_add(1);
                 entry.append(&[Event::Attempt(attempt)], true)?;
                 (seal, attempt)
             }
             Phase::Settled { .. } | Phase::Removed => return Err(StoreError::Superseded),
         };
-        let (seal, path) = self.publish(entry, seal)?;
+        self.publish_sealed(entry, seal, attempt)
+    }
+
+    /// Gives a sealed file its final name, unless it has it.
+    pub(super) fn publish_sealed(
+        &self,
+        entry: &Entry,
+        seal: Seal,
+        attempt: u32,
+    ) -> Result<Sealed, StoreError> {
+        let (seal, path) = self.publish(entry, seal, attempt)?;
         let stored = FileStored {
             path,
             finished: self.finished.clone(),
@@ -67,25 +81,34 @@ impl Folder {
         // The journal must not say that the file is complete before the file is durable.
         let crc32 = entry.sync_whole()?;
         if self.durability == Durability::Process {
-            entry.make_names_durable()?;
+            self.make_names_durable(entry)?;
         }
         self.name(entry, upload, crc32)
     }
 
     /// A free name.
-    fn free_name(&self, entry: &Entry, upload: &Upload) -> Result<String, StoreError> {
+    fn free_name(&self, id: &str, upload: &Upload) -> Result<String, StoreError> {
         let chosen = self.naming.as_ref().and_then(|naming| naming(upload));
-        let default = || {
-            let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
-            Path::new(&entry.id).join(name)
-        };
-        let wanted = chosen.unwrap_or_else(default);
+        let wanted = chosen.unwrap_or_else(|| default_name(id, upload));
         free_name(&self.finished, wanted, self.longest_name)
+    }
+
+    /// A free name for a file whose id is new. The default name is not looked up: no file has it.
+    pub(super) fn first_name(&self, id: &str, upload: &Upload) -> Result<String, StoreError> {
+        if self.naming.is_some() {
+            return self.free_name(id, upload);
+        }
+        name_below(
+            &self.finished,
+            default_name(id, upload),
+            self.longest_name,
+            |_, _| true,
+        )
     }
 
     /// Writes a free name to the journal.
     fn name(&self, entry: &Entry, upload: Upload, crc32: u32) -> Result<Seal, StoreError> {
-        let path = self.free_name(entry, &upload)?;
+        let path = self.free_name(&entry.id, &upload)?;
         let seal = Seal {
             path,
             crc32,
@@ -97,17 +120,28 @@ impl Folder {
 
     /// Gives the file its final name, unless it has it, and makes the name durable. Returns the
     /// path of the file.
-    fn publish(&self, entry: &Entry, mut seal: Seal) -> Result<(Seal, PathBuf), StoreError> {
+    ///
+    /// In the first attempt the file had its first name just now.
+    fn publish(
+        &self,
+        entry: &Entry,
+        mut seal: Seal,
+        attempt: u32,
+    ) -> Result<(Seal, PathBuf), StoreError> {
         let mut tries = 0;
         while let Some(data) = entry.data.as_ref().filter(|_| tries < TRIES) {
-            if !entry.has_data()? {
+            let is_new = attempt == 1 && tries == 0;
+            if !is_new && !entry.has_data()? {
                 break;
+            }
+            if !is_new {
+                self.ensure(&self.finished)?;
             }
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
             let named = self
-                .ensure(&self.finished)
-                .and_then(|()| self.disk.create_dirs(dir, &self.finished))
+                .disk
+                .create_dirs(dir, &self.finished)
                 .and_then(|()| self.give_name(&entry.data_path, &path));
             match named {
                 Ok(()) => {}
@@ -134,7 +168,7 @@ impl Folder {
                 Err(error)
                     if disk::is_final(&error)
                         && tries + 1 < TRIES
-                        && self.free_name(entry, &seal.upload)? != seal.path =>
+                        && self.free_name(&entry.id, &seal.upload)? != seal.path =>
                 {
                     tries += 1;
                     seal = self.name(entry, seal.upload, seal.crc32)?;
@@ -169,7 +203,10 @@ impl Folder {
 
     fn make_durable(&self, dir: &Path, file: &File) -> io::Result<()> {
         self.disk.sync_dir(dir)?;
-        // When XFS has shut down, the sync of a folder still succeeds. The sync of a file does not.
+        if self.sync_dir_fails {
+            return Ok(());
+        }
+        // If the file system is dead, this sync fails.
         self.disk.sync("sync-data", file)
     }
 
@@ -246,9 +283,31 @@ impl Seal {
     }
 }
 
+/// The name of a file below a folder of its own.
+fn default_name(id: &str, upload: &Upload) -> PathBuf {
+    let name = safe_file_name(upload.file_name.as_deref().unwrap_or_default());
+    Path::new(id).join(name)
+}
+
 /// A free path below `dir`: `wanted`, with numbers added to names that are taken, and names of at
 /// most `longest` bytes.
 fn free_name(dir: &Path, wanted: PathBuf, longest: usize) -> Result<String, StoreError> {
+    name_below(dir, wanted, longest, |path, is_folder| {
+        match path.symlink_metadata() {
+            Err(_) => true,
+            // A link fails the delivery later: it is not followed, and not replaced by a number.
+            Ok(there) => is_folder && (there.is_dir() || there.is_symlink()),
+        }
+    })
+}
+
+/// Like [`free_name`], with another way to find out whether the path of a file or a folder is free.
+fn name_below(
+    dir: &Path,
+    wanted: PathBuf,
+    longest: usize,
+    is_free: impl Fn(&Path, bool) -> bool,
+) -> Result<String, StoreError> {
     let no_name = || {
         let why = format!("no name for a file below {}: {wanted:?}", dir.display());
         StoreError::Impossible(why.into())
@@ -269,13 +328,7 @@ fn free_name(dir: &Path, wanted: PathBuf, longest: usize) -> Result<String, Stor
         let extension = &name[stem.len()..];
         let mut candidate = shortened(stem, extension, longest);
         for number in 1u32.. {
-            let is_free = match dir.join(&chosen).join(&candidate).symlink_metadata() {
-                Err(_) => true,
-                // A link fails the delivery later: it is not followed, and not replaced by a
-                // number.
-                Ok(there) => is_folder && (there.is_dir() || there.is_symlink()),
-            };
-            if is_free {
+            if is_free(&dir.join(&chosen).join(&candidate), is_folder) {
                 break;
             }
             candidate = shortened(stem, &format!(" ({number}){extension}"), longest);

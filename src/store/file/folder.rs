@@ -11,20 +11,21 @@ use std::{
 };
 
 use super::{
-    blocks::Blocks,
+    blocks::{Blocks, Gathered},
     entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View, record_path},
     journal::{self, Event},
     room::Room,
     settings::{Durability, Naming},
 };
 use crate::{
+    fault,
     lock::lock,
     model::{
         state::Record,
         upload::{Upload, UploadId},
     },
     store::{
-        Observed, StoreError, StoreEvent,
+        Observed, Sealed, StoreError, StoreEvent,
         clock::Clock,
         disk::{self, Disk, ofd},
         random_id,
@@ -58,6 +59,8 @@ pub(super) struct Folder {
     pub(super) longest_name: usize,
     /// Whether the final name is a link. Otherwise the file is renamed when it is sealed.
     pub(super) has_links: bool,
+    /// See [`disk::sync_dir_fails`].
+    pub(super) sync_dir_fails: bool,
     pub(super) room: Room,
     pub(super) stall: Duration,
     pub(super) open: Mutex<HashMap<UploadId, Arc<Entry>>>,
@@ -68,7 +71,7 @@ pub(super) struct Folder {
     pub(super) clock: Clock,
     /// When this process last told the folder what the time is.
     pub(super) marked: Mutex<Option<Instant>>,
-    /// The folders of records whose names are durable.
+    /// The folders of uploads and of records whose names are durable.
     pub(super) durable_shards: Mutex<HashSet<PathBuf>>,
 }
 
@@ -140,7 +143,7 @@ impl Folder {
         takes_appends: bool,
     ) -> Result<Arc<Entry>, StoreError> {
         loop {
-            if let Some((entry, view)) = self.look(&upload.id)? {
+            if let Some((entry, view)) = self.look_and_check(&upload.id, false)? {
                 match view.phase {
                     Phase::Settled { record, .. } if record.expires <= self.now() => {
                         if !self.try_discard(&entry, |_| true)? {
@@ -175,10 +178,20 @@ impl Folder {
     ///
     /// [`Busy`](StoreError::Busy) if another process holds a lock of it.
     pub(super) fn look(&self, id: &UploadId) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
+        self.look_and_check(id, true)
+    }
+
+    /// Like [`look`](Self::look). If the upload is absent, `checks` says whether its folders are
+    /// checked: not by a caller that creates it.
+    fn look_and_check(
+        &self,
+        id: &UploadId,
+        checks: bool,
+    ) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
             let entry = match self.open_entry(id) {
                 Some(entry) => entry,
-                None => match self.open(id)? {
+                None => match self.open(id, checks)? {
                     Some(entry) => entry,
                     None => return Ok(None),
                 },
@@ -253,19 +266,22 @@ impl Folder {
         Ok(Some(see(&entry, &view)))
     }
 
-    fn open(&self, id: &UploadId) -> Result<Option<Arc<Entry>>, StoreError> {
+    fn open(&self, id: &UploadId, checks: bool) -> Result<Option<Arc<Entry>>, StoreError> {
         let journal_path = self.journal_path(id);
         let record_path = record_path(&journal_path);
         // A journal moves from the first place to the second one.
         for path in [&journal_path, &record_path] {
             let shard = path.parent().unwrap_or(&self.partial);
-            match self.disk.is_dir(shard) {
-                // There can be no upload. A new one sets it aside.
-                Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
-                Ok(false) => continue,
-                is_dir => is_dir?,
-            };
-            let journal = match disk::if_there(disk::open(path)) {
+            let opened = disk::if_there(disk::open(path));
+            if checks || !matches!(opened, Ok(None)) {
+                match self.disk.is_dir(shard) {
+                    // There can be no upload. A new one sets it aside.
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
+                    Ok(false) => continue,
+                    is_dir => is_dir?,
+                };
+            }
+            let journal = match opened {
                 Ok(None) => continue,
                 Ok(Some(journal)) => journal,
                 Err(error) if self.disk.is_dir(path)? => {
@@ -374,8 +390,7 @@ impl Folder {
         if !lock(&self.durable_shards).contains(shard) {
             self.disk.create_dir(shard)?;
             // Otherwise a crash could keep only the removal of the old name.
-            self.disk.sync_dir(&self.partial)?;
-            lock(&self.durable_shards).insert(shard.to_owned());
+            self.make_shard_durable(shard)?;
         }
         entry.set_expiry(record);
         match self.disk.rename_new(&from, &to) {
@@ -388,6 +403,22 @@ impl Folder {
             // It is filed already, or a crash has left an older record. That one expires first.
             renamed => Ok(renamed?),
         }
+    }
+
+    /// Makes the names of an upload durable.
+    pub(super) fn make_names_durable(&self, entry: &Entry) -> io::Result<()> {
+        let shard = entry.journal_path.parent().unwrap_or(&self.partial);
+        self.disk.sync_dir(shard)?;
+        self.make_shard_durable(shard)
+    }
+
+    /// Makes the name of a folder of uploads or records durable, if this process has not done it.
+    fn make_shard_durable(&self, shard: &Path) -> io::Result<()> {
+        if !lock(&self.durable_shards).contains(shard) {
+            self.disk.sync_dir(&self.partial)?;
+            lock(&self.durable_shards).insert(shard.to_owned());
+        }
+        Ok(())
     }
 
     /// The time that counts for the age of uploads. Other runs of the store see it by the
@@ -406,11 +437,11 @@ impl Folder {
         now
     }
 
-    pub(super) fn close(&self, entry: &Arc<Entry>) {
+    pub(super) fn close(&self, entry: &Entry) {
         let mut open = self.open_entries();
         if open
             .get(&entry.created.id)
-            .is_some_and(|known| Arc::ptr_eq(known, entry))
+            .is_some_and(|known| known.id == entry.id)
         {
             open.remove(&entry.created.id);
         }
@@ -422,42 +453,104 @@ impl Folder {
         if length > MAX_LENGTH {
             return Err(StoreError::TooLarge { limit: MAX_LENGTH });
         }
-        self.ensure(&self.partial)?;
-        // Before any of its files exists.
-        self.room.for_upload(&self.partial, length)?;
-        let journal_path = self.journal_path(&upload.id);
-        let shard = journal_path.parent().unwrap_or(&self.partial);
-        match self.disk.create_dir(shard) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                self.set_aside(None, shard, &error.into())?;
-                self.disk.create_dir(shard)?;
-            }
-            created => created?,
-        }
-        // Without this folder the clock of the system counts after a restart.
-        let _ = self.disk.create_dir(&self.partial.join(CLOCK));
+        let journal_path = self.prepare(&upload.id, length)?;
         let durable = self.durability == Durability::Power;
         let (upload, disk) = (upload.clone(), self.disk.clone());
         let created = Entry::create(journal_path, upload, takes_appends, durable, disk)?;
         if let Some(entry) = created {
+            if has_record(&entry)? {
+                self.try_discard(&Arc::new(entry), Entry::is_unused)?;
+                return Ok(());
+            }
             self.trust(entry)?;
         }
         Ok(())
+    }
+
+    /// Creates the folder for a new upload, if there is room for it. Returns the path of its
+    /// journal.
+    fn prepare(&self, id: &UploadId, length: u64) -> Result<PathBuf, StoreError> {
+        let journal_path = self.journal_path(id);
+        let shard = journal_path.parent().unwrap_or(&self.partial);
+        let is_there = match self.disk.is_dir(shard) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                self.set_aside(None, shard, &error.into())?;
+                false
+            }
+            is_dir => is_dir?,
+        };
+        if !is_there {
+            self.ensure(&self.partial)?;
+        }
+        // Before any of its files exists.
+        self.room.for_upload(&self.partial, length)?;
+        if !is_there && self.disk.create_dir(shard)? {
+            // Something other than a store may have removed an earlier one.
+            lock(&self.durable_shards).remove(shard);
+        }
+        if !lock(&self.durable_shards).contains(shard) {
+            // Without this folder the clock of the system counts after a restart.
+            let _ = self.disk.create_dir(&self.partial.join(CLOCK));
+        }
+        Ok(journal_path)
+    }
+
+    /// Creates an upload of which all bytes have arrived, claims it, and gives the file its final
+    /// name. `None` if the upload exists.
+    ///
+    /// The claim is `None` if another request has found the upload meanwhile.
+    pub(super) fn create_whole(
+        &self,
+        upload: &Upload,
+        bytes: &Gathered,
+    ) -> Result<Option<Option<(Claim, Sealed)>>, StoreError> {
+        if self.look_and_check(&upload.id, false)?.is_some() {
+            return Ok(None);
+        }
+        let len = bytes.end();
+        let journal_path = self.prepare(&upload.id, len)?;
+        let mut room = self.room.reservation();
+        room.grow(&self.partial, len)?;
+        let durable = self.durability == Durability::Power;
+        let name = |id: &str| self.first_name(id, upload);
+        let created = Entry::create_whole(journal_path, upload, bytes, name, durable, &self.disk)?;
+        let Some((claim, seal)) = created else {
+            return Ok(None);
+        };
+        room.written(len);
+        let entry = Arc::clone(&claim.entry);
+        if has_record(&entry)? {
+            let lock = entry.try_lock_whole()?.ok_or(StoreError::Busy)?;
+            self.discard(&claim, &lock, |_| true)?;
+            return Ok(None);
+        }
+        // The record of the seal has to be durable before the file has its final name.
+        self.make_names_durable(&entry)?;
+        fault::step("claim")?;
+        let sealed = self.publish_sealed(&entry, seal, 1)?;
+        // Not before the disk has proved to be alive: a repeated request would take what is visible
+        // for durable.
+        let known = self.keep_open(Arc::clone(&entry));
+        Ok(Some(Arc::ptr_eq(&known, &entry).then_some((claim, sealed))))
     }
 
     /// The entry that this process uses from now on.
     fn trust(&self, entry: Entry) -> io::Result<Arc<Entry>> {
         if self.durability == Durability::Power {
             // What is visible may not be durable, but from now on it counts as durable.
-            entry.make_names_durable()?;
+            self.make_names_durable(&entry)?;
         }
+        Ok(self.keep_open(Arc::new(entry)))
+    }
+
+    /// Keeps an entry open, unless this process has the upload open already. Returns the one that
+    /// is open.
+    fn keep_open(&self, entry: Arc<Entry>) -> Arc<Entry> {
         let mut open = self.open_entries();
         if open.len() >= self.open_uploads {
             open.retain(|_, entry| Arc::strong_count(entry) > 1);
         }
-        Ok(Arc::clone(
-            open.entry(entry.created.id).or_insert(Arc::new(entry)),
-        ))
+        Arc::clone(open.entry(entry.created.id).or_insert(entry))
     }
 
     /// Removes an upload that a failed request has created, unless another request uses it.
@@ -578,6 +671,14 @@ impl Folder {
 pub(super) fn last_seen(partial: &Path) -> Option<SystemTime> {
     let seen = partial.join(CLOCK).symlink_metadata().ok()?;
     seen.is_dir().then(|| seen.modified().ok())?
+}
+
+/// Whether the upload was delivered, and its record filed, after the caller has looked for it and
+/// before it was created again.
+fn has_record(entry: &Entry) -> io::Result<bool> {
+    let [_, record] = entry.names();
+    let found = disk::if_there(record.symlink_metadata());
+    Ok(found.map_err(disk::at("look at", &record))?.is_some())
 }
 
 /// Whether the journal of this upload may be in a folder of records. A removed one is about to be

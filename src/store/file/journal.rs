@@ -135,6 +135,19 @@ pub(super) struct Entry {
 }
 
 impl Event {
+    /// Whether only the owner of the claim appends it.
+    pub(super) fn needs_claim(&self) -> bool {
+        match self {
+            Self::Sealed(_) | Self::Attempt(_) | Self::Settled(_) | Self::Removed => true,
+            Self::Created(_)
+            | Self::Stored { .. }
+            | Self::Void
+            | Self::Confirmed
+            | Self::Length(_)
+            | Self::Epoch(_) => false,
+        }
+    }
+
     fn kind(&self) -> u8 {
         match self {
             Self::Created(_) => 1,

@@ -270,7 +270,17 @@ impl Store for FileStore {
         offset: u64,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
-        self.receive(upload, offset, body).await
+        let written = self.receive(upload, offset, body, false).await;
+        written.map(|(progress, _)| progress)
+    }
+
+    async fn write_and_claim(
+        &self,
+        upload: &Upload,
+        offset: u64,
+        body: &mut ChunkBody<'_>,
+    ) -> Result<(Progress, Option<FileClaim>), StoreError> {
+        self.receive(upload, offset, body, true).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
@@ -307,11 +317,7 @@ impl Store for FileStore {
                 }
                 sealed => sealed?,
             };
-            Ok(Claimed::Won(FileClaim {
-                store: store.clone(),
-                claim: Some(claim),
-                sealed,
-            }))
+            Ok(Claimed::Won(FileClaim::new(&store, claim, sealed)))
         })
         .await
     }
@@ -460,6 +466,16 @@ pub struct FileClaim {
     sealed: Sealed,
 }
 
+impl FileClaim {
+    fn new(store: &FileStore, claim: Claim, sealed: Sealed) -> Self {
+        Self {
+            store: store.clone(),
+            claim: Some(claim),
+            sealed,
+        }
+    }
+}
+
 impl super::Claim for FileClaim {
     fn sealed(&self) -> &Sealed {
         &self.sealed
@@ -469,17 +485,20 @@ impl super::Claim for FileClaim {
         let claim = self.claim.as_ref().ok_or(StoreError::Superseded)?;
         let (entry, record) = (Arc::clone(&claim.entry), record.clone());
         let settle = self.store.retried(move |folder| {
-            let rejected = !record.delivered;
-            let seal = match entry.view()?.phase {
-                Phase::Sealed { seal, .. } => seal,
-                // An earlier call has failed after it had settled the upload.
-                Phase::Settled { .. } => return Ok(()),
-                Phase::Receiving | Phase::Removed => return Err(StoreError::Superseded),
-            };
-            if rejected {
-                folder.withdraw(&entry, &seal)?;
+            if !record.delivered {
+                if let Phase::Sealed { seal, .. } = entry.view()?.phase {
+                    folder.withdraw(&entry, &seal)?;
+                }
             }
-            entry.append(&[Event::Settled(record.clone())], true)?;
+            let is_sealed = |entry: &Entry| matches!(entry.phase(), Phase::Sealed { .. });
+            let settled = entry.append_claimed(&[Event::Settled(record.clone())], is_sealed)?;
+            let Phase::Settled { seal, .. } = entry.phase() else {
+                return Err(StoreError::Superseded);
+            };
+            if !settled {
+                // An earlier call has failed after it had settled the upload.
+                return Ok(());
+            }
             // If this fails, a sweep does it. Until then lists read the journal.
             let _ = folder.file_record(&entry, &record);
             // If this fails, the data file is removed with the record.
@@ -693,6 +712,7 @@ impl FileStoreBuilder {
                 naming: self.naming,
                 longest_name: found.longest_name,
                 has_links: found.has_links,
+                sync_dir_fails: found.sync_dir_fails,
                 max_ranges: self.max_ranges,
                 room: Room::new(self.reserve),
                 stall: self.stall,

@@ -162,6 +162,7 @@ impl FileStoreBuilder {
             disk.remove_if_there(&path)?;
             Ok(Found {
                 longest_name: len,
+                sync_dir_fails: !self.disk.is_simulated() && disk::sync_dir_fails(dir),
                 has_links,
             })
         };
@@ -181,6 +182,8 @@ impl FileStoreBuilder {
 pub(super) struct Found {
     /// Most bytes of the name of a finished file.
     pub(super) longest_name: usize,
+    /// See [`disk::sync_dir_fails`].
+    pub(super) sync_dir_fails: bool,
     /// Whether a file can have two names, and they can be recognised as those of one file.
     pub(super) has_links: bool,
 }

@@ -39,8 +39,8 @@ pub(super) enum Mishap {
     Fail(Failure, Range<usize>),
     /// The syncs at this place of the source are not done.
     Skip(&'static Location<'static>),
-    /// The syncs at this place of the source are done after the next one.
-    Late(&'static Location<'static>),
+    /// The syncs at this place of the source are done after this many others.
+    Late(&'static Location<'static>, usize),
     /// From this call on everything fails, but syncs of folders seem to succeed, as on XFS when it
     /// has shut down.
     Dead(usize),
@@ -76,7 +76,8 @@ struct State {
     /// By inode.
     files: HashMap<u64, usize>,
     file_count: usize,
-    late: Vec<Event>,
+    /// Syncs that are done after this many others.
+    late: Vec<(usize, Event)>,
     ahead: Duration,
     left_out: &'static str,
     /// Whether they are those of files.
@@ -178,9 +179,9 @@ impl Simulated {
                     return Err(io::Error::from_raw_os_error(nix::libc::EPERM));
                 }
                 Mishap::Skip(skipped) if *skipped == place => return nothing(),
-                Mishap::Late(late) if *late == place => {
+                Mishap::Late(late, others) if *late == place => {
                     let event = self.event(&mut state, op);
-                    state.late.push(event);
+                    state.late.push((*others, event));
                     return nothing();
                 }
                 _ => {}
@@ -193,9 +194,13 @@ impl Simulated {
             let of_file = matches!(op, Op::Sync(_));
             state.sync_places.insert(place, of_file);
             let event = self.event(&mut state, op);
-            let late = std::mem::take(&mut state.late);
             state.log.push(event);
-            state.log.extend(late);
+            for (others, event) in std::mem::take(&mut state.late) {
+                match others {
+                    0 | 1 => state.log.push(event),
+                    _ => state.late.push((others - 1, event)),
+                }
+            }
             return nothing();
         }
         let result = it()?;
