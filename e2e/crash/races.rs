@@ -5,20 +5,22 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     future::Future,
-    io,
     path::Path,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Full, StreamBody};
-use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use http_body_util::{BodyExt as _, Full};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
 use tower::{Layer as _, ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use tower_resumable::{CompletedUpload, FileStore, MemoryStore, ResumableLayer};
 
@@ -128,7 +130,49 @@ async fn is_whole(upload: &CompletedUpload) -> bool {
     content.is_ok_and(|content| content.to_bytes() == [[1; 9], [2; 9], [3; 9]].concat())
 }
 
-type Body = StreamBody<UnboundedReceiverStream<io::Result<Frame<Bytes>>>>;
+/// A body that is sent while its request runs.
+struct Body {
+    pieces: mpsc::UnboundedReceiver<Bytes>,
+    /// Told once the layer reads the body: a request after that is a newer one.
+    is_read: Arc<Notify>,
+}
+
+impl Body {
+    fn empty() -> Self {
+        Self {
+            pieces: mpsc::unbounded_channel().1,
+            is_read: Arc::default(),
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.is_read.notify_one();
+        let piece = self.pieces.poll_recv(cx);
+        piece.map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+/// An append that has begun.
+struct Appending {
+    task: JoinHandle<Heard>,
+    pieces: mpsc::UnboundedSender<Bytes>,
+    is_read: Arc<Notify>,
+}
+
+impl Appending {
+    /// Sends some bytes of the body. They are lost if the request has ended.
+    fn send(&self, bytes: &[u8]) {
+        let _ = self.pieces.send(Bytes::copy_from_slice(bytes));
+    }
+}
 type Service = BoxCloneSyncService<
     Request<Body>,
     Response<tower_resumable::ResponseBody<Full<Bytes>>>,
@@ -155,14 +199,14 @@ pub fn urls(rng: &mut Rng) -> Result<Seen, Stop> {
     let mut seen = Seen::default();
     // A store that stalls looks twice a second whether another process ends it.
     for (layers, rounds) in [
-        (vec![ResumableLayer::new(MemoryStore::default())], 2000),
-        (vec![ResumableLayer::new(open(&dir)?)], 2000),
+        (vec![ResumableLayer::new(MemoryStore::default())], 1400),
+        (vec![ResumableLayer::new(open(&dir)?)], 1400),
         (
             vec![
                 ResumableLayer::new(open(&shared)?),
                 ResumableLayer::new(open(&shared)?),
             ],
-            200,
+            70,
         ),
     ] {
         let delivered = Delivered::default();
@@ -255,14 +299,13 @@ impl Racers {
         method: &str,
         url: &str,
         headers: &[(&str, &str)],
-        frames: mpsc::UnboundedReceiver<io::Result<Frame<Bytes>>>,
+        body: Body,
     ) -> JoinHandle<Heard> {
         let service = self.services[turn % self.services.len()].clone();
         let mut request = Request::builder().method(method).uri(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let body = StreamBody::new(UnboundedReceiverStream::new(frames));
         let request = request.body(body).map_err(|error| error.to_string());
         let yields = self.yields[turn % self.yields.len()];
         tokio::spawn(async move {
@@ -279,28 +322,19 @@ impl Racers {
     }
 
     async fn ask(&self, turn: usize, method: &str, url: &str, headers: &[(&str, &str)]) -> Heard {
-        let (_, frames) = mpsc::unbounded_channel();
         let version: &[_] = if self.is_tus {
             &[("tus-resumable", "1.0.0")]
         } else {
             &[]
         };
         let headers = [version, headers].concat();
-        heard(self.send(turn, method, url, &headers, frames)).await
+        heard(self.send(turn, method, url, &headers, Body::empty())).await
     }
 
-    /// Begins to append. The bytes are sent through the sender.
-    fn begin(
-        &self,
-        turn: usize,
-        url: &str,
-        at: usize,
-        more: &[(&str, &str)],
-    ) -> (
-        JoinHandle<Heard>,
-        mpsc::UnboundedSender<io::Result<Frame<Bytes>>>,
-    ) {
-        let (bytes, frames) = mpsc::unbounded_channel();
+    /// Begins to append.
+    fn begin(&self, turn: usize, url: &str, at: usize, more: &[(&str, &str)]) -> Appending {
+        let (sender, pieces) = mpsc::unbounded_channel();
+        let is_read = Arc::<Notify>::default();
         let at = at.to_string();
         let own: &[_] = if self.is_tus {
             &[
@@ -314,18 +348,22 @@ impl Racers {
             ]
         };
         let headers = [own, &[("upload-offset", &*at)], more].concat();
-        let task = self.send(turn, "PATCH", url, &headers, frames);
-        (task, bytes)
+        let body = Body {
+            pieces,
+            is_read: Arc::clone(&is_read),
+        };
+        Appending {
+            task: self.send(turn, "PATCH", url, &headers, body),
+            pieces: sender,
+            is_read,
+        }
     }
 
     /// Appends these bytes, a third of them at a time.
     fn append(&self, turn: usize, url: &str, at: usize, bytes: &[u8]) -> JoinHandle<Heard> {
-        let (task, send) = self.begin(turn, url, at, &[]);
-        for piece in bytes.chunks(9) {
-            // It fails if the request has ended.
-            let _ = send.send(Ok(Frame::data(Bytes::copy_from_slice(piece))));
-        }
-        task
+        let appending = self.begin(turn, url, at, &[]);
+        bytes.chunks(9).for_each(|piece| appending.send(piece));
+        appending.task
     }
 
     async fn create(&self, headers: &[(&str, &str)]) -> Result<String, String> {
@@ -432,18 +470,17 @@ impl Racers {
 
     async fn stalled(&self) -> Result<(), String> {
         let url = self.create_one().await?;
-        let (older, bytes) = self.begin(0, &url, 0, &[]);
-        let _ = bytes.send(Ok(Frame::data(Bytes::from_static(&LETTERS[..9]))));
+        let older = self.begin(0, &url, 0, &[]);
+        older.send(&LETTERS[..9]);
+        older.is_read.notified().await;
         let told = self.settled_offset(&url).await?;
-        // What the older request still gets comes too late, if it had begun.
         let newer = self.append(1, &url, told, &LETTERS[told..]);
-        let _ = bytes.send(Ok(Frame::data(Bytes::from_static(&LETTERS[9..]))));
-        drop(bytes);
-        for task in [older, newer] {
-            let (status, _) = heard(task).await?;
-            if ![200, 204, 409, 423, 503].contains(&status) {
-                return Err(format!("status {status}"));
-            }
+        // It comes too late.
+        older.send(&LETTERS[9..]);
+        drop(older.pieces);
+        let (older, newer) = (heard(older.task).await?, heard(newer).await?);
+        if older.0 < 400 || newer.0 >= 300 {
+            return Err(format!("{older:?}, {newer:?}"));
         }
         self.finish(&url, LETTERS).await
     }
@@ -451,19 +488,16 @@ impl Racers {
     /// The future of an append is dropped, as hyper does when its connection ends.
     async fn cut(&self) -> Result<(), String> {
         let url = self.create_one().await?;
-        let (older, bytes) = self.begin(0, &url, 0, &[]);
-        for piece in LETTERS[..18].chunks(9) {
-            let _ = bytes.send(Ok(Frame::data(Bytes::copy_from_slice(piece))));
-        }
+        let older = self.begin(0, &url, 0, &[]);
+        LETTERS[..18].chunks(9).for_each(|piece| older.send(piece));
+        older.is_read.notified().await;
         for _ in 0..self.yields[1] {
             tokio::task::yield_now().await;
         }
-        older.abort();
-        // If it was not aborted before it began, its work goes on without it.
-        let _ = older.await;
+        older.task.abort();
         self.settled_offset(&url).await?;
-        let _ = bytes.send(Ok(Frame::data(Bytes::from_static(&LETTERS[18..]))));
-        drop(bytes);
+        older.send(&LETTERS[18..]);
+        drop(older.pieces);
         self.settled_offset(&url).await?;
         self.finish(&url, LETTERS).await
     }
@@ -504,7 +538,8 @@ impl Racers {
             Ok(())
         } else {
             Err(format!(
-                "{removed} {headers:?}, append {appended}, delivered {delivered:?}"
+                "{removed} {headers:?}, append {appended}, then {:?}, delivered {delivered:?}",
+                self.ask(0, "HEAD", &url, &[]).await
             ))
         }
     }
@@ -528,16 +563,14 @@ impl Racers {
         let headers = [("tus-resumable", "1.0.0"), ("upload-concat", &*list)];
         let mut tasks = Vec::new();
         for turn in 0..3 {
-            let (_, frames) = mpsc::unbounded_channel();
-            tasks.push(self.send(turn, "POST", "/upload", &headers, frames));
+            tasks.push(self.send(turn, "POST", "/upload", &headers, Body::empty()));
         }
         let mut made = Vec::new();
         for task in tasks {
             let (mut status, mut heard) = heard(task).await?;
             // It is sent again, as clients do.
             while status == 503 {
-                let (_, frames) = mpsc::unbounded_channel();
-                let again = self.send(0, "POST", "/upload", &headers, frames);
+                let again = self.send(0, "POST", "/upload", &headers, Body::empty());
                 (status, heard) = self::heard(again).await?;
             }
             let url = heard.get("location").and_then(|url| url.to_str().ok());
@@ -560,8 +593,8 @@ impl Racers {
         let (mut tasks, mut won) = (Vec::new(), Vec::new());
         for (turn, length) in [(0, "27"), (1, "18")] {
             let more = [("upload-length", length)];
-            let (task, _) = self.begin(turn, &url, 0, &more);
-            tasks.push((task, length));
+            // Dropping the sender ends the body, which is empty.
+            tasks.push((self.begin(turn, &url, 0, &more).task, length));
         }
         for (task, length) in tasks {
             match heard(task).await? {
@@ -578,7 +611,7 @@ impl Racers {
         }
         let Some(length) = length else {
             // A request that was ended has declared nothing.
-            let task = self.begin(0, &url, 0, &[("upload-length", "27")]).0;
+            let task = self.begin(0, &url, 0, &[("upload-length", "27")]).task;
             heard(task).await?;
             return self.finish(&url, LETTERS).await;
         };

@@ -453,19 +453,23 @@ impl Engine {
     async fn discard(&self, named: Upload, head: &Head, reply: &Reply) -> Result<Found, Error> {
         self.admit(Purpose::Cancel, head, &named).await?;
         let status = self.interrupt(&named).await?.ok_or(Reason::NotFound)?;
-        if let State::Settled(_) = status.state {
-            // The file is the application's.
-            let forgotten = self.store.forget(&named.id).await;
-            forgotten.map_err(|error| self.store_failed(Some(&named.id), error))?;
-        } else {
+        let mut state = Some(status.state);
+        if !matches!(state, Some(State::Settled(_))) {
             self.remove(&status.upload, None).await?;
+            // It may have been delivered meanwhile.
+            state = self.status(&named).await?.map(|status| status.state);
         }
-        let left = self.status(&named).await?.map(|status| status.state);
-        match left {
+        match state {
+            // The file is the application's.
+            Some(State::Settled(_)) => {
+                let forgotten = self.store.forget(&named.id).await;
+                forgotten.map_err(|error| self.store_failed(Some(&named.id), error))?;
+            }
             // It is being delivered.
-            Some(State::Complete) => Err(Reason::DeliveryPending.into()),
-            _ => Ok(Found::Response(reply.encode(Outcome::Removed))),
+            Some(State::Complete) => return Err(Reason::DeliveryPending.into()),
+            Some(State::Receiving(_)) | None => {}
         }
+        Ok(Found::Response(reply.encode(Outcome::Removed)))
     }
 
     async fn interrupt(&self, upload: &Upload) -> Result<Option<Status>, Error> {

@@ -574,8 +574,9 @@ impl World {
             self.setup.lease,
         )
         .await?;
-        // The clock of the store may differ from the clock of this machine.
-        let end = SystemTime::now() + Duration::from_secs(3600);
+        // Records of uploads with a URL are kept for a day. The clock of the store may differ from the
+        // clock of this machine.
+        let end = SystemTime::now() + Duration::from_secs(2 * 24 * 3600);
         let mut all = Expiry::default();
         all.abandoned_before = Some(end);
         all.undelivered_before = Some(end);

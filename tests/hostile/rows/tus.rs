@@ -45,6 +45,7 @@ pub const CASES: &[Case] = &[
     case!("87", "tus: checksums that cannot be checked", checksums),
     case!("88", "tus: other media types and codings", media_types),
     case!("89", "tus: bodies longer than the upload", longer),
+    case!("89", "tus, draft: appends to what was delivered", delivered),
     case!("90", "tus, draft: bodies that drip and stall", slow)
         .with(impatient)
         .alone(),
@@ -669,6 +670,31 @@ async fn longer(world: &World) {
         ..own
     };
     own.finish(world).await;
+}
+
+async fn delivered(world: &World) {
+    for protocol in BOTH {
+        let own = Upload::begin(world, protocol, ATTACKER).await;
+        let ended = own.clone();
+        own.finish(world).await;
+        let count = world.deliveries().len();
+        // The client may have lost the answer. It may not know that nothing is left to send.
+        let status = if protocol == Tus { 204 } else { 200 };
+        let empty = ended.append(LEN, b"");
+        for ask in [empty.clone(), empty.chunked("")] {
+            let answer = world.attack_bytes(ask.bytes()).await;
+            assert_eq!(answer.status, status, "{ask:?} {answer:?}");
+        }
+        for (offset, body) in [(LEN, &b"x"[..]), (LEN - 1, b"x"), (0, b""), (0, b"x")] {
+            let ask = ended.append(offset, body);
+            for ask in [ask.clone(), ask.chunked("")] {
+                let answer = world.attack_bytes(ask.bytes()).await;
+                assert_eq!(answer.status, 409, "{ask:?} {answer:?}");
+                assert_eq!(answer.header("upload-offset"), Some("25"));
+            }
+        }
+        assert_eq!(world.deliveries().len(), count);
+    }
 }
 
 fn impatient(layer: ResumableLayer) -> ResumableLayer {
