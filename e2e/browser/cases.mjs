@@ -871,8 +871,8 @@ add(
       route => {
         const name = new URL(route.request().url()).searchParams.get('resumableFilename');
         if (name === 'failed.bin') return route.fulfill({ status: 400, body: 'no' });
-        const headers = { 'retry-after': '60' };
-        if (/retrying|paused/.test(name)) return route.fulfill({ status: 503, headers, body: 'busy' });
+        const busy = { status: 503, headers: { 'retry-after': '60' }, body: 'busy' };
+        if (/retrying|paused/.test(name)) return route.fulfill(busy);
         // `POST` gets no answer.
         const probe = route.request().method() === 'GET';
         if (name !== 'uploading.bin' || probe) return route.continue();
