@@ -688,7 +688,8 @@ onPage('after a reload', async (bench, query) => {
   await unfinished(bench, 'kept.bin').waitFor();
   assert.equal(await bench.page.locator('#unfinished li').count(), 3);
   const told = /^(\d+)% of 2 MiB is on the server$/;
-  const [, percent] = told.exec(await unfinished(bench, 'kept.bin').locator('.state').textContent());
+  const shown = await unfinished(bench, 'kept.bin').locator('.state').textContent();
+  const [, percent] = told.exec(shown);
   const least = Math.floor(((stored * 256 * KIB) / kept.size) * 100);
   assert.ok(percent >= least, `${percent} % after ${stored} of 8 chunks`);
 
@@ -870,10 +871,11 @@ add(
       route => {
         const name = new URL(route.request().url()).searchParams.get('resumableFilename');
         if (name === 'failed.bin') return route.fulfill({ status: 400, body: 'no' });
-        const headers = { 'retry-after': '60' };
-        if (/retrying|paused/.test(name)) return route.fulfill({ status: 503, headers, body: 'busy' });
+        const busy = { status: 503, headers: { 'retry-after': '60' }, body: 'busy' };
+        if (/retrying|paused/.test(name)) return route.fulfill(busy);
         // `POST` gets no answer.
-        if (name !== 'uploading.bin' || route.request().method() === 'GET') return route.continue();
+        const probe = route.request().method() === 'GET';
+        if (name !== 'uploading.bin' || probe) return route.continue();
       },
     );
     const states = ['done', 'failed', 'retrying', 'paused', 'uploading'];
