@@ -234,7 +234,7 @@ fn chunks(c: &mut Criterion) {
                 &runtime,
                 &memory,
                 Request::from_parts(probe.clone(), Frames(VecDeque::new())),
-            )
+            );
         });
     });
 }

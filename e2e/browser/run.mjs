@@ -1,7 +1,7 @@
 // Runs every case with a separate server, folder and page, and prints a line for each. ./run starts
 // it.
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
@@ -174,17 +174,22 @@ const line = (client, mode, result, ms) =>
 line('client', 'mode', 'result', 'ms');
 let passed = 0;
 let failed = 0;
-for (const one of chosen) {
-  const begun = performance.now();
-  const bench = new Bench();
-  const problem = await runOne(bench, one);
-  line(one.client, one.mode, problem ? 'FAIL' : 'ok', Math.round(performance.now() - begun));
-  if (bench.notes.length) console.log(`    ${bench.notes.join('; ')}`);
-  if (problem) {
-    failed++;
-    console.log(problem.replace(/^/gm, '    '));
-  } else passed++;
+const queue = [...chosen];
+async function work() {
+  for (let one = queue.shift(); one; one = queue.shift()) {
+    const begun = performance.now();
+    const bench = new Bench();
+    const problem = await runOne(bench, one);
+    line(one.client, one.mode, problem ? 'FAIL' : 'ok', Math.round(performance.now() - begun));
+    if (bench.notes.length) console.log(`    ${bench.notes.join('; ')}`);
+    if (problem) {
+      failed++;
+      console.log(problem.replace(/^/gm, '    '));
+    } else passed++;
+  }
 }
+const workers = Number(process.env.WORKERS) || availableParallelism();
+await Promise.all(Array.from({ length: workers }, work));
 await browser.close();
 console.log(`${passed} passed, ${failed} failed`);
 if (metrics.size) console.log('\nsums of the metrics of all servers:');

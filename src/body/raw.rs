@@ -294,7 +294,7 @@ pub(crate) mod tests {
         match Pin::new(&mut Pieces::new(&mut body, None)).poll_frame(&mut cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let piece = frame.into_data().unwrap();
-                assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20))
+                assert_eq!((piece.as_ptr(), piece.len()), (at, 1 << 20));
             }
             other => panic!("{other:?}"),
         }

@@ -49,15 +49,15 @@ pub(in crate::store) enum Op<'a> {
     CreateDir(&'a Path),
     Write(
         &'a File,
-        #[cfg_attr(not(test), allow(dead_code))] &'a [u8],
-        #[cfg_attr(not(test), allow(dead_code))] u64,
+        #[cfg_attr(not(all(test, target_os = "linux")), allow(dead_code))] &'a [u8],
+        #[cfg_attr(not(all(test, target_os = "linux")), allow(dead_code))] u64,
     ),
     /// From the position of the first file to an offset of the second one.
     Copy(
-        #[cfg_attr(not(test), allow(dead_code))] &'a File,
+        #[cfg_attr(not(all(test, target_os = "linux")), allow(dead_code))] &'a File,
         &'a File,
-        #[cfg_attr(not(test), allow(dead_code))] u64,
-        #[cfg_attr(not(test), allow(dead_code))] u64,
+        #[cfg_attr(not(all(test, target_os = "linux")), allow(dead_code))] u64,
+        #[cfg_attr(not(all(test, target_os = "linux")), allow(dead_code))] u64,
     ),
     SetLen(&'a File, u64),
     Sync(&'a File),

@@ -72,7 +72,7 @@ pub async fn exchange_pieces(addr: SocketAddr, pieces: impl IntoIterator<Item = 
                 // This gives the server a chance to read the piece alone.
                 tokio::task::yield_now().await;
             }
-            std::future::pending::<()>().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             answer = timeout(TIMEOUT, read_answer(&mut read)) => answer,

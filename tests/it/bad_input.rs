@@ -34,7 +34,7 @@ fn fields(changes: Changes<'_>) -> Vec<(String, String)> {
 async fn invalid_fields_are_refused() {
     let server = Server::start().await;
     let mut client = server.client().await;
-    let cases: &[(Changes, &str)] = &[
+    let cases: &[(Changes<'_>, &str)] = &[
         (&[("Identifier", None)], "missing_field"),
         (&[("TotalSize", None)], "missing_field"),
         (&[("ChunkNumber", None)], "missing_field"),

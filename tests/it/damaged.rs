@@ -122,28 +122,28 @@ async fn a_damaged_upload_begins_anew() {
             change(&journal(root), |bytes| bytes[70] ^= 1);
         }),
         ("the magic", true, |root| {
-            change(&journal(root), |bytes| bytes[3] ^= 1)
+            change(&journal(root), |bytes| bytes[3] ^= 1);
         }),
         ("random bytes as a journal", true, |root| {
             std::fs::write(journal(root), [0xa5; 5000]).unwrap();
         }),
         ("a folder as a journal", true, |root| {
-            replace_by_folder(&journal(root))
+            replace_by_folder(&journal(root));
         }),
         ("no journal", false, |root| {
-            std::fs::remove_file(journal(root)).unwrap()
+            std::fs::remove_file(journal(root)).unwrap();
         }),
         ("shorter data", true, |root| {
             change(&data(root), |bytes| bytes.truncate(15));
         }),
         ("longer data", true, |root| {
-            change(&data(root), |bytes| bytes.push(7))
+            change(&data(root), |bytes| bytes.push(7));
         }),
         ("a folder as data", true, |root| {
-            replace_by_folder(&data(root))
+            replace_by_folder(&data(root));
         }),
         ("no data", false, |root| {
-            std::fs::remove_file(data(root)).unwrap()
+            std::fs::remove_file(data(root)).unwrap();
         }),
         ("a file as a folder of uploads", true, |root| {
             std::fs::remove_dir_all(shard(root)).unwrap();

@@ -146,6 +146,7 @@ async fn uploads_of_version_1_are_finished() {
 
 /// The first code of version 1 renamed a file when it sealed it, and noted its inode number. The
 /// bytes decide: an inode number can belong to another file.
+#[cfg(unix)]
 #[tokio::test]
 async fn files_that_were_renamed_are_delivered_by_their_bytes() {
     use tower_resumable::store::{Claim as _, Claimed, Record};
@@ -182,6 +183,7 @@ async fn files_that_were_renamed_are_delivered_by_their_bytes() {
 }
 
 /// Seals the complete upload as that code did. Returns the path of its file.
+#[cfg(unix)]
 fn seal_by_renaming(root: &Path) -> PathBuf {
     use std::os::unix::fs::MetadataExt as _;
     let id = UploadId::new(&Scope::default(), ["complete"]).to_string();

@@ -56,9 +56,9 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(files(&path))
+            found.extend(files(&path));
         } else {
-            found.push(path)
+            found.push(path);
         }
     }
     found
@@ -555,9 +555,16 @@ async fn unusable_folders_are_refused() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     assert!(FileStore::open(&file).is_err());
-    // On Linux, this is another file system.
-    if cfg!(target_os = "linux") && Path::new("/dev/shm").is_dir() {
-        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+    // On Linux, this is in memory. The tests may run there, and then the build is somewhere else.
+    let memory = Path::new("/dev/shm");
+    if cfg!(target_os = "linux") && memory.is_dir() {
+        let is_in_memory = dir.path().starts_with(memory);
+        let other = if is_in_memory {
+            Path::new(env!("CARGO_TARGET_TMPDIR"))
+        } else {
+            memory
+        };
+        let other = tempfile::tempdir_in(other).unwrap();
         let error = FileStore::builder(dir.path())
             .with_finished_dir(other.path())
             .open()

@@ -376,6 +376,8 @@ fn decode(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use bytes::Bytes;
     use http::{HeaderValue, StatusCode};
 
@@ -451,8 +453,8 @@ mod tests {
     }
 
     fn file(content: &[u8]) -> File {
-        let file = tempfile::tempfile().unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, content, 0).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
         file
     }
 

@@ -219,6 +219,7 @@ mod tests {
     }
 
     /// A room that was seen just now, however long the test takes.
+    #[cfg(target_os = "linux")]
     fn seen(bytes: u64, files: u64) -> Room {
         let room = Room::new(Some(100));
         let later = Instant::now() + Duration::from_secs(3600);

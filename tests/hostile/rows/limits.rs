@@ -150,7 +150,7 @@ async fn drip(world: &World, chunk: &Chunk, first: usize, piece: usize) -> Answe
                 break;
             }
         }
-        std::future::pending::<()>().await
+        std::future::pending::<()>().await;
     };
     let answer = tokio::select! {
         answer = read_answer(&mut read) => answer,

@@ -269,12 +269,12 @@ async fn nothing(world: &World) {
             Client::Dropzone => {
                 world
                     .accepted(&file, |chunk| chunk.set(Role::Name, ""))
-                    .await
+                    .await;
             }
             _ => {
                 world
                     .refused(&file, "invalid_field", vec![("empty".into(), empty)])
-                    .await
+                    .await;
             }
         }
     }

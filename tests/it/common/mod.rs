@@ -199,9 +199,9 @@ impl Server {
             for entry in std::fs::read_dir(dir).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    walk(&path, files)
+                    walk(&path, files);
                 } else {
-                    files.push(path)
+                    files.push(path);
                 }
             }
         }

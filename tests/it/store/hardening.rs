@@ -830,6 +830,7 @@ mod missing {
     }
 
     /// The operator can read what failed, and on which path.
+    #[cfg(unix)]
     #[tokio::test]
     async fn errors_name_what_failed_and_where() {
         let root = tempfile::tempdir().unwrap();
