@@ -116,7 +116,10 @@ impl FileStore {
                         Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
                         created => {
                             if let Some(claim) = created? {
-                                return Ok(Start::Whole(arrived.gathered.end(), claim));
+                                return Ok(Start::Whole(
+                                    arrived.gathered.end(),
+                                    claim.map(Box::new),
+                                ));
                             }
                         }
                     }
@@ -132,7 +135,7 @@ impl FileStore {
                 Start::Whole(received, claim) => {
                     let complete = true;
                     let progress = Progress { received, complete };
-                    let claim = claim.map(|(claim, sealed)| FileClaim::new(self, claim, sealed));
+                    let claim = claim.map(|claim| FileClaim::new(self, claim.0, claim.1));
                     return Ok(Begun::Whole(progress, claim));
                 }
                 Start::Started(writer, _, Some(progress)) => {
@@ -330,7 +333,7 @@ enum Begun {
 
 enum Start {
     /// A new upload, of this length.
-    Whole(u64, Option<(Claim, Sealed)>),
+    Whole(u64, Option<Box<(Claim, Sealed)>>),
     Started(Box<Writer>, Arrived, Option<Progress>),
     /// Another request has locked the range. `None` if that is in another process.
     HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),

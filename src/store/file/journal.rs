@@ -144,7 +144,8 @@ impl Event {
             | Self::Void
             | Self::Confirmed
             | Self::Length(_)
-            | Self::Epoch(_) => false,
+            | Self::Epoch(_)
+            | Self::Declared(_) => false,
         }
     }
 
