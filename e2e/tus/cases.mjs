@@ -186,6 +186,20 @@ add(
   { args: ['--fail', '1'] },
 );
 
+// The client learns the URL, and asks there instead of sending the file again.
+add(
+  'the application fails once, creation with data',
+  async bench => {
+    const file = made(100 * KIB);
+    ok(await bench.transfer(file, { data: true }));
+    await delivered(bench, file, { attempt: 2 });
+    assert.deepEqual(statuses(bench.app.exchanges('POST')), [201]);
+    assert.deepEqual(statuses(bench.app.exchanges('HEAD')), [200]);
+    assert.deepEqual(bench.app.patches, []);
+  },
+  { needs: ['data'], args: ['--fail', '1'] },
+);
+
 add(
   'the application refuses',
   async bench => {
