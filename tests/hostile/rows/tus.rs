@@ -732,7 +732,7 @@ async fn slow(world: &World) {
                         }
                         sent += 1;
                     }
-                    std::future::pending::<()>().await
+                    std::future::pending::<()>().await;
                 };
                 let answer = tokio::select! {
                     answer = read_answer(&mut read) => answer,
