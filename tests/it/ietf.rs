@@ -705,7 +705,7 @@ async fn an_undelivered_upload_says_so() {
 /// A client that got no interim response learns the URL with the error.
 #[tokio::test]
 async fn a_creation_whose_delivery_fails_names_its_url() {
-    let inner = |number| answer(if number == 1 { 503 } else { 200 }, &[], "said");
+    let inner = |number: usize| answer(if number == 1 { 503 } else { 200 }, &[], "said");
     let server = Server::answering(|layer| layer, inner).await;
     let mut client = Plain::of(&server).await;
     let failed = client.send("POST", "/files", &[OVER], LETTERS).await;

@@ -156,7 +156,7 @@ async fn a_failed_delivery_is_tried_again_when_the_client_asks() {
 /// offset it asks at the URL.
 #[tokio::test]
 async fn a_creation_whose_delivery_fails_names_its_url() {
-    let inner = |number| answer(if number <= 2 { 503 } else { 200 }, &[], "said");
+    let inner = |number: usize| answer(if number <= 2 { 503 } else { 200 }, &[], "said");
     let server = Server::answering(|layer| layer, inner).await;
     let mut client = server.client().await;
     let whole = [("upload-length", "25"), ("content-type", BYTES)];
@@ -200,7 +200,7 @@ async fn cookies_are_for_the_client_of_the_delivery() {
     };
     for has_bodies in [false, true] {
         let set_up = |layer: ResumableLayer| layer.with_answer_bodies(has_bodies);
-        let inner = |number| answer(if number == 1 { 503 } else { 200 }, COOKIES, "taken");
+        let inner = |number: usize| answer(if number == 1 { 503 } else { 200 }, COOKIES, "taken");
         let server = Server::answering(set_up, inner).await;
         let mut client = server.client().await;
         let url = client.create_of(25).await;

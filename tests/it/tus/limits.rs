@@ -123,7 +123,7 @@ async fn the_bytes_of_a_final_upload_are_counted() {
         let layer = layer.with_limits(limits.clone());
         layer.with_scope(|_| Ok("alice".into()))
     };
-    let inner = |number| answer(if number == 1 { 503 } else { 200 }, &[], "");
+    let inner = |number: usize| answer(if number == 1 { 503 } else { 200 }, &[], "");
     let dir = tempfile::tempdir().unwrap();
     let files = FileStore::open(dir.path()).unwrap();
     let bucket = Arc::new(object_store::memory::InMemory::new());
@@ -145,7 +145,8 @@ async fn the_bytes_of_a_final_upload_are_counted() {
         let refused = client.post(&[("upload-concat", &twice)], "").await;
         assert_code(&refused, 413, "file_too_large");
         // The part makes room for the file, although both are stored.
-        let once = [("upload-concat", &*format!("final;{part}"))];
+        let once = format!("final;{part}");
+        let once = [("upload-concat", once.as_str())];
         let made = client.post(&once, "").await;
         assert_code(&made, 503, "delivery_failed");
         let other = [once[0], ("upload-metadata", "a")];
