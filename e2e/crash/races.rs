@@ -199,14 +199,14 @@ pub fn urls(rng: &mut Rng) -> Result<Seen, Stop> {
     let mut seen = Seen::default();
     // A store that stalls looks twice a second whether another process ends it.
     for (layers, rounds) in [
-        (vec![ResumableLayer::new(MemoryStore::default())], 1400),
-        (vec![ResumableLayer::new(open(&dir)?)], 1400),
+        (vec![ResumableLayer::new(MemoryStore::default())], 700),
+        (vec![ResumableLayer::new(open(&dir)?)], 700),
         (
             vec![
                 ResumableLayer::new(open(&shared)?),
                 ResumableLayer::new(open(&shared)?),
             ],
-            70,
+            35,
         ),
     ] {
         let delivered = Delivered::default();

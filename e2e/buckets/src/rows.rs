@@ -237,10 +237,14 @@ async fn upload_many(
 
 async fn no_fault(case: Case, servers: usize, duplicates: &str) -> Result<Seen, Error> {
     let mut rng = Rng::new(case.seed);
-    let setup = Setup {
+    let mut setup = Setup {
         servers,
         ..Setup::default()
     };
+    if case.load == Load::Urls {
+        // The last append that stalls may still have its lease when the servers end.
+        setup.lease = LEASE;
+    }
     let mut world = World::new(&case.engine, &case.tools, setup, case.seed).await?;
     upload_many(&mut world, &case, &mut rng, 5, duplicates).await?;
     Ok(world.finish().await)
