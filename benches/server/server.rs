@@ -172,7 +172,7 @@ impl Programs {
             return Ok(this);
         }
         let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--example", "hyper"])
+            .args(["build", "--release", "--example", "hyper"])
             .current_dir(root(""))
             .status()?;
         let this = Self::of_benchmark(&std::env::current_exe()?);

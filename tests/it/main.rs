@@ -34,7 +34,6 @@ mod locks;
 mod properties;
 mod recovery;
 #[cfg(target_os = "linux")]
-mod scale;
 mod sqlite;
 mod store;
 mod streaming;

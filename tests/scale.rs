@@ -1,6 +1,7 @@
 //! How long a store takes with very many uploads in one folder, and how much memory. Run it with
-//! `cargo test --release --test it scale -- --ignored --nocapture`. `SCALE_DIR` is a folder on the
-//! disk to be measured. As root, it also measures with cold caches.
+//! `cargo test --release --test scale -- --nocapture --test-threads 1`; it takes minutes and prints
+//! tables. `SCALE_DIR` is a folder on the disk to be measured. As root, it also measures with cold
+//! caches.
 
 use std::{
     path::Path,
@@ -68,7 +69,6 @@ fn tempdir() -> tempfile::TempDir {
 }
 
 #[tokio::test]
-#[ignore = "minutes; prints a table"]
 async fn records() {
     const RECORDS: u32 = 100_000;
     let dir = tempdir();
@@ -119,7 +119,6 @@ async fn records() {
 }
 
 #[tokio::test]
-#[ignore = "minutes; prints a table"]
 async fn unfinished() {
     const UPLOADS: u32 = 50_000;
     let dir = tempdir();
