@@ -548,9 +548,11 @@ const unfinished = (bench, name) => bench.page.locator('#unfinished li', { hasTe
 
 /** Chooses a file from the disk by a button. */
 async function chooseBy(bench, label, path) {
-  const chooser = bench.page.waitForEvent('filechooser');
-  await press(bench, label);
-  await (await chooser).setFiles(path);
+  const [chooser] = await Promise.all([
+    bench.page.waitForEvent('filechooser'),
+    press(bench, label),
+  ]);
+  await chooser.setFiles(path);
 }
 
 onPage('files', async (bench, query) => {
@@ -941,9 +943,11 @@ add(
 
     await page.locator('#files').focus();
     await bench.throttle(MIB);
-    const chooser = page.waitForEvent('filechooser');
-    await page.keyboard.press('Space');
-    await (await chooser).setFiles(path);
+    const [chooser] = await Promise.all([
+      page.waitForEvent('filechooser'),
+      page.keyboard.press('Space'),
+    ]);
+    await chooser.setFiles(path);
     await inState(bench, file.name, 'uploading');
     await tab('Choose a folder');
     await tab('Pause all');
