@@ -111,7 +111,7 @@ async fn other_appends() {
         matches!(appended, Err(StoreError::Superseded)),
         "{appended:?}"
     );
-    std::future::pending().await;
+    std::future::pending::<()>().await;
 }
 
 /// The other process, which is killed when it is dropped.
