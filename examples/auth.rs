@@ -24,6 +24,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::any,
+    serve::ListenerExt as _,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -84,6 +85,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address = option("--listen").unwrap_or("127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
+    // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
+    });
     let server = axum::serve(listener, app).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {

@@ -114,6 +114,11 @@ impl Listener for SendingInterims {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (connection, address) = Listener::accept(&mut self.0).await;
+        // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one
+        // before.
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
         (InterimIo::new(connection), address)
     }
 

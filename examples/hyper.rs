@@ -87,6 +87,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 continue;
             }
         };
+        // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one
+        // before.
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
         let connection = InterimIo::new(connection);
         let (interims, mut service) = (connection.interims(), service.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {

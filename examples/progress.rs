@@ -30,6 +30,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, header},
     response::{Html, Sse, sse},
     routing::{any, get},
+    serve::ListenerExt as _,
 };
 use futures_util::{Stream, stream};
 use serde_json::{Value, json};
@@ -78,6 +79,12 @@ async fn main() -> Result<(), BoxError> {
         app.clone(),
         |_| Request::post("/upload").body(Body::empty()),
     ));
+    // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
+    });
     let server = axum::serve(listener, app.layer(layer)).with_graceful_shutdown(async move {
         shutdown().await;
         // Otherwise the server would wait for the viewers, who never end their requests.

@@ -28,6 +28,7 @@ use axum::{
     http::{Request, StatusCode, header},
     response::IntoResponse,
     routing::{any, get},
+    serve::ListenerExt as _,
 };
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -88,6 +89,12 @@ async fn main() -> Result<(), BoxError> {
     ));
     // Remove abandoned uploads after a week, which is the default retention.
     tokio::spawn(uploads.sweep_every(Duration::from_secs(3600)));
+    // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
+    });
     let server = axum::serve(listener, app.layer(layer)).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {

@@ -46,6 +46,7 @@ use axum::{
     http::{Request, StatusCode, header},
     response::IntoResponse,
     routing::{any, get},
+    serve::ListenerExt as _,
 };
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::{Value, json};
@@ -81,6 +82,12 @@ async fn main() -> Result<(), BoxError> {
         |_| Request::post("/upload").body(Body::empty()),
     ));
     let worker = tokio::spawn(jobs.run());
+    // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
+    });
     let server = axum::serve(listener, app.layer(layer)).with_graceful_shutdown(shutdown());
     // Clients that are slow to end their requests are not waited for without limit.
     tokio::select! {

@@ -79,7 +79,14 @@ fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream
                 () = &mut ends => return None,
             };
             match accepted {
-                Ok((connection, _)) => return Some((Ok(connection), (listener, ends))),
+                Ok((connection, _)) => {
+                    // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of
+                    // the one before. tonic's own option is only for its own listener.
+                    if let Err(error) = connection.set_nodelay(true) {
+                        eprintln!("TCP_NODELAY: {error}");
+                    }
+                    return Some((Ok(connection), (listener, ends)));
+                }
                 Err(error) => eprintln!("accept: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

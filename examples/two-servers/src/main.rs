@@ -22,6 +22,7 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
     routing::any,
+    serve::ListenerExt as _,
 };
 use object_store::aws::AmazonS3Builder;
 use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer};
@@ -50,6 +51,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let listener = tokio::net::TcpListener::bind(address).await?;
     eprintln!("listening on http://{}", listener.local_addr()?);
+    // Otherwise HTTP/2 stalls: a small frame would wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+        }
+    });
     axum::serve(listener, app.layer(layer)).await?;
     Ok(())
 }
