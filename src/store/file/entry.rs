@@ -560,7 +560,8 @@ impl Entry {
     /// upload.
     ///
     /// To the journal of a sealed upload of chunks only the claim appends, so there is no news, and
-    /// nothing to lock. If something other than a store has removed the journal, the event is lost with it.
+    /// nothing to lock. If something other than a store has removed the journal, the event is lost
+    /// with it.
     pub(super) fn append_claimed(
         &self,
         events: &[Event],

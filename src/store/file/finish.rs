@@ -134,14 +134,11 @@ impl Folder {
             if !is_new && !entry.has_data()? {
                 break;
             }
-            if !is_new {
-                self.ensure(&self.finished)?;
-            }
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
             let named = self
-                .disk
-                .create_dirs(dir, &self.finished)
+                .ensure(&self.finished)
+                .and_then(|()| self.disk.create_dirs(dir, &self.finished))
                 .and_then(|()| self.give_name(&entry.data_path, &path));
             match named {
                 Ok(()) => {}

@@ -470,6 +470,7 @@ impl Folder {
     /// Creates the folder for a new upload, if there is room for it. Returns the path of its
     /// journal.
     fn prepare(&self, id: &UploadId, length: u64) -> Result<PathBuf, StoreError> {
+        self.ensure(&self.partial)?;
         let journal_path = self.journal_path(id);
         let shard = journal_path.parent().unwrap_or(&self.partial);
         let is_there = match self.disk.is_dir(shard) {
@@ -479,9 +480,6 @@ impl Folder {
             }
             is_dir => is_dir?,
         };
-        if !is_there {
-            self.ensure(&self.partial)?;
-        }
         // Before any of its files exists.
         self.room.for_upload(&self.partial, length)?;
         if !is_there && self.disk.create_dir(shard)? {
