@@ -12,8 +12,8 @@ use tower::{Layer, Service, service_fn};
 use tower_resumable::{
     DigestAlgorithm, Digests, MemoryStore, ResumableLayer, Upload, UploadId,
     store::{
-        ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Page, Progress, RangeSet, Record, Sealed,
-        State, Status, Store, StoreError, Swept,
+        ChunkBody, Claim, Claimed, Expiry, Filter, Page, Progress, RangeSet, Record, Sealed, State,
+        Status, Store, StoreError, Swept,
     },
 };
 
@@ -49,7 +49,6 @@ impl Store for Sink {
         _: &Upload,
         _: u64,
         body: &mut ChunkBody<'_>,
-        _: Keep,
     ) -> Result<Progress, StoreError> {
         let mut received = 0;
         while let Some(piece) = body.next().await {

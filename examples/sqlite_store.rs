@@ -9,7 +9,7 @@
 //!   expires, its row is deleted. The pieces stay, because they belong to the application.
 //! * A transaction stores a chunk when its last byte has arrived. It skips the bytes that are
 //!   stored already, so concurrent chunks need no locks. Until then the pieces of the chunk are in
-//!   the temporary table `arriving`. With `Keep::Prefix` a transaction stores each piece.
+//!   the temporary table `arriving`.
 //! * When an upload is removed, a trigger deletes its rows in `arriving`. Its chunks then fail.
 //! * A claim is a column. SQLite locks the database, so one process at a time has it open. A claim
 //!   that exists when the database is opened belongs to a process that has ended, and is cleared.
@@ -32,8 +32,8 @@ use serde::de::DeserializeOwned;
 use tower_resumable::{
     BoxError, Content, ResumableLayer, Upload, UploadId,
     store::{
-        BoxFuture, ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Listed, Page, Progress,
-        RangeSet, Record, Sealed, State, Status, Store, StoreError, Stored, Swept, conformance,
+        BoxFuture, ChunkBody, Claim, Claimed, Expiry, Filter, Listed, Page, Progress, RangeSet,
+        Record, Sealed, State, Status, Store, StoreError, Stored, Swept, conformance,
     },
 };
 
@@ -134,30 +134,18 @@ impl SqliteStore {
         chunk: Chunk,
         mut offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         let mut bytes = BytesMut::new();
-        let failed = loop {
-            match body.next().await {
-                Some(Ok(more)) => bytes.extend_from_slice(&more),
-                Some(Err(error)) if keep == Keep::Whole || bytes.is_empty() => Err(error)?,
-                Some(Err(error)) => break Some(error),
-                None => break None,
-            }
+        while let Some(more) = body.next().await {
+            bytes.extend_from_slice(&more?);
             check_end(offset, bytes.len() as u64, chunk.max_end)?;
             if bytes.len() >= PIECE {
                 let (chunk, piece, at) = (chunk.clone(), bytes.split(), offset);
                 offset += piece.len() as u64;
-                let stored = self.run(move |tx| match keep {
-                    Keep::Whole => chunk.wait(tx, at, &piece),
-                    Keep::Prefix => chunk.store(tx, at, &piece).map(drop),
-                });
-                stored.await?;
+                self.run(move |tx| chunk.wait(tx, at, &piece)).await?;
             }
-        };
-        let stored = self.run(move |tx| chunk.store(tx, offset, &bytes));
-        let progress = stored.await?;
-        failed.map_or(Ok(progress), |error| Err(error.into()))
+        }
+        self.run(move |tx| chunk.store(tx, offset, &bytes)).await
     }
 }
 
@@ -191,12 +179,11 @@ impl Store for SqliteStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         let upload = upload.clone();
         let chunk = self.run(move |tx| Chunk::begin(tx, upload)).await?;
         let number = chunk.number;
-        let received = self.receive(chunk, offset, body, keep).await;
+        let received = self.receive(chunk, offset, body).await;
         let end = "DELETE FROM arriving WHERE chunk = ?1";
         // If this fails, the chunk is stored nevertheless. The table ends with the connection.
         let _ = self.run(move |tx| Ok(tx.execute(end, [number])?)).await;

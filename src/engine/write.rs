@@ -37,7 +37,7 @@ use crate::{
         upload::{Scope, Upload},
     },
     protocol::{FilePart, Form, Look, Outcome, Reply, Target, Write},
-    store::{ChunkBody, Keep, StoreError, content::Content},
+    store::{ChunkBody, StoreError, content::Content},
 };
 
 impl Engine {
@@ -269,10 +269,7 @@ impl Engine {
         let mut verified = pin!(Verified::new(sniffed, chunk.digest.take()));
         let mut body = ChunkBody::new(verified.as_mut(), chunk.len, chunk.max_len);
         let begun = Instant::now();
-        let written = self
-            .store
-            .write(upload, offset, &mut body, Keep::Whole)
-            .await;
+        let written = self.store.write(upload, offset, &mut body).await;
         match written.map_err(|error| self.store_failed(Some(&upload.id), error)) {
             Ok(progress) => {
                 let chunk = Stored {

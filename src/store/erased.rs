@@ -1,8 +1,8 @@
 //! [`Store`] without its type, so that no store type reaches the type of the layer.
 
 use super::{
-    Append, BoxFuture, Capabilities, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Keep,
-    Observer, Page, Sealed, Store, StoreError, Swept, Usage,
+    Append, BoxFuture, Capabilities, ChunkBody, Claim, Claimed, Content, Expiry, Filter, Observer,
+    Page, Sealed, Store, StoreError, Swept, Usage,
 };
 use crate::model::{
     state::{Progress, Record, Status},
@@ -18,7 +18,6 @@ pub(crate) trait DynStore: Send + Sync {
         upload: &'a Upload,
         offset: u64,
         body: &'a mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<'a, Progress>;
     fn status<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>>;
     fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>>;
@@ -48,9 +47,8 @@ impl<T: Store> DynStore for T {
         upload: &'a Upload,
         offset: u64,
         body: &'a mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<'a, Progress> {
-        Box::pin(Store::write(self, upload, offset, body, keep))
+        Box::pin(Store::write(self, upload, offset, body))
     }
 
     fn status<'a>(&'a self, id: &'a UploadId) -> Result<'a, Option<Status>> {

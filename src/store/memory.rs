@@ -54,19 +54,13 @@ impl Store for MemoryStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         let writer = |entry: &Entry| Arc::clone(&entry.writers);
         let _writer = self.uploads_for(&upload.id).get(&upload.id).map(writer);
         let mut bytes = BytesMut::new();
-        let result = loop {
-            match body.next().await.transpose() {
-                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
-                Ok(None) => break Ok(()),
-                Err(error) if keep == Keep::Whole => return Err(error.into()),
-                Err(error) => break Err(error.into()),
-            }
-        };
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
         let mut uploads = self.uploads_for(&upload.id);
         let stored = uploads.get(&upload.id).map(|entry| &entry.upload);
         let length = stored.unwrap_or(upload).length.unwrap_or(u64::MAX);
@@ -77,7 +71,7 @@ impl Store for MemoryStore {
         let entry = Entry::of(&mut uploads, upload)?;
         let bytes = bytes.freeze();
         body.count_duplicate(bytes.len() as u64 - entry.insert(offset, &bytes)?);
-        result.map(|()| entry.status().progress())
+        Ok(entry.status().progress())
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {

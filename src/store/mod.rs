@@ -39,15 +39,11 @@
 //!   created the upload is kept until the first claim. That later requests describe the upload in
 //!   another way changes nothing.
 //! * **A chunk beyond the length is [`OutOfBounds`](StoreError::OutOfBounds)**, and not stored. The
-//!   stored length counts, or, for the chunk that creates the upload, that of its request. Nothing
-//!   beyond the length is stored, not even with [`Keep::Prefix`]. The bounds of a chunk of a sealed
-//!   or settled upload need not be checked.
-//! * **A failed chunk leaves nothing** with [`Keep::Whole`]: after an `Err` the store is as if
-//!   `write` had not been called. An upload that only the failed chunk would have created is
-//!   absent. With [`Keep::Prefix`] the bytes that arrived before the body failed stay, durably.
-//!   Such a body can be a whole file, so commit it every few MiB: then a crash loses little.
-//! * **A chunk counts when its body has ended** with `None`, not before. With [`Keep::Prefix`]
-//!   bytes may count earlier.
+//!   stored length counts, or, for the chunk that creates the upload, that of its request. The
+//!   bounds of a chunk of a sealed or settled upload need not be checked.
+//! * **A failed chunk leaves nothing**: after an `Err` the store is as if `write` had not been
+//!   called. An upload that only the failed chunk would have created is absent.
+//! * **A chunk counts when its body has ended** with `None`, not before.
 //! * **`create` makes an upload without bytes**, and does not change an existing one. An upload
 //!   without a length never completes. An empty file is an upload too: an upload of length 0 is
 //!   complete when `create`, or `write` of no bytes, has created it.
@@ -191,7 +187,6 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> impl Future<Output = Result<Progress, StoreError>> + Send;
 
     /// Returns what is stored of an upload. `None` if the upload is absent, or its record has
@@ -502,13 +497,13 @@ impl Append {
     }
 }
 
-/// Which bytes of a chunk stay if its body fails.
+/// Which bytes of an [`Append`] stay if it fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// None: all bytes of the chunk are stored, or none.
+    /// None: all bytes of the body are stored, or none.
     Whole,
-    /// The bytes that arrived before the body failed. `write` still returns the error of the body.
-    /// If no byte arrived, the upload need not be created.
+    /// The bytes that arrived before the failure. [`append`](Store::append) still returns the
+    /// error.
     Prefix,
 }
 

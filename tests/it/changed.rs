@@ -10,9 +10,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, Scope, Upload, UploadId,
-    store::{
-        ChunkBody, Claim as _, Claimed, Keep, Progress, Record, State, Store as _, StoreError,
-    },
+    store::{ChunkBody, Claim as _, Claimed, Progress, Record, State, Store as _, StoreError},
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,7 +25,6 @@ async fn write(
     upload: &Upload,
     at: u64,
     bytes: &[u8],
-    keep: Keep,
 ) -> Result<Progress, StoreError> {
     let len = bytes.len() as u64;
     // In pieces that are smaller than the blocks of the store, and not aligned.
@@ -37,7 +34,7 @@ async fn write(
         .collect();
     let source = pin!(StreamBody::new(stream::iter(frames)));
     let mut body = ChunkBody::new(source, Some(len), 0);
-    store.write(upload, at, &mut body, keep).await
+    store.write(upload, at, &mut body).await
 }
 
 #[track_caller]
@@ -65,9 +62,7 @@ async fn a_settled_upload_is_compared_by_the_checksums_of_its_chunks() {
             let (upload, content) = (upload(30), b"0123456789abcdefghijklmnopqrst");
             for at in [10, 0, 20] {
                 let bytes = &content[at..at + 10];
-                write(&store, &upload, at as u64, bytes, Keep::Whole)
-                    .await
-                    .unwrap();
+                write(&store, &upload, at as u64, bytes).await.unwrap();
             }
             let Claimed::Won(mut claim) = store.claim(&upload).await.unwrap() else {
                 panic!("no claim")
@@ -89,11 +84,11 @@ async fn a_settled_upload_is_compared_by_the_checksums_of_its_chunks() {
             for range in [0..10, 10..20, 0..20, 10..30, 0..30, 5..15, 0..29] {
                 let at = range.start as u64;
                 let same = &content[range.clone()];
-                let progress = write(&store, &upload, at, same, Keep::Whole).await.unwrap();
+                let progress = write(&store, &upload, at, same).await.unwrap();
                 assert!(progress.complete, "{range:?}");
                 let mut changed = same.to_vec();
                 changed[range.len() - 1] ^= 1;
-                let written = write(&store, &upload, at, &changed, Keep::Whole).await;
+                let written = write(&store, &upload, at, &changed).await;
                 if range.start % 10 == 0 && range.end % 10 == 0 {
                     assert_conflict(written, state);
                 } else {
@@ -105,38 +100,35 @@ async fn a_settled_upload_is_compared_by_the_checksums_of_its_chunks() {
     }
 }
 
-/// With [`Keep::Prefix`] bytes count before the chunk has ended, but not before it is known that
-/// none of them is a conflict.
+/// A chunk that is written in several pieces, of which the last one is a conflict.
 #[tokio::test]
 async fn a_conflict_at_the_end_stores_nothing() {
     const LEN: usize = 20 << 20;
     let content: Vec<u8> = (0..LEN).map(|n| (n ^ (n >> 9)) as u8).collect();
-    for keep in [Keep::Whole, Keep::Prefix] {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path()).unwrap();
-        let upload = upload(LEN as u64);
-        let stored = LEN - 10..LEN - 5;
-        let bytes = &content[stored.clone()];
-        write(&store, &upload, stored.start as u64, bytes, keep)
-            .await
-            .unwrap();
-        let mut changed = content.clone();
-        changed[LEN - 6] ^= 0x80;
-        for at in [0, LEN / 2] {
-            let written = write(&store, &upload, at as u64, &changed[at..], keep).await;
-            assert_conflict(written, "when its end differs");
-            let expected = [stored.start as u64..stored.end as u64];
-            assert_eq!(ranges(&store, &upload).await, expected);
-        }
-        let written = write(&store, &upload, 0, &content, keep).await.unwrap();
-        assert!(written.complete);
-        let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
-            panic!("no claim")
-        };
-        let path = claim.sealed().stored.path().unwrap();
-        assert!(std::fs::read(path).unwrap() == content);
-        assert_eq!(claim.sealed().crc32, Some(crc32fast::hash(&content)));
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    let upload = upload(LEN as u64);
+    let stored = LEN - 10..LEN - 5;
+    let bytes = &content[stored.clone()];
+    write(&store, &upload, stored.start as u64, bytes)
+        .await
+        .unwrap();
+    let mut changed = content.clone();
+    changed[LEN - 6] ^= 0x80;
+    for at in [0, LEN / 2] {
+        let written = write(&store, &upload, at as u64, &changed[at..]).await;
+        assert_conflict(written, "when its end differs");
+        let expected = [stored.start as u64..stored.end as u64];
+        assert_eq!(ranges(&store, &upload).await, expected);
     }
+    let written = write(&store, &upload, 0, &content).await.unwrap();
+    assert!(written.complete);
+    let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
+        panic!("no claim")
+    };
+    let path = claim.sealed().stored.path().unwrap();
+    assert!(std::fs::read(path).unwrap() == content);
+    assert_eq!(claim.sealed().crc32, Some(crc32fast::hash(&content)));
 }
 
 /// Two clients send different files of one name and size at the same time.
@@ -152,7 +144,7 @@ async fn concurrent_chunks_of_two_files_are_not_mixed() {
             let (store, upload) = (stores[usize::from(n) % 2].clone(), upload.clone());
             tasks.spawn(async move {
                 let bytes = vec![n / 2; LEN];
-                let written = write(&store, &upload, 0, &bytes, Keep::Whole).await;
+                let written = write(&store, &upload, 0, &bytes).await;
                 (n / 2, written)
             });
         }
@@ -196,17 +188,15 @@ async fn only_two_known_lengths_conflict() {
             upload.length = length;
             upload
         };
-        write(&store, &with(first), 0, b"0123456789", Keep::Whole)
-            .await
-            .unwrap();
+        write(&store, &with(first), 0, b"0123456789").await.unwrap();
         // A chunk whose body goes on when it has its place, and one that has arrived.
         let frames = stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; 40_000])))]);
         let source = pin!(StreamBody::new(frames.chain(stream::pending())));
         let mut body = ChunkBody::new(source, None, u64::MAX);
         let big = with(second);
-        let written = store.write(&big, 5, &mut body, Keep::Whole);
+        let written = store.write(&big, 5, &mut body);
         let written = tokio::time::timeout(Duration::from_secs(5), written).await;
-        let short = write(&store, &with(second), 10, b"x", Keep::Whole).await;
+        let short = write(&store, &with(second), 10, b"x").await;
         let created = store.create(&with(second)).await;
         if is_conflict {
             assert_conflict(written.unwrap(), "of a long chunk");

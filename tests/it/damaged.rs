@@ -15,7 +15,7 @@ use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, Scope, Upload, UploadId,
     store::{
-        ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, Record, State, Store as _, StoreError,
+        ChunkBody, Claim as _, Claimed, Expiry, Filter, Record, State, Store as _, StoreError,
     },
 };
 
@@ -42,7 +42,7 @@ async fn write(store: &FileStore, byte: u8, at: usize) -> Result<bool, StoreErro
     let source = pin!(source);
     let mut body = ChunkBody::new(source, Some(10), 0);
     let upload = upload(byte);
-    let written = store.write(&upload, at as u64, &mut body, Keep::Whole);
+    let written = store.write(&upload, at as u64, &mut body);
     Ok(written.await?.complete)
 }
 

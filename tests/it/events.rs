@@ -20,8 +20,8 @@ use tower_resumable::{
     BucketStore, CompletedUpload, Delivery, DigestAlgorithm, Digests, ErrorKind, Event, FileStore,
     Limits, MemoryStore, Refusal, ResumableLayer, Upload, UploadId,
     store::{
-        ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Page, Progress, Record, Sealed, Status,
-        Store, StoreError, Swept,
+        ChunkBody, Claim, Claimed, Expiry, Filter, Page, Progress, Record, Sealed, Status, Store,
+        StoreError, Swept,
     },
 };
 
@@ -77,10 +77,9 @@ impl Store for Broken {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         self.check("write")?;
-        self.store.write(upload, offset, body, keep).await
+        self.store.write(upload, offset, body).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {

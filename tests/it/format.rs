@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, Full};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_resumable::{
     CompletedUpload, FileStore, ResumableLayer, Scope, Upload, UploadId,
-    store::{ChunkBody, Filter, Keep, Store as _},
+    store::{ChunkBody, Filter, Store as _},
 };
 
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/format-1");
@@ -82,10 +82,7 @@ async fn write() {
     let mut body = pin!(Full::from(CONTENT).map_err(|never| match never {}));
     let mut body = ChunkBody::new(body.as_mut(), Some(25), 0);
     let store = FileStore::open(&dir).unwrap();
-    store
-        .write(&upload, 0, &mut body, Keep::Whole)
-        .await
-        .unwrap();
+    store.write(&upload, 0, &mut body).await.unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -33,8 +33,8 @@ use tower_resumable::{
     BucketStore, CompletedUpload, FileStore, MemoryStore, ResumableLayer, Upload, UploadId,
     Uploads,
     store::{
-        BoxFuture, ChunkBody, Claimed, Expiry, Filter, Keep, Page, Progress, Status, Store,
-        StoreError, Swept,
+        BoxFuture, ChunkBody, Claimed, Expiry, Filter, Page, Progress, Status, Store, StoreError,
+        Swept,
     },
 };
 
@@ -95,7 +95,6 @@ impl<S: Store> Store for Paused<S> {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         let mut bytes = BytesMut::new();
         while let Some(piece) = body.next().await {
@@ -106,7 +105,7 @@ impl<S: Store> Store for Paused<S> {
         let source = Full::new(bytes.freeze()).map_err(|never: Infallible| match never {});
         let source = pin!(source);
         let mut body = ChunkBody::new(source, Some(len), len);
-        let written = self.store.write(upload, offset, &mut body, keep).await;
+        let written = self.store.write(upload, offset, &mut body).await;
         (self.pause)(Step::Written).await;
         written
     }

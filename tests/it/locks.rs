@@ -15,7 +15,7 @@ use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, Scope, Upload, UploadId,
     store::{
-        Append, ChunkBody, Claim as _, Claimed, Expiry, Filter, Keep, State, Store as _, StoreError,
+        Append, ChunkBody, Claim as _, Claimed, Expiry, Filter, State, Store as _, StoreError,
     },
 };
 
@@ -53,7 +53,7 @@ async fn write(
     let source = StreamBody::new(stream::iter([Ok::<_, BoxError>(Frame::data(piece))]));
     let source = pin!(source);
     let mut body = ChunkBody::new(source, Some(len as u64), 0);
-    let progress = store.write(upload, offset, &mut body, Keep::Whole).await?;
+    let progress = store.write(upload, offset, &mut body).await?;
     Ok(progress.complete)
 }
 
@@ -78,7 +78,7 @@ async fn other_process() {
             let source = pin!(StreamBody::new(body));
             let mut body = ChunkBody::new(source, Some(2 << 20), 0);
             let upload = upload(RECEIVING, LENGTH);
-            store.write(&upload, 0, &mut body, Keep::Whole).await
+            store.write(&upload, 0, &mut body).await
         })
     };
     for offset in 0.. {
@@ -431,7 +431,7 @@ async fn a_removal_is_not_starved_by_new_chunks() {
                 let source = pin!(StreamBody::new(stream::iter([first]).chain(rest)));
                 let mut body = ChunkBody::new(source, Some(1 << 20), 0);
                 let upload = upload(9, LENGTH);
-                let written = store.write(&upload, n << 20, &mut body, Keep::Whole).await;
+                let written = store.write(&upload, n << 20, &mut body).await;
                 assert!(
                     matches!(written, Err(StoreError::Superseded | StoreError::Busy)),
                     "{written:?}"

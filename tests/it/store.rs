@@ -18,7 +18,7 @@ use http_body_util::StreamBody;
 use tower_resumable::{
     FileStore, MemoryStore, Scope, Upload, UploadId,
     store::{
-        ChunkBody, Claim as _, Claimed, Durability, Expiry, FileStoreBuilder, Filter, Keep, Record,
+        ChunkBody, Claim as _, Claimed, Durability, Expiry, FileStoreBuilder, Filter, Record,
         State, Store, StoreError, conformance,
     },
 };
@@ -99,7 +99,7 @@ async fn write_pieces(
 ) -> Result<bool, StoreError> {
     let source = pin!(StreamBody::new(pieces.map_ok(Frame::data)));
     let mut body = ChunkBody::new(source, Some(len as u64), 0);
-    let progress = store.write(upload, offset, &mut body, Keep::Whole).await?;
+    let progress = store.write(upload, offset, &mut body).await?;
     Ok(progress.complete)
 }
 

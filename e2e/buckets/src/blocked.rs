@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Full};
 use tower_resumable::{
     BucketStore, Scope, Upload, UploadId,
-    store::{ChunkBody, Claim as _, Claimed, Keep, Store as _},
+    store::{ChunkBody, Claim as _, Claimed, Store as _},
 };
 
 use super::engine::{Engine, Error};
@@ -58,7 +58,7 @@ async fn serve(
     let (store, upload) = (open(engine).await?, upload());
     let source = pin!(Full::new("abc".into()).map_err(|never| match never {}));
     let mut body = ChunkBody::new(source, Some(3), 0);
-    store.write(&upload, 0, &mut body, Keep::Whole).await?;
+    store.write(&upload, 0, &mut body).await?;
     let Claimed::Won(mut claim) = store.claim(&upload).await? else {
         return Err("not complete".into());
     };

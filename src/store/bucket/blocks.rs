@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     lock::lock,
-    store::{BodyError, ChunkBody, Keep, StoreError},
+    store::{BodyError, ChunkBody, StoreError},
 };
 
 /// Bytes that are allocated at once. Pieces of a body are copied: a small slice of a connection's
@@ -147,30 +147,14 @@ impl Memory {
     /// memory. It does not wait for memory: two requests that hold some and wait for more would
     /// never end.
     pub(super) async fn read(&self, body: &mut ChunkBody<'_>) -> Result<Blocks, StoreError> {
-        let (blocks, end) = self.source(body, Keep::Whole)?.take(u64::MAX).await;
-        end.unwrap_or(Ok(())).map(|()| blocks)
-    }
-
-    pub(super) fn source<'a, 'b>(
-        &'a self,
-        body: &'a mut ChunkBody<'b>,
-        keep: Keep,
-    ) -> Result<Source<'a, 'b>, StoreError> {
         let limit = self.limit();
-        match body.exact_len() {
+        if body.exact_len().is_some_and(|len| len > limit) {
             // It is held in memory as a whole, which can never be free.
-            Some(len) if len > limit && keep == Keep::Whole => {
-                Err(StoreError::ChunkTooLarge { limit })
-            }
-            _ => Ok(Source {
-                memory: self,
-                body,
-                rest: Bytes::new(),
-                keep,
-                linger: None,
-                holder: self.holder(),
-            }),
+            return Err(StoreError::ChunkTooLarge { limit });
         }
+        let mut source = self.source(body, None);
+        let (blocks, end) = source.take(u64::MAX).await;
+        end.unwrap_or(Ok(())).map(|()| blocks)
     }
 
     /// A body whose bytes are stored as they arrive, and what ends its [`Source::take`].
@@ -178,16 +162,23 @@ impl Memory {
         &'a self,
         body: &'a mut ChunkBody<'b>,
     ) -> (Source<'a, 'b>, Arc<Holder>) {
-        let holder = self.holder();
-        let source = Source {
+        let source = self.source(body, Some(LINGER));
+        let holder = Arc::clone(&source.holder);
+        (source, holder)
+    }
+
+    fn source<'a, 'b>(
+        &'a self,
+        body: &'a mut ChunkBody<'b>,
+        linger: Option<Duration>,
+    ) -> Source<'a, 'b> {
+        Source {
             memory: self,
             body,
             rest: Bytes::new(),
-            keep: Keep::Prefix,
-            linger: Some(LINGER),
-            holder: Arc::clone(&holder),
-        };
-        (source, holder)
+            linger,
+            holder: self.holder(),
+        }
     }
 
     fn holder(&self) -> Arc<Holder> {
@@ -269,7 +260,6 @@ pub(super) struct Source<'a, 'b> {
     body: &'a mut ChunkBody<'b>,
     /// What was received and is not taken yet.
     rest: Bytes,
-    keep: Keep,
     /// How long bytes wait for more. `None` if they are not stored before the others.
     linger: Option<Duration>,
     holder: Arc<Holder>,
@@ -278,8 +268,9 @@ pub(super) struct Source<'a, 'b> {
 impl Source<'_, '_> {
     /// Takes at most `room` bytes, and fewer if the body ends or there is no memory left.
     ///
-    /// Also returns how the body has ended, `None` if more bytes may follow. With [`Keep::Prefix`]
-    /// there is always some progress: the caller stores what it got, and frees its memory.
+    /// Also returns how the body has ended, `None` if more bytes may follow. Of a
+    /// [stream](Memory::stream) there is always some progress: the caller stores what it got, and
+    /// frees its memory.
     pub(super) async fn take(&mut self, room: u64) -> (Blocks, Option<Result<(), StoreError>>) {
         let mut blocks = Blocks::default();
         let mut block: Option<Counted> = None;
@@ -294,9 +285,7 @@ impl Source<'_, '_> {
                 let held = blocks.len() + block.as_ref().map_or(0, |b| b.bytes.capacity() as u64);
                 let until = self.linger.and_then(|linger| Some(since? + linger));
                 let Some(next) = self.next(held, until).await else {
-                    // With `Keep::Prefix` the caller stores what it got.
-                    let is_kept = self.keep == Keep::Prefix;
-                    break (!is_kept).then_some(Err(StoreError::Busy));
+                    break (!self.is_stream()).then_some(Err(StoreError::Busy));
                 };
                 match next {
                     Some(Ok(piece)) => {
@@ -312,7 +301,7 @@ impl Source<'_, '_> {
                 Some(block) => block,
                 None => match self.block(room, blocks.is_empty()).await {
                     Ok(new) => block.insert(new),
-                    Err(StoreError::Busy) if self.keep == Keep::Prefix => break None,
+                    Err(StoreError::Busy) if self.is_stream() => break None,
                     Err(error) => break Some(Err(error)),
                 },
             };
@@ -335,7 +324,7 @@ impl Source<'_, '_> {
         until: Option<Instant>,
     ) -> Option<Option<Result<Bytes, BodyError>>> {
         lock(&self.holder.pace).held = held;
-        let next = if held == 0 && self.linger.is_none() {
+        let next = if held == 0 && !self.is_stream() {
             self.body.next().await
         } else {
             let over = async {
@@ -359,32 +348,21 @@ impl Source<'_, '_> {
         Some(next)
     }
 
-    /// Reads the body to its end. All of it is stored already.
-    pub(super) async fn skip(&mut self) -> Result<(), StoreError> {
-        let read = self.body.received() - self.rest.len() as u64;
-        self.rest.clear();
-        while let Some(piece) = self.body.next().await {
-            piece?;
-        }
-        self.count_duplicate(self.body.received() - read);
-        Ok(())
-    }
-
-    /// See [`ChunkBody::count_duplicate`].
-    pub(super) fn count_duplicate(&mut self, bytes: u64) {
-        self.body.count_duplicate(bytes);
+    /// Whether its bytes are stored as they arrive.
+    fn is_stream(&self) -> bool {
+        self.linger.is_some()
     }
 
     async fn block(&mut self, room: u64, is_first: bool) -> Result<Counted, StoreError> {
         let received = self.body.received() - self.rest.len() as u64;
         let left = self.body.max_len().saturating_sub(received);
         let len = left.min(room).clamp(1, BLOCK);
-        let permit = if self.keep == Keep::Prefix && is_first {
+        let permit = if self.is_stream() && is_first {
             self.memory.reserve(len).await?
         } else {
             self.memory.try_reserve(len).ok_or_else(|| {
                 let limit = self.memory.limit();
-                if self.keep == Keep::Whole && self.body.received() > limit {
+                if !self.is_stream() && self.body.received() > limit {
                     StoreError::ChunkTooLarge { limit }
                 } else {
                     StoreError::Busy
@@ -546,9 +524,9 @@ mod tests {
         assert_eq!(memory.free.available_permits() as u64, BLOCK / UNIT);
     }
 
-    /// A prefix is taken in segments, which are as long as the room or the memory allows.
-    #[tokio::test]
-    async fn a_prefix_is_taken_in_segments() {
+    /// A stream is taken in segments, which are as long as the room or the memory allows.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_taken_in_segments() {
         let bytes: Vec<u8> = (0..3 * BLOCK).map(|n| (n % 251) as u8).collect();
         let pieces: Vec<_> = bytes.chunks(100_000).collect();
         for (limit, room, segments) in [
@@ -560,7 +538,7 @@ mod tests {
             let memory = Memory::new(limit);
             let len = 3 * BLOCK + 1;
             let (found, count, end) = with_body(&pieces, Some(len), async |body| {
-                let mut source = memory.source(body, Keep::Prefix).unwrap();
+                let (mut source, _) = memory.stream(body);
                 let (mut found, mut count) = (Vec::new(), 0);
                 loop {
                     let (blocks, end) = source.take(room).await;
@@ -578,7 +556,7 @@ mod tests {
     }
 
     /// A body that sends some bytes and then one now and then.
-    async fn drip(memory: &Memory, first: usize, every: Duration, keep: Keep) -> (u64, bool) {
+    async fn drip(memory: &Memory, first: usize, every: Duration) -> bool {
         let frames = stream::unfold(true, |is_first| async move {
             let len = if is_first { first } else { 1 };
             if !is_first {
@@ -589,40 +567,33 @@ mod tests {
         });
         let mut body = pin!(StreamBody::new(frames).map_err(Into::into));
         let mut body = ChunkBody::new(body.as_mut(), None, 1 << 30);
-        let mut source = memory.source(&mut body, keep).unwrap();
-        let (blocks, end) = source.take(u64::MAX).await;
-        (blocks.len(), matches!(end, Some(Err(StoreError::Busy))))
+        matches!(memory.read(&mut body).await, Err(StoreError::Busy))
     }
 
     /// Memory has to be earned all the time, not only at the beginning of a body.
     #[tokio::test(start_paused = true)]
     async fn slow_bodies_give_way_when_others_need_their_memory() {
-        for keep in [Keep::Whole, Keep::Prefix] {
-            let memory = Memory::new(4 * BLOCK);
-            let first = 4 * BLOCK as usize - 1000;
-            let dripping = drip(&memory, first, Duration::from_secs(1), keep);
-            let mut dripping = pin!(dripping);
-            let others = async {
-                let mut tries = 0;
-                while read(&memory, &[b"abc"], Some(3)).await.is_err() {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    tries += 1;
-                }
-                tries
-            };
-            let mut others = pin!(others);
-            let started = Instant::now();
-            let (dripped, tries) = futures_util::future::join(&mut dripping, &mut others).await;
-            let (kept, is_busy) = dripped;
-            // A body that has just begun keeps its memory.
-            assert!((15..=25).contains(&tries), "{tries} tries");
-            assert!(started.elapsed() < Duration::from_secs(30));
-            assert_eq!(is_busy, keep == Keep::Whole);
-            assert!(kept >= first as u64 || keep == Keep::Whole);
-        }
+        let memory = Memory::new(4 * BLOCK);
+        let first = 4 * BLOCK as usize - 1000;
+        let mut dripping = pin!(drip(&memory, first, Duration::from_secs(1)));
+        let others = async {
+            let mut tries = 0;
+            while read(&memory, &[b"abc"], Some(3)).await.is_err() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                tries += 1;
+            }
+            tries
+        };
+        let mut others = pin!(others);
+        let started = Instant::now();
+        let (is_busy, tries) = futures_util::future::join(&mut dripping, &mut others).await;
+        // A body that has just begun keeps its memory.
+        assert!((15..=25).contains(&tries), "{tries} tries");
+        assert!(started.elapsed() < Duration::from_secs(30));
+        assert!(is_busy);
         // If there is memory for all, a slow body is left alone.
         let memory = Memory::new(8 * BLOCK);
-        let slow = drip(&memory, BLOCK as usize, Duration::from_secs(5), Keep::Whole);
+        let slow = drip(&memory, BLOCK as usize, Duration::from_secs(5));
         assert!(timeout(Duration::from_secs(3600), slow).await.is_err());
     }
 
@@ -634,7 +605,7 @@ mod tests {
         let [fast, slow, slowest] = [2, 100, 4000].map(|every| {
             let (memory, every) = (Arc::clone(&memory), Duration::from_millis(every));
             let first = BLOCK as usize / 2;
-            tokio::spawn(async move { drip(&memory, first, every, Keep::Whole).await })
+            tokio::spawn(async move { drip(&memory, first, every).await })
         });
         for given_way in [&slowest, &slow] {
             tokio::time::sleep(Duration::from_secs(30)).await;
@@ -648,6 +619,6 @@ mod tests {
         let more = timeout(Duration::from_secs(60), memory.reserve(BLOCK)).await;
         assert!(more.is_err() && !fast.is_finished());
         fast.abort();
-        assert!(slow.await.unwrap().1 && slowest.await.unwrap().1);
+        assert!(slow.await.unwrap() && slowest.await.unwrap());
     }
 }

@@ -46,8 +46,8 @@ use self::{
     stored::StreamBody,
 };
 use super::{
-    Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer,
-    Page, Progress, Status, Store, StoreError, Swept, Usage,
+    Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Observed, Observer, Page,
+    Progress, Status, Store, StoreError, Swept, Usage,
 };
 use crate::model::upload::{Upload, UploadId};
 
@@ -434,9 +434,8 @@ impl Store for BucketStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
-        self.inner.write(upload, offset, body, keep).await
+        self.inner.write(upload, offset, body).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {

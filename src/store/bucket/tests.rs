@@ -19,8 +19,8 @@ use super::{BucketClaim, BucketStore, StoredObject, layout::Limits};
 use crate::{
     model::upload::{Scope, Upload, UploadId},
     store::{
-        Append, BodyError, Capabilities, ChunkBody, Claim as _, Claimed, Content, Expiry, Filter,
-        Keep, Page, Progress, Record, State, Status, Store, StoreError, Swept, Usage, conformance,
+        Append, Capabilities, ChunkBody, Claim as _, Claimed, Content, Expiry, Filter, Page,
+        Progress, Record, State, Status, Store, StoreError, Swept, Usage, conformance,
     },
 };
 
@@ -52,7 +52,6 @@ async fn write(
     offset: u64,
     pieces: &[&[u8]],
     fails: bool,
-    keep: Keep,
 ) -> Result<Progress, StoreError> {
     let pieces = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece)));
     let error = fails.then(|| Err("connection reset".into()));
@@ -60,11 +59,11 @@ async fn write(
     let frames = frames.map(|piece| piece.map(http_body::Frame::data));
     let mut body = pin!(StreamBody::new(stream::iter(frames)));
     let mut body = ChunkBody::new(body.as_mut(), None, u64::MAX);
-    store.write(upload, offset, &mut body, keep).await
+    store.write(upload, offset, &mut body).await
 }
 
 async fn write_whole(store: &BucketStore, upload: &Upload, bytes: &[u8]) -> Progress {
-    let written = write(store, upload, 0, &[bytes], false, Keep::Whole).await;
+    let written = write(store, upload, 0, &[bytes], false).await;
     written.unwrap()
 }
 
@@ -123,10 +122,9 @@ impl Store for Balanced {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         let _writing = self.writing.read().await;
-        self.next().write(upload, offset, body, keep).await
+        self.next().write(upload, offset, body).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -230,7 +228,7 @@ async fn chunks_and_appends_do_not_mix() {
             stores[0].create(upload).await.unwrap();
         }
         let at = Append::at;
-        write(&stores[0], &chunks, 0, &[b"abc"], false, Keep::Whole)
+        write(&stores[0], &chunks, 0, &[b"abc"], false)
             .await
             .unwrap();
         append(&stores[0], &appends, at(0), &[b"abc"], false)
@@ -242,7 +240,7 @@ async fn chunks_and_appends_do_not_mix() {
                 matches!(appended, Err(StoreError::Unsupported)),
                 "{appended:?}"
             );
-            let written = write(store, &appends, 3, &[b"def"], false, Keep::Whole).await;
+            let written = write(store, &appends, 3, &[b"def"], false).await;
             assert!(
                 matches!(written, Err(StoreError::Unsupported)),
                 "{written:?}"
@@ -256,7 +254,7 @@ async fn chunks_and_appends_do_not_mix() {
         // More than an object can have.
         if length.is_none() {
             let end = SMALL.slot * SMALL.max_parts;
-            let written = write(&stores[0], &chunks, end, &[b"x"], false, Keep::Whole).await;
+            let written = write(&stores[0], &chunks, end, &[b"x"], false).await;
             assert!(
                 matches!(written, Err(StoreError::TooLarge { limit }) if limit == end),
                 "{written:?}"
@@ -340,45 +338,6 @@ async fn appends_become_equal_parts() {
     }
 }
 
-/// Full slots are parts, and the rest is a piece. The next request continues after it.
-#[tokio::test]
-async fn a_prefix_is_stored_slot_by_slot() {
-    let engine = Arc::new(InMemory::new());
-    let store = open(&engine, Duration::from_secs(30)).await;
-    let upload = upload(1, "", 1_000_000);
-    let content: Vec<u8> = (0..1_000_000).map(|n| (n / 7 % 256) as u8).collect();
-    let pieces: Vec<_> = content[..800_000].chunks(90_000).collect();
-    let result = write(&store, &upload, 0, &pieces, true, Keep::Prefix).await;
-    let Err(StoreError::Body(BodyError::Failed(error))) = result else {
-        panic!("{result:?}");
-    };
-    assert_eq!(error.to_string(), "connection reset");
-    assert_eq!(ranges(&store, &upload).await, vec![0..800_000]);
-    let rest = &[&content[800_000..]];
-    let progress = write(&store, &upload, 800_000, rest, false, Keep::Prefix).await;
-    assert!(progress.unwrap().complete);
-    let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
-        panic!("not complete");
-    };
-    let sealed = claim.sealed();
-    assert_eq!(sealed.crc32, Some(crc32fast::hash(&content)));
-    let object = sealed.stored.as_any().unwrap();
-    let object = object.downcast_ref::<StoredObject>().unwrap();
-    let found = object.engine().get(object.path()).await.unwrap();
-    assert!(found.bytes().await.unwrap() == content);
-}
-
-/// A prefix without bytes does not create an upload.
-#[tokio::test]
-async fn an_empty_prefix_leaves_nothing() {
-    let engine = Arc::new(InMemory::new());
-    let store = open(&engine, Duration::from_secs(30)).await;
-    let upload = upload(1, "", 10);
-    let result = write(&store, &upload, 0, &[], true, Keep::Prefix).await;
-    assert!(matches!(result, Err(StoreError::Body(_))));
-    assert!(store.status(&upload.id).await.unwrap().is_none());
-}
-
 #[tokio::test]
 async fn a_created_upload_is_known_to_other_servers() {
     let engine = Arc::new(InMemory::new());
@@ -387,18 +346,16 @@ async fn a_created_upload_is_known_to_other_servers() {
     let upload = upload(1, "a", 10);
     let created = store.create(&upload).await.unwrap();
     assert!(matches!(created.state, State::Receiving(ranges) if ranges.is_empty()));
-    write(&other, &upload, 0, &[b"abc"], false, Keep::Whole)
-        .await
-        .unwrap();
+    write(&other, &upload, 0, &[b"abc"], false).await.unwrap();
     let mut again = upload.clone();
     again.file_name = Some("b".into());
     let created = store.create(&again).await.unwrap();
     assert_eq!((created.prefix(), &created.upload), (3, &upload));
     let listed = other.list(&Filter::default(), None).await.unwrap();
     assert_eq!(listed.uploads.len(), 1);
-    let result = write(&store, &again, 3, &[b"defghijk"], false, Keep::Whole).await;
+    let result = write(&store, &again, 3, &[b"defghijk"], false).await;
     assert!(matches!(result, Err(StoreError::OutOfBounds)));
-    write(&store, &again, 3, &[b"defghij"], false, Keep::Whole)
+    write(&store, &again, 3, &[b"defghij"], false)
         .await
         .unwrap();
     let Claimed::Won(claim) = store.claim(&again).await.unwrap() else {
@@ -462,7 +419,7 @@ async fn another_length_is_a_contradiction() {
         match state {
             "created" => drop(store.create(&upload).await.unwrap()),
             "begun" => {
-                let part = write(&store, &upload, 0, &[b"abc"], false, Keep::Whole).await;
+                let part = write(&store, &upload, 0, &[b"abc"], false).await;
                 part.unwrap();
             }
             "complete" => drop(write_whole(&store, &upload, b"abcdef").await),
@@ -478,11 +435,9 @@ async fn another_length_is_a_contradiction() {
                 ..upload.clone()
             };
             for store in [&store, &other] {
-                for keep in [Keep::Whole, Keep::Prefix] {
-                    let written = write(store, &edited, 0, &[b"xyz"], true, keep).await;
-                    let is_conflict = matches!(written, Err(StoreError::Conflict));
-                    assert!(is_conflict, "{state}, {length}: {written:?}");
-                }
+                let written = write(store, &edited, 0, &[b"xyz"], true).await;
+                let is_conflict = matches!(written, Err(StoreError::Conflict));
+                assert!(is_conflict, "{state}, {length}: {written:?}");
                 let created = store.create(&edited).await;
                 assert!(matches!(created, Err(StoreError::Conflict)), "{state}");
             }
@@ -503,7 +458,7 @@ async fn other_bytes_are_a_contradiction() {
     // A whole slot, and some bytes of the next two.
     for range in [0..350_000, 400_000..500_000, 750_000..800_000] {
         let offset = range.start as u64;
-        write(&store, &upload, offset, &[at(range)], false, Keep::Whole)
+        write(&store, &upload, offset, &[at(range)], false)
             .await
             .unwrap();
     }
@@ -520,24 +475,15 @@ async fn other_bytes_are_a_contradiction() {
         edited[changed - range.start] ^= 1;
         for store in [&store, &other] {
             let offset = range.start as u64;
-            let written = write(store, &upload, offset, &[&edited], false, Keep::Whole).await;
+            let written = write(store, &upload, offset, &[&edited], false).await;
             assert!(matches!(written, Err(StoreError::Conflict)), "{written:?}");
             assert_eq!(ranges(store, &upload).await, before, "{range:?}");
         }
     }
-    // A prefix stays up to the slot with the contradiction.
-    let mut edited = at(350_000..1_000_000).to_vec();
-    edited[410_000] ^= 1;
-    let written = write(&other, &upload, 350_000, &[&edited], false, Keep::Prefix).await;
-    assert!(matches!(written, Err(StoreError::Conflict)), "{written:?}");
-    assert_eq!(
-        ranges(&other, &upload).await,
-        vec![0..700_000, 750_000..800_000]
-    );
     // The same bytes again are no contradiction, in whatever chunks.
     for range in [0..1_000_000, 5..450_000, 0..350_000] {
         let offset = range.start as u64;
-        write(&other, &upload, offset, &[at(range)], false, Keep::Whole)
+        write(&other, &upload, offset, &[at(range)], false)
             .await
             .unwrap();
     }
@@ -628,7 +574,7 @@ async fn a_clock_that_jumps_removes_nothing() {
         let engine = Arc::new(InMemory::new());
         let store = open(&engine, Duration::from_secs(30)).await;
         let (begun, complete) = (upload(1, "", 6), upload(2, "", 6));
-        let part = write(&store, &begun, 0, &[b"abc"], false, Keep::Whole).await;
+        let part = write(&store, &begun, 0, &[b"abc"], false).await;
         part.unwrap();
         write_whole(&store, &complete, b"abcdef").await;
         // The sweep before has read the clocks.

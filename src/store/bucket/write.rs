@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     model::upload::Upload,
-    store::{ChunkBody, Keep, Progress, RangeSet, Status, StoreError, random_id},
+    store::{ChunkBody, Progress, RangeSet, Status, StoreError, random_id},
 };
 
 /// How often to retry after another server has interfered.
@@ -38,18 +38,15 @@ const SLOTS_AT_ONCE: usize = 4;
 /// The longest part id that fits into the name of a mark.
 const MAX_CONTENT_ID: usize = 300;
 
-/// Some bytes of a chunk.
-struct Segment {
+struct Chunk {
     /// Within the upload.
     offset: u64,
     bytes: Blocks,
-    is_first: bool,
-    is_last: bool,
     /// How many of the bytes were not stored before.
     new: AtomicU64,
 }
 
-impl Segment {
+impl Chunk {
     fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.bytes.len()
     }
@@ -88,12 +85,11 @@ impl Inner {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         // While it is open, no sweep of this process removes the upload.
         let gate = self.gates.of(upload.id);
         let _open = gate.read().await;
-        let mut info = match self.known.info(&upload.id) {
+        let info = match self.known.info(&upload.id) {
             Some(info) => Some(info),
             None => self.info(&upload.id).await?,
         };
@@ -108,46 +104,18 @@ impl Inner {
             }
         }
         // The length of the first request counts.
-        let slot = match &info {
-            Some(info) if info.is_receiving() => info.slot,
-            _ => self.slot_size(upload)?,
-        };
-        let mut source = self.memory.source(body, keep)?;
-        let mut at = offset;
-        loop {
-            let room = match keep {
-                Keep::Whole => u64::MAX,
-                // Up to the end of a slot, so that it becomes a part.
-                Keep::Prefix => {
-                    let slot = info.as_ref().map_or(slot, |info| info.slot);
-                    slot - at % slot
-                }
-            };
-            let (bytes, end) = source.take(room).await;
-            let segment = Segment {
-                offset: at,
-                bytes,
-                is_first: at == offset,
-                is_last: end.is_some(),
-                new: AtomicU64::new(0),
-            };
-            let is_kept = keep == Keep::Prefix && !(segment.is_first && segment.bytes.is_empty());
-            match end {
-                Some(Err(error)) if !is_kept => return Err(error),
-                _ => {}
-            }
-            let stored = self.store(upload, &mut info, &segment).await?;
-            at += segment.bytes.len();
-            let new = segment.new.into_inner();
-            source.count_duplicate(segment.bytes.len().saturating_sub(new));
-            match (stored, end) {
-                (_, Some(Err(error))) => return Err(error),
-                (Some(progress), Some(Ok(()))) => return Ok(progress),
-                // The upload is complete.
-                (Some(progress), None) => return source.skip().await.map(|()| progress),
-                (None, _) => {}
-            }
+        if !info.as_ref().is_some_and(|info| info.is_receiving()) {
+            self.slot_size(upload)?;
         }
+        let chunk = Chunk {
+            offset,
+            bytes: self.memory.read(body).await?,
+            new: AtomicU64::new(0),
+        };
+        let progress = self.store(upload, info, &chunk).await?;
+        let new = chunk.new.into_inner();
+        body.count_duplicate(chunk.bytes.len().saturating_sub(new));
+        Ok(progress)
     }
 
     /// Bytes of a slot of this upload, if the store can keep it.
@@ -241,18 +209,15 @@ impl Inner {
         Ok(Some(info))
     }
 
-    /// Stores a segment, and creates the upload if it is absent.
-    ///
-    /// Returns how far the upload is if the segment is the last one of its chunk, or if the upload
-    /// is complete already. `None` if more segments are to follow.
+    /// Stores a chunk, and creates the upload if it is absent. Returns how far the upload is.
     async fn store(
         self: &Arc<Self>,
         upload: &Upload,
-        info: &mut Option<Arc<Info>>,
-        segment: &Segment,
-    ) -> Result<Option<Progress>, StoreError> {
+        mut info: Option<Arc<Info>>,
+        chunk: &Chunk,
+    ) -> Result<Progress, StoreError> {
         // No upload is that long.
-        let end = segment.offset.saturating_add(segment.bytes.len());
+        let end = chunk.offset.saturating_add(chunk.bytes.len());
         for _ in 0..TRIES {
             let now = match info.take().filter(|info| info.is_receiving()) {
                 Some(now) => now,
@@ -260,7 +225,7 @@ impl Inner {
             };
             check_length(upload, &now)?;
             if !now.is_receiving() {
-                return Ok(Some(now.complete()));
+                return Ok(now.complete());
             }
             if end > now.length() {
                 return Err(StoreError::OutOfBounds);
@@ -269,29 +234,23 @@ impl Inner {
             if end > limit {
                 return Err(StoreError::TooLarge { limit });
             }
-            let progress = if !self.fill(&now, segment).await? {
-                self.without_multipart(&now).await?
-            } else if segment.is_last {
+            let progress = if self.fill(&now, chunk).await? {
                 self.current_progress(&now).await?
             } else {
-                *info = Some(now);
-                return Ok(None);
+                self.without_multipart(&now).await?
             };
-            if progress.is_some() {
+            if let Some(progress) = progress {
                 return Ok(progress);
             }
             // The upload was removed.
             self.known.forget(&now);
-            if !segment.is_first {
-                break;
-            }
         }
         Err(StoreError::Superseded)
     }
 
     /// Stores the bytes that are missing. `false` if the multipart upload does not exist.
-    async fn fill(&self, info: &Info, segment: &Segment) -> Result<bool, StoreError> {
-        let slots = info.slots().touched(&segment.range());
+    async fn fill(&self, info: &Info, chunk: &Chunk) -> Result<bool, StoreError> {
+        let slots = info.slots().touched(&chunk.range());
         // Only one request of this process lists and fills a slot at a time.
         let mut locks = Vec::new();
         for slot in slots.clone() {
@@ -303,13 +262,13 @@ impl Inner {
                 // Its bytes come by appends.
                 return Err(StoreError::Unsupported);
             }
-            self.check_bytes(info, slot, &entries, segment).await?;
+            self.check_bytes(info, slot, &entries, chunk).await?;
             Ok::<_, StoreError>((slot, entries))
         });
         // Nothing of a chunk is stored if some of its bytes contradict what is stored.
         let listed: Vec<_> = listed.buffered(SLOTS_AT_ONCE).try_collect().await?;
         let filled = stream::iter(listed)
-            .map(async |(slot, entries)| self.fill_slot(info, slot, &entries, segment).await)
+            .map(async |(slot, entries)| self.fill_slot(info, slot, &entries, chunk).await)
             .buffer_unordered(SLOTS_AT_ONCE);
         filled.try_all(async |filled| filled).await
     }
@@ -319,17 +278,17 @@ impl Inner {
         info: &Info,
         slot: usize,
         entries: &[Entry],
-        segment: &Segment,
+        chunk: &Chunk,
     ) -> Result<bool, StoreError> {
-        let (whole, bytes) = (info.slots().range(slot), segment.range());
+        let (whole, bytes) = (info.slots().range(slot), chunk.range());
         let range = whole.start.max(bytes.start)..whole.end.min(bytes.end);
         let mut stored = RangeSet::default();
         for entry in entries {
             insert(&mut stored, info, slot, entry);
         }
         for gap in stored.gaps(range.start, range.end - range.start) {
-            let piece = segment.slice(&gap);
-            segment.new.fetch_add(gap.end - gap.start, Relaxed);
+            let piece = chunk.slice(&gap);
+            chunk.new.fetch_add(gap.end - gap.start, Relaxed);
             if gap != whole {
                 self.put_piece(info, slot, gap.start, piece).await?;
             } else if !self.put_part(info, slot, piece).await? {
@@ -343,16 +302,16 @@ impl Inner {
         Ok(true)
     }
 
-    /// Compares the bytes of a segment with what is stored of a slot. A part cannot be read before
+    /// Compares the bytes of a chunk with what is stored of a slot. A part cannot be read before
     /// the upload is complete, so one that has other bytes, too, is not compared.
     async fn check_bytes(
         &self,
         info: &Info,
         slot: usize,
         entries: &[Entry],
-        segment: &Segment,
+        chunk: &Chunk,
     ) -> Result<(), StoreError> {
-        let bytes = segment.range();
+        let bytes = chunk.range();
         let (mut same, mut others) = (RangeSet::default(), Vec::new());
         for entry in entries {
             let range = entry.range(info.slots(), slot);
@@ -368,7 +327,7 @@ impl Inner {
                     crc32fast::hash(&piece[from..from + (both.end - both.start) as usize])
                 }
             };
-            if segment.slice(&both).crc() == crc {
+            if chunk.slice(&both).crc() == crc {
                 same.insert(both.start, both.end - both.start);
             } else {
                 others.push(both);

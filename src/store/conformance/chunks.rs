@@ -4,15 +4,12 @@ use std::pin::pin;
 
 use super::{
     Suite, assert_ranges,
-    body::{End, FAILURE, FRAME, Source},
-    complete, content, described_as, everything, later, read, receiving, record, upload, upload_of,
-    write,
+    body::{End, FAILURE, Source},
+    complete, content, described_as, everything, read, receiving, upload, upload_of, write,
 };
 use crate::{
     model::upload::{Scope, Upload},
-    store::{
-        BodyError, ChunkBody, Claim, Claimed, Filter, Keep, Progress, State, Store, StoreError,
-    },
+    store::{BodyError, ChunkBody, Claimed, Filter, Progress, State, Store, StoreError},
 };
 
 impl<S: Store + Clone> Suite<S> {
@@ -95,12 +92,10 @@ impl<S: Store + Clone> Suite<S> {
             self.write(&upload, at(1), &bytes[unit..2 * unit]).await;
             // Only the last stored byte is different.
             changed[2 * unit - 1] ^= 1;
-            let conflict = async |range: std::ops::Range<usize>, keep, when: &str| {
+            let conflict = async |range: std::ops::Range<usize>, when: &str| {
                 let source = pin!(Source::new(&changed[range.clone()]));
                 let mut body = ChunkBody::new(source, Some(range.len() as u64), 0);
-                let written = self
-                    .store
-                    .write(&upload, range.start as u64, &mut body, keep);
+                let written = self.store.write(&upload, range.start as u64, &mut body);
                 let written = self.soon("`write` of changed bytes", written).await;
                 assert!(
                     matches!(written, Err(StoreError::Conflict)),
@@ -110,16 +105,14 @@ impl<S: Store + Clone> Suite<S> {
             let chunks = [unit..2 * unit, 0..3 * unit, unit + unit / 2..3 * unit];
             for range in chunks {
                 let when = "while it is received";
-                conflict(range, Keep::Whole, when).await;
+                conflict(range, when).await;
                 let stored = &[at(1)..at(2)];
                 self.assert_receiving(&upload, stored, "after changed bytes")
                     .await;
             }
-            let when = "with `Keep::Prefix`";
-            conflict(unit..2 * unit, Keep::Prefix, when).await;
             self.write(&upload, 0, &bytes[..unit]).await;
             self.write(&upload, at(2), &bytes[2 * unit..]).await;
-            conflict(unit..2 * unit, Keep::Whole, "when it is complete").await;
+            conflict(unit..2 * unit, "when it is complete").await;
             self.write(&upload, at(1), &bytes[unit..2 * unit]).await;
             self.deliver(&upload, &bytes).await;
         }
@@ -152,7 +145,7 @@ impl<S: Store + Clone> Suite<S> {
                 // The length is not declared, but limited.
                 let source = pin!(Source::new(&content(1, LEN as usize + 1)));
                 let mut body = ChunkBody::new(source, None, LEN);
-                let result = self.store.write(&upload, 0, &mut body, Keep::Whole).await;
+                let result = self.store.write(&upload, 0, &mut body).await;
                 let case = "after a body that is too long";
                 assert_body_error(&result, End::Well, case);
                 self.assert_absent(&upload, case).await;
@@ -164,93 +157,6 @@ impl<S: Store + Clone> Suite<S> {
         self.write(&upload, 0, &chunk).await;
         let (found, _) = self.take(&upload).await;
         assert!(found == chunk.repeat(3), "bytes of a bad chunk are stored");
-    }
-
-    /// `write` returns the error of the body, and what the body has yielded before is stored.
-    pub(super) async fn prefixes_stay(&self) {
-        const LEN: u64 = 600_000;
-        let bytes = content(0, LEN as usize + 1);
-        for (len, end) in bad_chunks(LEN) {
-            let case = format!("after the prefix of a chunk ({len} bytes of {LEN}, end: {end:?})");
-            // The frame that exceeds the length is not part of the chunk.
-            let stored = if len > LEN {
-                LEN / FRAME as u64 * FRAME as u64
-            } else {
-                len
-            };
-            // The prefix is at the start of the file, or meets stored bytes, or is the whole file.
-            let places = [(0, 2 * LEN), (100, 2 * LEN), (0, LEN)];
-            for (offset, length) in places {
-                let upload = upload(length);
-                let mut expected = vec![0; length as usize];
-                expected[offset as usize..][..stored as usize]
-                    .copy_from_slice(&bytes[..stored as usize]);
-                if offset > 0 {
-                    expected[90..100].fill(7);
-                    expected[100..110].copy_from_slice(&bytes[..10]);
-                    self.write(&upload, 90, &expected[90..110]).await;
-                }
-                let source = Source::ending(&bytes[..len as usize], end);
-                let result = self.write_prefix(&upload, offset, source, LEN).await;
-                assert_body_error(&result, end, &case);
-
-                match self.state(&upload).await {
-                    // A prefix without bytes need not create the upload.
-                    None if stored == 0 && offset == 0 => {}
-                    Some(State::Receiving(ranges)) if stored == 0 && offset == 0 => {
-                        assert_ranges(&ranges, &[], &case);
-                    }
-                    Some(State::Receiving(ranges)) => {
-                        assert!(
-                            stored < length,
-                            "all bytes are there, but `Receiving` {case}"
-                        );
-                        let expected = if offset > 0 {
-                            90..(offset + stored).max(110)
-                        } else {
-                            0..stored
-                        };
-                        assert_ranges(&ranges, &[expected], &case);
-                    }
-                    Some(State::Complete) => assert_eq!(stored, length, "`Complete` {case}"),
-                    state => panic!("{state:?} {case}"),
-                }
-                let progress = self.write(&upload, 0, &expected).await;
-                assert_eq!(progress, complete(length), "`write` misses bytes {case}");
-                let (found, _) = self.take(&upload).await;
-                assert!(found == expected, "a prefix has wrong bytes {case}");
-            }
-        }
-
-        // A body that does not fail is a chunk like any other, even if it is a duplicate.
-        let upload = upload(LEN);
-        for _ in 0..2 {
-            let source = Source::new(&bytes[..LEN as usize]);
-            let result = self.write_prefix(&upload, 0, source, LEN).await;
-            let progress = result.expect("`write` of a good chunk with `Keep::Prefix` fails");
-            assert_eq!(progress, complete(LEN), "a good chunk with `Keep::Prefix`");
-        }
-        // Nor does a prefix change a sealed upload.
-        let claim = self.claim(&upload).await;
-        let source = Source::ending(&bytes[..4], End::Failure);
-        let result = self.write_prefix(&upload, 0, source, LEN).await;
-        assert_body_error(&result, End::Failure, "for a late prefix");
-        self.assert_content(claim.sealed(), &bytes[..LEN as usize])
-            .await;
-        self.settle(claim, &record(true, later())).await;
-    }
-
-    async fn write_prefix(
-        &self,
-        upload: &Upload,
-        offset: u64,
-        source: Source,
-        len: u64,
-    ) -> Result<Progress, StoreError> {
-        let source = pin!(source);
-        let mut body = ChunkBody::new(source, Some(len), 0);
-        let write = self.store.write(upload, offset, &mut body, Keep::Prefix);
-        self.soon("`write` with `Keep::Prefix`", write).await
     }
 
     /// As long as a body may still fail, no byte of it is counted.
@@ -293,8 +199,6 @@ impl<S: Store + Clone> Suite<S> {
     }
 
     /// The chunk starts beyond the end, or crosses it, or its end is larger than a `u64`.
-    ///
-    /// With [`Keep::Prefix`] bytes that lie before the end may have been stored already.
     pub(super) async fn chunks_out_of_bounds(&self) {
         const LEN: u64 = 600_000;
         let bytes = content(0, 2 * LEN as usize);
@@ -308,41 +212,35 @@ impl<S: Store + Clone> Suite<S> {
             (u64::MAX, 1),
             (u64::MAX - 9, LEN),
         ];
-        for keep in [Keep::Whole, Keep::Prefix] {
-            for first in [true, false] {
-                let upload = upload(LEN);
-                if !first {
-                    self.write(&upload, 1000, &bytes[1000..2000]).await;
-                }
-                for (offset, len) in chunks {
-                    for exact in [Some(len), None] {
-                        let case = format!("after a chunk of {len} bytes at {offset} of {LEN}");
-                        let start = offset.min(LEN) as usize;
-                        let source = pin!(Source::new(&bytes[start..start + len as usize]));
-                        let mut body = ChunkBody::new(source, exact, LEN);
-                        let result = self.store.write(&upload, offset, &mut body, keep).await;
-                        assert!(
-                            matches!(result, Err(StoreError::OutOfBounds)),
-                            "`write` does not return `OutOfBounds` but {result:?} {case}"
-                        );
-                        match (keep, self.state(&upload).await) {
-                            (_, None) => assert!(first, "an upload is gone {case}"),
-                            (Keep::Prefix, Some(State::Receiving(ranges))) => assert!(
-                                ranges.iter().all(|range| range.end <= LEN),
-                                "bytes beyond the length are stored {case}: {ranges:?}"
-                            ),
-                            _ if first => self.assert_absent(&upload, &case).await,
-                            _ => self.assert_receiving(&upload, &[1000..2000], &case).await,
-                        }
+        for first in [true, false] {
+            let upload = upload(LEN);
+            if !first {
+                self.write(&upload, 1000, &bytes[1000..2000]).await;
+            }
+            for (offset, len) in chunks {
+                for exact in [Some(len), None] {
+                    let case = format!("after a chunk of {len} bytes at {offset} of {LEN}");
+                    let start = offset.min(LEN) as usize;
+                    let source = pin!(Source::new(&bytes[start..start + len as usize]));
+                    let mut body = ChunkBody::new(source, exact, LEN);
+                    let result = self.store.write(&upload, offset, &mut body).await;
+                    assert!(
+                        matches!(result, Err(StoreError::OutOfBounds)),
+                        "`write` does not return `OutOfBounds` but {result:?} {case}"
+                    );
+                    if first {
+                        self.assert_absent(&upload, &case).await;
+                    } else {
+                        self.assert_receiving(&upload, &[1000..2000], &case).await;
                     }
                 }
-                self.write(&upload, 0, &bytes[..LEN as usize]).await;
-                let (found, _) = self.take(&upload).await;
-                assert!(
-                    found == bytes[..LEN as usize],
-                    "a chunk beyond the length spoils the file"
-                );
             }
+            self.write(&upload, 0, &bytes[..LEN as usize]).await;
+            let (found, _) = self.take(&upload).await;
+            assert!(
+                found == bytes[..LEN as usize],
+                "a chunk beyond the length spoils the file"
+            );
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     HOUR, Suite, abandoned, body::Source, complete, content, everything, later, nothing, receiving,
     record, records, undelivered, upload,
 };
-use crate::store::{ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Sealed, Store};
+use crate::store::{ChunkBody, Claim, Claimed, Expiry, Filter, Sealed, Store};
 
 impl<S: Store + Clone> Suite<S> {
     /// This holds before it is swept too. The next chunk starts a new upload with a new id, and the
@@ -180,44 +180,42 @@ impl<S: Store + Clone> Suite<S> {
         // More than the buffers of most stores.
         const LEN: u64 = 3_000_000;
         let bytes = content(0, LEN as usize);
-        for keep in [Keep::Whole, Keep::Prefix] {
-            // The chunk is the first one of its upload, or it is not.
-            for stored in [3, 0] {
-                let upload = upload(LEN + 3);
-                if stored > 0 {
-                    self.write(&upload, LEN, b"abc").await;
-                }
-                let (source, mut hold) = Source::held(&bytes);
-                let (store, written) = (self.store.clone(), upload.clone());
-                let task = tokio::spawn(async move {
-                    let source = pin!(source);
-                    let mut body = ChunkBody::new(source, Some(LEN), 0);
-                    store.write(&written, 0, &mut body, keep).await
-                });
-                self.soon("reading a body", hold.drained()).await;
-                self.sweep(&everything()).await;
-                hold.end();
-                let written = self.joined("`write` after a sweep", task).await;
-                let progress = written.expect("a chunk fails because of a sweep");
-                let expected = match stored {
-                    0 => receiving(LEN),
-                    _ => complete(LEN + stored),
-                };
-                assert_eq!(
-                    progress, expected,
-                    "a sweep removes an upload that a request is writing to"
-                );
-                let when = "after a sweep";
-                if stored > 0 {
-                    self.assert_complete(&upload, when).await;
-                } else {
-                    self.assert_receiving(&upload, &[0..LEN], when).await;
-                }
-                assert!(
-                    self.remove(&upload).await,
-                    "`remove` does not remove an upload after a sweep"
-                );
+        // The chunk is the first one of its upload, or it is not.
+        for stored in [3, 0] {
+            let upload = upload(LEN + 3);
+            if stored > 0 {
+                self.write(&upload, LEN, b"abc").await;
             }
+            let (source, mut hold) = Source::held(&bytes);
+            let (store, written) = (self.store.clone(), upload.clone());
+            let task = tokio::spawn(async move {
+                let source = pin!(source);
+                let mut body = ChunkBody::new(source, Some(LEN), 0);
+                store.write(&written, 0, &mut body).await
+            });
+            self.soon("reading a body", hold.drained()).await;
+            self.sweep(&everything()).await;
+            hold.end();
+            let written = self.joined("`write` after a sweep", task).await;
+            let progress = written.expect("a chunk fails because of a sweep");
+            let expected = match stored {
+                0 => receiving(LEN),
+                _ => complete(LEN + stored),
+            };
+            assert_eq!(
+                progress, expected,
+                "a sweep removes an upload that a request is writing to"
+            );
+            let when = "after a sweep";
+            if stored > 0 {
+                self.assert_complete(&upload, when).await;
+            } else {
+                self.assert_receiving(&upload, &[0..LEN], when).await;
+            }
+            assert!(
+                self.remove(&upload).await,
+                "`remove` does not remove an upload after a sweep"
+            );
         }
 
         let upload = upload(3);

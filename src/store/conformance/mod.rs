@@ -53,8 +53,8 @@ use tokio::{
 
 use self::body::Source;
 use super::{
-    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Keep, Progress, RangeSet, Record,
-    Sealed, State, Status, Store, StoreError, Swept, random_id,
+    BoxFuture, ChunkBody, Claim, Claimed, Content, Expiry, Progress, RangeSet, Record, Sealed,
+    State, Status, Store, StoreError, Swept, random_id,
 };
 use crate::model::upload::{Scope, Upload, UploadId};
 
@@ -138,7 +138,6 @@ promises! {
     stored_bytes_stay: "stored bytes are never written again",
     changed_bytes: "a chunk with other bytes than the stored ones is a `Conflict`",
     failed_chunks_leave_nothing: "a failed chunk leaves nothing",
-    prefixes_stay: "with `Keep::Prefix` the bytes stay that arrived before the body failed",
     chunks_count_at_their_end: "a chunk counts when its body has ended, not before",
     chunks_out_of_bounds: "a chunk beyond the length is `OutOfBounds`, and not stored",
     created_uploads: "`create` makes an upload without bytes, and does not change an existing one",
@@ -421,7 +420,7 @@ impl<S: Store + Clone> Suite<S> {
     }
 }
 
-/// Stores a chunk of exactly `len` bytes, with [`Keep::Whole`].
+/// Stores a chunk of exactly `len` bytes.
 async fn write<S: Store>(
     store: &S,
     upload: &Upload,
@@ -431,7 +430,7 @@ async fn write<S: Store>(
 ) -> Result<Progress, StoreError> {
     let source = pin!(source);
     let mut body = ChunkBody::new(source, Some(len), 0);
-    store.write(upload, offset, &mut body, Keep::Whole).await
+    store.write(upload, offset, &mut body).await
 }
 
 /// The progress after a chunk, or `None` if another request has taken its range or has stored other

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::upload::Upload,
-    store::{ChunkBody, Claim, Claimed, Filter, Keep, RangeSet, State, Store, StoreError},
+    store::{ChunkBody, Claim, Claimed, Filter, RangeSet, State, Store, StoreError},
 };
 
 impl<S: Store + Clone> Suite<S> {
@@ -124,45 +124,43 @@ impl<S: Store + Clone> Suite<S> {
     pub(super) async fn chunks_of_removed_uploads(&self) {
         const LEN: usize = 600_000;
         let (old, new) = (content(1, 2 * LEN), content(2, 2 * LEN));
-        for keep in [Keep::Whole, Keep::Prefix] {
-            let upload = upload(2 * LEN as u64);
-            self.write(&upload, LEN as u64, &old[LEN..]).await;
-            let (source, mut hold) = Source::held(&old[..LEN]);
-            let (store, chunk) = (self.store.clone(), upload.clone());
-            let chunk = tokio::spawn(async move {
-                let source = pin!(source);
-                let mut body = ChunkBody::new(source, Some(LEN as u64), 0);
-                store.write(&chunk, 0, &mut body, keep).await
-            });
-            self.soon("reading a body", hold.drained()).await;
-            let removed = self.soon("`remove`", self.remove(&upload)).await;
-            assert!(
-                removed,
-                "`remove` does not remove an upload because a chunk arrives"
-            );
-            hold.end();
-            let written = self.joined("a chunk of a removed upload", chunk).await;
-            let stored = match ok_or_superseded(written) {
-                Some(progress) => {
-                    let expected = receiving(LEN as u64);
-                    assert_eq!(progress, expected, "a chunk that begins a new upload");
-                    let when = "when a chunk of a removed upload is stored";
-                    self.assert_receiving(&upload, &[0..LEN as u64], when).await;
-                    LEN
-                }
-                None => {
-                    let when = "when a chunk of a removed upload has failed";
-                    self.assert_absent(&upload, when).await;
-                    0
-                }
-            };
-            self.write(&upload, stored as u64, &new[stored..]).await;
-            let (found, _) = self.take(&upload).await;
-            assert!(
-                found[..stored] == old[..stored] && found[stored..] == new[stored..],
-                "bytes from before a removal are there"
-            );
-        }
+        let upload = upload(2 * LEN as u64);
+        self.write(&upload, LEN as u64, &old[LEN..]).await;
+        let (source, mut hold) = Source::held(&old[..LEN]);
+        let (store, chunk) = (self.store.clone(), upload.clone());
+        let chunk = tokio::spawn(async move {
+            let source = pin!(source);
+            let mut body = ChunkBody::new(source, Some(LEN as u64), 0);
+            store.write(&chunk, 0, &mut body).await
+        });
+        self.soon("reading a body", hold.drained()).await;
+        let removed = self.soon("`remove`", self.remove(&upload)).await;
+        assert!(
+            removed,
+            "`remove` does not remove an upload because a chunk arrives"
+        );
+        hold.end();
+        let written = self.joined("a chunk of a removed upload", chunk).await;
+        let stored = match ok_or_superseded(written) {
+            Some(progress) => {
+                let expected = receiving(LEN as u64);
+                assert_eq!(progress, expected, "a chunk that begins a new upload");
+                let when = "when a chunk of a removed upload is stored";
+                self.assert_receiving(&upload, &[0..LEN as u64], when).await;
+                LEN
+            }
+            None => {
+                let when = "when a chunk of a removed upload has failed";
+                self.assert_absent(&upload, when).await;
+                0
+            }
+        };
+        self.write(&upload, stored as u64, &new[stored..]).await;
+        let (found, _) = self.take(&upload).await;
+        assert!(
+            found[..stored] == old[..stored] && found[stored..] == new[stored..],
+            "bytes from before a removal are there"
+        );
     }
 
     /// The upload is described as one of the calls says, and all of them return this description.

@@ -32,8 +32,6 @@ enum Fault {
     KeepsFailedBody,
     FailedChunkLeavesUpload,
     HidesBodyError,
-    LosesPrefix,
-    ReturnsOkForPrefix,
     CountsEachFrame,
     RefusesDuplicates,
     DropsOverlaps,
@@ -46,7 +44,6 @@ enum Fault {
     SpoolTakesBrokenBody,
     SupersedesDuplicates,
     DropsOutOfBounds,
-    DropsPrefixOutOfBounds,
     DropsOverflow,
     FailsOutOfBounds,
     KeepsPartInBounds,
@@ -174,12 +171,8 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (KeepsFailedBody, "failed_chunks_leave_nothing", "should be absent after a bad chunk"),
     (FailedChunkLeavesUpload, "failed_chunks_leave_nothing", "should be absent after a bad chunk"),
     (HidesBodyError, "failed_chunks_leave_nothing", "does not return the error of the body"),
-    (LosesPrefix, "prefixes_stay", "None after the prefix of a chunk"),
-    (ReturnsOkForPrefix, "prefixes_stay", "does not return the error of the body"),
-    (HidesBodyError, "prefixes_stay", "does not return the error of the body"),
     (CountsEachFrame, "chunks_count_at_their_end", "while the body of a chunk has not ended"),
     (DropsOutOfBounds, "chunks_out_of_bounds", "does not return `OutOfBounds` but Ok"),
-    (DropsPrefixOutOfBounds, "chunks_out_of_bounds", "does not return `OutOfBounds` but Ok"),
     (DropsOverflow, "chunks_out_of_bounds", "does not return `OutOfBounds` but Ok"),
     (FailsOutOfBounds, "chunks_out_of_bounds", "does not return `OutOfBounds` but Err"),
     (KeepsPartInBounds, "chunks_out_of_bounds", "should be absent after a chunk"),
@@ -479,7 +472,6 @@ impl Broken {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Option<Result<Progress, StoreError>> {
         let status = self.inner.status(&upload.id).await.unwrap();
         let stored = match status.as_ref().map(|status| &status.state) {
@@ -503,13 +495,8 @@ impl Broken {
                 result.and(progress)
             }
             HidesBodyError => {
-                let result = self.inner.write(upload, offset, body, keep).await;
+                let result = self.inner.write(upload, offset, body).await;
                 result.map_err(|error| StoreError::new(error.to_string()))
-            }
-            LosesPrefix => self.inner.write(upload, offset, body, Keep::Whole).await,
-            ReturnsOkForPrefix if keep == Keep::Prefix => {
-                let (bytes, _) = read_all(body).await;
-                self.put(upload, offset, &bytes).await
             }
             CountsEachFrame => {
                 let mut at = offset;
@@ -555,7 +542,7 @@ impl Broken {
                     length: None,
                     ..upload.clone()
                 };
-                self.inner.write(&upload, offset, body, keep).await
+                self.inner.write(&upload, offset, body).await
             }
             OverwritesStored => {
                 let (bytes, result) = read_all(body).await;
@@ -588,11 +575,7 @@ impl Broken {
                     Ok(()) => Err(StoreError::new("the upload is gone")),
                 }
             }
-            DropsOutOfBounds
-            | DropsPrefixOutOfBounds
-            | DropsOverflow
-            | FailsOutOfBounds
-            | KeepsPartInBounds
+            DropsOutOfBounds | DropsOverflow | FailsOutOfBounds | KeepsPartInBounds
             | ChecksDeclaredLength => {
                 let (bytes, result) = read_all(body).await;
                 let end = offset.checked_add(bytes.len() as u64);
@@ -601,7 +584,6 @@ impl Broken {
                 }
                 let is_dropped = match self.fault {
                     DropsOutOfBounds => true,
-                    DropsPrefixOutOfBounds => keep == Keep::Prefix,
                     DropsOverflow => end.is_none(),
                     ChecksDeclaredLength => {
                         upload.length.is_none_or(|declared| end <= Some(declared))
@@ -625,7 +607,7 @@ impl Broken {
                 if !self.shared().writing.insert(upload.id) && self.is(SupersedesDuplicates) {
                     return Some(Err(StoreError::Superseded));
                 }
-                let result = self.inner.write(upload, offset, body, keep).await;
+                let result = self.inner.write(upload, offset, body).await;
                 self.shared().writing.remove(&upload.id);
                 result
             }
@@ -651,7 +633,7 @@ impl Broken {
                 result.map(|()| super::receiving(0))
             }
             CompletesWithoutLength => {
-                let result = self.inner.write(upload, offset, body, keep).await;
+                let result = self.inner.write(upload, offset, body).await;
                 result.map(|progress| Progress {
                     complete: progress.complete || upload.length.is_none(),
                     ..progress
@@ -678,7 +660,7 @@ impl Broken {
                 })
             }
             CountsRemovedAsComplete => {
-                let result = self.inner.write(upload, offset, body, keep).await;
+                let result = self.inner.write(upload, offset, body).await;
                 pause().await;
                 let is_removed = self.is_absent(&upload.id).await;
                 result.map(|progress| Progress {
@@ -986,16 +968,15 @@ impl Store for Broken {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         self.pause_if_slow().await;
         self.shared()
             .seen
             .entry(upload.id)
             .or_insert(upload.clone());
-        let result = match self.write_wrongly(upload, offset, body, keep).await {
+        let result = match self.write_wrongly(upload, offset, body).await {
             Some(result) => result,
-            None => self.inner.write(upload, offset, body, keep).await,
+            None => self.inner.write(upload, offset, body).await,
         };
         self.pause_if_slow().await;
         result

@@ -28,7 +28,8 @@ const FAST: Duration = Duration::from_millis(5);
 /// How long a chunk may hold more memory before it has to write.
 const HOLD: Duration = Duration::from_millis(10);
 
-/// Bytes that are written between two commits, with [`Keep::Prefix`]. A crash loses at most these.
+/// Bytes that are written between two commits of an append, with [`Keep::Prefix`]. A crash loses at
+/// most these.
 const COMMIT: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 
 impl FileStore {
@@ -38,7 +39,6 @@ impl FileStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
         if offset > MAX_LENGTH {
             return Err(match upload.length {
@@ -46,14 +46,9 @@ impl FileStore {
                 _ => StoreError::TooLarge { limit: MAX_LENGTH },
             });
         }
-        let mut arrived = Arrived::new(&self.folder, offset, keep, body);
+        let mut arrived = Arrived::new(&self.folder, offset, Keep::Whole, body);
         // Most chunks that fail do so before there is anything on disk.
         arrived.gather(body, None).await?;
-        if arrived.gathered.is_empty() {
-            if let Some(error) = arrived.failed {
-                return Err(error);
-            }
-        }
         let end = if arrived.ended {
             arrived.gathered.end()
         } else {
@@ -73,9 +68,9 @@ impl FileStore {
                 (Writer::new(lock, range, upload.length, room), arrived)
             }
             None => match self.start(upload, range, arrived).await? {
-                (writer, arrived, Some(progress)) => {
+                (writer, _, Some(progress)) => {
                     body.count_duplicate(writer.duplicate);
-                    return arrived.outcome(progress);
+                    return Ok(progress);
                 }
                 (writer, arrived, None) => (writer, arrived),
             },
@@ -103,8 +98,6 @@ impl FileStore {
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall;
         let mut retries = Retries::default();
-        // The newest request to append wins: the client has abandoned the older ones.
-        let mut wins = arrived.keep == Keep::Prefix;
         loop {
             let (upload, range) = (upload.clone(), range.clone());
             let start = self.blocking(move |folder| {
@@ -126,11 +119,6 @@ impl FileStore {
                     arrived
                 }
                 Start::HeldBy(entry, holder, arrived) => {
-                    if let Some(holder) = holder.as_ref().filter(|_| wins) {
-                        holder.supersede();
-                    }
-                    // Only once: after that, a newer request may take the range.
-                    wins = false;
                     entry.wait_for(holder, stall, deadline).await?;
                     arrived
                 }
@@ -151,7 +139,8 @@ impl FileStore {
             let result;
             let write = self.blocking(move |folder| {
                 let result = writer.write(folder, &mut arrived);
-                if writer.keeps(&arrived) && !matches!(result, Ok(_) | Err(StoreError::Busy)) {
+                let has_failed = !matches!(result, Ok(_) | Err(StoreError::Busy));
+                if arrived.keep == Keep::Prefix && has_failed {
                     // The error of the append is the one that counts.
                     let _ = writer.commit(folder);
                 }
@@ -161,7 +150,7 @@ impl FileStore {
             match result {
                 Ok(Some(progress)) => {
                     body.count_duplicate(writer.duplicate);
-                    return arrived.outcome(progress);
+                    return arrived.failed.map_or(Ok(progress), Err);
                 }
                 Ok(None) => retries = None,
                 Err(StoreError::Busy) => {
@@ -255,11 +244,6 @@ impl Arrived {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// The result of a chunk whose bytes are stored.
-    fn outcome(self, progress: Progress) -> Result<Progress, StoreError> {
-        self.failed.map_or(Ok(progress), Err)
     }
 }
 
@@ -367,11 +351,6 @@ impl Writer {
         Self { ends_here, ..self }
     }
 
-    /// Whether what was written of an append stays if the rest fails.
-    fn keeps(&self, arrived: &Arrived) -> bool {
-        self.lock.epoch().is_some() && arrived.keep == Keep::Prefix
-    }
-
     /// Reads what is stored. This needs the lock: otherwise bytes that another process stores now
     /// would be written again.
     fn look(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
@@ -443,7 +422,6 @@ impl Writer {
                 self.write_piece(folder, piece, at)?;
             }
         }
-        let may_conflict = self.may_conflict_after(arrived.gathered.end());
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
@@ -452,7 +430,7 @@ impl Writer {
                 .iter()
                 .map(|(piece, _)| piece.end - piece.start);
             let is_due = written.sum::<u64>() >= COMMIT;
-            if arrived.keep == Keep::Prefix && is_due && !may_conflict {
+            if arrived.keep == Keep::Prefix && is_due {
                 self.commit(folder)?;
             }
             return Ok(None);
@@ -467,12 +445,6 @@ impl Writer {
         }
         // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
-    }
-
-    /// Whether bytes of the range from `at` on are stored already.
-    fn may_conflict_after(&self, at: u64) -> bool {
-        let last = self.gaps.iter().flatten().next_back();
-        !last.is_some_and(|gap| gap.start <= at && gap.end == self.range.end)
     }
 
     /// # Errors

@@ -41,8 +41,8 @@ use self::{
     settings::Naming,
 };
 use super::{
-    Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Keep, Observed, Observer,
-    Page, Progress, Record, Sealed, Status, Store, StoreError, Swept, Usage,
+    Append, Capabilities, ChunkBody, Claimed, Content, Expiry, Filter, Observed, Observer, Page,
+    Progress, Record, Sealed, Status, Store, StoreError, Swept, Usage,
     clock::Clock,
     disk::{self, Disk},
 };
@@ -269,9 +269,8 @@ impl Store for FileStore {
         upload: &Upload,
         offset: u64,
         body: &mut ChunkBody<'_>,
-        keep: Keep,
     ) -> Result<Progress, StoreError> {
-        self.receive(upload, offset, body, keep).await
+        self.receive(upload, offset, body).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
@@ -630,7 +629,7 @@ impl FileStoreBuilder {
     /// Sets how long the body of a chunk may yield nothing before another request for the same
     /// bytes takes over. Default: 5 seconds. At most one year.
     ///
-    /// With [`Keep::Prefix`] another request takes over at once.
+    /// An [append](Store::append) ends at once when a newer one begins.
     pub fn with_stall_timeout(mut self, stall: Duration) -> Self {
         const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
         self.stall = stall.min(YEAR);

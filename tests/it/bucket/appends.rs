@@ -4,7 +4,7 @@ use futures_util::stream;
 use http_body::Frame;
 use object_store::{ObjectStoreExt as _, path::Path};
 use tokio::sync::{mpsc, oneshot};
-use tower_resumable::store::{Append, Status};
+use tower_resumable::store::{Append, Keep, Status};
 
 use super::{
     damage::{Rng, put},

@@ -25,7 +25,7 @@ use tower_resumable::{
     BucketStore, CompletedUpload, DigestAlgorithm, Digests, ResumableLayer, Scope, Upload,
     UploadId,
     store::{
-        ChunkBody, Claim, Claimed, Expiry, Filter, Keep, Progress, Record, Sealed, State, Store,
+        ChunkBody, Claim, Claimed, Expiry, Filter, Progress, Record, Sealed, State, Store,
         StoreError, Swept, Usage, conformance,
     },
 };
@@ -77,7 +77,7 @@ async fn write(
     let source = Full::new(Bytes::copy_from_slice(bytes));
     let source = pin!(source.map_err(|never: Infallible| match never {}));
     let mut body = ChunkBody::new(source, Some(bytes.len() as u64), 0);
-    store.write(upload, offset, &mut body, Keep::Whole).await
+    store.write(upload, offset, &mut body).await
 }
 
 fn record() -> Record {
@@ -324,7 +324,7 @@ async fn chunks_that_exceed_the_memory_are_refused_for_now() {
     let frames = futures_util::stream::iter([frame]).chain(end);
     let source = pin!(StreamBody::new(frames));
     let mut body = ChunkBody::new(source, Some(700_000), 0);
-    let mut first = pin!(store.write(&upload, 0, &mut body, Keep::Whole));
+    let mut first = pin!(store.write(&upload, 0, &mut body));
     for _ in 0..100 {
         assert!(futures_util::poll!(first.as_mut()).is_pending());
     }

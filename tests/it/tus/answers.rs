@@ -226,7 +226,7 @@ mod failing {
     use tower_resumable::{
         Upload, UploadId,
         store::{
-            Append, Capabilities, ChunkBody, Claimed, Expiry, Filter, Keep, Page, Progress, Status,
+            Append, Capabilities, ChunkBody, Claimed, Expiry, Filter, Page, Progress, Status,
             Store, StoreError, Swept,
         },
     };
@@ -245,9 +245,8 @@ mod failing {
             upload: &Upload,
             offset: u64,
             body: &mut ChunkBody<'_>,
-            keep: Keep,
         ) -> Result<Progress, StoreError> {
-            self.0.write(upload, offset, body, keep).await
+            self.0.write(upload, offset, body).await
         }
 
         async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
