@@ -16,29 +16,29 @@ pub(super) const BLOCK: usize = 256 << 10;
 /// Bytes that every chunk may hold.
 const LITTLE: usize = 16 << 10;
 
-/// Bytes that a chunk with a permit may hold, approximately.
-const MUCH: usize = 1 << 20;
+/// How many blocks a chunk may hold with permits, and one more if it does not start with a block.
+const MUCH: usize = 4;
 
 /// The least number of permits, if there are few processors.
-const LARGE: usize = 4;
+const LARGE: usize = 16;
 
 /// Blocks of memory that are reused: to touch fresh memory costs more than everything else that is
-/// done to a byte.
+/// done to a byte. There is a permit for each of them.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
     spare: Arc<Mutex<Vec<Vec<u8>>>>,
-    large: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     max_spare: usize,
 }
 
 impl Default for Blocks {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let large = LARGE.max(2 * processors);
+        let large = LARGE.max(2 * MUCH * processors);
         Self {
             spare: Arc::default(),
-            large: Arc::new(Semaphore::new(large)),
-            max_spare: large * (MUCH / BLOCK),
+            permits: Arc::new(Semaphore::new(large)),
+            max_spare: large,
         }
     }
 }
@@ -48,6 +48,15 @@ impl Blocks {
         lock(&self.spare)
     }
 
+    /// All memory.
+    #[cfg(test)]
+    pub(super) fn take_all(&self) -> OwnedSemaphorePermit {
+        let all = self.max_spare as u32;
+        Arc::clone(&self.permits)
+            .try_acquire_many_owned(all)
+            .unwrap()
+    }
+
     /// The blocks of one chunk, which starts at offset `at` of the file.
     pub(super) fn gather(&self, at: u64) -> Gathered {
         Gathered {
@@ -55,7 +64,7 @@ impl Blocks {
             filled: Vec::new(),
             at,
             end: at,
-            permit: None,
+            permits: None,
         }
     }
 }
@@ -68,7 +77,8 @@ pub(super) struct Gathered {
     filled: Vec<Vec<u8>>,
     at: u64,
     end: u64,
-    permit: Option<OwnedSemaphorePermit>,
+    /// One for each block, unless there is only a little.
+    permits: Option<OwnedSemaphorePermit>,
 }
 
 impl Gathered {
@@ -76,16 +86,30 @@ impl Gathered {
         self.at == self.end
     }
 
-    /// Waits for a permit to hold more, until [`clear`](Self::clear). With a permit, do not wait
-    /// for other chunks.
-    pub(super) async fn enlarge(&mut self) {
-        // The semaphore is never closed.
-        self.permit = Arc::clone(&self.blocks.large).acquire_owned().await.ok();
+    /// Takes a permit to hold one block more, until [`clear`](Self::clear), if one is free.
+    /// Returns whether it was.
+    ///
+    /// It does not wait: the bytes that a waiting stream of HTTP/2 has not read count against the
+    /// window of its connection, and streams that have permits would starve.
+    pub(super) fn try_enlarge(&mut self) -> bool {
+        let held = self.permits.as_ref().map_or(0, |held| held.num_permits());
+        if held >= MUCH {
+            return false;
+        }
+        let Ok(permit) = Arc::clone(&self.blocks.permits).try_acquire_owned() else {
+            return false;
+        };
+        if let Some(held) = &mut self.permits {
+            held.merge(permit);
+            return true;
+        }
+        self.permits = Some(permit);
         if let (Some(small), Some(mut large)) = (self.filled.last_mut(), self.blocks.spare().pop())
         {
             large.extend_from_slice(small);
             *small = large;
         }
+        true
     }
 
     /// The offset in the file at which its bytes end.
@@ -101,10 +125,9 @@ impl Gathered {
     /// Takes as many bytes of `piece` as it may, and returns their number.
     pub(super) fn take(&mut self, piece: &[u8]) -> usize {
         let mut rest = piece;
-        let (size, most) = if self.permit.is_some() {
-            (BLOCK, MUCH)
-        } else {
-            (LITTLE, LITTLE)
+        let (size, most) = match &self.permits {
+            Some(held) => (BLOCK, held.num_permits() * BLOCK),
+            None => (LITTLE, LITTLE),
         };
         while !rest.is_empty() {
             let used = (self.end % size as u64) as usize;
@@ -112,7 +135,10 @@ impl Gathered {
                 if self.end - self.at >= most as u64 {
                     break;
                 }
-                let block = self.permit.as_ref().and_then(|_| self.blocks.spare().pop());
+                let block = self
+                    .permits
+                    .as_ref()
+                    .and_then(|_| self.blocks.spare().pop());
                 self.filled.push(block.unwrap_or_default());
             }
             let now = rest.len().min(size - used);
@@ -144,7 +170,7 @@ impl Gathered {
                 spare.push(block);
             }
         }
-        self.permit = None;
+        self.permits = None;
     }
 }
 
@@ -174,13 +200,13 @@ mod tests {
         pieces.map(|(at, bytes)| (at, bytes.len())).collect()
     }
 
-    #[tokio::test]
-    async fn blocks_end_at_multiples_of_their_size() {
+    #[test]
+    fn blocks_end_at_multiples_of_their_size() {
         let blocks = Blocks::default();
         let mut chunk = blocks.gather(BLOCK as u64 - 5);
         let piece: Vec<u8> = (0..3 * BLOCK).map(|n| n as u8).collect();
         assert_eq!(chunk.take(&piece[..7]), 7);
-        chunk.enlarge().await;
+        while chunk.try_enlarge() {}
         assert_eq!(chunk.take(&piece[7..]), piece.len() - 7);
         let at = |n: usize| (n * BLOCK) as u64;
         let expected = [
@@ -203,38 +229,40 @@ mod tests {
         assert_eq!(pieces(&chunk), [(at(4) - 5, 4)]);
     }
 
-    #[tokio::test]
-    async fn a_chunk_holds_much_only_with_a_permit() {
+    #[test]
+    fn a_chunk_holds_a_block_for_each_permit() {
         let blocks = Blocks::default();
-        let piece = vec![0; 2 * MUCH];
-        let large = blocks.large.available_permits();
-        let mut chunks: Vec<_> = (0..=large).map(|_| blocks.gather(0)).collect();
+        let piece = vec![0; 2 * MUCH * BLOCK];
+        let permits = blocks.permits.available_permits();
+        let mut chunks: Vec<_> = (0..=permits / MUCH).map(|_| blocks.gather(0)).collect();
         for chunk in &mut chunks {
             assert_eq!(chunk.take(&piece), LITTLE);
             assert_eq!(chunk.take(&piece), 0);
         }
         let mut last = chunks.pop().unwrap();
         for chunk in &mut chunks {
-            chunk.enlarge().await;
-            assert_eq!(chunk.take(&piece), MUCH - LITTLE);
+            assert!(chunk.try_enlarge());
+            assert_eq!(chunk.take(&piece), BLOCK - LITTLE);
             assert_eq!(chunk.take(&piece), 0);
+            for _ in 1..MUCH {
+                assert!(chunk.try_enlarge());
+                assert_eq!(chunk.take(&piece), BLOCK);
+            }
+            assert!(!chunk.try_enlarge());
         }
-        let mut waiting = Box::pin(last.enlarge());
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        assert!(!last.try_enlarge());
         chunks[0].clear();
         assert_eq!(chunks[0].take(&piece), LITTLE);
-        waiting.as_mut().await;
-        drop(waiting);
-        assert_eq!(last.take(&piece), MUCH - LITTLE);
+        assert!(last.try_enlarge());
+        assert_eq!(last.take(&piece), BLOCK - LITTLE);
     }
 
-    #[tokio::test]
-    async fn memory_is_used_again_and_bounded() {
+    #[test]
+    fn memory_is_used_again_and_bounded() {
         let blocks = Blocks::default();
         let piece = vec![0; BLOCK / 3];
         let mut chunk = blocks.gather(0);
-        chunk.enlarge().await;
+        assert!(chunk.try_enlarge());
         for _ in 0..3 {
             assert_eq!(chunk.take(&piece), piece.len());
             assert!(chunk.filled[0].capacity() <= BLOCK);
@@ -243,7 +271,7 @@ mod tests {
         drop(chunk);
         let mut chunk = blocks.gather(0);
         chunk.take(b"a");
-        chunk.enlarge().await;
+        assert!(chunk.try_enlarge());
         assert_eq!(chunk.take(b"b"), 1);
         assert_eq!(
             (chunk.filled[0].as_ptr(), &chunk.filled[0][..]),

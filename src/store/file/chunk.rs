@@ -238,7 +238,7 @@ impl Arrived {
         body: &mut ChunkBody<'_>,
         lock: Option<&RangeLock>,
     ) -> Result<(), StoreError> {
-        let mut deadline = None;
+        let mut deadline: Option<Instant> = None;
         loop {
             let taken = self.gathered.take(&self.rest);
             // Not `advance`: an empty rest would keep the memory of the piece.
@@ -247,12 +247,14 @@ impl Arrived {
                 self.since = Some(Instant::now());
             }
             if !self.rest.is_empty() {
-                let is_slow = self.since.is_some_and(|since| since.elapsed() > FAST);
-                if lock.is_none() || is_slow || deadline.is_some() {
+                let is_late = self.since.is_some_and(|since| since.elapsed() > FAST);
+                let is_slow = deadline.is_none() && is_late;
+                if lock.is_none() || is_slow || !self.gathered.try_enlarge() {
                     return Ok(());
                 }
-                self.gathered.enlarge().await;
-                deadline = Some(Instant::now() + HOLD);
+                if deadline.is_none() {
+                    deadline = Some(Instant::now() + HOLD);
+                }
                 continue;
             }
             if self.ended {

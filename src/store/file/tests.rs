@@ -4,10 +4,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
+use http_body_util::StreamBody;
+
 use super::{Durability, FileStore, simulated::Simulated};
 use crate::{
-    model::upload::{Scope, Upload, UploadId},
-    store::{Claim as _, Claimed, Expiry, Record, Store as _, conformance, disk::Disk},
+    model::{
+        BoxError,
+        upload::{Scope, Upload, UploadId},
+    },
+    store::{ChunkBody, Claim as _, Claimed, Expiry, Record, Store as _, conformance, disk::Disk},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,4 +96,34 @@ async fn a_clock_that_jumps_makes_nothing_old() {
             (1, 1, 1)
         );
     }
+}
+
+/// Other chunks have all memory, and stall: the chunk is written with little memory.
+#[tokio::test]
+async fn a_chunk_does_not_wait_for_memory() {
+    const LENGTH: usize = 3 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    let content: Bytes = (0..LENGTH).map(|n| (n * 31 % 251) as u8).collect();
+    let _others = store.folder.blocks.take_all();
+    let upload = Upload::new(
+        UploadId::from_bytes([1; 32]),
+        Scope::default(),
+        Some(LENGTH as u64),
+    );
+    let frames = (0..LENGTH).step_by(300_000);
+    let frames = frames.map(|at| content.slice(at..LENGTH.min(at + 300_000)));
+    let frames = frames.map(|bytes| Ok::<_, BoxError>(http_body::Frame::data(bytes)));
+    let frames: Vec<_> = frames.collect();
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let mut body = std::pin::pin!(body);
+    let mut chunk = ChunkBody::new(body.as_mut(), Some(LENGTH as u64), 0);
+    let written = store.write(&upload, 0, &mut chunk);
+    let written = tokio::time::timeout(Duration::from_secs(60), written).await;
+    assert!(written.expect("it waits").unwrap().complete);
+    let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
+        panic!("no claim")
+    };
+    let path = claim.sealed().stored.path().unwrap().to_owned();
+    assert!(std::fs::read(path).unwrap() == content);
 }
