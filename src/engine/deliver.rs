@@ -77,7 +77,7 @@ pub(crate) async fn deliver<S, B, R>(
     inner: S,
     request: Request<B>,
     upload: Upload,
-    mut claim: Option<Box<dyn DynClaim>>,
+    claim: Option<Box<dyn DynClaim>>,
     by: By,
 ) -> Result<Delivered<R>, Error>
 where
@@ -91,15 +91,13 @@ where
     let deadline = Instant::now() + engine.config.delivery.timeout;
     let entered = loop {
         let other = match engine.registry.enter(&upload.id) {
-            Ok(entered) => break entered,
+            Ok(entered) => break Some(entered),
+            // It waits for the claim, as if another server had it.
+            Err(_) if claim.is_some() => break None,
             Err(other) => other,
         };
         if by == By::Background {
             return Err(Reason::DeliveryPending.into());
-        }
-        // The other request needs it.
-        if let Some(claim) = claim.take() {
-            claim.release().await;
         }
         match other.wait(deadline).await {
             Ended::Settled(record) => return Ok(Delivered::earlier(record)),
@@ -134,7 +132,7 @@ struct Delivery {
 impl Delivery {
     async fn run<S, B, R>(
         self,
-        entered: Entered,
+        entered: Option<Entered>,
         claim: Option<Box<dyn DynClaim>>,
         inner: S,
         request: Request<B>,
@@ -146,12 +144,15 @@ impl Delivery {
     {
         let _active = self.engine.active.enter();
         let delivered = self.deliver(claim, inner, request).await;
-        entered.end(match &delivered {
+        let ended = match &delivered {
             Ok(delivered) if delivered.verdict == Verdict::RefusedNow => Ended::Refused,
             Ok(delivered) => Ended::Settled(delivered.record.clone()),
             Err(Failure::Refused(_)) => Ended::Refused,
             Err(Failure::Failed(error) | Failure::Rejected(error)) => Ended::Failed(error.clone()),
-        });
+        };
+        if let Some(entered) = entered {
+            entered.end(ended);
+        }
         delivered.map_err(Error::from)
     }
 
@@ -212,7 +213,11 @@ impl Delivery {
             let claimed = claimed.map_err(|error| self.store_failed(error))?;
             let may_wait = self.by != By::Background && Instant::now() < self.deadline;
             match claimed {
-                Claimed::Busy if may_wait => sleep(POLL).await,
+                Claimed::Busy if may_wait => {
+                    sleep(POLL).await;
+                    // The delivery that has the claim may have failed in the meantime.
+                    self.check_pause().await?;
+                }
                 claimed => return Ok(claimed),
             }
         }

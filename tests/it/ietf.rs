@@ -719,7 +719,7 @@ async fn a_creation_whose_delivery_fails_names_its_url() {
     // A refused creation leaves nothing that has a URL.
     let wrong = [OVER, ("upload-length", "24")];
     let refused = client.send("POST", "/files", &wrong, LETTERS).await;
-    assert_problem(&refused, 400, "inconsistent_length");
+    assert_problem(&refused, 400, "out_of_bounds");
     assert!(!refused.headers.contains_key("location"));
 }
 
