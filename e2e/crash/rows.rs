@@ -196,16 +196,19 @@ fn args(disk: &Disk, durability: Durability) -> server::Args {
     }
 }
 
+/// Starts clients.
+type Begin = fn(&mut World, &mut Rng) -> Result<(), String>;
+
 /// What the clients of a row upload.
 #[derive(Clone, Copy)]
 struct Load {
     /// Starts many clients.
-    many: fn(&mut World, &mut Rng) -> Result<(), String>,
+    many: Begin,
     /// Starts clients that need more room than a small disk has.
-    large: fn(&mut World, &mut Rng) -> Result<(), String>,
+    large: Begin,
     /// Each of them starts a client that sends one request after the other: the steps then have the
     /// same order each time.
-    small: &'static [fn(&mut World, &mut Rng) -> Result<(), String>],
+    small: &'static [Begin],
     /// The steps that these cross.
     steps: &'static [&'static str],
 }
