@@ -365,7 +365,9 @@ fn each_check_finds_something() {
 fn each_fault_is_found() {
     let mut missed = Vec::new();
     for (fault, check, expected) in FAULTS {
-        match run(*fault, Some(check)) {
+        // A race is not found each time.
+        let tries = if check.ends_with("race") { 20 } else { 1 };
+        match (0..tries).find_map(|_| run(*fault, Some(check))) {
             Some(message) if message.contains(expected) => {}
             message => missed.push((fault, check, message)),
         }
