@@ -569,8 +569,7 @@ impl Entry {
     /// upload.
     ///
     /// To the journal of a sealed upload of chunks only the claim appends, so there is no news, and
-    /// nothing to lock. If something other than a store has removed the journal, the event is lost
-    /// with it.
+    /// nothing to lock.
     pub(super) fn append_claimed(
         &self,
         events: &[Event],
@@ -582,6 +581,7 @@ impl Entry {
         }
         self.disk.before_lock(|| self.appending.try_lock().is_ok());
         let _appending = lock(&self.appending);
+        self.look_for_name()?;
         self.append_now(events, true, wanted)
     }
 
