@@ -463,7 +463,12 @@ impl Engine {
             // The file is the application's.
             Some(State::Settled(_)) => {
                 let forgotten = self.store.forget(&named.id).await;
-                forgotten.map_err(|error| self.store_failed(Some(&named.id), error))?;
+                let forgotten =
+                    forgotten.map_err(|error| self.store_failed(Some(&named.id), error))?;
+                // The request that has delivered it may still have the claim.
+                if !forgotten && self.status(&named).await?.is_some() {
+                    return Err(Reason::DeliveryPending.into());
+                }
             }
             // It is being delivered.
             Some(State::Complete) => return Err(Reason::DeliveryPending.into()),
