@@ -225,8 +225,10 @@ impl fmt::Display for Reason {
             Self::Concatenated => f.write_str("the upload is made of other uploads"),
             Self::InconsistentLength => f.write_str("the declared lengths are not the same"),
             Self::ChunkLength { expected, received } => {
-                let received = format_args!("but {received} were read");
-                write!(f, "the chunk should have {expected} bytes, {received}")
+                write!(
+                    f,
+                    "the chunk should have {expected} bytes, but {received} were read"
+                )
             }
             Self::ChunkTooLarge { limit } => write!(f, "a chunk may have at most {limit} bytes"),
             Self::FileTooLarge { limit } => write!(f, "a file may have at most {limit} bytes"),
