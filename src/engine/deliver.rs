@@ -167,10 +167,16 @@ impl Delivery {
         B: 'static,
         R: Body<Data = Bytes> + 'static,
     {
-        self.check_pause().await.map_err(Failure::Failed)?;
         let claimed = match claim {
-            Some(claim) => Claimed::Won(claim),
-            None => self.claim().await.map_err(Failure::Failed)?,
+            Some(claim) => {
+                // It is complete only now. What is known is of an earlier upload with this id.
+                self.engine.outcomes.forget(&self.upload.id);
+                Claimed::Won(claim)
+            }
+            None => {
+                self.check_pause().await.map_err(Failure::Failed)?;
+                self.claim().await.map_err(Failure::Failed)?
+            }
         };
         match claimed {
             Claimed::Won(claim) => self.attempt(claim, inner, request).await,
