@@ -864,9 +864,6 @@ mod tests {
         ] {
             assert_eq!(has_name(&file, &path(name)).unwrap(), expected, "{name}");
         }
-        std::fs::rename(path("copy"), path("second")).unwrap();
-        assert!(!has_name(&file, &path("second")).unwrap());
-        assert!(has_name(&file, &path("first")).unwrap());
     }
 
     #[test]
