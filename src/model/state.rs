@@ -8,6 +8,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use super::{ranges::RangeSet, upload::Upload};
 
 /// What a store knows of an upload.
+///
+/// ```
+/// use tower_resumable::{Scope, Upload, UploadId};
+/// use tower_resumable::store::{RangeSet, State, Status};
+///
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(10));
+/// let mut ranges = RangeSet::default();
+/// ranges.insert(0, 3);
+/// ranges.insert(5, 2);
+/// let status = Status::new(upload, State::Receiving(ranges));
+/// assert_eq!(status.prefix(), 3);
+/// assert_eq!(status.progress().received, 5);
+/// assert!(!status.progress().complete);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
@@ -83,6 +97,17 @@ pub struct Progress {
 }
 
 /// The remembered answer of the inner service.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use http::StatusCode;
+/// use tower_resumable::store::Record;
+///
+/// let expires = SystemTime::now() + Duration::from_secs(3600);
+/// let mut record = Record::new(true, StatusCode::CREATED, 10, expires);
+/// record.body = Some("stored".into());
+/// assert!(!record.is_expired());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Record {

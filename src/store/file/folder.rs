@@ -431,7 +431,7 @@ impl Folder {
             let seen = last_seen(&self.partial);
             if seen.is_some_and(|seen| seen < now) {
                 // If the time cannot be set, the next run knows an earlier one.
-                let _ = File::open(self.partial.join(CLOCK)).and_then(|it| it.set_modified(now));
+                let _ = disk::set_dir_modified(&self.partial.join(CLOCK), now);
             }
         }
         now

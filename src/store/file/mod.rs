@@ -19,7 +19,7 @@ mod settings;
 #[cfg(all(test, target_os = "linux"))]
 pub(super) mod simulated;
 mod stored;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;
 
 use std::{
