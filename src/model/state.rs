@@ -16,12 +16,27 @@ pub struct Status {
     pub upload: Upload,
     /// What is stored of the upload.
     pub state: State,
+    /// The [id of its deliveries](crate::store::Sealed::id), which a later upload with the same
+    /// [`UploadId`](crate::UploadId) does not have. `None` if the store does not say it.
+    pub delivery: Option<String>,
 }
 
 impl Status {
     /// Creates the status of an upload.
     pub fn new(upload: Upload, state: State) -> Self {
-        Self { upload, state }
+        Self {
+            upload,
+            state,
+            delivery: None,
+        }
+    }
+
+    /// Sets the id of its deliveries. Without it, an upload that was removed and sent again waits
+    /// for the end of the pause that began when the delivery of the earlier one failed.
+    #[must_use]
+    pub fn with_delivery(mut self, id: impl Into<String>) -> Self {
+        self.delivery = Some(id.into());
+        self
     }
 
     /// How many bytes of the upload are stored.

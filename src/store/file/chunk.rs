@@ -72,7 +72,7 @@ impl FileStore {
                 let is_whole = claims && arrived.is_whole(upload);
                 let whole = is_whole.then(|| body.describe(upload));
                 match self.start(upload, range, arrived, whole).await? {
-                    Begun::Whole(progress, claim) => return Ok((progress, claim)),
+                    Begun::Whole(progress, claim) => return Ok((progress, Some(claim))),
                     Begun::Ended(writer, progress) => {
                         body.count_duplicate(writer.duplicate);
                         return Ok((progress, None));
@@ -116,10 +116,7 @@ impl FileStore {
                         Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
                         created => {
                             if let Some(claim) = created? {
-                                return Ok(Start::Whole(
-                                    arrived.gathered.end(),
-                                    claim.map(Box::new),
-                                ));
+                                return Ok(Start::Whole(arrived.gathered.end(), Box::new(claim)));
                             }
                         }
                     }
@@ -135,7 +132,7 @@ impl FileStore {
                 Start::Whole(received, claim) => {
                     let complete = true;
                     let progress = Progress { received, complete };
-                    let claim = claim.map(|claim| FileClaim::new(self, claim.0, claim.1));
+                    let claim = FileClaim::new(self, claim.0, claim.1);
                     return Ok(Begun::Whole(progress, claim));
                 }
                 Start::Started(writer, _, Some(progress)) => {
@@ -335,7 +332,7 @@ pub(super) struct Writer {
 
 enum Begun {
     /// The whole file is stored.
-    Whole(Progress, Option<FileClaim>),
+    Whole(Progress, FileClaim),
     /// The whole chunk is stored.
     Ended(Writer, Progress),
     Started(Writer, Arrived),
@@ -343,7 +340,7 @@ enum Begun {
 
 enum Start {
     /// A new upload, of this length.
-    Whole(u64, Option<Box<(Claim, Sealed)>>),
+    Whole(u64, Box<(Claim, Sealed)>),
     Started(Box<Writer>, Arrived, Option<Progress>),
     /// Another request has locked the range. `None` if that is in another process.
     HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),

@@ -345,7 +345,7 @@ impl Entry {
         let mut upload = upload.clone();
         upload.length = length.or(upload.length);
         upload.declare(declared);
-        Status::new(upload, state)
+        Status::new(upload, state).with_delivery(&self.id)
     }
 
     pub(super) fn progress(&self) -> Progress {

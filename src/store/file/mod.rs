@@ -282,8 +282,7 @@ impl Store for FileStore {
         offset: u64,
         body: &mut ChunkBody<'_>,
     ) -> Result<(Progress, Option<FileClaim>), StoreError> {
-        // Not in one trip yet: the property test of several processes counts an attempt too many.
-        self.receive(upload, offset, body, false).await
+        self.receive(upload, offset, body, true).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
