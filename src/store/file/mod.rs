@@ -9,6 +9,7 @@ mod crash;
 mod entry;
 mod finish;
 mod folder;
+mod inline;
 mod journal;
 mod open;
 mod room;
@@ -36,6 +37,7 @@ use self::{
     blocks::{BLOCK, Blocks},
     entry::{Claim, Entry, Phase, Retries},
     folder::{Folder, is_damage},
+    inline::Inline,
     journal::Event,
     room::Room,
     settings::Naming,
@@ -701,6 +703,7 @@ impl FileStoreBuilder {
         let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
+                inline: Inline::new(found.is_local),
                 clock: Clock::new(self.disk.now(), seen),
                 marked: Mutex::default(),
                 durable_shards: Mutex::default(),
