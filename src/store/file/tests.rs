@@ -258,7 +258,8 @@ mod inline {
         }
     }
 
-    /// While a disk hangs, it stops one thread of all runtimes: others leave it to blocking threads.
+    /// While a disk hangs, it stops one thread of all runtimes: others leave it to blocking
+    /// threads.
     #[test]
     fn a_disk_that_hangs_blocks_one_thread() {
         const PATIENCE: Duration = Duration::from_secs(60);
