@@ -341,7 +341,7 @@ impl Row {
             lower(hex(randomblob(16))))";
         let file = tx.query_row(sql, [id], |row| row.get(0))?;
         let state = State::Receiving(RangeSet::default());
-        let status = Status::new(upload.clone(), state);
+        let status = Status::new(upload.clone(), state).with_delivery(&file);
         Ok(Self { file, status })
     }
 
@@ -357,11 +357,9 @@ impl Row {
             }
             State::Receiving(ranges)
         };
-        let status = Status::new(json(row, "upload")?, state);
-        Ok(Self {
-            file: row.get("file")?,
-            status,
-        })
+        let file: String = row.get("file")?;
+        let status = Status::new(json(row, "upload")?, state).with_delivery(&file);
+        Ok(Self { file, status })
     }
 
     /// Stores the bytes that are missing, and compares the others.

@@ -24,18 +24,22 @@
 //! The layer applies to every `Service<Request<B>>`: axum, tonic, plain hyper. It needs a tokio
 //! runtime.
 //!
+//! The [guides](guide) say how to use it: which [clients](guide::clients) work, what the
+//! [handler](guide::handlers) gets and answers, how to [deploy](guide::deployment) it, and
+//! [others](guide).
+//!
 //! # Features
 //!
 //! * `axum`: [`CompletedUpload`] is an axum extractor, required or optional.
-//! * `object-store`: `BucketStore` keeps uploads in an object store (Amazon S3 and compatible
-//!   engines, Azure, Google Cloud Storage) that many servers share.
+//! * `object-store`: [`BucketStore`](struct.BucketStore.html) keeps uploads in an object store
+//!   (Amazon S3 and compatible engines, Azure, Google Cloud Storage) that many servers share.
 //! * `tracing`: forwards all [events](Event) to the crate `tracing`, with and without a hook for
 //!   them. Deliveries run in the span of the request that has caused them.
 //! * `digests`: MD5 and CRC-32C for [`DigestAlgorithm`].
-//! * `interim`: `InterimIo` sends interim responses over HTTP/1, which clients of the
-//!   [IETF draft](Protocol::ietf_draft) need.
-//! * `conformance`: `store::conformance`, the test suite for stores. Exempt from semantic
-//!   versioning.
+//! * `interim`: [`InterimIo`](struct.InterimIo.html) sends interim responses over HTTP/1, which
+//!   clients of the [IETF draft](Protocol::ietf_draft) need.
+//! * `conformance`: [`store::conformance`](store/conformance/index.html), the test suite for
+//!   stores. Exempt from semantic versioning.
 //!
 //! [Resumable.js]: https://github.com/23/resumable.js
 

@@ -169,7 +169,9 @@ impl Engine {
         // The application is asked with all that is known, and before the client learns anything.
         let known = status.as_ref().map_or(&named, |status| &status.upload);
         self.admit(Purpose::Chunk, head, known).await?;
-        let Status { mut upload, state } = status.ok_or(Reason::NotFound)?;
+        let Status {
+            mut upload, state, ..
+        } = status.ok_or(Reason::NotFound)?;
         if is_concatenated(&upload) {
             return Err(Reason::Concatenated.into());
         }
@@ -416,7 +418,7 @@ impl Engine {
     async fn look_at(&self, named: Upload, head: &Head, reply: &Reply) -> Result<Found, Error> {
         self.admit(Purpose::Status, head, &named).await?;
         let status = self.interrupt(&named).await?.ok_or(Reason::NotFound)?;
-        let Status { upload, state } = &status;
+        let Status { upload, state, .. } = &status;
         let offset = match state {
             State::Settled(record) if record.delivered => {
                 let state = reply.encode(Outcome::State(Some(&status)));

@@ -28,7 +28,7 @@ use crate::{
     fault,
     model::{
         BoxError,
-        state::{Record, State},
+        state::{Record, State, Status},
         upload::{Role, Upload},
     },
     response::{PartlyRead, ResponseBody, is_read, read_up_to},
@@ -197,18 +197,22 @@ impl Delivery {
     /// Fails if the last delivery has failed, and the pause after it has not ended. Such a request
     /// neither counts as an attempt nor calls the inner service.
     async fn check_pause(&self) -> Result<(), Error> {
-        let id = &self.upload.id;
-        let error = match self.engine.outcomes.held(id, self.by) {
-            None => return Ok(()),
-            Some(Held::Background) => return Err(Reason::DeliveryPending.into()),
-            Some(Held::Request(error)) => error,
+        let (id, outcomes) = (&self.upload.id, &self.engine.outcomes);
+        let Some(Held { delivery, error }) = outcomes.held(id, self.by) else {
+            return Ok(());
         };
         let status = self.engine.store.status(id).await;
-        let status = status.map_err(|error| self.store_failed(error))?;
-        match status.map(|status| status.state) {
-            Some(State::Complete) => Err(error),
-            // Another server has settled or removed it.
-            _ => Ok(()),
+        match status.map_err(|error| self.store_failed(error))? {
+            Some(Status {
+                state: State::Complete,
+                delivery: current,
+                ..
+            }) if current.as_ref().is_none_or(|current| *current == delivery) => Err(error),
+            // Another server has settled or removed it. It may have been sent again.
+            _ => {
+                outcomes.forget_delivery(id, &delivery);
+                Ok(())
+            }
         }
     }
 

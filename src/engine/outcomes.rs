@@ -6,7 +6,12 @@ use std::{collections::HashMap, sync::Mutex, time::Duration};
 use tokio::time::Instant;
 
 use super::verify::By;
-use crate::{error::Error, lock::lock, model::upload::UploadId, store::Sealed};
+use crate::{
+    error::{Error, Reason},
+    lock::lock,
+    model::upload::UploadId,
+    store::Sealed,
+};
 
 /// The longest pause between two deliveries of an upload.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
@@ -47,12 +52,13 @@ impl Outcomes {
         let now = Instant::now();
         let outcomes = lock(&self.0);
         let outcome = outcomes.get(id)?;
-        match by {
-            By::Operator => None,
-            By::Background => (outcome.background > now).then_some(Held::Background),
-            By::Request if outcome.until > now => outcome.error.clone().map(Held::Request),
-            By::Request => None,
-        }
+        let error = match by {
+            By::Background if outcome.background > now => Some(Reason::DeliveryPending.into()),
+            By::Request if outcome.until > now => outcome.error.clone(),
+            _ => None,
+        };
+        let delivery = outcome.delivery.clone();
+        error.map(|error| Held { delivery, error })
     }
 
     /// How long the next request has to wait for a delivery.
@@ -135,6 +141,14 @@ impl Outcomes {
         lock(&self.0).remove(id);
     }
 
+    /// The upload with this [id](Sealed::id) is settled, or gone.
+    pub(crate) fn forget_delivery(&self, id: &UploadId, delivery: &str) {
+        let mut outcomes = lock(&self.0);
+        if outcomes.get(id).is_some_and(|it| it.delivery == delivery) {
+            outcomes.remove(id);
+        }
+    }
+
     /// How many uploads wait for another delivery, and how many are set aside.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let outcomes = lock(&self.0);
@@ -173,11 +187,12 @@ impl Outcomes {
 }
 
 /// Why an upload is not delivered now.
-pub(crate) enum Held {
-    /// The error of the last delivery.
-    Request(Error),
-    /// It is not yet time for another delivery in the background.
-    Background,
+pub(crate) struct Held {
+    /// The [id](Sealed::id) of the delivery after which it waits.
+    pub(crate) delivery: String,
+    /// The error of that delivery, or [`DeliveryPending`](Reason::DeliveryPending) in the
+    /// background.
+    pub(crate) error: Error,
 }
 
 /// The pause after this many failures. The first four depend on how long responses are held back,

@@ -45,7 +45,8 @@ pub use self::io::{InterimGuard, InterimIo, Interims};
 ///     .header("upload-complete", "?1")
 ///     .extension(interim)
 ///     .body("the whole file".to_owned())?;
-/// let response = ResumableLayer::new(MemoryStore::default()).layer(inner).oneshot(request).await?;
+/// let service = ResumableLayer::new(MemoryStore::default()).layer(inner);
+/// let response = service.oneshot(request).await?;
 /// assert_eq!(response.headers()["upload-complete"], "?1");
 /// let sent = sent.lock().unwrap();
 /// assert_eq!(sent[0].0, 104);

@@ -8,6 +8,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use super::{ranges::RangeSet, upload::Upload};
 
 /// What a store knows of an upload.
+///
+/// ```
+/// use tower_resumable::{Scope, Upload, UploadId};
+/// use tower_resumable::store::{RangeSet, State, Status};
+///
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(10));
+/// let mut ranges = RangeSet::default();
+/// ranges.insert(0, 3);
+/// ranges.insert(5, 2);
+/// let status = Status::new(upload, State::Receiving(ranges));
+/// assert_eq!(status.prefix(), 3);
+/// assert_eq!(status.progress().received, 5);
+/// assert!(!status.progress().complete);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
@@ -16,12 +30,27 @@ pub struct Status {
     pub upload: Upload,
     /// What is stored of the upload.
     pub state: State,
+    /// The [id of its deliveries](crate::store::Sealed::id), which a later upload with the same
+    /// [`UploadId`](crate::UploadId) does not have. `None` if the store does not say it.
+    pub delivery: Option<String>,
 }
 
 impl Status {
     /// Creates the status of an upload.
     pub fn new(upload: Upload, state: State) -> Self {
-        Self { upload, state }
+        Self {
+            upload,
+            state,
+            delivery: None,
+        }
+    }
+
+    /// Sets the id of its deliveries. Without it, an upload that was removed and sent again waits
+    /// for the end of the pause that began when the delivery of the earlier one failed.
+    #[must_use]
+    pub fn with_delivery(mut self, id: impl Into<String>) -> Self {
+        self.delivery = Some(id.into());
+        self
     }
 
     /// How many bytes of the upload are stored.
@@ -68,6 +97,17 @@ pub struct Progress {
 }
 
 /// The remembered answer of the inner service.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use http::StatusCode;
+/// use tower_resumable::store::Record;
+///
+/// let expires = SystemTime::now() + Duration::from_secs(3600);
+/// let mut record = Record::new(true, StatusCode::CREATED, 10, expires);
+/// record.body = Some("stored".into());
+/// assert!(!record.is_expired());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Record {

@@ -36,6 +36,7 @@ pub const CORS_ALLOWED_HEADERS: [HeaderName; 17] = [
 ];
 
 /// The response headers that pages of other origins have to see, for a layer that handles CORS.
+///
 /// Without them no [tus](crate::Protocol::tus) client in a browser works. Add those of the
 /// application.
 ///

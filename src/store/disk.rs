@@ -138,17 +138,18 @@ fn os_error(error: &io::Error) -> Option<i32> {
         .raw_os_error()
 }
 
-/// Whether a name or a path is too long for the file system.
+/// Whether a name or a path is too long for the file system, or, on Windows, not valid.
 pub(in crate::store) fn is_name_too_long(error: &io::Error) -> bool {
-    // `ENAMETOOLONG`, which has no stable kind: of Linux, of macOS and the BSDs, and of Windows.
-    let number = if cfg!(target_os = "linux") {
-        36
+    // `ENAMETOOLONG`, which has no stable kind: of Linux, and of macOS and the BSDs. Windows has
+    // one error for paths, and for names one that stands for any name that is not valid.
+    let numbers: &[i32] = if cfg!(target_os = "linux") {
+        &[36]
     } else if cfg!(unix) {
-        63
+        &[63]
     } else {
-        206
+        &[206, 123]
     };
-    os_error(error) == Some(number)
+    os_error(error).is_some_and(|number| numbers.contains(&number))
 }
 
 /// Whether the same call can never succeed.
@@ -489,11 +490,56 @@ pub(in crate::store) fn has_name(file: &File, path: &Path) -> io::Result<bool> {
         let file = file.metadata()?;
         Ok((named.dev(), named.ino()) == (file.dev(), file.ino()))
     }
-    #[cfg(not(unix))]
+    #[cfg(windows)]
     {
-        let _ = (file, named);
-        Ok(true)
+        use std::os::windows::fs::OpenOptionsExt as _;
+        if !named.is_file() {
+            return Ok(false);
+        }
+        // Without the right to read or write it, so that other programs do not mind. Links are not
+        // followed.
+        let mut options = OpenOptions::new();
+        options.access_mode(0).custom_flags(OPEN_REPARSE_POINT);
+        let named = match options.open(path) {
+            // It was removed just now.
+            Err(error) if error.kind() == NotFound => return Ok(false),
+            named => named.map_err(at("look at", path))?,
+        };
+        Ok(number_of(&named)? == number_of(file)?)
     }
+}
+
+/// A flag of `CreateFileW`: a link itself is opened, not what it leads to.
+#[cfg(windows)]
+const OPEN_REPARSE_POINT: u32 = 0x0020_0000;
+
+/// A flag of `CreateFileW`, without which it opens no folder.
+#[cfg(windows)]
+const BACKUP_SEMANTICS: u32 = 0x0200_0000;
+
+/// The right to set times.
+#[cfg(windows)]
+const WRITE_ATTRIBUTES: u32 = 0x100;
+
+/// What all names of a file have in common: the volume, and a number in it.
+#[cfg(windows)]
+fn number_of(file: &File) -> io::Result<(u64, u64)> {
+    let found = winapi_util::file::information(file).map_err(with("look at", file))?;
+    Ok((found.volume_serial_number(), found.file_index()))
+}
+
+/// Sets the modification time of a folder.
+pub(in crate::store) fn set_dir_modified(path: &Path, time: SystemTime) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::OpenOptionsExt as _;
+        options
+            .access_mode(WRITE_ATTRIBUTES)
+            .custom_flags(BACKUP_SEMANTICS);
+    }
+    options.open(path)?.set_modified(time)
 }
 
 /// Which folders may be used, by who else can write to them.
@@ -622,6 +668,50 @@ pub(in crate::store) fn sync_dir_fails(dir: &Path) -> bool {
     }
 }
 
+/// Whether the bytes of a file are written to memory, and from there to a disk: not by a server on
+/// the network or a process, which may not answer. `false` for an unknown file system.
+pub(in crate::store) fn is_local(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // The type differs between machines.
+        #[allow(clippy::unnecessary_cast)]
+        nix::sys::statfs::statfs(path)
+            .is_ok_and(|found| is_local_type(found.filesystem_type().0 as u32))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
+}
+
+/// By the number of `statfs(2)`, as in `linux/magic.h`.
+#[cfg(target_os = "linux")]
+fn is_local_type(number: u32) -> bool {
+    const BTRFS: u32 = 0x9123_683e;
+    const EXT4: u32 = 0xef53;
+    const F2FS: u32 = 0xf2f5_2010;
+    const TMPFS: u32 = 0x0102_1994;
+    const XFS: u32 = 0x5846_5342;
+    matches!(number, BTRFS | EXT4 | F2FS | TMPFS | XFS)
+}
+
+/// How often this thread has waited for something other than the processor. `None` if the system
+/// does not say.
+pub(in crate::store) fn waits() -> Option<i64> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::resource::{UsageWho, getrusage};
+        // The type differs between machines.
+        #[allow(clippy::useless_conversion)]
+        getrusage(UsageWho::RUSAGE_THREAD)
+            .ok()
+            .map(|usage| usage.voluntary_context_switches().into())
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// Asks the system to start writing these bytes to the disk. Unlike a sync it does not wait and
 /// promises nothing. It does not consume an error that a later sync has to return.
 pub(in crate::store) fn begin_to_write(file: &File, range: &Range<u64>) {
@@ -727,6 +817,9 @@ pub(in crate::store) fn longest_name(dir: &Path) -> Option<usize> {
 
 fn boot() -> Option<u64> {
     use sha2::Digest as _;
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
     // It does not change while the process runs.
     static BOOT: OnceLock<Option<u64>> = OnceLock::new();
     *BOOT.get_or_init(|| {
@@ -788,8 +881,63 @@ pub(in crate::store) mod ofd {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_file_has_its_names_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let file = Disk::default().create(&path("first")).unwrap();
+        Disk::default()
+            .link_new(&path("first"), &path("second"))
+            .unwrap();
+        std::fs::copy(path("first"), path("copy")).unwrap();
+        std::fs::create_dir(path("folder")).unwrap();
+        for (name, expected) in [
+            ("first", true),
+            ("second", true),
+            ("copy", false),
+            ("folder", false),
+            ("none", false),
+            ("none/below", false),
+            ("first/below", false),
+        ] {
+            assert_eq!(has_name(&file, &path(name)).unwrap(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_folder_is_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        set_dir_modified(dir.path(), time).unwrap();
+        assert_eq!(dir.path().metadata().unwrap().modified().unwrap(), time);
+    }
+
+    #[test]
+    fn a_name_that_no_file_can_have_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        // Wine says of a name that is too long that there is no such file.
+        let name = if cfg!(windows) {
+            "a?b".to_owned()
+        } else {
+            "x".repeat(256)
+        };
+        let error = Disk::default().create(&dir.path().join(name)).unwrap_err();
+        assert!(is_name_too_long(&error), "{error}");
+        let error = Disk::default()
+            .create(&dir.path().join("none/x"))
+            .unwrap_err();
+        assert!(!is_name_too_long(&error), "{error}");
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod linux_tests {
     use nix::errno::Errno;
 
     use super::*;
@@ -825,6 +973,29 @@ mod tests {
                 };
                 assert_eq!(found, expected, "{errno}");
             }
+        }
+    }
+
+    #[test]
+    fn servers_and_processes_are_not_local() {
+        let dir = tempfile::tempdir().unwrap();
+        let known = sync_dir_fails(dir.path());
+        assert!(!known || is_local(dir.path()), "ext4 and tmpfs are local");
+        assert!(!is_local(Path::new("/proc")));
+        assert!(!is_local(&dir.path().join("absent")));
+        for (name, number) in [
+            ("9p", 0x0102_1997),
+            ("AFS", 0x5346_414f),
+            ("Ceph", 0x00c3_6400),
+            ("CIFS", 0xff53_4d42),
+            ("FUSE", 0x6573_5546),
+            ("NFS", 0x6969),
+            ("overlay", 0x794c_7630),
+            ("SMB", 0x517b),
+            ("SMB 2", 0xfe53_4d42),
+            ("unknown", 0),
+        ] {
+            assert!(!is_local_type(number), "{name}");
         }
     }
 

@@ -20,7 +20,7 @@ use crate::model::BoxError;
 /// assert!(matches!(full, StoreError::Full(_)));
 ///
 /// let failed = StoreError::new("the database is closed");
-/// assert_eq!(failed.source().map(ToString::to_string).as_deref(), Some("the database is closed"));
+/// assert_eq!(failed.source().unwrap().to_string(), "the database is closed");
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]

@@ -137,6 +137,20 @@ impl StoreEvent<'_> {
 /// Receives the [events](StoreEvent) of a store.
 ///
 /// It is called on the thread where the event happens, so it must not block.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tower_resumable::store::{Observer, StoreError, StoreEvent};
+///
+/// let observer: Observer = Arc::new(|event| {
+///     if let StoreEvent::Skipped { place, .. } = event {
+///         assert_eq!(*place, "up/17");
+///     }
+///     assert_eq!(event.to_string(), "passed over up/17: the store failed: no such row");
+/// });
+/// // What a store does that cannot read one of its uploads.
+/// observer(&StoreEvent::Skipped { place: "up/17", error: &StoreError::new("no such row") });
+/// ```
 pub type Observer = Arc<dyn Fn(&StoreEvent<'_>) + Send + Sync>;
 
 /// The observer of a store, which is set after the store was opened.

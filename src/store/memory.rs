@@ -282,7 +282,7 @@ impl Entry {
             None if self.is_complete() => State::Complete,
             None => State::Receiving(self.ranges.clone()),
         };
-        Status::new(self.upload.clone(), state)
+        Status::new(self.upload.clone(), state).with_delivery(&self.id)
     }
 
     /// Begins an append, which ends the one before it.

@@ -149,6 +149,43 @@ pub use crate::model::{
 /// Each method can fail with [`StoreError::Failed`], [`Impossible`](StoreError::Impossible),
 /// [`Full`](StoreError::Full) or [`Busy`](StoreError::Busy) because of the backend. The docs of the
 /// methods list other errors.
+///
+/// ```
+/// use std::{pin::pin, time::{Duration, SystemTime}};
+/// use http::StatusCode;
+/// use http_body_util::{BodyExt as _, Full};
+/// use tower_resumable::{
+///     MemoryStore, Scope, Upload, UploadId,
+///     store::{ChunkBody, Claim as _, Claimed, Record, State, Store as _},
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MemoryStore::default();
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(5));
+///
+/// for (offset, bytes) in [(3, "lo"), (0, "hel")] {
+///     let source = Full::new(bytes.into()).map_err(|never| match never {});
+///     let mut source = pin!(source);
+///     let mut body = ChunkBody::new(source.as_mut(), Some(bytes.len() as u64), 0);
+///     let progress = store.write(&upload, offset, &mut body).await?;
+///     assert_eq!(progress.complete, offset == 0);
+/// }
+///
+/// let Claimed::Won(mut claim) = store.claim(&upload).await? else {
+///     panic!("another request delivers it")
+/// };
+/// let file = claim.sealed().content().collect().await?.to_bytes();
+/// assert_eq!(file, "hello");
+///
+/// // What the inner service has answered.
+/// let expires = SystemTime::now() + Duration::from_secs(60);
+/// claim.settle(&Record::new(true, StatusCode::CREATED, 5, expires)).await?;
+/// let status = store.status(&upload.id).await?.expect("the record has not expired");
+/// assert!(matches!(status.state, State::Settled(_)));
+/// # Ok(())
+/// # }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a store of uploads",
     note = "`FileStore`, `MemoryStore` and (with the feature `object-store`) `BucketStore` are",
@@ -418,6 +455,30 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 /// The right to deliver one sealed upload, returned by [`Store::claim`].
 ///
 /// Dropping it ends the claim, as does the death of the process.
+///
+/// ```
+/// use tower_resumable::{MemoryStore, Scope, Upload, UploadId};
+/// use tower_resumable::store::{Claim as _, Claimed, Store as _};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MemoryStore::default();
+/// // An empty file is complete when it is created.
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(0));
+/// store.create(&upload).await?;
+///
+/// let Claimed::Won(first) = store.claim(&upload).await? else { panic!() };
+/// assert!(matches!(store.claim(&upload).await?, Claimed::Busy));
+/// let (id, attempt) = (first.sealed().id.clone(), first.sealed().attempt);
+/// first.release().await;
+///
+/// // The next attempt has the same id.
+/// let Claimed::Won(second) = store.claim(&upload).await? else { panic!() };
+/// assert_eq!(second.sealed().id, id);
+/// assert_eq!(second.sealed().attempt, attempt + 1);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Claim: Send + Sync + 'static {
     /// The sealed upload.
     fn sealed(&self) -> &Sealed;
@@ -490,11 +551,35 @@ pub struct Capabilities {
 /// How [`Store::append`] adds bytes.
 ///
 /// ```
-/// use tower_resumable::store::{Append, Keep};
+/// use std::pin::pin;
+/// use http_body_util::{BodyExt as _, Full};
+/// use tower_resumable::{
+///     MemoryStore, Scope, Upload, UploadId,
+///     store::{Append, ChunkBody, Keep, Store as _, StoreError},
+/// };
 ///
-/// let mut append = Append::at(100);
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MemoryStore::default();
+/// // The length is not known yet.
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), None);
+/// store.create(&upload).await?;
+///
+/// let mut append = Append::at(0);
 /// assert_eq!((append.keep, append.ends_here), (Keep::Prefix, false));
 /// append.ends_here = true;
+/// let source = Full::new("hello".into()).map_err(|never| match never {});
+/// let mut source = pin!(source);
+/// let mut body = ChunkBody::new(source.as_mut(), Some(5), 0);
+/// assert!(store.append(&upload, append, &mut body).await?.complete);
+///
+/// // Five bytes are stored, not three.
+/// let mut empty = pin!(Full::default().map_err(|never| match never {}));
+/// let mut body = ChunkBody::new(empty.as_mut(), Some(0), 0);
+/// let error = store.append(&upload, Append::at(3), &mut body).await.unwrap_err();
+/// assert!(matches!(error, StoreError::Offset { stored: 5 }));
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -530,13 +615,25 @@ pub enum Keep {
 }
 
 /// Which uploads [`Store::list`] returns. The default is all that are not settled.
+///
+/// ```
+/// use tower_resumable::{Scope, Upload, UploadId};
+/// use tower_resumable::store::{Filter, Progress};
+///
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::new("ann"), Some(10));
+/// let half = Progress { received: 5, complete: false };
+/// assert!(Filter::default().accepts(&upload, half));
+/// assert!(!Filter::complete().accepts(&upload, half));
+/// assert!(!Filter::default().with_scope(Scope::new("bob")).accepts(&upload, half));
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Filter {
     /// Only uploads of this scope.
     pub scope: Option<Scope>,
-    /// Only complete uploads, without [parts](Role::Part): those that can be delivered. Each listed upload is durably complete, even if the request that
-    /// completed it has not returned yet, so it can be claimed.
+    /// Only complete uploads, without [parts](Role::Part): those that can be delivered. Each listed
+    /// upload is durably complete, even if the request that completed it has not returned yet, so
+    /// it can be claimed.
     pub complete: bool,
 }
 
@@ -568,6 +665,33 @@ impl Filter {
 }
 
 /// Some of the uploads that a [`Filter`] accepts.
+///
+/// ```
+/// use tower_resumable::{MemoryStore, Scope, Upload, UploadId};
+/// use tower_resumable::store::{Filter, Store as _};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MemoryStore::default();
+/// for n in 0..3 {
+///     let id = UploadId::from_bytes([n; 32]);
+///     store.create(&Upload::new(id, Scope::default(), Some(10))).await?;
+/// }
+///
+/// let (mut after, mut found) = (None, Vec::new());
+/// loop {
+///     let page = store.list(&Filter::default(), after.as_ref()).await?;
+///     found.extend(page.uploads);
+///     after = page.next;
+///     if after.is_none() {
+///         break;
+///     }
+/// }
+/// assert_eq!(found.len(), 3);
+/// assert_eq!(found[0].progress.received, 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Page {
@@ -606,6 +730,16 @@ impl Listed {
 }
 
 /// What an upload takes of the [limits](crate::Limits), as [`Store::usage`] returns it.
+///
+/// ```
+/// use tower_resumable::{Scope, Upload, UploadId};
+/// use tower_resumable::store::{ScopeHash, Usage};
+///
+/// let scope = Scope::new("ann");
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), scope.clone(), Some(10));
+/// let usage = Usage::from(&upload);
+/// assert_eq!((usage.scope, usage.bytes), (ScopeHash::new(&scope), 10));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Usage {
@@ -640,6 +774,14 @@ impl From<&Listed> for Usage {
 }
 
 /// The first half of a SHA-256 over a [`Scope`].
+///
+/// ```
+/// use tower_resumable::{Scope, store::ScopeHash};
+///
+/// let hash = ScopeHash::new(&Scope::new("ann"));
+/// assert_eq!(ScopeHash::from_hex(&hash.to_string()), Some(hash));
+/// assert_eq!(ScopeHash::from_hex("ann"), None);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScopeHash([u8; 16]);
 
@@ -674,11 +816,35 @@ impl std::fmt::Debug for ScopeHash {
 ///
 /// A limit in the past stands for an age. A store may measure that with a clock that does not jump
 /// when the clock of the system does. A limit in the future is for everything.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use tower_resumable::{MemoryStore, Scope, Upload, UploadId};
+/// use tower_resumable::store::{Expiry, Store as _};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MemoryStore::default();
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(10));
+/// store.create(&upload).await?;
+///
+/// let mut expiry = Expiry::default();
+/// assert_eq!(store.sweep(&expiry).await?.abandoned, 0);
+/// let hour = Duration::from_secs(3600);
+/// expiry.abandoned_before = Some(SystemTime::now() - hour);
+/// assert_eq!(store.sweep(&expiry).await?.abandoned, 0);
+/// expiry.abandoned_before = Some(SystemTime::now() + hour);
+/// assert_eq!(store.sweep(&expiry).await?.abandoned, 1);
+/// assert!(store.status(&upload.id).await?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Expiry {
-    /// Incomplete uploads, and complete [parts](Role::Part), that were last touched before this time: by a request that wrote to them
-    /// or [asked for their status](Store::status). `None` keeps all.
+    /// Incomplete uploads, and complete [parts](Role::Part), that were last touched before this
+    /// time: by a request that wrote to them or [asked for their status](Store::status). `None`
+    /// keeps all.
     pub abandoned_before: Option<SystemTime>,
     /// Complete uploads but parts that are not settled and were last touched before this time.
     /// `None` keeps all.

@@ -9,6 +9,33 @@ use crate::model::upload::Upload;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A complete upload whose file is published under its final name.
+///
+/// ```
+/// use http_body_util::BodyExt as _;
+/// use tower_resumable::{Scope, Upload, UploadId, store::Sealed};
+/// # use tower_resumable::{Content, store::{BoxFuture, Stored}};
+/// # #[derive(Debug)]
+/// # struct Row(&'static str);
+/// # impl Stored for Row {
+/// #     fn read(&self) -> Content {
+/// #         self.0.into()
+/// #     }
+/// #     fn delete(&self) -> BoxFuture<'_, std::io::Result<()>> {
+/// #         Box::pin(async { Ok(()) })
+/// #     }
+/// # }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(5));
+/// // `Row` is a `Stored`.
+/// let sealed = Sealed::new("a0a98a1f".into(), upload, 1, Row("hello"));
+/// assert_eq!(sealed.size(), 5);
+/// assert_eq!(sealed.content().collect().await?.to_bytes(), "hello");
+/// assert!(sealed.claim_is_live());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Sealed {

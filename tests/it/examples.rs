@@ -616,7 +616,7 @@ fn stalled_clients_take_little_memory() {
                         socket
                     })
                     .collect();
-                server.wait_for_files(|open| open >= files + CLIENTS);
+                server.wait_for_files(|open| open >= CLIENTS);
                 let during = server.memory();
                 drop(sockets);
                 server.wait_for_files(|open| open < files + 50);

@@ -14,10 +14,11 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
+use object_store::memory::InMemory;
 use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 use tower_resumable::{
-    CompletedUpload, Delivery, ErrorKind, FileStore, Limits, MemoryStore, ResumableLayer,
-    Retention, Upload,
+    BucketStore, CompletedUpload, Delivery, ErrorKind, FileStore, Limits, MemoryStore,
+    ResumableLayer, Retention, Upload,
     store::{Filter, Store},
 };
 
@@ -489,6 +490,56 @@ async fn an_upload_that_is_refused_now_waits_for_its_client() {
     tokio::time::advance(Duration::from_secs(2 * 3600)).await;
     assert_eq!(deliver().await.delivered, 1);
     assert_eq!(calls.attempts().len(), 6);
+}
+
+/// Another process removes an upload whose delivery failed here, and its client sends it again.
+/// The new one does not wait for the pause of the old one.
+#[tokio::test]
+async fn the_pause_of_a_removed_upload_does_not_hold_back_the_next_one() {
+    let memory = MemoryStore::default();
+    sent_again_elsewhere(memory.clone(), memory).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = || FileStore::open(dir.path()).unwrap();
+    sent_again_elsewhere(files(), files()).await;
+    let bucket = Arc::new(InMemory::new());
+    let here = BucketStore::open(bucket.clone()).await.unwrap();
+    sent_again_elsewhere(here, BucketStore::open(bucket).await.unwrap()).await;
+}
+
+async fn sent_again_elsewhere<S: Store + Clone>(here: S, there: S) {
+    let layer = |store: &S| ResumableLayer::new(store.clone()).with_hold_back(Duration::ZERO);
+    let elsewhere = layer(&there);
+    let other = elsewhere.layer(Calls::default().inner(|_| 503));
+    for in_the_background in [false, true] {
+        let layer = layer(&here);
+        let calls = Calls::default();
+        // The pauses are 24 hours in the background, and 2 seconds.
+        let (status, sent) = if in_the_background {
+            (401, 1)
+        } else {
+            (503, 5)
+        };
+        let failing = layer.layer(calls.inner(move |_| status));
+        assert_eq!(send(failing.clone(), chunk(1)).await.0, 200);
+        for _ in 0..sent {
+            assert_ne!(send(failing.clone(), chunk(2)).await.0, 200);
+        }
+        let upload = undelivered(&elsewhere).await.remove(0);
+        assert!(there.remove(&upload.id).await.unwrap());
+        // The last chunk goes to the other process too, so this one has not seen the new upload.
+        assert_eq!(send(other.clone(), chunk(1)).await.0, 200);
+        assert_eq!(send(other.clone(), chunk(2)).await.0, 503);
+        let before = calls.attempts().len();
+        let taking = calls.inner(|_| 200);
+        if in_the_background {
+            let delivered = layer.uploads().deliver_all(taking, request).await.unwrap();
+            assert_eq!(delivered.delivered, 1);
+        } else {
+            assert_eq!(send(layer.layer(taking), chunk(2)).await.0, 200);
+        }
+        assert_eq!(calls.attempts()[before..], [2]);
+        assert!(there.forget(&upload.id).await.unwrap());
+    }
 }
 
 /// More uploads than a page has. One of them cannot be delivered, and one has no request.

@@ -14,9 +14,10 @@ const RETRY_INTERVAL: u64 = 1000;
 
 const RETRIES: u32 = 100;
 
-/// Options for clients that fit the settings of a layer: its path, its limits, the names of the
-/// fields, and how to react to errors. Returned by
-/// [`ResumableLayer::client_options`](crate::ResumableLayer::client_options).
+/// Options for clients of chunks that fit the settings of a layer.
+///
+/// They name its path, its limits, the names of the fields, and how to react to errors.
+/// [`ResumableLayer::client_options`](crate::ResumableLayer::client_options) returns them.
 ///
 /// Put them into a page, or let the page fetch them. Functions cannot be in JSON, so the page adds
 /// the identifier of a file:

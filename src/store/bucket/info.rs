@@ -198,7 +198,8 @@ impl Info {
             Phase::Receiving if !self.progress(&stored).complete => State::Receiving(stored),
             Phase::Receiving | Phase::Sealed(_) => State::Complete,
         };
-        Some(Status::new(self.described().clone(), state))
+        let status = Status::new(self.described().clone(), state);
+        Some(status.with_delivery(&self.unique_id))
     }
 
     pub(super) fn sealed(&self, seal: Seal) -> Self {

@@ -251,6 +251,8 @@ impl<S: Store + Clone> Suite<S> {
             ..upload(3)
         };
         let sealed = described_as(&first, "sealed");
+        self.write(&first, 0, b"a").await;
+        let delivery = self.status(&first).await.and_then(|it| it.delivery);
         let assert_described = async |expected: &Upload, received, when: &str| {
             let status = self.status(&first).await;
             let status = status.unwrap_or_else(|| panic!("an upload is absent {when}"));
@@ -263,14 +265,21 @@ impl<S: Store + Clone> Suite<S> {
                 received,
                 "`status` counts wrongly {when}"
             );
+            assert_eq!(
+                status.delivery, delivery,
+                "`status` returns another id {when}"
+            );
         };
-        self.write(&first, 0, b"a").await;
         assert_described(&first, 1, "after its first chunk").await;
         self.write(&described_as(&first, "second"), 1, b"b").await;
         assert_described(&first, 2, "after its second chunk").await;
         self.write(&described_as(&first, "last"), 2, b"c").await;
         assert_described(&first, 3, "when it is complete").await;
         let claim = self.claim(&sealed).await;
+        assert!(
+            delivery.as_ref().is_none_or(|id| *id == claim.sealed().id),
+            "`status` returns the id of another delivery"
+        );
         assert_described(&sealed, 3, "when it is sealed").await;
         self.write(&first, 0, b"abc").await;
         assert_described(&sealed, 3, "after a late chunk").await;

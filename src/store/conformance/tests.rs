@@ -69,6 +69,7 @@ enum Fault {
     ClaimsDeclaredLength,
     StatusDescribesFirst,
     StatusForgetsFields,
+    StatusHasAnotherDelivery,
     WrongChecksum,
     ForgetsHeaders,
     ForgetsEmptyBody,
@@ -208,6 +209,7 @@ const FAULTS: &[(Fault, &str, &str)] = &[
     (CreateReturnsItsArgument, "lengths_are_kept", "a later `create` changes the description"),
     (StatusDescribesFirst, "status_describes_the_upload", "when it is sealed"),
     (StatusForgetsFields, "status_describes_the_upload", "after its first chunk"),
+    (StatusHasAnotherDelivery, "status_describes_the_upload", "the id of another delivery"),
     (ForgetsHeaders, "records_are_kept", "`status` returns another record"),
     (ForgetsEmptyBody, "records_are_kept", "`status` returns another record"),
     (MakesHeadersText, "records_are_kept", "`status` returns another record"),
@@ -1021,6 +1023,7 @@ impl Store for Broken {
             match self.fault {
                 StatusDescribesFirst => status.upload = self.shared().seen[id].clone(),
                 StatusForgetsFields => status.upload.fields.clear(),
+                StatusHasAnotherDelivery => status.delivery = Some(id.to_string()),
                 _ => {}
             }
         }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Durability, FileClaim, FileStore,
-    blocks::Gathered,
+    blocks::{Gathered, MUCH},
     entry::{Claim, Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
     journal::Event,
@@ -49,7 +49,7 @@ impl FileStore {
         }
         let mut arrived = Arrived::new(&self.folder, offset, Keep::Whole, body);
         // Most chunks that fail do so before there is anything on disk.
-        arrived.gather(body, None).await?;
+        arrived.gather(body, None, MUCH).await?;
         let end = if arrived.ended {
             arrived.gathered.end()
         } else {
@@ -72,7 +72,7 @@ impl FileStore {
                 let is_whole = claims && arrived.is_whole(upload);
                 let whole = is_whole.then(|| body.describe(upload));
                 match self.start(upload, range, arrived, whole).await? {
-                    Begun::Whole(progress, claim) => return Ok((progress, claim)),
+                    Begun::Whole(progress, claim) => return Ok((progress, Some(claim))),
                     Begun::Ended(writer, progress) => {
                         body.count_duplicate(writer.duplicate);
                         return Ok((progress, None));
@@ -116,10 +116,7 @@ impl FileStore {
                         Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
                         created => {
                             if let Some(claim) = created? {
-                                return Ok(Start::Whole(
-                                    arrived.gathered.end(),
-                                    claim.map(Box::new),
-                                ));
+                                return Ok(Start::Whole(arrived.gathered.end(), Box::new(claim)));
                             }
                         }
                     }
@@ -135,7 +132,7 @@ impl FileStore {
                 Start::Whole(received, claim) => {
                     let complete = true;
                     let progress = Progress { received, complete };
-                    let claim = claim.map(|claim| FileClaim::new(self, claim.0, claim.1));
+                    let claim = FileClaim::new(self, claim.0, claim.1);
                     return Ok(Begun::Whole(progress, claim));
                 }
                 Start::Started(writer, _, Some(progress)) => {
@@ -167,7 +164,13 @@ impl FileStore {
     ) -> Result<Progress, StoreError> {
         let mut retries = None;
         loop {
-            arrived.gather(body, Some(&writer.lock)).await?;
+            let inline = self.folder.inline.is_fast();
+            let blocks = if inline { 1 } else { MUCH };
+            arrived.gather(body, Some(&writer.lock), blocks).await?;
+            if inline && writer.write_inline(&self.folder, &mut arrived) {
+                retries = None;
+                continue;
+            }
             let result;
             let write = self.blocking(move |folder| {
                 let result = writer.write(folder, &mut arrived);
@@ -228,7 +231,8 @@ impl Arrived {
     ///
     /// A call on a blocking thread costs as much as to write tens of kilobytes, so one call with
     /// many bytes is better. But memory is bounded. A slow chunk must not hold much of it. Nor must
-    /// a chunk without a lock, which waits for other chunks before it can write.
+    /// a chunk without a lock, which waits for other chunks before it can write. With one, it holds
+    /// at most as many `blocks`.
     ///
     /// # Errors
     ///
@@ -237,6 +241,7 @@ impl Arrived {
         &mut self,
         body: &mut ChunkBody<'_>,
         lock: Option<&RangeLock>,
+        blocks: usize,
     ) -> Result<(), StoreError> {
         let mut deadline: Option<Instant> = None;
         loop {
@@ -249,7 +254,7 @@ impl Arrived {
             if !self.rest.is_empty() {
                 let is_late = self.since.is_some_and(|since| since.elapsed() > FAST);
                 let is_slow = deadline.is_none() && is_late;
-                if lock.is_none() || is_slow || !self.gathered.try_enlarge() {
+                if lock.is_none() || is_slow || !self.gathered.try_enlarge(blocks) {
                     return Ok(());
                 }
                 if deadline.is_none() {
@@ -327,7 +332,7 @@ pub(super) struct Writer {
 
 enum Begun {
     /// The whole file is stored.
-    Whole(Progress, Option<FileClaim>),
+    Whole(Progress, FileClaim),
     /// The whole chunk is stored.
     Ended(Writer, Progress),
     Started(Writer, Arrived),
@@ -335,7 +340,7 @@ enum Begun {
 
 enum Start {
     /// A new upload, of this length.
-    Whole(u64, Option<Box<(Claim, Sealed)>>),
+    Whole(u64, Box<(Claim, Sealed)>),
     Started(Box<Writer>, Arrived, Option<Progress>),
     /// Another request has locked the range. `None` if that is in another process.
     HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),
@@ -407,6 +412,22 @@ impl Writer {
         let entry = self.lock.entry();
         entry.touch();
         entry.view()?;
+        self.look_at_view(folder, arrived)
+    }
+
+    /// The same without waiting for a thread that is appending. Returns whether that was possible.
+    fn look_at_once(&mut self, folder: &Folder, arrived: &Arrived) -> Result<bool, StoreError> {
+        let entry = self.lock.entry();
+        entry.touch();
+        if entry.view_at_once()?.is_none() {
+            return Ok(false);
+        }
+        let looked = self.look_at_view(folder, arrived);
+        looked.inspect_err(|_| self.gaps = None).map(|()| true)
+    }
+
+    fn look_at_view(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
+        let entry = self.lock.entry();
         if entry.is_removed() {
             return Err(StoreError::Superseded);
         }
@@ -475,12 +496,7 @@ impl Writer {
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
-            let written = self
-                .written
-                .iter()
-                .map(|(piece, _)| piece.end - piece.start);
-            let is_due = written.sum::<u64>() >= COMMIT;
-            if arrived.keep == Keep::Prefix && is_due {
+            if self.is_commit_due(arrived) {
                 self.commit(folder)?;
             }
             return Ok(None);
@@ -495,6 +511,43 @@ impl Writer {
         }
         // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
+    }
+
+    fn is_commit_due(&self, arrived: &Arrived) -> bool {
+        let written = self.written.iter();
+        let written = written.map(|(piece, _)| piece.end - piece.start);
+        arrived.keep == Keep::Prefix && written.sum::<u64>() >= COMMIT
+    }
+
+    /// Writes what has arrived without a blocking thread, if the disk is fast and nothing has to be
+    /// read, synced or waited for. Returns whether nothing else is to be done.
+    ///
+    /// What it could not write is written by [`write`](Self::write), which has the error again.
+    fn write_inline(&mut self, folder: &Folder, arrived: &mut Arrived) -> bool {
+        let Some(_turn) = folder.inline.turn().filter(|_| arrived.announced.is_some()) else {
+            return false;
+        };
+        if self.gaps.is_none() {
+            let looked = folder.inline.timed(|| self.look_at_once(folder, arrived));
+            if !matches!(looked, Ok(true)) {
+                return false;
+            }
+        }
+        let range = self.done..arrived.gathered.end();
+        let is_new = |gap: &Range<u64>| gap.start <= range.start && range.end <= gap.end;
+        if !self.gaps.iter().flatten().any(is_new) {
+            return false;
+        }
+        for (at, piece) in arrived.gathered.pieces() {
+            // An earlier piece may have been slow.
+            let may_write = folder.inline.is_fast();
+            if at >= self.done && !(may_write && self.write_piece(folder, piece, at).is_ok()) {
+                return false;
+            }
+        }
+        arrived.gathered.clear();
+        arrived.since = None;
+        !arrived.ended && !self.is_commit_due(arrived)
     }
 
     /// # Errors
@@ -517,9 +570,11 @@ impl Writer {
             let data = self.lock.entry().data.as_ref();
             let data = data.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             let bytes = slice(&gap);
-            folder
-                .disk
-                .write_all_at("write-data", data, bytes, gap.start)?;
+            let write = || {
+                let disk = &folder.disk;
+                disk.write_all_at("write-data", data, bytes, gap.start)
+            };
+            folder.inline.timed(write)?;
             self.room.written(bytes.len() as u64);
             self.written.push((gap, Crc::of(bytes)));
         }

@@ -13,6 +13,7 @@ use std::{
 use super::{
     blocks::{Blocks, Gathered},
     entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View, record_path},
+    inline::Inline,
     journal::{self, Event},
     room::Room,
     settings::{Durability, Naming},
@@ -67,6 +68,7 @@ pub(super) struct Folder {
     /// If this many uploads are open, idle ones are closed.
     pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
+    pub(super) inline: Inline,
     pub(super) observed: Observed,
     pub(super) clock: Clock,
     /// When this process last told the folder what the time is.
@@ -431,7 +433,7 @@ impl Folder {
             let seen = last_seen(&self.partial);
             if seen.is_some_and(|seen| seen < now) {
                 // If the time cannot be set, the next run knows an earlier one.
-                let _ = File::open(self.partial.join(CLOCK)).and_then(|it| it.set_modified(now));
+                let _ = disk::set_dir_modified(&self.partial.join(CLOCK), now);
             }
         }
         now
@@ -495,13 +497,11 @@ impl Folder {
 
     /// Creates an upload of which all bytes have arrived, claims it, and gives the file its final
     /// name. `None` if the upload exists.
-    ///
-    /// The claim is `None` if another request has found the upload meanwhile.
     pub(super) fn create_whole(
         &self,
         upload: &Upload,
         bytes: &Gathered,
-    ) -> Result<Option<Option<(Claim, Sealed)>>, StoreError> {
+    ) -> Result<Option<(Claim, Sealed)>, StoreError> {
         if self.look_and_check(&upload.id, false)?.is_some() {
             return Ok(None);
         }
@@ -527,9 +527,10 @@ impl Folder {
         fault::step("claim")?;
         let sealed = self.publish_sealed(&entry, seal, 1)?;
         // Not before the disk has proved to be alive: a repeated request would take what is visible
-        // for durable.
-        let known = self.keep_open(Arc::clone(&entry));
-        Ok(Some(Arc::ptr_eq(&known, &entry).then_some((claim, sealed))))
+        // for durable. If another request has opened the upload meanwhile, it keeps its entry, and
+        // the claim holds as if another process had it.
+        self.keep_open(entry);
+        Ok(Some((claim, sealed)))
     }
 
     /// The entry that this process uses from now on.

@@ -9,6 +9,7 @@ mod crash;
 mod entry;
 mod finish;
 mod folder;
+mod inline;
 mod journal;
 mod open;
 mod room;
@@ -19,7 +20,7 @@ mod settings;
 #[cfg(all(test, target_os = "linux"))]
 pub(super) mod simulated;
 mod stored;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -36,6 +37,7 @@ use self::{
     blocks::{BLOCK, Blocks},
     entry::{Claim, Entry, Phase, Retries},
     folder::{Folder, is_damage},
+    inline::Inline,
     journal::Event,
     room::Room,
     settings::Naming,
@@ -280,8 +282,7 @@ impl Store for FileStore {
         offset: u64,
         body: &mut ChunkBody<'_>,
     ) -> Result<(Progress, Option<FileClaim>), StoreError> {
-        // Not in one trip yet: the property test of several processes counts an attempt too many.
-        self.receive(upload, offset, body, false).await
+        self.receive(upload, offset, body, true).await
     }
 
     async fn status(&self, id: &UploadId) -> Result<Option<Status>, StoreError> {
@@ -702,6 +703,7 @@ impl FileStoreBuilder {
         let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
+                inline: Inline::new(found.is_local),
                 clock: Clock::new(self.disk.now(), seen),
                 marked: Mutex::default(),
                 durable_shards: Mutex::default(),
