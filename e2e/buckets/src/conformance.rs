@@ -56,7 +56,7 @@ pub async fn all(engine: &Engine) -> Result<(), Error> {
     }
 }
 
-pub fn with_causes(error: &dyn std::error::Error) -> String {
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

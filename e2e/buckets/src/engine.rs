@@ -7,7 +7,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use object_store::{
@@ -129,7 +129,7 @@ impl Engine {
             name: name.into(),
             kind: Kind::of(name),
             gateways,
-            bucket: format!("bucket{}", std::process::id()),
+            bucket: format!("bucket-{}", std::process::id()),
             ceph,
             script,
         };
@@ -259,10 +259,7 @@ impl Engine {
                 AzureAuthorizer::new(&key, AZURE_ACCOUNT).try_authorize(&mut request)?;
             }
             // The emulators accept every client.
-            Kind::Google => {
-                let json = HeaderValue::from_static("application/json");
-                request.headers_mut().insert(header::CONTENT_TYPE, json);
-            }
+            Kind::Google => {}
         }
         *request.uri_mut() = path.parse()?;
         request

@@ -50,7 +50,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {}", conformance::with_causes(&*error));
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
