@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tower_resumable::{BucketStore, CompletedUpload, ResumableLayer};
 
-use super::engine::{self, Error};
+use super::engine::{Error, Kind};
 
 /// The options of a server.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub listen: SocketAddr,
+    /// The name of the engine.
+    pub engine: String,
     pub endpoint: SocketAddr,
     pub bucket: String,
     pub prefix: String,
@@ -34,6 +36,7 @@ impl Options {
     pub fn to_word(&self) -> String {
         json!({
             "listen": self.listen.to_string(),
+            "engine": self.engine,
             "endpoint": self.endpoint.to_string(),
             "bucket": self.bucket,
             "prefix": self.prefix,
@@ -51,6 +54,7 @@ impl Options {
         let time = |name: &str| Duration::from_millis(words[name].as_u64().unwrap_or(0));
         Ok(Self {
             listen: text("listen")?.parse()?,
+            engine: text("engine")?.into(),
             endpoint: text("endpoint")?.parse()?,
             bucket: text("bucket")?.into(),
             prefix: text("prefix")?.into(),
@@ -64,12 +68,13 @@ impl Options {
 
 /// Opens the store with the settings of the servers.
 pub async fn store(
+    kind: Kind,
     endpoint: SocketAddr,
     bucket: &str,
     prefix: &str,
     lease: Duration,
 ) -> Result<BucketStore, Error> {
-    let client = engine::client(endpoint, bucket)?;
+    let client = kind.client(endpoint, bucket)?;
     let store = BucketStore::builder(Arc::new(client))
         .with_prefix(prefix)
         .with_lease(lease)
@@ -90,6 +95,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         std::process::abort();
     });
     let store = store(
+        Kind::of(&options.engine),
         options.endpoint,
         &options.bucket,
         &options.prefix,

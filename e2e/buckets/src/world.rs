@@ -229,6 +229,7 @@ impl World {
         let options = server::Options {
             listen: self.servers[server].address,
             endpoint: self.servers[server].proxy.address,
+            engine: self.engine.name.clone(),
             bucket: self.engine.bucket.clone(),
             prefix: self.prefix.clone(),
             lease: self.setup.lease,
@@ -568,6 +569,7 @@ impl World {
     /// Sweeps everything. Only delivered files may remain.
     async fn check_bucket(&mut self) -> Result<(), Error> {
         let store = server::store(
+            self.engine.kind,
             self.engine.gateways[0],
             &self.engine.bucket,
             &self.prefix,
