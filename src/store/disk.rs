@@ -668,50 +668,6 @@ pub(in crate::store) fn sync_dir_fails(dir: &Path) -> bool {
     }
 }
 
-/// Whether the bytes of a file are written to memory, and from there to a disk: not by a server on
-/// the network or a process, which may not answer. `false` for an unknown file system.
-pub(in crate::store) fn is_local(path: &Path) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        // The type differs between machines.
-        #[allow(clippy::unnecessary_cast)]
-        nix::sys::statfs::statfs(path)
-            .is_ok_and(|found| is_local_type(found.filesystem_type().0 as u32))
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = path;
-        false
-    }
-}
-
-/// By the number of `statfs(2)`, as in `linux/magic.h`.
-#[cfg(target_os = "linux")]
-fn is_local_type(number: u32) -> bool {
-    const BTRFS: u32 = 0x9123_683e;
-    const EXT4: u32 = 0xef53;
-    const F2FS: u32 = 0xf2f5_2010;
-    const TMPFS: u32 = 0x0102_1994;
-    const XFS: u32 = 0x5846_5342;
-    matches!(number, BTRFS | EXT4 | F2FS | TMPFS | XFS)
-}
-
-/// How often this thread has waited for something other than the processor. `None` if the system
-/// does not say.
-pub(in crate::store) fn waits() -> Option<i64> {
-    #[cfg(target_os = "linux")]
-    {
-        use nix::sys::resource::{UsageWho, getrusage};
-        // The type differs between machines.
-        #[allow(clippy::useless_conversion)]
-        getrusage(UsageWho::RUSAGE_THREAD)
-            .ok()
-            .map(|usage| usage.voluntary_context_switches().into())
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
-}
-
 /// Asks the system to start writing these bytes to the disk. Unlike a sync it does not wait and
 /// promises nothing. It does not consume an error that a later sync has to return.
 pub(in crate::store) fn begin_to_write(file: &File, range: &Range<u64>) {
@@ -973,29 +929,6 @@ mod linux_tests {
                 };
                 assert_eq!(found, expected, "{errno}");
             }
-        }
-    }
-
-    #[test]
-    fn servers_and_processes_are_not_local() {
-        let dir = tempfile::tempdir().unwrap();
-        let known = sync_dir_fails(dir.path());
-        assert!(!known || is_local(dir.path()), "ext4 and tmpfs are local");
-        assert!(!is_local(Path::new("/proc")));
-        assert!(!is_local(&dir.path().join("absent")));
-        for (name, number) in [
-            ("9p", 0x0102_1997),
-            ("AFS", 0x5346_414f),
-            ("Ceph", 0x00c3_6400),
-            ("CIFS", 0xff53_4d42),
-            ("FUSE", 0x6573_5546),
-            ("NFS", 0x6969),
-            ("overlay", 0x794c_7630),
-            ("SMB", 0x517b),
-            ("SMB 2", 0xfe53_4d42),
-            ("unknown", 0),
-        ] {
-            assert!(!is_local_type(number), "{name}");
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) const BLOCK: usize = 256 << 10;
 const LITTLE: usize = 16 << 10;
 
 /// How many blocks a chunk may hold with permits, and one more if it does not start with a block.
-pub(super) const MUCH: usize = 4;
+const MUCH: usize = 4;
 
 /// The least number of permits, if there are few processors.
 const LARGE: usize = 16;
@@ -86,14 +86,14 @@ impl Gathered {
         self.at == self.end
     }
 
-    /// Takes a permit to hold one block more, until [`clear`](Self::clear), if one is free and it
-    /// holds fewer than `most`. Returns whether it did.
+    /// Takes a permit to hold one block more, until [`clear`](Self::clear), if one is free.
+    /// Returns whether it was.
     ///
     /// It does not wait: the bytes that a waiting stream of HTTP/2 has not read count against the
     /// window of its connection, and streams that have permits would starve.
-    pub(super) fn try_enlarge(&mut self, most: usize) -> bool {
+    pub(super) fn try_enlarge(&mut self) -> bool {
         let held = self.permits.as_ref().map_or(0, |held| held.num_permits());
-        if held >= most {
+        if held >= MUCH {
             return false;
         }
         let Ok(permit) = Arc::clone(&self.blocks.permits).try_acquire_owned() else {
@@ -206,7 +206,7 @@ mod tests {
         let mut chunk = blocks.gather(BLOCK as u64 - 5);
         let piece: Vec<u8> = (0..3 * BLOCK).map(|n| n as u8).collect();
         assert_eq!(chunk.take(&piece[..7]), 7);
-        while chunk.try_enlarge(MUCH) {}
+        while chunk.try_enlarge() {}
         assert_eq!(chunk.take(&piece[7..]), piece.len() - 7);
         let at = |n: usize| (n * BLOCK) as u64;
         let expected = [
@@ -241,19 +241,19 @@ mod tests {
         }
         let mut last = chunks.pop().unwrap();
         for chunk in &mut chunks {
-            assert!(chunk.try_enlarge(MUCH));
+            assert!(chunk.try_enlarge());
             assert_eq!(chunk.take(&piece), BLOCK - LITTLE);
             assert_eq!(chunk.take(&piece), 0);
             for _ in 1..MUCH {
-                assert!(chunk.try_enlarge(MUCH));
+                assert!(chunk.try_enlarge());
                 assert_eq!(chunk.take(&piece), BLOCK);
             }
-            assert!(!chunk.try_enlarge(MUCH));
+            assert!(!chunk.try_enlarge());
         }
-        assert!(!last.try_enlarge(MUCH));
+        assert!(!last.try_enlarge());
         chunks[0].clear();
         assert_eq!(chunks[0].take(&piece), LITTLE);
-        assert!(last.try_enlarge(MUCH));
+        assert!(last.try_enlarge());
         assert_eq!(last.take(&piece), BLOCK - LITTLE);
     }
 
@@ -262,7 +262,7 @@ mod tests {
         let blocks = Blocks::default();
         let piece = vec![0; BLOCK / 3];
         let mut chunk = blocks.gather(0);
-        assert!(chunk.try_enlarge(MUCH));
+        assert!(chunk.try_enlarge());
         for _ in 0..3 {
             assert_eq!(chunk.take(&piece), piece.len());
             assert!(chunk.filled[0].capacity() <= BLOCK);
@@ -271,7 +271,7 @@ mod tests {
         drop(chunk);
         let mut chunk = blocks.gather(0);
         chunk.take(b"a");
-        assert!(chunk.try_enlarge(MUCH));
+        assert!(chunk.try_enlarge());
         assert_eq!(chunk.take(b"b"), 1);
         assert_eq!(
             (chunk.filled[0].as_ptr(), &chunk.filled[0][..]),

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Durability, FileClaim, FileStore,
-    blocks::{Gathered, MUCH},
+    blocks::Gathered,
     entry::{Claim, Entry, Holder, MAX_LENGTH, RangeLock, Retries, TryLock},
     folder::Folder,
     journal::Event,
@@ -49,7 +49,7 @@ impl FileStore {
         }
         let mut arrived = Arrived::new(&self.folder, offset, Keep::Whole, body);
         // Most chunks that fail do so before there is anything on disk.
-        arrived.gather(body, None, MUCH).await?;
+        arrived.gather(body, None).await?;
         let end = if arrived.ended {
             arrived.gathered.end()
         } else {
@@ -164,13 +164,7 @@ impl FileStore {
     ) -> Result<Progress, StoreError> {
         let mut retries = None;
         loop {
-            let inline = self.folder.inline.is_fast();
-            let blocks = if inline { 1 } else { MUCH };
-            arrived.gather(body, Some(&writer.lock), blocks).await?;
-            if inline && writer.write_inline(&self.folder, &mut arrived) {
-                retries = None;
-                continue;
-            }
+            arrived.gather(body, Some(&writer.lock)).await?;
             let result;
             let write = self.blocking(move |folder| {
                 let result = writer.write(folder, &mut arrived);
@@ -231,8 +225,7 @@ impl Arrived {
     ///
     /// A call on a blocking thread costs as much as to write tens of kilobytes, so one call with
     /// many bytes is better. But memory is bounded. A slow chunk must not hold much of it. Nor must
-    /// a chunk without a lock, which waits for other chunks before it can write. With one, it holds
-    /// at most as many `blocks`.
+    /// a chunk without a lock, which waits for other chunks before it can write.
     ///
     /// # Errors
     ///
@@ -241,7 +234,6 @@ impl Arrived {
         &mut self,
         body: &mut ChunkBody<'_>,
         lock: Option<&RangeLock>,
-        blocks: usize,
     ) -> Result<(), StoreError> {
         let mut deadline: Option<Instant> = None;
         loop {
@@ -254,7 +246,7 @@ impl Arrived {
             if !self.rest.is_empty() {
                 let is_late = self.since.is_some_and(|since| since.elapsed() > FAST);
                 let is_slow = deadline.is_none() && is_late;
-                if lock.is_none() || is_slow || !self.gathered.try_enlarge(blocks) {
+                if lock.is_none() || is_slow || !self.gathered.try_enlarge() {
                     return Ok(());
                 }
                 if deadline.is_none() {
@@ -412,22 +404,6 @@ impl Writer {
         let entry = self.lock.entry();
         entry.touch();
         entry.view()?;
-        self.look_at_view(folder, arrived)
-    }
-
-    /// The same without waiting for a thread that is appending. Returns whether that was possible.
-    fn look_at_once(&mut self, folder: &Folder, arrived: &Arrived) -> Result<bool, StoreError> {
-        let entry = self.lock.entry();
-        entry.touch();
-        if entry.view_at_once()?.is_none() {
-            return Ok(false);
-        }
-        let looked = self.look_at_view(folder, arrived);
-        looked.inspect_err(|_| self.gaps = None).map(|()| true)
-    }
-
-    fn look_at_view(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
-        let entry = self.lock.entry();
         if entry.is_removed() {
             return Err(StoreError::Superseded);
         }
@@ -496,7 +472,12 @@ impl Writer {
         arrived.gathered.clear();
         arrived.since = None;
         if !arrived.ended {
-            if self.is_commit_due(arrived) {
+            let written = self
+                .written
+                .iter()
+                .map(|(piece, _)| piece.end - piece.start);
+            let is_due = written.sum::<u64>() >= COMMIT;
+            if arrived.keep == Keep::Prefix && is_due {
                 self.commit(folder)?;
             }
             return Ok(None);
@@ -511,43 +492,6 @@ impl Writer {
         }
         // Still with the lock, because all bytes of a removed upload seem to be stored.
         Ok(Some(self.lock.entry().progress()))
-    }
-
-    fn is_commit_due(&self, arrived: &Arrived) -> bool {
-        let written = self.written.iter();
-        let written = written.map(|(piece, _)| piece.end - piece.start);
-        arrived.keep == Keep::Prefix && written.sum::<u64>() >= COMMIT
-    }
-
-    /// Writes what has arrived without a blocking thread, if the disk is fast and nothing has to be
-    /// read, synced or waited for. Returns whether nothing else is to be done.
-    ///
-    /// What it could not write is written by [`write`](Self::write), which has the error again.
-    fn write_inline(&mut self, folder: &Folder, arrived: &mut Arrived) -> bool {
-        let Some(_turn) = folder.inline.turn().filter(|_| arrived.announced.is_some()) else {
-            return false;
-        };
-        if self.gaps.is_none() {
-            let looked = folder.inline.timed(|| self.look_at_once(folder, arrived));
-            if !matches!(looked, Ok(true)) {
-                return false;
-            }
-        }
-        let range = self.done..arrived.gathered.end();
-        let is_new = |gap: &Range<u64>| gap.start <= range.start && range.end <= gap.end;
-        if !self.gaps.iter().flatten().any(is_new) {
-            return false;
-        }
-        for (at, piece) in arrived.gathered.pieces() {
-            // An earlier piece may have been slow.
-            let may_write = folder.inline.is_fast();
-            if at >= self.done && !(may_write && self.write_piece(folder, piece, at).is_ok()) {
-                return false;
-            }
-        }
-        arrived.gathered.clear();
-        arrived.since = None;
-        !arrived.ended && !self.is_commit_due(arrived)
     }
 
     /// # Errors
@@ -570,11 +514,9 @@ impl Writer {
             let data = self.lock.entry().data.as_ref();
             let data = data.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             let bytes = slice(&gap);
-            let write = || {
-                let disk = &folder.disk;
-                disk.write_all_at("write-data", data, bytes, gap.start)
-            };
-            folder.inline.timed(write)?;
+            folder
+                .disk
+                .write_all_at("write-data", data, bytes, gap.start)?;
             self.room.written(bytes.len() as u64);
             self.written.push((gap, Crc::of(bytes)));
         }

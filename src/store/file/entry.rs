@@ -305,15 +305,6 @@ impl Entry {
         self.seen()
     }
 
-    /// Like [`view`](Self::view), but `None` if there are new records: it does not wait for a
-    /// thread that is appending.
-    pub(super) fn view_at_once(&self) -> io::Result<Option<View>> {
-        if self.has_news()? {
-            return Ok(None);
-        }
-        self.seen().map(Some)
-    }
-
     /// What the journal says, even while another process is appending: an event that it seems to
     /// have may be taken back. For an entry that only this thread uses, and that is not durable.
     pub(super) fn glance(&self) -> io::Result<View> {

@@ -13,7 +13,6 @@ use std::{
 use super::{
     blocks::{Blocks, Gathered},
     entry::{Claim, Entry, MAX_LENGTH, Phase, RangeLock, TryLock, View, record_path},
-    inline::Inline,
     journal::{self, Event},
     room::Room,
     settings::{Durability, Naming},
@@ -68,7 +67,6 @@ pub(super) struct Folder {
     /// If this many uploads are open, idle ones are closed.
     pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
-    pub(super) inline: Inline,
     pub(super) observed: Observed,
     pub(super) clock: Clock,
     /// When this process last told the folder what the time is.

@@ -9,7 +9,6 @@ mod crash;
 mod entry;
 mod finish;
 mod folder;
-mod inline;
 mod journal;
 mod open;
 mod room;
@@ -37,7 +36,6 @@ use self::{
     blocks::{BLOCK, Blocks},
     entry::{Claim, Entry, Phase, Retries},
     folder::{Folder, is_damage},
-    inline::Inline,
     journal::Event,
     room::Room,
     settings::Naming,
@@ -703,7 +701,6 @@ impl FileStoreBuilder {
         let seen = folder::last_seen(&self.partial);
         Ok(FileStore {
             folder: Arc::new(Folder {
-                inline: Inline::new(found.is_local),
                 clock: Clock::new(self.disk.now(), seen),
                 marked: Mutex::default(),
                 durable_shards: Mutex::default(),

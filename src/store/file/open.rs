@@ -164,7 +164,6 @@ impl FileStoreBuilder {
                 longest_name: len,
                 sync_dir_fails: !self.disk.is_simulated() && disk::sync_dir_fails(dir),
                 has_links,
-                is_local: !self.disk.is_simulated() && disk::is_local(data),
             })
         };
         // First with a name that is short enough for a message.
@@ -185,8 +184,6 @@ pub(super) struct Found {
     pub(super) longest_name: usize,
     /// See [`disk::sync_dir_fails`].
     pub(super) sync_dir_fails: bool,
-    /// See [`disk::is_local`].
-    pub(super) is_local: bool,
     /// Whether a file can have two names, and they can be recognised as those of one file.
     pub(super) has_links: bool,
 }

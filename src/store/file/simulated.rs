@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
     fs::File,
     io,
     ops::Range,
@@ -30,17 +29,7 @@ pub(in crate::store) struct Simulated {
     boot: u64,
     mishaps: Vec<Mishap>,
     pub(in crate::store) scheduler: Option<Scheduler>,
-    pub(super) before: Before,
     state: Mutex<State>,
-}
-
-/// Called with the name of each call, before it is done.
-pub(super) struct Before(pub(super) Box<dyn Fn(&'static str) + Send + Sync>);
-
-impl fmt::Debug for Before {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Before")
-    }
 }
 
 /// What goes wrong.
@@ -120,7 +109,6 @@ impl Simulated {
             boot,
             mishaps,
             scheduler: None,
-            before: Before(Box::new(|_| ())),
             state: Mutex::default(),
         }
     }
@@ -173,7 +161,6 @@ impl Simulated {
         if let Some(scheduler) = &self.scheduler {
             scheduler.pass();
         }
-        (self.before.0)(name);
         let mut state = self.state();
         let number = state.calls;
         state.calls += 1;

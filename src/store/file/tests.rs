@@ -9,7 +9,7 @@ use crate::{
         BoxError,
         upload::{Scope, Upload, UploadId},
     },
-    store::{ChunkBody, Claim as _, Claimed, Record, Store as _, conformance, disk},
+    store::{ChunkBody, Claim as _, Claimed, Store as _, conformance, disk},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -58,7 +58,7 @@ async fn a_clock_that_jumps_makes_nothing_old() {
     use std::{path::Path, sync::Arc};
 
     use super::simulated::Simulated;
-    use crate::store::{Expiry, disk::Disk};
+    use crate::store::{Expiry, Record, disk::Disk};
 
     let open = |dir: &Path, ahead: Duration| {
         let disk = Arc::new(Simulated::new(dir, 1, Vec::new()));
@@ -121,13 +121,16 @@ async fn a_clock_that_jumps_makes_nothing_old() {
     }
 }
 
-const LENGTH: usize = 3 << 20;
-
-/// Writes an upload of this number in one chunk, and claims it.
-async fn write_whole(store: &FileStore, number: u8) {
-    let content: Bytes = (0..LENGTH).map(|n| (n * 31 % 251) as u8 ^ number).collect();
+/// Other chunks have all memory, and stall: the chunk is written with little memory.
+#[tokio::test]
+async fn a_chunk_does_not_wait_for_memory() {
+    const LENGTH: usize = 3 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(dir.path()).unwrap();
+    let content: Bytes = (0..LENGTH).map(|n| (n * 31 % 251) as u8).collect();
+    let _others = store.folder.blocks.take_all();
     let upload = Upload::new(
-        UploadId::from_bytes([number; 32]),
+        UploadId::from_bytes([1; 32]),
         Scope::default(),
         Some(LENGTH as u64),
     );
@@ -141,173 +144,9 @@ async fn write_whole(store: &FileStore, number: u8) {
     let written = store.write(&upload, 0, &mut chunk);
     let written = tokio::time::timeout(Duration::from_secs(60), written).await;
     assert!(written.expect("it waits").unwrap().complete);
-    let Claimed::Won(mut claim) = store.claim(&upload).await.unwrap() else {
+    let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
         panic!("no claim")
     };
     let path = claim.sealed().stored.path().unwrap().to_owned();
     assert!(std::fs::read(path).unwrap() == content);
-    let record = Record::new(true, http::StatusCode::OK, 0, SystemTime::now());
-    claim.settle(&record).await.unwrap();
-}
-
-/// Other chunks have all memory, and stall: the chunk is written with little memory.
-#[tokio::test]
-async fn a_chunk_does_not_wait_for_memory() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = FileStore::open(dir.path()).unwrap();
-    let _others = store.folder.blocks.take_all();
-    write_whole(&store, 1).await;
-}
-
-#[cfg(target_os = "linux")]
-mod inline {
-    use std::{
-        ops::RangeInclusive,
-        path::Path,
-        sync::{
-            Arc, Mutex,
-            atomic::{AtomicBool, Ordering::SeqCst},
-            mpsc,
-        },
-        thread,
-    };
-
-    use super::*;
-    use crate::{
-        lock::lock,
-        store::{
-            disk::Disk,
-            file::{
-                inline::{Inline, LEAST},
-                simulated::{Before, Simulated},
-            },
-        },
-    };
-
-    /// A store on a disk that counts as local. `before` is called before each write of a chunk.
-    fn local(dir: &Path, before: impl Fn() + Send + Sync + 'static) -> FileStore {
-        let mut disk = Simulated::new(dir, 1, Vec::new());
-        disk.before = Before(Box::new(move |name| {
-            if name == "write-data" {
-                before();
-            }
-        }));
-        let mut builder = FileStore::builder(dir);
-        builder.disk = Disk {
-            simulated: Some(Arc::new(disk)),
-            ..Disk::default()
-        };
-        let mut store = builder.open().unwrap();
-        Arc::get_mut(&mut store.folder).unwrap().inline = Inline::new(true);
-        store
-    }
-
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum By {
-        Runtime,
-        RuntimeSlowly,
-        Blocking,
-    }
-
-    /// After a slow write, the thread of the runtime writes nothing until the disk was fast for a
-    /// time.
-    #[tokio::test]
-    async fn a_slow_disk_does_not_block_the_runtime() {
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = thread::current().id();
-        let writes: Arc<Mutex<Vec<By>>> = Arc::default();
-        let next_is_slow = Arc::new(AtomicBool::new(false));
-        let store = local(dir.path(), {
-            let (writes, next_is_slow) = (Arc::clone(&writes), Arc::clone(&next_is_slow));
-            move || {
-                let by = if thread::current().id() != runtime {
-                    By::Blocking
-                } else if next_is_slow.swap(false, SeqCst) {
-                    // So slow is this disk.
-                    thread::sleep(Duration::from_millis(5));
-                    By::RuntimeSlowly
-                } else {
-                    By::Runtime
-                };
-                lock(&writes).push(by);
-            }
-        });
-        // A real disk may be slow at times, so that it takes longer than usual.
-        let until = async |what: &dyn Fn(&[By]) -> bool| {
-            for number in 0..=u8::MAX {
-                if what(&lock(&writes)) {
-                    return std::mem::take(&mut *lock(&writes));
-                }
-                write_whole(&store, number).await;
-            }
-            panic!("{:?}", lock(&writes));
-        };
-        let first = until(&|all| all.contains(&By::Runtime)).await;
-        assert!(
-            first[..LEAST as usize].iter().all(|by| *by == By::Blocking),
-            "{first:?}"
-        );
-        for _ in 0..2 {
-            next_is_slow.store(true, SeqCst);
-            let slow = |all: &[By]| all.iter().position(|by| *by == By::RuntimeSlowly);
-            let many = 2 * LEAST as usize;
-            let all = until(&|all| slow(all).is_some_and(|at| all.len() > at + many)).await;
-            let after = &all[slow(&all).unwrap() + 1..][..many];
-            assert!(after.iter().all(|by| *by == By::Blocking), "{all:?}");
-            until(&|all| all.contains(&By::Runtime)).await;
-        }
-    }
-
-    /// While a disk hangs, it stops one thread of all runtimes: others leave it to blocking
-    /// threads.
-    #[test]
-    fn a_disk_that_hangs_blocks_one_thread() {
-        const PATIENCE: Duration = Duration::from_secs(60);
-        const RUNTIME: &str = "runtime";
-        let dir = tempfile::tempdir().unwrap();
-        let (hangs, wait_for_hang) = mpsc::channel();
-        let (go_on, wait) = mpsc::channel::<()>();
-        let wait = Mutex::new(wait);
-        let has_hung = Arc::new(AtomicBool::new(false));
-        let store = local(dir.path(), {
-            let has_hung = Arc::clone(&has_hung);
-            move || {
-                if thread::current().name() == Some(RUNTIME) {
-                    has_hung.store(true, SeqCst);
-                    let _ = hangs.send(());
-                    // Until the sender is dropped.
-                    let _ = lock(&wait).recv();
-                }
-            }
-        });
-        let runtime = |numbers: RangeInclusive<u8>, until: Arc<AtomicBool>| {
-            let (store, (done, wait_for_end)) = (store.clone(), mpsc::channel());
-            let write = async move {
-                for number in numbers {
-                    write_whole(&store, number).await;
-                    if until.load(SeqCst) {
-                        break;
-                    }
-                }
-                let _ = done.send(());
-            };
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let runtime = runtime.unwrap();
-            let thread = thread::Builder::new().name(RUNTIME.to_owned());
-            thread.spawn(move || runtime.block_on(write)).unwrap();
-            wait_for_end
-        };
-        let first = runtime(0..=99, has_hung);
-        wait_for_hang
-            .recv_timeout(PATIENCE)
-            .expect("it is never written to by a runtime");
-        let second = runtime(100..=105, Arc::default());
-        second
-            .recv_timeout(PATIENCE)
-            .expect("the second runtime hangs too");
-        drop(go_on);
-        first.recv_timeout(PATIENCE).unwrap();
-    }
 }
