@@ -111,7 +111,7 @@ const ROWS: &[Row] = &[
 /// Runs the rows and prints the table. Returns whether every row is as expected.
 pub async fn all(case: &Case, rounds: u64, only: &[String]) -> bool {
     println!(
-        "\n{:7}{:8}{:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}{:>7}",
+        "\n{:7} {:8}{:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}{:>7}",
         "engine",
         "layout",
         "",
@@ -165,7 +165,7 @@ async fn run((name, times, round): &Row, layout: &str, case: &Case, rounds: u64)
     }
     let good = seen.is_clean();
     println!(
-        "{:7}{layout:8}{name:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}\
+        "{:7} {layout:8}{name:29}{:>7}{:>7}{:>7}{:>8}{:>8}{:>12}{:>8}{:>9}{:>5}{:>6}{:>6}\
          {:>7.1}  {}",
         case.engine.name,
         seen.servers,
