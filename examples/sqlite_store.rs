@@ -224,7 +224,8 @@ impl Store for SqliteStore {
             let Some(claimed) = claimed.next()? else {
                 return Ok(Claimed::Busy);
             };
-            let (upload, attempt) = (json(claimed, "upload")?, claimed.get("attempts")?);
+            let upload: Upload = json(claimed, "upload")?;
+            let attempt = claimed.get("attempts")?;
             let (file, live) = (row.file, true);
             let stored = SqliteFile {
                 store: store.clone(),

@@ -9,64 +9,67 @@ use std::borrow::Cow;
 
 /// A value with parameters, such as `form-data; name="a"; filename="b"`.
 #[derive(Debug)]
-pub(crate) struct Value {
-    kind: String,
-    parameters: Vec<(String, String)>,
-}
+pub(crate) struct Value<'a>(Cow<'a, str>);
 
 /// A parameter that was sent twice. Which one counts differs between servers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ambiguous;
 
-impl Value {
+impl<'a> Value<'a> {
     /// `None` if a quoted string has no end, or something follows it.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        let value = text(bytes);
-        // Some clients leave out the disposition, and send parameters only.
-        let is_kind = |kind: &str| !kind.contains('=');
-        let (kind, mut rest) = value.split_once(';').unwrap_or((&value, ""));
-        let kind = if is_kind(kind) {
-            kind.trim()
-        } else {
-            rest = &value;
-            ""
-        };
-        let mut parameters = Vec::new();
-        loop {
-            rest = rest.trim_start_matches(|c: char| c == ';' || c.is_whitespace());
-            if rest.is_empty() {
-                break;
-            }
-            let name_end = rest.find(['=', ';']).unwrap_or(rest.len());
-            let (name, after) = rest.split_at(name_end);
-            let Some(after) = after.strip_prefix('=') else {
-                // A parameter without a value.
-                rest = after;
-                continue;
-            };
-            let (content, after) = quoted_or_bare(after.trim_start())?;
-            parameters.push((name.trim().to_ascii_lowercase(), content));
-            rest = after.trim_start();
-            if !(rest.is_empty() || rest.starts_with(';')) {
-                return None;
-            }
-        }
-        let kind = kind.to_ascii_lowercase();
-        Some(Self { kind, parameters })
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let value = Self(text(bytes));
+        let is_valid = value.parameters().all(|parameter| parameter.is_some());
+        is_valid.then_some(value)
     }
 
-    /// The part before the parameters, in lower case.
-    pub(crate) fn kind(&self) -> &str {
-        &self.kind
+    /// Whether the part before the parameters is this one, whatever its case.
+    pub(crate) fn is(&self, kind: &str) -> bool {
+        self.split().0.trim().eq_ignore_ascii_case(kind)
     }
 
-    /// The value of a parameter, by its name in lower case.
-    pub(crate) fn get(&self, name: &str) -> Result<Option<&str>, Ambiguous> {
-        let mut values = self.parameters.iter().filter(|(known, _)| known == name);
+    /// The value of a parameter, whatever the case of its name.
+    pub(crate) fn get(&self, name: &str) -> Result<Option<Cow<'_, str>>, Ambiguous> {
+        let parameters = self.parameters().flatten();
+        let mut values = parameters.filter(|(known, _)| known.eq_ignore_ascii_case(name));
         match (values.next(), values.next()) {
             (_, Some(_)) => Err(Ambiguous),
-            (value, None) => Ok(value.map(|(_, value)| value.as_str())),
+            (value, None) => Ok(value.map(|(_, value)| value)),
         }
+    }
+
+    /// The kind, and the text of the parameters.
+    fn split(&self) -> (&str, &str) {
+        match self.0.split_once(';').unwrap_or((&self.0, "")) {
+            // Some clients leave out the disposition, and send parameters only.
+            (kind, _) if kind.contains('=') => ("", &self.0),
+            parts => parts,
+        }
+    }
+
+    /// Names and values. The last one is `None` if it cannot be read.
+    fn parameters(&self) -> impl Iterator<Item = Option<(&str, Cow<'_, str>)>> {
+        let mut rest = self.split().1;
+        std::iter::from_fn(move || {
+            loop {
+                rest = rest.trim_start_matches(|c: char| c == ';' || c.is_whitespace());
+                if rest.is_empty() {
+                    return None;
+                }
+                let name_end = rest.find(['=', ';']).unwrap_or(rest.len());
+                let (name, after) = std::mem::take(&mut rest).split_at(name_end);
+                let Some(after) = after.strip_prefix('=') else {
+                    // A parameter without a value.
+                    rest = after;
+                    continue;
+                };
+                let parameter = quoted_or_bare(after.trim_start());
+                return Some(parameter.map(|(content, after)| {
+                    rest = after;
+                    (name.trim(), content)
+                }));
+            }
+        })
     }
 
     /// The file name: that of `filename*`, if it can be read, otherwise that of `filename`.
@@ -77,12 +80,12 @@ impl Value {
     ) -> Result<Option<String>, Ambiguous> {
         let extended = self.get("filename*")?;
         let plain = self.get("filename")?;
-        if let Some(name) = extended.and_then(extended_value) {
+        if let Some(name) = extended.as_deref().and_then(extended_value) {
             return Ok(Some(name));
         }
-        let name = plain.map(|name| decode(&encoded_words(name)));
+        let name = plain.map(|name| decode(&encoded_words(&name)));
         // It is in an unknown character set: better a garbled name than none.
-        let last_resort = || extended.map(|value| text(&percent_decoded(value)).into_owned());
+        let last_resort = || extended.map(|value| text(&percent_decoded(&value)).into_owned());
         Ok(name.or_else(last_resort))
     }
 }
@@ -110,7 +113,10 @@ pub(crate) fn without_percents(encoded: &str) -> String {
 }
 
 /// Decodes the encoded words of RFC 2047 in a text. What cannot be decoded stays.
-pub(crate) fn encoded_words(value: &str) -> String {
+pub(crate) fn encoded_words(value: &str) -> Cow<'_, str> {
+    if !value.contains("=?") {
+        return value.into();
+    }
     let mut decoded = String::new();
     let mut rest = value;
     let mut after_word = false;
@@ -130,7 +136,7 @@ pub(crate) fn encoded_words(value: &str) -> String {
         rest = &word[len..];
         after_word = true;
     }
-    decoded + rest
+    (decoded + rest).into()
 }
 
 /// The content of the encoded word at the start of `text`, and the length of the word.
@@ -198,29 +204,30 @@ fn unescaped(text: &str, escape: u8) -> Vec<u8> {
     decoded
 }
 
-/// The value at the start of `text`, and the rest.
-fn quoted_or_bare(text: &str) -> Option<(String, &str)> {
-    let Some(quoted) = text.strip_prefix('"') else {
+/// The value at the start of `text`, and the rest: nothing, or what starts with `;`.
+fn quoted_or_bare(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let Some(mut rest) = text.strip_prefix('"') else {
         let end = text.find(';').unwrap_or(text.len());
         let (value, after) = text.split_at(end);
         let value = value.trim_end();
         let is_value = !value.is_empty() && !value.contains('"');
-        return is_value.then(|| (value.to_owned(), after));
+        return is_value.then(|| (value.into(), after));
     };
-    let mut content = String::new();
-    let mut chars = quoted.char_indices().peekable();
-    while let Some((at, c)) = chars.next() {
-        match (c, chars.peek()) {
-            ('"', _) => return Some((content, &quoted[at + 1..])),
-            // curl escapes these; browsers send other backslashes as they are.
-            ('\\', Some((_, escaped @ ('"' | '\\')))) => {
-                content.push(*escaped);
-                chars.next();
-            }
-            _ => content.push(c),
+    let mut content = Cow::Borrowed("");
+    loop {
+        let (piece, after) = rest.split_at(rest.find(['"', '\\'])?);
+        content += piece;
+        if let Some(after) = after.strip_prefix('"') {
+            let after = after.trim_start();
+            let is_end = after.is_empty() || after.starts_with(';');
+            return is_end.then_some((content, after));
         }
+        // curl escapes these; browsers send other backslashes as they are.
+        let is_escape = after[1..].starts_with(['"', '\\']);
+        let (escaped, after) = after[usize::from(is_escape)..].split_at(1);
+        content += escaped;
+        rest = after;
     }
-    None
 }
 
 #[cfg(test)]
@@ -317,8 +324,8 @@ mod tests {
     #[test]
     fn kinds_and_parameters() {
         let value = Value::parse(b" Form-Data ; A = 1;b=\"2\";; a=3;c").unwrap();
-        assert_eq!(value.kind(), "form-data");
-        assert_eq!(value.get("b"), Ok(Some("2")));
+        assert!(value.is("form-data") && !value.is("form"));
+        assert_eq!(value.get("b"), Ok(Some("2".into())));
         assert_eq!(value.get("a"), Err(Ambiguous));
         assert_eq!(value.get("c"), Ok(None));
     }

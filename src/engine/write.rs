@@ -155,7 +155,7 @@ impl Engine {
                 }
             }
         }
-        let head_of_part = parts.file_part().cloned().unwrap_or_default();
+        let head_of_part = parts.take_file_part();
         let part = FilePart {
             file_name: head_of_part.file_name,
             content_type: head_of_part.content_type,

@@ -239,9 +239,10 @@ pub(crate) struct Described {
 /// What distinguishes an upload from all others of its scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// These values, together with the path of the request.
+    /// The path of the request and the identifier.
     Named {
-        values: Vec<Vec<u8>>,
+        /// The length and the path or name of the file count too.
+        with_file: bool,
         /// Fields of the application.
         fields: Vec<(String, String)>,
     },
@@ -253,7 +254,7 @@ impl Described {
     /// Returns the upload in this scope and at this path. `random` names an upload that has no
     /// identity.
     pub(crate) fn upload(
-        self,
+        mut self,
         scope: Scope,
         path: &str,
         random: impl FnOnce() -> Result<String, Error>,
@@ -262,17 +263,16 @@ impl Described {
             let (name, problem) = ("path".to_owned(), "is too long");
             return Err(Reason::InvalidField { name, problem }.into());
         }
-        let (identity, identifier) = match self.identity {
-            Identity::Named { values, fields } => (named(path, fields, values), self.identifier),
+        let id = match &self.identity {
+            Identity::Named { with_file, fields } => self.id(&scope, path, *with_file, fields),
             Identity::Fresh => {
-                let random = random()?;
-                (vec![random.clone().into_bytes()], random)
+                self.identifier = random()?;
+                UploadId::new(&scope, [&self.identifier])
             }
         };
-        let id = UploadId::new(&scope, identity);
         let mut upload = Upload::new(id, scope, self.length);
         upload.request_path = Some(path.to_owned());
-        upload.identifier = identifier;
+        upload.identifier = self.identifier;
         upload.role = Role::Whole;
         upload.chunk_size = self.chunk_size;
         upload.file_name = self.file_name;
@@ -281,22 +281,34 @@ impl Described {
         upload.fields = self.fields;
         Ok(upload)
     }
-}
 
-/// All values that identify an upload.
-///
-/// No value of a client is empty where its identifier is, and no field has an empty name. So the
-/// path and the fields cannot be taken for anything else.
-fn named(path: &str, fields: Vec<(String, String)>, mut values: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    if path == UNNAMED_PATH && fields.is_empty() {
-        return values;
+    /// The id of an upload that has an identity.
+    ///
+    /// No value of a client is empty where its identifier is, and no field has an empty name. So
+    /// the path and the fields cannot be taken for anything else.
+    fn id(
+        &self,
+        scope: &Scope,
+        path: &str,
+        with_file: bool,
+        fields: &[(String, String)],
+    ) -> UploadId {
+        let mut values: Vec<&[u8]> = Vec::with_capacity(8);
+        if !(path == UNNAMED_PATH && fields.is_empty()) {
+            values.extend([&b""[..], path.as_bytes()]);
+            let fields = fields.iter().flat_map(|(name, value)| [name, value]);
+            values.extend(fields.map(String::as_bytes));
+            values.push(b"");
+        }
+        values.push(self.identifier.as_bytes());
+        let length = self.length.unwrap_or_default().to_be_bytes();
+        if with_file {
+            values.push(&length);
+            let name = self.relative_path.as_ref().or(self.file_name.as_ref());
+            values.extend(name.map(String::as_bytes));
+        }
+        UploadId::new(scope, values)
     }
-    let fields = fields.into_iter().flat_map(|(name, value)| [name, value]);
-    let mut all = vec![String::new(), path.to_owned()];
-    all.extend(fields.chain([String::new()]));
-    let mut all: Vec<_> = all.into_iter().map(String::into_bytes).collect();
-    all.append(&mut values);
-    all
 }
 
 /// What the engine found out.

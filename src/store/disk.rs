@@ -442,17 +442,17 @@ pub(in crate::store) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<
     }
 }
 
-/// Opens a file for reading and writing. Links are not followed.
-pub(in crate::store) fn open(path: &Path) -> io::Result<File> {
+/// Opens a file for reading and writing. `None` if there is nothing. Links are not followed.
+pub(in crate::store) fn open(path: &Path) -> io::Result<Option<File>> {
     open_with(OpenOptions::new().read(true).write(true), path)
 }
 
-/// Opens a file for reading. Links are not followed.
-pub(in crate::store) fn open_to_read(path: &Path) -> io::Result<File> {
+/// Opens a file for reading. `None` if there is nothing. Links are not followed.
+pub(in crate::store) fn open_to_read(path: &Path) -> io::Result<Option<File>> {
     open_with(OpenOptions::new().read(true), path)
 }
 
-fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<Option<File>> {
     #[cfg(target_os = "linux")]
     {
         use std::os::unix::fs::OpenOptionsExt as _;
@@ -460,17 +460,19 @@ fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
     // The standard library does not know the number of that flag on other systems.
     #[cfg(not(target_os = "linux"))]
-    if path.symlink_metadata()?.is_symlink() {
+    if path.symlink_metadata().is_ok_and(|it| it.is_symlink()) {
         return Err(is_link(path));
     }
-    let file = options.open(path).map_err(at("open", path))?;
+    let Some(file) = if_there(options.open(path)).map_err(at("open", path))? else {
+        return Ok(None);
+    };
     if !file.metadata().map_err(at("look at", path))?.is_file() {
         return Err(io::Error::other(format!(
             "{} is not a file",
             path.display()
         )));
     }
-    Ok(file)
+    Ok(Some(file))
 }
 
 fn is_link(path: &Path) -> io::Error {

@@ -45,7 +45,7 @@ pub struct Sealed {
     /// The file.
     pub stored: Arc<dyn Stored>,
     /// The upload as the request described it that completed it.
-    pub upload: Upload,
+    pub upload: Arc<Upload>,
     /// The number of this delivery: 1 for the first one.
     pub attempt: u32,
     /// CRC-32 (as in zlib and PNG) of the file, if the store knows it without reading the file.
@@ -55,11 +55,16 @@ pub struct Sealed {
 
 impl Sealed {
     /// Creates a sealed upload whose CRC-32 is unknown.
-    pub fn new(id: String, upload: Upload, attempt: u32, stored: impl Stored) -> Self {
+    pub fn new(
+        id: String,
+        upload: impl Into<Arc<Upload>>,
+        attempt: u32,
+        stored: impl Stored,
+    ) -> Self {
         Self {
             id,
             stored: Arc::new(stored),
-            upload,
+            upload: upload.into(),
             attempt,
             crc32: None,
             claim: LiveClaim(None),

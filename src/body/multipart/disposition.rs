@@ -56,8 +56,8 @@ pub(super) struct Disposition {
 impl Disposition {
     /// `None` if it is not `form-data` with one name and at most one file name.
     pub(super) fn parse(value: &[u8]) -> Option<Self> {
-        let value = Value::parse(value).filter(|value| value.kind() == "form-data")?;
-        let name = unescaped(&encoded_words(value.get("name").ok()??));
+        let value = Value::parse(value).filter(|value| value.is("form-data"))?;
+        let name = unescaped(&encoded_words(&value.get("name").ok()??));
         let file_name = value.file_name(unescaped).ok()?;
         (!name.is_empty()).then_some(Self { name, file_name })
     }
@@ -65,6 +65,9 @@ impl Disposition {
 
 /// Decodes the three characters that browsers escape in names.
 fn unescaped(name: &str) -> String {
+    if !name.contains('%') {
+        return name.to_owned();
+    }
     name.replace("%22", "\"")
         .replace("%0D", "\r")
         .replace("%0A", "\n")

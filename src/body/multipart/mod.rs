@@ -68,7 +68,7 @@ pub(crate) trait Fields: Send + Sync {
 }
 
 /// What the head of the file's part says.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct PartHead {
     pub(crate) file_name: Option<String>,
     pub(crate) content_type: Option<String>,
@@ -82,7 +82,7 @@ pub(crate) struct Form<'a> {
     delimiter: String,
     stage: Stage<'a>,
     left: Left,
-    /// The part that carries the file, once it has begun.
+    /// The head of the part that carries the file, once that has begun.
     file: Option<PartHead>,
 }
 
@@ -143,9 +143,9 @@ impl<'a> Form<'a> {
         item
     }
 
-    /// The head of the file's part, once it has arrived.
-    pub(crate) fn file_part(&self) -> Option<&PartHead> {
-        self.file.as_ref()
+    /// Takes the head of the file's part, once it has arrived.
+    pub(crate) fn take_file_part(&mut self) -> PartHead {
+        self.file.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// The bytes of the file that [`next`](Self::next) has announced.
@@ -170,7 +170,7 @@ impl<'a> Form<'a> {
                         .poll_part(&mut self.multipart, &self.delimiter, cx);
                     match ready!(part)? {
                         Some((field, head)) => {
-                            self.start_part(field, &head, fields)?;
+                            self.start_part(field, head, fields)?;
                             if let Stage::File { .. } = self.stage {
                                 return Poll::Ready(Ok(Item::File));
                             }
@@ -237,10 +237,9 @@ impl<'a> Form<'a> {
     fn start_part(
         &mut self,
         field: multer::Field<'a>,
-        head: &[u8],
+        head: Head,
         fields: &dyn Fields,
     ) -> Result<(), Error> {
-        let head = Head::parse(head, limits::PART_HEADERS).map_err(multipart)?;
         if head.is_encoded {
             return Err(Reason::ContentEncoding.into());
         }

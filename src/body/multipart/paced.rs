@@ -8,10 +8,11 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use futures_core::Stream;
 use http_body::Body;
 
+use super::disposition::Head;
 use crate::{
     body::{digest::Expected, raw::Pieces},
     error::{Error, Reason},
-    limits::{PART_HEADER_BYTES, PREAMBLE_BYTES},
+    limits::{PART_HEADER_BYTES, PART_HEADERS, PREAMBLE_BYTES},
     lock::lock,
     model::BoxError,
 };
@@ -43,8 +44,8 @@ struct Shared<D: ?Sized> {
     data: D,
 }
 
-/// A part and its header lines.
-type Part<'m> = (multer::Field<'m>, Vec<u8>);
+/// A part and its headers.
+type Part<'m> = (multer::Field<'m>, Head);
 
 enum Gate {
     Shut,
@@ -142,8 +143,8 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Splits off the boundary and the headers of the part that multer has just found.
-    fn head(&self, delimiter: &str) -> Result<Vec<u8>, Error> {
+    /// Takes the boundary and the headers of the part that multer has just found.
+    fn head(&self, delimiter: &str) -> Result<Head, Error> {
         let mut state = lock(&self.state);
         let max = if state.first { PREAMBLE_BYTES } else { 0 };
         state.first = false;
@@ -159,7 +160,7 @@ impl<'a> Feed<'a> {
         let padding = padding.count();
         let rest = rest.get(padding + 2..).unwrap_or_default();
         let len = find(rest, b"\r\n\r\n", PART_HEADER_BYTES).ok_or(multipart(TOO_LONG))?;
-        let head = rest[..len + 2].to_vec();
+        let head = Head::parse(&rest[..len + 2], PART_HEADERS).map_err(multipart)?;
         let all = unread.len() - rest.len() + len + 4;
         state.unread.skip(all);
         Ok(head)
@@ -212,8 +213,11 @@ impl Unread {
         self.last = Bytes::new();
     }
 
-    /// The first bytes, as many as the headers of a part can take.
+    /// The first bytes, at least as many as the headers of a part can take.
     fn front(&mut self) -> &[u8] {
+        if self.front.is_empty() {
+            return &self.last;
+        }
         let missing = HELD.saturating_sub(self.front.len());
         let now = self.last.split_to(missing.min(self.last.len()));
         self.front.extend_from_slice(&now);

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use http::HeaderValue;
 
 use crate::{
@@ -20,7 +22,7 @@ pub(super) fn boundary(content_type: &HeaderValue) -> Option<Result<String, Erro
     let problem = "its content type has no usable boundary";
     let boundary = boundary.filter(|boundary| is_usable(boundary));
     let boundary = boundary.ok_or_else(|| Reason::Multipart { problem }.into());
-    Some(boundary.map(str::to_owned))
+    Some(boundary.map(Cow::into_owned))
 }
 
 fn is_usable(boundary: &str) -> bool {

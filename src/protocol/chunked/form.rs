@@ -30,9 +30,8 @@ enum Stage {
     Fields,
     /// The file is spooled.
     Spooled,
-    /// The file is a chunk of this dialect. Keeps what [`Dialect::chunk`] returned, because no
-    /// field that follows may change it.
-    Chunk(Arc<Dialect>, Box<Target>),
+    /// The file is a chunk of this dialect. No field that follows may change its target.
+    Chunk(Arc<Dialect>),
     /// There is no file: the form is a test.
     Test(Box<Answers>),
     /// The file is a whole one.
@@ -53,7 +52,7 @@ impl ChunkForm {
 
     fn dialect(&self) -> Option<&Arc<Dialect>> {
         match &self.stage {
-            Stage::Chunk(dialect, _) => Some(dialect),
+            Stage::Chunk(dialect) => Some(dialect),
             _ => self.chunked.dialect_of(&self.params),
         }
     }
@@ -70,11 +69,7 @@ impl ChunkForm {
     /// Finds the target of the file in the fields of this dialect.
     fn chunk(&mut self, dialect: Arc<Dialect>) -> Result<Target, Error> {
         let target = self.chunked.target(&dialect, &self.params)?;
-        let mut chunk = target.clone();
-        chunk.upload.fields = Vec::new();
-        chunk.must_exist = false;
-        chunk.digest = None;
-        self.stage = Stage::Chunk(dialect, Box::new(chunk));
+        self.stage = Stage::Chunk(dialect);
         Ok(target)
     }
 }
@@ -115,7 +110,7 @@ impl Form for ChunkForm {
     }
 
     fn late_field(&mut self, name: String, value: String) -> Result<(), Error> {
-        let Stage::Chunk(dialect, chunk) = &self.stage else {
+        let Stage::Chunk(dialect) = &self.stage else {
             self.params.push_form(name, value);
             return Ok(());
         };
@@ -123,15 +118,21 @@ impl Form for ChunkForm {
         if let Some(field) = digest.filter(|field| field.parameter() == Some(&name)) {
             return Err(invalid(field, "comes after the file"));
         }
-        self.params.push_form(name.clone(), value);
-        if dialect.owns(&name) || self.chunked.identifies(&name) {
-            let fields = Fields::strict(&self.params);
-            let now = self.chunked.chunk(dialect, fields, Subject::Chunk)?;
-            if now != **chunk {
-                return Err(Reason::ConflictingField { name }.into());
-            }
+        if !(dialect.owns(&name) || self.chunked.identifies(&name)) {
+            self.params.push_form(name, value);
+            return Ok(());
         }
-        Ok(())
+        let chunk = |params: &Params| {
+            let fields = Fields::strict(params);
+            self.chunked.chunk(dialect, fields, Subject::Chunk)
+        };
+        let before = chunk(&self.params)?;
+        self.params.push_form(name.clone(), value);
+        if chunk(&self.params)? == before {
+            Ok(())
+        } else {
+            Err(Reason::ConflictingField { name }.into())
+        }
     }
 
     fn place(&mut self, len: u64) -> Result<Target, Error> {

@@ -263,24 +263,27 @@ fn is_of_chunks(name: &str) -> bool {
         "fragment",
         "fragments",
     ];
-    let lower = name.to_ascii_lowercase();
+    let mut fives = name.as_bytes().windows(5);
     // Not all names that contain `offset`: an application may send that of a time zone.
-    lower.contains("chunk") || lower == "offset" || words(name).any(|word| WORDS.contains(&&*word))
+    fives.any(|five| five.eq_ignore_ascii_case(b"chunk"))
+        || name.eq_ignore_ascii_case("offset")
+        || words(name).any(|word| WORDS.iter().any(|known| known.eq_ignore_ascii_case(word)))
 }
 
-/// The words of a name, in lower case. A capital letter after a small one starts a word.
-fn words(name: &str) -> impl Iterator<Item = String> {
-    let is_start = |at: usize| {
-        let before = name[..at].chars().next_back();
-        before.is_some_and(char::is_lowercase) && name[at..].starts_with(char::is_uppercase)
-    };
-    let mut spaced = String::with_capacity(name.len());
-    for (at, c) in name.char_indices() {
-        if is_start(at) {
-            spaced.push(' ');
-        }
-        spaced.push(if c.is_alphabetic() { c } else { ' ' });
-    }
-    let words: Vec<_> = spaced.split_whitespace().map(str::to_lowercase).collect();
-    words.into_iter()
+/// The words of a name. A capital letter after a small one starts a word.
+fn words(name: &str) -> impl Iterator<Item = &str> {
+    name.split(|c: char| !c.is_alphabetic())
+        .flat_map(|mut rest| {
+            std::iter::from_fn(move || {
+                let mut after_small = false;
+                let end = rest.find(|c: char| {
+                    let is_start = after_small && c.is_uppercase();
+                    after_small = c.is_lowercase();
+                    is_start
+                });
+                let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
+                rest = after;
+                (!word.is_empty()).then_some(word)
+            })
+        })
 }

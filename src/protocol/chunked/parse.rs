@@ -111,15 +111,10 @@ impl Dialect {
         let length = self.length(fields, &identifier)?;
         let file_name = fields.full_text(&names.file_name, NAME_BYTES)?;
         let relative_path = fields.text(&names.relative_path, PATH_BYTES)?;
-        let mut values = vec![identifier.clone().into_bytes()];
-        if rule == IdentityRule::Full && self.identifier_kind == IdentifierKind::ByClient {
-            values.push(length.to_be_bytes().into());
-            let name = relative_path.as_ref().or(file_name.as_ref());
-            values.extend(name.map(|name| name.clone().into_bytes()));
-        }
+        let is_by_client = self.identifier_kind == IdentifierKind::ByClient;
         Ok(Described {
             identity: Identity::Named {
-                values,
+                with_file: rule == IdentityRule::Full && is_by_client,
                 fields: Vec::new(),
             },
             identifier,
@@ -244,13 +239,12 @@ impl Dialect {
 
 /// Describes an upload whose identifier the layer makes.
 pub(super) fn created(random: &str, length: u64) -> Described {
-    let identifier = format!("{random}-{length}");
     Described {
         identity: Identity::Named {
-            values: vec![identifier.clone().into_bytes()],
+            with_file: false,
             fields: Vec::new(),
         },
-        identifier,
+        identifier: format!("{random}-{length}"),
         length: Some(length),
         chunk_size: None,
         file_name: None,

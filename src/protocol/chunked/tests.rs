@@ -1466,46 +1466,41 @@ fn plain_forms() {
 
 #[test]
 fn identity_of_an_upload() {
-    let named = |dialect: &Dialect, query: &str, rule| {
+    let id = |dialect: &Dialect, query: &str, rule| {
         let params = params_of(query);
-        match dialect
-            .upload(Fields::strict(&params), rule)
-            .unwrap()
-            .identity
-        {
-            Identity::Named { values, .. } => values,
-            Identity::Fresh => panic!("it has an identifier"),
-        }
+        let described = dialect.upload(Fields::strict(&params), rule).unwrap();
+        let upload = described.upload(Scope::default(), "/upload", || unreachable!());
+        upload.unwrap().id
     };
-    let total = 25_u64.to_be_bytes();
+    let of = |values: &[&[u8]]| UploadId::new(&Scope::default(), values);
+    let total = &25_u64.to_be_bytes();
     let chunk = "resumableIdentifier=i&resumableTotalSize=25&resumableFilename=a";
     let in_folder = format!("{chunk}&resumableRelativePath=b/a");
-    let full = |query| named(&resumable_js(), query, IdentityRule::Full);
-    assert_eq!(full(chunk), [&b"i"[..], &total, b"a"]);
-    assert_eq!(full(&in_folder), [&b"i"[..], &total, b"b/a"]);
+    let full = |query| id(&resumable_js(), query, IdentityRule::Full);
+    assert_eq!(full(chunk), of(&[b"i", total, b"a"]));
+    assert_eq!(full(&in_folder), of(&[b"i", total, b"b/a"]));
     assert_eq!(
         full("resumableIdentifier=i&resumableTotalSize=25"),
-        [&b"i"[..], &total]
+        of(&[b"i", total])
     );
-    let alone = named(&resumable_js(), &in_folder, IdentityRule::Identifier);
-    assert_eq!(alone, [b"i"]);
-    let unique = named(
-        &Dialect::dropzone(),
-        "dzuuid=i&dztotalfilesize=25",
-        IdentityRule::Full,
-    );
-    assert_eq!(unique, [b"i"]);
+    let alone = id(&resumable_js(), &in_folder, IdentityRule::Identifier);
+    assert_eq!(alone, of(&[b"i"]));
+    let unique = "dzuuid=i&dztotalfilesize=25";
+    let unique = id(&Dialect::dropzone(), unique, IdentityRule::Full);
+    assert_eq!(unique, of(&[b"i"]));
 }
 
 /// The path and the fields change the id, and nothing can be taken for something else.
 #[test]
 fn ids_of_uploads() {
     let id = |path: &str, name: Option<&str>, fields: &[(&str, &str)]| {
-        let mut values = vec![b"i".to_vec(), 25_u64.to_be_bytes().to_vec()];
-        values.extend(name.map(|name| name.into()));
         let mut described = parse::created("", 25);
-        let fields = owned(fields);
-        described.identity = Identity::Named { values, fields };
+        described.identifier = "i".to_owned();
+        described.file_name = name.map(str::to_owned);
+        described.identity = Identity::Named {
+            with_file: true,
+            fields: owned(fields),
+        };
         let upload = described.upload(Scope::default(), path, || unreachable!());
         upload.map(|upload| upload.id)
     };

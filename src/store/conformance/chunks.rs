@@ -50,7 +50,10 @@ impl<S: Store + Clone> Suite<S> {
             assert_eq!(progress, expected, "a duplicate changes the progress");
         }
         let sealed = self.deliver(&upload, &content).await;
-        assert_eq!(sealed.upload, upload, "`claim` returns another description");
+        assert_eq!(
+            *sealed.upload, upload,
+            "`claim` returns another description"
+        );
     }
 
     /// A chunk that overlaps stored bytes fills the gaps between them.

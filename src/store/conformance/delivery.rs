@@ -79,7 +79,7 @@ impl<S: Store + Clone> Suite<S> {
             let sealed = claim.sealed().clone();
             assert_eq!(sealed.attempt, 1, "attempts are counted wrongly");
             assert_eq!(
-                sealed.upload, described,
+                *sealed.upload, described,
                 "`write_and_claim` forgets fields that come after the bytes"
             );
             self.assert_content(&sealed, b"abc").await;
@@ -153,7 +153,7 @@ impl<S: Store + Clone> Suite<S> {
             let progress = self.write(&begun, 1, b"bc").await;
             assert_eq!(progress, complete(3), "a chunk of a sealed upload");
             let first = first.get_or_insert_with(|| {
-                assert_eq!(sealed.upload, described, "`claim` changes the description");
+                assert_eq!(*sealed.upload, described, "`claim` changes the description");
                 sealed.clone()
             });
             assert_eq!(sealed.id, first.id, "the id of an upload changes");
@@ -211,7 +211,7 @@ impl<S: Store + Clone> Suite<S> {
             for _ in 0..2 {
                 let claim = self.claim(&other).await;
                 let found = &claim.sealed().upload;
-                assert_eq!(found, &sealed, "`claim` changes the length");
+                assert_eq!(**found, sealed, "`claim` changes the length");
                 claim.release().await;
             }
             let status = self.status(&first).await;

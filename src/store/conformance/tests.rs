@@ -1069,8 +1069,8 @@ impl Store for Broken {
             BusyCountsAttempt => {
                 sealed.attempt += self.shared().busy.get(&id).copied().unwrap_or_default();
             }
-            DescribesAsLastClaim => sealed.upload = upload.clone(),
-            ClaimsDeclaredLength => sealed.upload.length = upload.length,
+            DescribesAsLastClaim => sealed.upload = upload.clone().into(),
+            ClaimsDeclaredLength => Arc::make_mut(&mut sealed.upload).length = upload.length,
             WrongChecksum => sealed.crc32 = Some(7),
             _ => {}
         }

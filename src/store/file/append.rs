@@ -249,7 +249,7 @@ impl Folder {
         let mut at = 0;
         for (part, len) in sources {
             // It has a position of its own.
-            let from = disk::if_there(disk::open_to_read(&part.data_path))?;
+            let from = disk::open_to_read(&part.data_path)?;
             let from = from.ok_or(StoreError::Superseded)?;
             self.disk.copy("copy-data", &from, data, at, *len)?;
             room.written(*len);

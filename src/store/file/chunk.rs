@@ -70,8 +70,12 @@ impl FileStore {
             }
             None => {
                 let is_whole = claims && arrived.is_whole(upload);
-                let whole = is_whole.then(|| body.describe(upload));
-                match self.start(upload, range, arrived, whole).await? {
+                let upload = if is_whole {
+                    body.describe(upload)
+                } else {
+                    upload.clone()
+                };
+                match self.start(upload, range, arrived, is_whole).await? {
                     Begun::Whole(progress, claim) => return Ok((progress, Some(claim))),
                     Begun::Ended(writer, progress) => {
                         body.count_duplicate(writer.duplicate);
@@ -96,23 +100,24 @@ impl FileStore {
     /// Finds the upload, or creates it, and locks a range of it. Writes what has arrived if that is
     /// the whole chunk.
     ///
-    /// If the chunk is the `whole` file of a new upload, no lock is needed: the upload is created
-    /// with its bytes, and claimed.
+    /// If the chunk is the whole file of a new upload, no lock is needed: the upload is created with
+    /// its bytes, and claimed.
     async fn start(
         &self,
-        upload: &Upload,
+        upload: Upload,
         range: Range<u64>,
         mut arrived: Arrived,
-        whole: Option<Upload>,
+        is_whole: bool,
     ) -> Result<Begun, StoreError> {
+        let upload = Arc::new(upload);
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall;
         let mut retries = Retries::default();
         loop {
-            let (upload, range, whole) = (upload.clone(), range.clone(), whole.clone());
+            let (upload, range) = (Arc::clone(&upload), range.clone());
             let start = self.blocking(move |folder| {
-                if let Some(whole) = whole {
-                    match folder.create_whole(&whole, &arrived.gathered) {
+                if is_whole {
+                    match folder.create_whole(&upload, &arrived.gathered) {
                         Err(StoreError::Busy) => return Ok(Start::Busy(arrived)),
                         created => {
                             if let Some(claim) = created? {

@@ -53,13 +53,14 @@ const TOUCH: u64 = 1000;
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) journal_path: PathBuf,
+    /// The paths that the journal can have: before and after it is settled.
+    names: [PathBuf; 2],
     pub(super) data_path: PathBuf,
     /// Distinguishes the upload from earlier and later ones with the same
     /// [`UploadId`](crate::UploadId).
     pub(super) id: String,
     /// The upload as its first request described it.
-    pub(super) created: Upload,
+    pub(super) created: Arc<Upload>,
     /// Whether the journal can have events of appends.
     pub(super) takes_appends: bool,
     journal: File,
@@ -156,7 +157,7 @@ impl Entry {
             return Ok(None);
         };
         let data_path = data_path(&journal_path, &created.id);
-        let data = match disk::if_there(disk::open(&data_path)) {
+        let data = match disk::open(&data_path) {
             Err(_) if disk.is_dir(&data_path)? => None,
             data => data?,
         };
@@ -176,7 +177,7 @@ impl Entry {
     /// Creates an upload. `None` if another request was faster.
     pub(super) fn create(
         journal_path: PathBuf,
-        upload: Upload,
+        upload: Arc<Upload>,
         takes_appends: bool,
         durable: bool,
         disk: Disk,
@@ -238,7 +239,10 @@ impl Entry {
         state.declared = created.upload.declared();
         Self {
             data_path: data_path(&journal_path, &created.id),
-            journal_path,
+            names: {
+                let record = record_path(&journal_path);
+                [journal_path, record]
+            },
             takes_appends: created.takes_appends(),
             id: created.id,
             created: created.upload,
@@ -333,7 +337,7 @@ impl Entry {
             _ if state.is_complete() => (&self.created, UploadState::Complete),
             _ => (&self.created, UploadState::Receiving(state.ranges.to_set())),
         };
-        let mut upload = upload.clone();
+        let mut upload = Upload::clone(upload);
         upload.length = length.or(upload.length);
         upload.declare(declared);
         Status::new(upload, state).with_delivery(&self.id)
@@ -592,26 +596,25 @@ impl Entry {
         durable: bool,
         wanted: impl FnOnce(&Self) -> bool,
     ) -> Result<bool, StoreError> {
-        let (end, chain, phase) = {
+        let (end, chain) = {
             let state = self.state();
-            (state.end, state.chain, state.phase.clone())
+            let stores = |event: &Event| matches!(event, Event::Stored { .. });
+            match state.phase {
+                Phase::Removed => return Err(StoreError::Superseded),
+                Phase::Sealed { .. } | Phase::Settled { .. } if events.iter().any(stores) => {
+                    return Err(StoreError::Superseded);
+                }
+                // See `append_claimed`.
+                Phase::Sealed { .. } | Phase::Settled { .. }
+                    if !self.takes_appends && !events.iter().all(Event::needs_claim) =>
+                {
+                    return Ok(false);
+                }
+                _ => (state.end, state.chain),
+            }
         };
-        let stored = events
-            .iter()
-            .any(|event| matches!(event, Event::Stored { .. }));
-        match phase {
-            Phase::Removed => return Err(StoreError::Superseded),
-            Phase::Sealed { .. } | Phase::Settled { .. } if stored => {
-                return Err(StoreError::Superseded);
-            }
-            // See `append_claimed`.
-            Phase::Sealed { .. } | Phase::Settled { .. }
-                if !self.takes_appends && !events.iter().all(Event::needs_claim) =>
-            {
-                return Ok(false);
-            }
-            _ if !wanted(self) => return Ok(false),
-            _ => {}
+        if !wanted(self) {
+            return Ok(false);
         }
         let (mut new_chain, time) = (chain, to_unix_millis(self.disk.now()));
         let mut records = Vec::new();
@@ -678,7 +681,7 @@ impl Entry {
     fn look_for_name(&self) -> io::Result<()> {
         // It moves from the first name to the second one, so the order matters.
         for name in self.names() {
-            if self.is_named(&name)? {
+            if self.is_named(name)? {
                 return Ok(());
             }
         }
@@ -692,8 +695,8 @@ impl Entry {
     }
 
     /// The paths that the journal can have: before and after it is settled.
-    pub(super) fn names(&self) -> [PathBuf; 2] {
-        [self.journal_path.clone(), record_path(&self.journal_path)]
+    pub(super) fn names(&self) -> &[PathBuf; 2] {
+        &self.names
     }
 
     fn has_news(&self) -> io::Result<bool> {

@@ -13,6 +13,7 @@ use std::{
     fs::File,
     io::{self, ErrorKind},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -40,7 +41,7 @@ impl Folder {
         let (seal, attempt) = match entry.view()?.phase {
             Phase::Receiving => {
                 upload.length = entry.length();
-                (self.choose_name(entry, upload)?, 1)
+                (self.choose_name(entry, upload.into())?, 1)
             }
             Phase::Sealed { seal, attempt } => {
                 if self.durability == Durability::Process {
@@ -74,7 +75,7 @@ impl Folder {
 
     /// Writes the name of the file to the journal before the file gets it, so that it is found
     /// after a crash.
-    fn choose_name(&self, entry: &Entry, upload: Upload) -> Result<Seal, StoreError> {
+    fn choose_name(&self, entry: &Entry, upload: Arc<Upload>) -> Result<Seal, StoreError> {
         if !entry.has_data()? {
             return Err(StoreError::new("the data are not where they were"));
         }
@@ -107,7 +108,7 @@ impl Folder {
     }
 
     /// Writes a free name to the journal.
-    fn name(&self, entry: &Entry, upload: Upload, crc32: u32) -> Result<Seal, StoreError> {
+    fn name(&self, entry: &Entry, upload: Arc<Upload>, crc32: u32) -> Result<Seal, StoreError> {
         let path = self.free_name(&entry.id, &upload)?;
         let seal = Seal {
             path,
@@ -222,7 +223,7 @@ impl Folder {
         if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
             return Ok(None);
         }
-        let Some(file) = disk::if_there(disk::open_to_read(&path))? else {
+        let Some(file) = disk::open_to_read(&path)? else {
             return Ok(None);
         };
         let is_own = match &entry.data {
@@ -290,7 +291,7 @@ fn default_name(id: &str, upload: &Upload) -> PathBuf {
 /// most `longest` bytes.
 fn free_name(dir: &Path, wanted: PathBuf, longest: usize) -> Result<String, StoreError> {
     name_below(dir, wanted, longest, |path, is_folder| {
-        match path.symlink_metadata() {
+        match dir.join(path).symlink_metadata() {
             Err(_) => true,
             // A link fails the delivery later: it is not followed, and not replaced by a number.
             Ok(there) => is_folder && (there.is_dir() || there.is_symlink()),
@@ -298,7 +299,8 @@ fn free_name(dir: &Path, wanted: PathBuf, longest: usize) -> Result<String, Stor
     })
 }
 
-/// Like [`free_name`], with another way to find out whether the path of a file or a folder is free.
+/// Like [`free_name`], with another way to find out whether the path of a file or a folder, below
+/// `dir`, is free.
 fn name_below(
     dir: &Path,
     wanted: PathBuf,
@@ -323,16 +325,21 @@ fn name_below(
         // A folder has no extension.
         let stem = if is_folder { name } else { stem(name) };
         let extension = &name[stem.len()..];
-        let mut candidate = shortened(stem, extension, longest);
+        let folder = chosen.len();
+        chosen.push_str(&shortened(stem, extension, longest));
         for number in 1u32.. {
-            if is_free(&dir.join(&chosen).join(&candidate), is_folder) {
+            if is_free(Path::new(&chosen), is_folder) {
                 break;
             }
-            candidate = shortened(stem, &format!(" ({number}){extension}"), longest);
+            chosen.truncate(folder);
+            chosen.push_str(&shortened(
+                stem,
+                &format!(" ({number}){extension}"),
+                longest,
+            ));
         }
-        chosen.push_str(&candidate);
     }
-    let is_too_long = dir.join(&chosen).as_os_str().len() > LONGEST_PATH;
+    let is_too_long = dir.as_os_str().len() + 1 + chosen.len() > LONGEST_PATH;
     if chosen.is_empty() || is_too_long {
         return Err(no_name());
     }

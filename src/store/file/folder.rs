@@ -246,7 +246,7 @@ impl Folder {
             }
         }
         let path = self.journal_path(id);
-        let Some(journal) = disk::if_there(disk::open(&path))? else {
+        let Some(journal) = disk::open(&path)? else {
             return Ok(None);
         };
         self.peek_at(path, journal, see)
@@ -272,7 +272,7 @@ impl Folder {
         // A journal moves from the first place to the second one.
         for path in [&journal_path, &record_path] {
             let shard = path.parent().unwrap_or(&self.partial);
-            let opened = disk::if_there(disk::open(path));
+            let opened = disk::open(path);
             if checks || !matches!(opened, Ok(None)) {
                 match self.disk.is_dir(shard) {
                     // There can be no upload. A new one sets it aside.
@@ -325,7 +325,7 @@ impl Folder {
         path: &Path,
         is_valid: impl Fn(&File) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
-        let Ok(journal) = disk::open(path) else {
+        let Ok(Some(journal)) = disk::open(path) else {
             // Another request has done it.
             return Ok(());
         };
@@ -365,7 +365,9 @@ impl Folder {
         }
         // It is kept for as long as an abandoned upload from now on. If the time cannot be set, it
         // is kept from its last change on.
-        let _ = disk::open(&aside).and_then(|file| file.set_modified(self.now()));
+        if let Ok(Some(file)) = disk::open(&aside) {
+            let _ = file.set_modified(self.now());
+        }
         self.observed.tell(&StoreEvent::SetAside {
             upload: id.copied(),
             place: &aside.to_string_lossy(),
@@ -393,12 +395,10 @@ impl Folder {
             self.make_shard_durable(shard)?;
         }
         entry.set_expiry(record);
-        match self.disk.rename_new(&from, &to) {
+        match self.disk.rename_new(from, to) {
             // A crash of the system has left the journal both names.
-            Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists && entry.is_named(&to)? =>
-            {
-                Ok(self.disk.remove_if_there(&from)?)
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && entry.is_named(to)? => {
+                Ok(self.disk.remove_if_there(from)?)
             }
             // It is filed already, or a crash has left an older record. That one expires first.
             renamed => Ok(renamed?),
@@ -407,7 +407,7 @@ impl Folder {
 
     /// Makes the names of an upload durable.
     pub(super) fn make_names_durable(&self, entry: &Entry) -> io::Result<()> {
-        let shard = entry.journal_path.parent().unwrap_or(&self.partial);
+        let shard = entry.names()[0].parent().unwrap_or(&self.partial);
         self.disk.sync_dir(shard)?;
         self.make_shard_durable(shard)
     }
@@ -455,7 +455,7 @@ impl Folder {
         }
         let journal_path = self.prepare(&upload.id, length)?;
         let durable = self.durability == Durability::Power;
-        let (upload, disk) = (upload.clone(), self.disk.clone());
+        let (upload, disk) = (Arc::new(upload.clone()), self.disk.clone());
         let created = Entry::create(journal_path, upload, takes_appends, durable, disk)?;
         if let Some(entry) = created {
             if has_record(&entry)? {
@@ -497,7 +497,7 @@ impl Folder {
     /// name. `None` if the upload exists.
     pub(super) fn create_whole(
         &self,
-        upload: &Upload,
+        upload: &Arc<Upload>,
         bytes: &Gathered,
     ) -> Result<Option<(Claim, Sealed)>, StoreError> {
         if self.look_and_check(&upload.id, false)?.is_some() {
@@ -608,7 +608,7 @@ impl Folder {
     fn unlink(&self, claim: &Claim) -> Result<(), StoreError> {
         let entry = &claim.entry;
         for path in entry.names() {
-            let Ok(journal) = disk::open(&path) else {
+            let Ok(Some(journal)) = disk::open(path) else {
                 continue;
             };
             if journal::first(&journal)?.is_some_and(|created| created.id == entry.id) {
@@ -618,7 +618,7 @@ impl Folder {
                     }
                     removed => removed?,
                 }
-                self.disk.remove_if_there(&path)?;
+                self.disk.remove_if_there(path)?;
             }
         }
         Ok(())
@@ -632,7 +632,7 @@ impl Folder {
         path: &Path,
         before: SystemTime,
     ) -> Result<bool, StoreError> {
-        let Some(journal) = disk::if_there(disk::open(path))? else {
+        let Some(journal) = disk::open(path)? else {
             return Ok(false);
         };
         let entry = Entry::open(self.journal_path(id), journal, false, self.disk.clone())?;
@@ -675,7 +675,7 @@ pub(super) fn last_seen(partial: &Path) -> Option<SystemTime> {
 fn has_record(entry: &Entry) -> io::Result<bool> {
     let [_, record] = entry.names();
     let found = disk::if_there(record.symlink_metadata());
-    Ok(found.map_err(disk::at("look at", &record))?.is_some())
+    Ok(found.map_err(disk::at("look at", record))?.is_some())
 }
 
 /// Whether the journal of this upload may be in a folder of records. A removed one is about to be

@@ -32,7 +32,7 @@
 //! record that was replaced, are not read as records. Reading stops at the first invalid record: a
 //! record that a crash has torn counts as not written.
 
-use std::{fs::File, io};
+use std::{fs::File, io, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,12 +94,12 @@ pub(super) struct Created {
     /// Distinguishes the upload from earlier and later ones with the same
     /// [`UploadId`](crate::UploadId).
     pub(super) id: String,
-    pub(super) upload: Upload,
+    pub(super) upload: Arc<Upload>,
 }
 
 impl Created {
     /// An upload that chunks or, if it `takes_appends`, appends fill.
-    pub(super) fn new(id: String, upload: Upload, takes_appends: bool) -> Self {
+    pub(super) fn new(id: String, upload: Arc<Upload>, takes_appends: bool) -> Self {
         Self {
             version: if takes_appends { 2 } else { 1 },
             id,
@@ -123,7 +123,7 @@ pub(super) struct Seal {
     pub(super) path: String,
     pub(super) crc32: u32,
     /// The upload as the request described it that completed it.
-    pub(super) upload: Upload,
+    pub(super) upload: Arc<Upload>,
 }
 
 /// An event as it is read.
@@ -399,7 +399,7 @@ mod tests {
     }
 
     fn created() -> Created {
-        Created::new("id".into(), upload(), false)
+        Created::new("id".into(), upload().into(), false)
     }
 
     fn events() -> Vec<Event> {
@@ -429,7 +429,7 @@ mod tests {
             Event::Sealed(Seal {
                 path: "a/b".into(),
                 crc32: 5,
-                upload: upload(),
+                upload: upload().into(),
             }),
             Event::Attempt(2),
             Event::Settled(Record {
@@ -542,7 +542,7 @@ mod tests {
     /// Version 1 does not know all of its events.
     #[test]
     fn journals_of_appends_are_of_version_2() {
-        let created = Created::new("id".into(), upload(), true);
+        let created = Created::new("id".into(), upload().into(), true);
         let content = encoded(&[Event::Created(created.clone()), Event::Length(5)]);
         assert_eq!(&content[..4], b"TRJ2");
         assert!(content[64..].starts_with(b"{\"version\":2,"));

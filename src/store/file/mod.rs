@@ -31,6 +31,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 pub use self::settings::Durability;
 use self::{
     blocks::{BLOCK, Blocks},
@@ -417,42 +419,49 @@ impl Store for FileStore {
         self.folder.observed.set(observer);
     }
 
-    /// Keeps the bytes in a file without a name.
+    /// Keeps a short body in memory, and a longer one in a file without a name.
     async fn spool(&self, body: &mut ChunkBody<'_>) -> Result<Content, StoreError> {
         let declared = body.exact_len();
-        let (mut file, mut room) = self
-            .blocking(move |folder| {
-                let mut room = folder.room.reservation();
-                room.grow(&folder.partial, declared.unwrap_or_default())?;
-                Ok((folder.spool_file()?, room))
-            })
-            .await?;
-        let mut block = Vec::new();
+        let (mut file, mut block) = (None, Vec::new());
         loop {
             let piece = body.next().await.transpose()?;
             if let Some(piece) = &piece {
                 block.extend_from_slice(piece);
             }
             let last = piece.is_none();
-            if last || block.len() >= BLOCK {
-                (file, room, block) = self
-                    .blocking(move |folder| {
-                        if declared.is_none() {
-                            room.grow(&folder.partial, block.len() as u64)?;
-                        }
-                        folder.spool_block(&mut file, &block)?;
-                        room.written(block.len() as u64);
-                        block.clear();
-                        if last {
-                            file.rewind()?;
-                        }
-                        Ok((file, room, block))
-                    })
-                    .await?;
+            if !last && block.len() < BLOCK {
+                continue;
             }
+            if last && file.is_none() {
+                return Ok(Bytes::from(block).into());
+            }
+            let (written, room);
+            (written, room, block) = self
+                .blocking(move |folder| {
+                    let (mut file, mut room) = match file {
+                        Some(begun) => begun,
+                        None => {
+                            let mut room = folder.room.reservation();
+                            room.grow(&folder.partial, declared.unwrap_or_default())?;
+                            (folder.spool_file()?, room)
+                        }
+                    };
+                    if declared.is_none() {
+                        room.grow(&folder.partial, block.len() as u64)?;
+                    }
+                    folder.spool_block(&mut file, &block)?;
+                    room.written(block.len() as u64);
+                    block.clear();
+                    if last {
+                        file.rewind()?;
+                    }
+                    Ok((file, room, block))
+                })
+                .await?;
             if last {
-                return Ok(Content::from(file));
+                return Ok(Content::from(written));
             }
+            file = Some((written, room));
         }
     }
 }

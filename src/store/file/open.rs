@@ -138,7 +138,7 @@ impl FileStoreBuilder {
             Err(error) if is_full(&error) => {}
             written => written?,
         }
-        let other = disk::open(data)?;
+        let other = disk::open(data)?.ok_or(io::ErrorKind::NotFound)?;
         let locked = ofd::try_lock(&file, 0..1)?;
         if !locked || cfg!(target_os = "linux") && ofd::try_lock(&other, 0..1)? {
             let error = io::Error::new(ErrorKind::Unsupported, "the locks of bytes do not work");

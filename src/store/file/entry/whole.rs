@@ -20,13 +20,13 @@ impl Entry {
     /// The bytes and the journal are durable, but not their names.
     pub(in crate::store::file) fn create_whole(
         journal_path: PathBuf,
-        upload: &Upload,
+        upload: &Arc<Upload>,
         bytes: &Gathered,
         name: impl FnOnce(&str) -> Result<String, StoreError>,
         durable: bool,
         disk: &Disk,
     ) -> Result<Option<(Claim, Seal)>, StoreError> {
-        let created = Created::new(random_id()?, upload.clone(), false);
+        let created = Created::new(random_id()?, Arc::clone(upload), false);
         let data_path = data_path(&journal_path, &created.id);
         let temporary = journal_path.with_extension(format!("{}.new", created.id));
         let path = name(&created.id)?;
@@ -43,7 +43,7 @@ impl Entry {
             let seal = Seal {
                 path,
                 crc32: crc.0,
-                upload: upload.clone(),
+                upload: Arc::clone(upload),
             };
             let stored = Event::Stored {
                 offset: 0,
