@@ -941,6 +941,7 @@ mod linux_tests {
         let file = disk.create(&dir.path().join("file")).unwrap();
         let read_only = File::open(dir.path().join("file")).unwrap();
         let named = dir.path().join("file");
+        let below = named.join("b");
         for (error, what, path) in [
             (disk.create(&path).unwrap_err(), "create", &path),
             (
@@ -956,7 +957,7 @@ mod linux_tests {
                 "remove the folder",
                 &path,
             ),
-            (open(&path).unwrap_err(), "open", &path),
+            (open(&below).unwrap_err(), "open", &below),
             (
                 disk.set_len(&file, u64::MAX).unwrap_err(),
                 "set the length of",
