@@ -610,15 +610,26 @@ pub mod free_space {
     }
 
     #[tokio::test]
-    async fn a_part_that_waits_for_its_place_needs_room() {
+    async fn a_part_that_waits_for_its_place_needs_room_unless_it_is_short() {
         let root = tempfile::tempdir().unwrap();
         let builder = FileStore::builder(root.path()).with_free_space_reserve(ALL);
         let store = builder.open().unwrap();
-        for declared in [Some(3), None] {
-            let source = std::pin::pin!(http_body_util::Full::from("abc"));
-            let source = std::pin::pin!(http_body_util::BodyExt::map_err(source, |e| match e {}));
-            let mut body = ChunkBody::new(source, declared, 3);
-            assert_full(store.spool(&mut body).await);
+        for (len, is_short) in [(3, true), (300_000, false)] {
+            for declared in [Some(len), None] {
+                let bytes = vec![7; len as usize];
+                let source = http_body_util::Full::from(bytes.clone());
+                let source = std::pin::pin!(source);
+                let source = http_body_util::BodyExt::map_err(source, |e| match e {});
+                let source = std::pin::pin!(source);
+                let mut body = ChunkBody::new(source, declared, len);
+                let spooled = store.spool(&mut body).await;
+                if is_short {
+                    let spooled = http_body_util::BodyExt::collect(spooled.unwrap()).await;
+                    assert_eq!(spooled.unwrap().to_bytes(), bytes);
+                } else {
+                    assert_full(spooled);
+                }
+            }
         }
     }
 
