@@ -72,6 +72,7 @@ mod route;
 mod service;
 mod span;
 pub mod store;
+mod timer;
 mod upload;
 mod uploads;
 

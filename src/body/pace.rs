@@ -8,13 +8,14 @@ use std::{
 
 use bytes::Buf as _;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::live::{Meter, time_of};
 use crate::{
     error::{Error, Reason},
     limits::Pace,
     model::BoxError,
+    timer::Timer,
 };
 
 tokio::task_local! {
@@ -47,7 +48,7 @@ pub(crate) struct Paced<B> {
     waiting: Option<Instant>,
     /// The value of `waited` when the last byte came.
     last: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 impl<B> Paced<B> {
@@ -63,7 +64,7 @@ impl<B> Paced<B> {
             waited: Duration::ZERO,
             waiting: None,
             last: Duration::ZERO,
-            timer: None,
+            timer: Timer::default(),
         }
     }
 
@@ -170,23 +171,7 @@ impl<B> Paced<B> {
         }
         // Bounded, so that the sum does not overflow.
         let end = now + patience.min(Duration::from_secs(24 * 60 * 60));
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                // Resetting the timer takes a lock, and most bytes are available at once.
-                if timer.deadline() > end || timer.is_elapsed() {
-                    timer.as_mut().reset(end);
-                }
-                timer
-            }
-            timer => timer.insert(Box::pin(tokio::time::sleep_until(end))),
-        };
-        while timer.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= end {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(end);
-        }
-        Poll::Pending
+        self.timer.poll_until(cx, end)
     }
 }
 
@@ -258,6 +243,8 @@ mod tests {
     use std::{future::poll_fn, io};
 
     use bytes::Bytes;
+
+    use tokio::time::Sleep;
 
     use super::*;
 

@@ -1,9 +1,11 @@
 //! The bytes of chunks in memory, with one limit for all of them.
 
 use std::{
+    future::poll_fn,
     ops::Range,
     pin::pin,
     sync::{Arc, Mutex, Weak},
+    task::Poll,
     time::Duration,
 };
 
@@ -12,12 +14,13 @@ use futures_util::future::{Either, select};
 use object_store::PutPayload;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 
 use crate::{
     lock::lock,
     store::{BodyError, ChunkBody, StoreError},
+    timer::Timer,
 };
 
 /// Bytes that are allocated at once. Pieces of a body are copied: a small slice of a connection's
@@ -177,6 +180,7 @@ impl Memory {
             body,
             rest: Bytes::new(),
             linger,
+            timer: Timer::default(),
             holder: self.holder(),
         }
     }
@@ -262,6 +266,7 @@ pub(super) struct Source<'a, 'b> {
     rest: Bytes,
     /// How long bytes wait for more. `None` if they are not stored before the others.
     linger: Option<Duration>,
+    timer: Timer,
     holder: Arc<Holder>,
 }
 
@@ -327,12 +332,11 @@ impl Source<'_, '_> {
         let next = if held == 0 && !self.is_stream() {
             self.body.next().await
         } else {
-            let over = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let timer = &mut self.timer;
+            let over = poll_fn(|cx| match until {
+                Some(until) => timer.poll_until(cx, until),
+                None => Poll::Pending,
+            });
             let (over, give_way) = (pin!(over), pin!(self.holder.give_way.notified()));
             match select(pin!(self.body.next()), select(give_way, over)).await {
                 Either::Left((next, _)) => next,

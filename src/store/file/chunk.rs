@@ -1,9 +1,9 @@
 //! Receives one chunk and writes it to its place in the file.
 
-use std::{io, ops::Range, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, ops::Range, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{
     Durability, FileClaim, FileStore,
@@ -20,6 +20,7 @@ use crate::{
         upload::Upload,
     },
     store::{ChunkBody, Keep, Sealed, StoreError, disk},
+    timer::Timer,
 };
 
 /// A chunk is fast, and may get more memory, if its first bytes arrive within this time.
@@ -211,6 +212,7 @@ pub(super) struct Arrived {
     failed: Option<StoreError>,
     /// When the first byte arrived that is not written yet.
     since: Option<Instant>,
+    timer: Timer,
 }
 
 impl Arrived {
@@ -223,6 +225,7 @@ impl Arrived {
             ended: false,
             failed: None,
             since: None,
+            timer: Timer::default(),
         }
     }
 
@@ -265,10 +268,17 @@ impl Arrived {
             let next = next_piece(body, lock);
             let next = match deadline {
                 None => next.await,
-                Some(deadline) => match timeout_at(deadline, next).await {
-                    Ok(next) => next,
-                    Err(_) => return Ok(()),
-                },
+                Some(deadline) => {
+                    let (mut next, timer) = (pin!(next), &mut self.timer);
+                    let next = poll_fn(|cx| match next.as_mut().poll(cx) {
+                        Poll::Ready(next) => Poll::Ready(Some(next)),
+                        Poll::Pending => timer.poll_until(cx, deadline).map(|()| None),
+                    });
+                    match next.await {
+                        Some(next) => next,
+                        None => return Ok(()),
+                    }
+                }
             };
             match next {
                 Ok(Some(piece)) => self.rest = piece,
