@@ -17,10 +17,11 @@ pub(super) const BLOCK: usize = 256 << 10;
 const LITTLE: usize = 16 << 10;
 
 /// How many blocks a chunk may hold with permits, and one more if it does not start with a block.
+/// Only one while less than half of the permits are free.
 const MUCH: usize = 4;
 
 /// The least number of permits, if there are few processors.
-const LARGE: usize = 16;
+const LARGE: usize = 64;
 
 /// Blocks of memory that are reused: to touch fresh memory costs more than everything else that is
 /// done to a byte. There is a permit for each of them.
@@ -93,7 +94,9 @@ impl Gathered {
     /// window of its connection, and streams that have permits would starve.
     pub(super) fn try_enlarge(&mut self) -> bool {
         let held = self.permits.as_ref().map_or(0, |held| held.num_permits());
-        if held >= MUCH {
+        // While few are free, the others need their first one more.
+        let is_scarce = self.blocks.permits.available_permits() < self.blocks.max_spare / 2;
+        if held >= MUCH || held > 0 && is_scarce {
             return false;
         }
         let Ok(permit) = Arc::clone(&self.blocks.permits).try_acquire_owned() else {
@@ -234,19 +237,26 @@ mod tests {
         let blocks = Blocks::default();
         let piece = vec![0; 2 * MUCH * BLOCK];
         let permits = blocks.permits.available_permits();
-        let mut chunks: Vec<_> = (0..=permits / MUCH).map(|_| blocks.gather(0)).collect();
+        let mut chunks: Vec<_> = (0..=permits).map(|_| blocks.gather(0)).collect();
         for chunk in &mut chunks {
             assert_eq!(chunk.take(&piece), LITTLE);
             assert_eq!(chunk.take(&piece), 0);
         }
         let mut last = chunks.pop().unwrap();
+        let mut free = permits;
         for chunk in &mut chunks {
+            if free == 0 {
+                break;
+            }
             assert!(chunk.try_enlarge());
+            free -= 1;
             assert_eq!(chunk.take(&piece), BLOCK - LITTLE);
             assert_eq!(chunk.take(&piece), 0);
             for _ in 1..MUCH {
-                assert!(chunk.try_enlarge());
-                assert_eq!(chunk.take(&piece), BLOCK);
+                let has_more = free >= permits / 2;
+                assert_eq!(chunk.try_enlarge(), has_more);
+                free -= usize::from(has_more);
+                assert_eq!(chunk.take(&piece), if has_more { BLOCK } else { 0 });
             }
             assert!(!chunk.try_enlarge());
         }
