@@ -8,7 +8,7 @@ pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
 impl fmt::Display for Hex<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        // Most are ids of 32 bytes. To format each byte costs as much as a system call.
+        // Most are ids of 32 bytes: their text is written at once. It is ASCII: no error is lost.
         for bytes in self.0.chunks(32) {
             let mut text = [0; 64];
             for (digits, byte) in text.chunks_mut(2).zip(bytes) {

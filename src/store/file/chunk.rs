@@ -101,8 +101,8 @@ impl FileStore {
     /// Finds the upload, or creates it, and locks a range of it. Writes what has arrived if that is
     /// the whole chunk.
     ///
-    /// If the chunk is the whole file of a new upload, no lock is needed: the upload is created with
-    /// its bytes, and claimed.
+    /// If the chunk is the whole file of a new upload, no lock is needed: the upload is created
+    /// with its bytes, and claimed.
     async fn start(
         &self,
         upload: Upload,

@@ -363,9 +363,9 @@ impl Folder {
             // Another request has removed it meanwhile.
             return Ok(());
         }
-        // It is kept for as long as an abandoned upload from now on. If the time cannot be set, it
-        // is kept from its last change on.
+        // It is kept for as long as an abandoned upload from now on.
         if let Ok(Some(file)) = disk::open(&aside) {
+            // If the time cannot be set, it is kept from its last change on.
             let _ = file.set_modified(self.now());
         }
         self.observed.tell(&StoreEvent::SetAside {
