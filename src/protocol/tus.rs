@@ -653,6 +653,7 @@ mod tests {
         for (error, for_patch, for_head) in [
             (Reason::NotFound.into(), 404, 404),
             (Reason::Version.into(), 412, 412),
+            (Reason::MethodNotAllowed.into(), 405, 405),
             (Reason::MediaType.into(), 415, 415),
             (Reason::ContentEncoding.into(), 415, 415),
             (Reason::Concatenated.into(), 403, 403),
@@ -700,6 +701,8 @@ mod tests {
                 assert_eq!(stored.is_some(), error.kind() == ErrorKind::Offset);
                 let version = response.headers().contains_key(TUS_VERSION);
                 assert_eq!(version, error.kind() == ErrorKind::Version);
+                let allowed = response.headers().contains_key(header::ALLOW);
+                assert_eq!(allowed, error.kind() == ErrorKind::MethodNotAllowed);
             }
         }
         let pending = Reason::DeliveryPending.into();
