@@ -361,7 +361,8 @@ async fn a_client_that_is_still_sending_can_read_the_refusal() {
             let note = Arc::new(AtomicBool::new(false));
             let body = Unsent(1 << 40, Arc::clone(&note));
             let request = Request::post("/upload").version(version);
-            let mut request = request.header("content-type", OCTETS);
+            let request = request.header("content-type", OCTETS);
+            let mut request = request.header("content-length", 1_u64 << 40);
             if waits {
                 request = request.header("expect", "100-continue");
             }
