@@ -103,11 +103,9 @@ where
             Ok(response) => response,
             Err(error) => engine.refuse(&reply, error, None).await,
         };
-        if !is_read {
-            if head.version < Version::HTTP_2 {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
-            }
+        if !is_read && head.version < Version::HTTP_2 {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
         }
         if !is_read && !waits {
             // The server resets the connection, or the stream of HTTP/2, when the body is dropped.
