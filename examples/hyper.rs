@@ -10,7 +10,7 @@ use std::{convert::Infallible, env, error::Error, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response, StatusCode, body::Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -150,23 +150,21 @@ async fn shutdown() {
 }
 
 async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let answer = match request.extensions().get::<CompletedUpload>() {
-        Some(upload) => {
-            work().await;
-            let file = json!({
-                "path": upload.path(),
-                "file_name": upload.file_name(),
-                "attempt": upload.attempt(),
-            });
-            println!("{file}");
-            format!(
-                "received {}, {} bytes\n",
-                upload.safe_file_name(),
-                upload.size()
-            )
-        }
-        None => "send uploads to /upload\n".into(),
+    let Some(upload) = request.extensions().get::<CompletedUpload>() else {
+        // Not 200: the client of an upload to another path would take its file for stored.
+        let mut response = Response::new("send uploads to /upload\n".into());
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(response);
     };
+    work().await;
+    let file = json!({
+        "path": upload.path(),
+        "file_name": upload.file_name(),
+        "attempt": upload.attempt(),
+    });
+    println!("{file}");
+    let (name, size) = (upload.safe_file_name(), upload.size());
+    let answer = format!("received {name}, {size} bytes\n");
     Ok(Response::new(answer.into()))
 }
 

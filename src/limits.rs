@@ -50,9 +50,13 @@ pub(crate) const LISTED_CHUNKS: usize = 65_536;
 
 /// How many bytes are read of the body of a refused request, and for how long. A client that cannot
 /// send its body to the end may not see the answer. After that the answer is sent and the
-/// connection is closed. Nothing is read if the body is known to be longer, or if the client waits
-/// for `100 Continue`.
+/// connection is closed. If the body is known to be longer, the answer is sent at once. Nothing is
+/// read if the client waits for `100 Continue`.
 pub(crate) const DRAIN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
+
+/// How long the rest of a refused body is read while the answer is sent, up to the bytes of
+/// [`DRAIN`]. Then the connection is closed, or the stream of HTTP/2 is reset.
+pub(crate) const RESET_AFTER: Duration = Duration::from_secs(1);
 
 /// Most bytes of a form without those of its file.
 pub(crate) const FORM_BYTES: u64 =
@@ -94,7 +98,7 @@ pub(crate) const KEEP_GRACE: Duration = Duration::from_millis(500);
 /// | bytes of identifier, file name, relative path, media type | 1024, 1024, 4096, 256 | final, `invalid_field` | |
 /// | metadata of tus: bytes, keys | 16 KiB, 64 | final, `invalid_field` | |
 /// | parts that are concatenated | 1,000 | final, `invalid_field` | |
-/// | what is read of a refused body; nothing if it is declared longer, or if the client waits for `100 Continue` | 64 MiB, 5 s | the connection is closed | |
+/// | what is read of a refused body before the answer; nothing if it is declared longer, or if the client waits for `100 Continue` | 64 MiB, 5 s | the answer is sent, up to 64 MiB more are read for 1 s, and the connection is closed | |
 /// | chunk numbers in a status answer | 65,536 | the rest is left out; the byte ranges are complete | |
 /// | uploads in an answer that lists them | 2,000 | the rest follows on request | |
 /// | recorded bytes of the inner service's answer | 64 KiB | not repeated | [`Delivery::with_record_body`](crate::Delivery::with_record_body) |

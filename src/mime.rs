@@ -176,8 +176,19 @@ fn in_charset(bytes: Vec<u8>, charset: &str) -> Option<String> {
     }
 }
 
+/// Latin-1 as clients mean it (<https://encoding.spec.whatwg.org/#windows-1252>): with quotation
+/// marks, dashes and the euro sign in place of control characters.
 fn latin_1(bytes: &[u8]) -> String {
-    bytes.iter().map(|&byte| char::from(byte)).collect()
+    const FROM_80: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
+    ];
+    let character = |&byte: &u8| match byte {
+        0x80..0xa0 => FROM_80[usize::from(byte - 0x80)],
+        _ => char::from(byte),
+    };
+    bytes.iter().map(character).collect()
 }
 
 fn percent_decoded(text: &str) -> Vec<u8> {
@@ -272,6 +283,7 @@ mod tests {
             ),
             ("attachment; FILENAME*=utf-8'en'%e2%82%ac", Some("€")),
             ("attachment; filename*=iso-8859-1''na%EFve", Some("naïve")),
+            ("attachment; filename*=windows-1252''%80%96%9F", Some("€–Ÿ")),
             (
                 "attachment; filename*=UTF-8''b%2525; filename=a",
                 Some("b%25"),

@@ -80,7 +80,9 @@ where
         let (head, body) = request.into_parts();
         let config = &self.engine.config;
         let exchange = if config.matches(&head) {
-            config.protocols.decode(&head, body.is_end_stream())
+            // The end of an HTTP/2 stream can come after the head.
+            let is_empty = body.is_end_stream() || body.size_hint().exact() == Some(0);
+            config.protocols.decode(&head, is_empty)
         } else {
             None
         };

@@ -290,7 +290,10 @@ impl Counts {
             return;
         };
         if counted.get().requests > 0 {
-            counted.get_mut().is_released = true;
+            // One of them may create the upload anew.
+            let counted = counted.get_mut();
+            (counted.is_released, counted.is_stored) = (true, false);
+            (counted.last_stored, counted.is_completed) = (None, false);
             return;
         }
         let counted = counted.remove();
@@ -665,6 +668,32 @@ mod tests {
         reserve(&mut counts, upload);
         counts.end_request(&upload.id, false);
         assert_eq!(sums(&counts), one);
+    }
+
+    #[test]
+    fn an_upload_that_is_removed_begins_anew_with_a_request_that_was_working_on_it() {
+        let quota = Arc::new(Quota::default());
+        let upload = usage(1, "a", 10);
+        let begin = || {
+            reserve(&mut lock(&quota.counts), upload);
+            Reservation {
+                quota: Arc::clone(&quota),
+                id: upload.id,
+                begun: Instant::now(),
+                is_stored: false,
+            }
+        };
+        let late = begin();
+        for reservation in [begin(), late] {
+            let kept = reservation.keep(true, true);
+            assert_eq!(kept.begun, Begun::Created);
+            assert!(kept.has_completed);
+            let counts = lock(&quota.counts);
+            assert_eq!(sums(&counts), [("a", 1, 10), ("all", 1, 10)]);
+            drop(counts);
+            quota.release(&upload.id);
+        }
+        assert_eq!(sums(&lock(&quota.counts)), [("all", 0, 0)]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::{
     error::{Error, Reason},
     events::Event,
     hooks::{Purpose, Refusal},
-    limits::DRAIN,
+    limits::{DRAIN, RESET_AFTER},
     model::{
         state::{Progress, State, Status},
         upload::{Scope, Upload, UploadId},
@@ -97,15 +97,25 @@ where
                 Err(error)
             }
         };
-        let is_read = drain(&head, &mut body).await;
+        let waits = waits_to_send(&head, &body);
+        let is_read = !waits && drain(&mut body).await;
         let mut response = match found {
             Ok(response) => response,
             Err(error) => engine.refuse(&reply, error, None).await,
         };
-        // HTTP/2 resets the stream instead.
         if !is_read && head.version < Version::HTTP_2 {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
+        }
+        if !is_read && !waits {
+            // The server resets the connection, or the stream of HTTP/2, when the body is dropped.
+            // Clients that are still sending, such as curl and node, would see that and not the
+            // response. Meanwhile they can read it and stop.
+            tokio::spawn(async move {
+                let rest = raw::drain(&mut body, DRAIN.0);
+                // It is closed in either case.
+                let _ = tokio::time::timeout(RESET_AFTER, rest).await;
+            });
         }
         response.map(ResponseBody::answer)
     }
@@ -132,18 +142,21 @@ fn release_buffer(head: &mut Parts) {
     }
 }
 
-/// Reads the rest of a body, within bounds. Returns whether it was read to its end.
-///
-/// A client that is still sending when the connection closes may not see the response. One that
-/// waits for `100 Continue` is not sending, and does not have to begin.
-async fn drain<B: RequestBody>(head: &Parts, body: &mut Paced<B>) -> bool {
+/// Whether the client waits for `100 Continue`: it is not sending, and does not have to begin.
+fn waits_to_send<B: RequestBody>(head: &Parts, body: &Paced<B>) -> bool {
+    let expects = head.headers.get(header::EXPECT);
+    let waits = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    waits && !body.has_begun() && !body.is_end_stream()
+}
+
+/// Reads the rest of a body, within bounds. Returns whether it was read to its end. A client that
+/// is still sending when the connection closes may not see the response.
+async fn drain<B: RequestBody>(body: &mut Paced<B>) -> bool {
     if body.is_end_stream() {
         return true;
     }
     let (bytes, time) = DRAIN;
-    let expects = head.headers.get(header::EXPECT);
-    let waits = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if (waits && !body.has_begun()) || body.size_hint().lower() > bytes {
+    if body.size_hint().lower() > bytes {
         return false;
     }
     let drained = tokio::time::timeout(time, raw::drain(body, bytes)).await;
@@ -195,14 +208,18 @@ pub(super) fn make_room(reading: &BodyGuard, error: &Error) {
     }
 }
 
-/// Refuses a body in a coding: its bytes would be stored as they are.
+/// Refuses a body in a coding: its bytes would be stored as they are. Servers undo `chunked`, and
+/// no other coding of a transfer.
 pub(super) fn check_coding(head: &Parts) -> Result<(), Error> {
-    let mut codings = head.headers.get_all(header::CONTENT_ENCODING).iter();
-    let is_plain = codings.all(|coding| {
-        let coding = coding.as_bytes().trim_ascii();
-        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
-    });
-    if is_plain {
+    let of = |name| head.headers.get_all(name).iter();
+    let codings = of(header::CONTENT_ENCODING).chain(of(header::TRANSFER_ENCODING));
+    let mut codings = codings.flat_map(|codings| codings.as_bytes().split(|&byte| byte == b','));
+    let plain = [&b""[..], b"identity", b"chunked"];
+    let is_plain = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        plain.iter().any(|known| coding.eq_ignore_ascii_case(known))
+    };
+    if codings.all(is_plain) {
         Ok(())
     } else {
         Err(Reason::ContentEncoding.into())

@@ -75,6 +75,10 @@ impl Engine {
                 if size.lower() > form_bytes(limit, true) {
                     return Err(Reason::ChunkTooLarge { limit }.into());
                 }
+                // What the head says is refused before the client sends the body.
+                if let Some(target) = form.announced().transpose()? {
+                    self.config.check(target.upload.length, target.len)?;
+                }
                 let mut parts = multipart::Form::new(&mut *body, boundary, digest);
                 let written = self.write_form(&mut parts, &mut *form, head, scope, size);
                 let written = written.await;

@@ -2,9 +2,10 @@
 
 use http::{HeaderName, Method, header};
 
-/// The methods that clients of [tus](crate::Protocol::tus) use, for a layer that handles CORS.
-pub const CORS_ALLOWED_METHODS: [Method; 6] = [
+/// The methods that clients use, for a layer that handles CORS.
+pub const CORS_ALLOWED_METHODS: [Method; 7] = [
     Method::POST,
+    Method::PUT,
     Method::GET,
     Method::HEAD,
     Method::PATCH,
@@ -12,12 +13,14 @@ pub const CORS_ALLOWED_METHODS: [Method; 6] = [
     Method::OPTIONS,
 ];
 
-/// The request headers that clients of [tus](crate::Protocol::tus) and of the [IETF
-/// draft](crate::Protocol::ietf_draft) send, for a layer that handles CORS. See
-/// [`CORS_EXPOSED_HEADERS`].
-pub const CORS_ALLOWED_HEADERS: [HeaderName; 17] = [
+/// The request headers that clients of all protocols send, such as `X-Requested-With` of Dropzone,
+/// for a layer that handles CORS. Add those that the application sets, and the fields of
+/// [huge-uploader](crate::Dialect::huge_uploader). See [`CORS_EXPOSED_HEADERS`].
+pub const CORS_ALLOWED_HEADERS: [HeaderName; 21] = [
     header::AUTHORIZATION,
+    header::CACHE_CONTROL,
     header::CONTENT_DISPOSITION,
+    header::CONTENT_RANGE,
     header::CONTENT_TYPE,
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("repr-digest"),
@@ -25,6 +28,7 @@ pub const CORS_ALLOWED_HEADERS: [HeaderName; 17] = [
     HeaderName::from_static("upload-length"),
     HeaderName::from_static("upload-offset"),
     HeaderName::from_static("upload-metadata"),
+    HeaderName::from_static("upload-name"),
     HeaderName::from_static("upload-defer-length"),
     HeaderName::from_static("upload-concat"),
     HeaderName::from_static("upload-checksum"),
@@ -33,6 +37,7 @@ pub const CORS_ALLOWED_HEADERS: [HeaderName; 17] = [
     HeaderName::from_static("upload-draft-interop-version"),
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-requested-with"),
 ];
 
 /// The response headers that pages of other origins have to see, for a layer that handles CORS.
@@ -66,9 +71,10 @@ pub const CORS_ALLOWED_HEADERS: [HeaderName; 17] = [
 ///     .layer(cors);
 /// # let _ = app;
 /// ```
-pub const CORS_EXPOSED_HEADERS: [HeaderName; 19] = [
+pub const CORS_EXPOSED_HEADERS: [HeaderName; 20] = [
     header::CONTENT_LOCATION,
     header::LOCATION,
+    header::RANGE,
     header::RETRY_AFTER,
     HeaderName::from_static("upload-offset"),
     HeaderName::from_static("upload-length"),

@@ -149,6 +149,9 @@ pub(crate) trait Form: Send + Sync {
     /// Whether the form has a chunk, by the fields so far.
     fn is_chunk(&self) -> bool;
 
+    /// Where the file belongs, if the head of the request says it.
+    fn announced(&self) -> Option<Result<Target, Error>>;
+
     /// Takes a text field that comes before the file.
     fn field(&mut self, name: String, value: String);
 

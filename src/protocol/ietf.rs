@@ -70,7 +70,9 @@ impl Decode for Ietf<'_> {
             let asks = self.has_options && self.urls.appends && !is_preflight;
             return asks.then(|| self.exchange(Asked::Options, headers, Ok(Command::Capabilities)));
         }
-        let Some(token) = self.urls.token(head) else {
+        let token = self.urls.token(head);
+        let token = token.filter(|_| speaks(headers) || self.chunked.allows_url(head));
+        let Some(token) = token else {
             return self.decode_creation(head, body_is_empty);
         };
         if !token.is_of_draft() && !speaks(headers) {

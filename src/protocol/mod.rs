@@ -298,7 +298,7 @@ impl Protocols {
     /// Decodes a request. `None` if it is not for the layer.
     pub(crate) fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
         // The first protocol that recognizes the request decodes it.
-        let tus = Tus(&self.urls);
+        let tus = Tus(&self.urls, &self.chunked);
         // What a chunk client asks for with its fields is for the inner service.
         let may_be_tus = head.method != Method::OPTIONS || !self.chunked.is_in_query(head);
         let tus = (self.tus && may_be_tus).then_some(&tus as &dyn Decode);

@@ -170,6 +170,7 @@ mod tests {
             ("", &[("upload-length", "9")], false),
             ("", &[("x-upload-offset", "0")], true),
             ("", &[("content-range", "bytes 0-3/10")], false),
+            ("", &[("x-content-range", "bytes 0-3/10")], false),
             // Names of pieces, in all spellings.
             ("part=1", &[], false),
             ("totalParts=2", &[], false),

@@ -45,6 +45,11 @@ pub(super) fn problem(
         let soon = HeaderValue::from_static("1");
         headers.entry(header::RETRY_AFTER).or_insert(soon);
     }
+    if error.kind() == ErrorKind::MethodNotAllowed {
+        // Those of an upload with a URL. RFC 9110 §15.5.6 requires the header.
+        let allowed = HeaderValue::from_static("DELETE, GET, HEAD, OPTIONS, PATCH, POST");
+        headers.insert(header::ALLOW, allowed);
+    }
     if error.kind() == ErrorKind::ContentEncoding {
         let plain = HeaderValue::from_static("identity");
         headers.insert(header::ACCEPT_ENCODING, plain);

@@ -13,6 +13,7 @@ use http::{
 
 use super::{
     Command, Decode, Encode, Exchange, Outcome,
+    chunked::Chunked,
     metadata::described,
     offsets::{
         CONTENT, Data, Held, New, TUS_RESUMABLE, UPLOAD_CHECKSUM, UPLOAD_CONCAT,
@@ -47,7 +48,7 @@ const APPENDED: &str = "application/offset+octet-stream";
 
 /// tus 1.0, with these settings.
 #[derive(Debug)]
-pub(super) struct Tus<'a>(pub(super) &'a Arc<Urls>);
+pub(super) struct Tus<'a>(pub(super) &'a Arc<Urls>, pub(super) &'a Chunked);
 
 impl Decode for Tus<'_> {
     fn decode(&self, head: &Parts, body_is_empty: bool) -> Option<Exchange> {
@@ -62,6 +63,7 @@ impl Decode for Tus<'_> {
         let mut versions = headers.get_all(&TUS_RESUMABLE).iter();
         let is_known = versions.all(|version| version == VERSION);
         let token = self.0.token(head);
+        let token = token.filter(|_| has_version || self.1.allows_url(head));
         let is_get = head.method == Method::GET;
         if !has_version && token.is_none() || is_get && token.is_none() {
             return None;
@@ -500,7 +502,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let head = request.body(()).unwrap().into_parts().0;
-        let exchange = Tus(urls).decode(&head, false)?;
+        let exchange = Tus(urls, &Chunked::default()).decode(&head, false)?;
         Some(match exchange.command {
             Err(error) => error.kind().to_string(),
             Ok(Command::Capabilities) => "capabilities".into(),
@@ -621,6 +623,19 @@ mod tests {
             ("GET", &of, &[tus], Some("recall")),
             ("GET", "", &[tus], None),
             ("PUT", &of, &[tus], Some("method_not_allowed")),
+            ("POST", &of, &[over("PATCH")], Some("version")),
+            // The application has a parameter of this name.
+            ("POST", &of, &[length], None),
+            ("PUT", &of, &[], None),
+            ("GET", &format!("{of}&flowIdentifier=a"), &[], None),
+            ("HEAD", &format!("{of}&flowIdentifier=a"), &[], None),
+            ("DELETE", &format!("{of}&flowIdentifier=a"), &[], None),
+            (
+                "DELETE",
+                &format!("{of}&flowIdentifier=a"),
+                &[tus],
+                Some("discard"),
+            ),
             // FilePond.
             ("PATCH", "?patch=x", &[at, length], None),
             ("GET", "?upload=other", &[], None),
@@ -653,6 +668,7 @@ mod tests {
         for (error, for_patch, for_head) in [
             (Reason::NotFound.into(), 404, 404),
             (Reason::Version.into(), 412, 412),
+            (Reason::MethodNotAllowed.into(), 405, 405),
             (Reason::MediaType.into(), 415, 415),
             (Reason::ContentEncoding.into(), 415, 415),
             (Reason::Concatenated.into(), 403, 403),
@@ -700,6 +716,8 @@ mod tests {
                 assert_eq!(stored.is_some(), error.kind() == ErrorKind::Offset);
                 let version = response.headers().contains_key(TUS_VERSION);
                 assert_eq!(version, error.kind() == ErrorKind::Version);
+                let allowed = response.headers().contains_key(header::ALLOW);
+                assert_eq!(allowed, error.kind() == ErrorKind::MethodNotAllowed);
             }
         }
         let pending = Reason::DeliveryPending.into();

@@ -840,3 +840,41 @@ async fn unfinished_uploads_are_listed_for_their_owner() {
         "passed POST /upload?unfinished 0"
     );
 }
+
+/// A parameter of the application can be named like that of an upload with a URL, and be an MD5.
+#[tokio::test]
+async fn an_application_can_have_a_parameter_that_looks_like_a_token() {
+    let server = Server::start().await;
+    for (nth, id) in ["0", "9", "c"].into_iter().enumerate() {
+        let query = format!("/upload?upload={}", id.repeat(32));
+        let fields = flow(1, 5, 5);
+        let chunk = form(&fields, FilePart::named("a.txt"), b"12345");
+        // The record of the chunk before is still there.
+        let chunk = String::from_utf8(chunk).unwrap();
+        let chunk = chunk.replace("a.txt", &format!("{nth}.txt")).into_bytes();
+        let whole = form(&[], FilePart::named("b.txt"), b"whole");
+        let raw = |request: http::request::Builder| {
+            let request = request.header("content-type", "application/octet-stream");
+            request.body(b"raw".to_vec()).unwrap()
+        };
+        let probe = format!("{query}&{}", &uri(&flow(1, 5, 6))["/upload?".len()..]);
+        for (request, status) in [
+            (multipart(&query, chunk), 200),
+            (multipart(&query, whole), 200),
+            (raw(Request::post(&query)), 200),
+            (raw(Request::put(&query)), 200),
+            (
+                raw(Request::post(&query).header("upload-complete", "?1")),
+                405,
+            ),
+            (Request::get(&probe).body(Vec::new()).unwrap(), 204),
+            (Request::head(&probe).body(Vec::new()).unwrap(), 204),
+            (Request::delete(&probe).body(Vec::new()).unwrap(), 204),
+        ] {
+            let (method, path) = (request.method().clone(), request.uri().clone());
+            let answer = send(&server, request).await;
+            assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        }
+        assert_eq!(server.deliveries().len(), 4 * (nth + 1));
+    }
+}

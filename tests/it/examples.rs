@@ -400,6 +400,31 @@ fn a_server_without_free_descriptors_goes_on() {
     }
 }
 
+/// Otherwise its client would take the file for stored.
+#[test]
+fn an_upload_that_the_layer_does_not_take_is_no_success() {
+    for name in ["axum", "hyper", "tonic"] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(name, "127.0.0.1:0", dir.path());
+        let query = chunk("a", 1, 10);
+        for (line, media_type) in [
+            (format!("GET /uploads?{query}"), "text/plain"),
+            (format!("POST /uploads?{query}"), "application/octet-stream"),
+            (format!("POST /upload/?{query}"), "application/octet-stream"),
+            // `curl -T`
+            ("PUT /upload/a".to_owned(), "application/octet-stream"),
+            ("PUT /upload".to_owned(), "image/png"),
+        ] {
+            let head = format!("content-type: {media_type}\r\n");
+            let answer = request(&server.address, &line, &head, b"0123456789");
+            let is_refused = ["4", "5"].map(|digit| format!("HTTP/1.1 {digit}"));
+            let is_refused = is_refused.iter().any(|status| answer.starts_with(status));
+            assert!(is_refused, "{name}: {line}: {answer}");
+        }
+        assert_eq!(server.kill(), [] as [Value; 0]);
+    }
+}
+
 /// A folder of the store is gone at run time. The log says which call failed, and why.
 #[cfg(unix)]
 #[test]

@@ -1,16 +1,28 @@
 //! Requests that are refused because of their heads: at once, and without their bodies.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Version};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tower_resumable::{Dialect, Limits, Refusal, ResumableLayer};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_resumable::{Dialect, Limits, MemoryStore, Refusal, ResumableLayer};
 
 use crate::common::{BOUNDARY, File, Server};
 
@@ -107,6 +119,30 @@ fn heads() -> Vec<Head> {
                 chunk(1),
                 1 << 40,
                 "chunk_too_large",
+                same,
+            ),
+            ("content-type", &form),
+        ),
+        with(
+            head("field of a form", uri(0, 10), 1000, "invalid_field", same),
+            ("content-type", &form),
+        ),
+        with(
+            head(
+                "form behind the end",
+                uri(9, 10),
+                1000,
+                "out_of_bounds",
+                same,
+            ),
+            ("content-type", &form),
+        ),
+        with(
+            head(
+                "file of a form over the limit",
+                uri(1, 1 << 50),
+                1000,
+                "file_too_large",
                 same,
             ),
             ("content-type", &form),
@@ -264,7 +300,8 @@ async fn a_client_that_expects_100_continue_does_not_get_it() {
 /// The length of these bodies is beyond what is read of refused ones.
 #[tokio::test]
 async fn a_long_body_is_not_read() {
-    for head in heads() {
+    // At once, because each connection is closed later.
+    let refused = heads().into_iter().map(async |head| {
         let server = server(&head).await;
         let code = if head.code == "missing_field" || head.length > 1 << 20 {
             head.code
@@ -274,7 +311,93 @@ async fn a_long_body_is_not_read() {
         };
         let answer = answer(server.addr, &head, 1 << 40, "").await;
         assert_refused(&Head { code, ..head }, &answer);
+    });
+    futures_util::future::join_all(refused).await;
+}
+
+/// A body of this length that does not arrive. It notes whether it was asked for bytes, and shares
+/// the note until it is dropped.
+struct Unsent(u64, Arc<AtomicBool>);
+
+impl Body for Unsent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.1.store(true, Relaxed);
+        if self.0 == 0 {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
     }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+async fn send(
+    layer: &ResumableLayer,
+    request: http::request::Builder,
+    body: Unsent,
+) -> http::Response<()> {
+    let inner = service_fn(async |_: Request<Unsent>| {
+        Ok::<_, Infallible>(http::Response::new(String::new()))
+    });
+    let answer = layer.layer(inner).oneshot(request.body(body).unwrap());
+    answer.await.unwrap().map(drop)
+}
+
+/// The server closes the connection, or resets the stream, when the body is dropped. Clients that
+/// write then, such as curl and node, do not see the answer.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_still_sending_can_read_the_refusal() {
+    let layer = ResumableLayer::new(MemoryStore::default());
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        for waits in [false, true] {
+            let note = Arc::new(AtomicBool::new(false));
+            let body = Unsent(1 << 40, Arc::clone(&note));
+            let request = Request::post("/upload").version(version);
+            let request = request.header("content-type", OCTETS);
+            let mut request = request.header("content-length", 1_u64 << 40);
+            if waits {
+                request = request.header("expect", "100-continue");
+            }
+            let answer = send(&layer, request, body).await;
+            assert_eq!(answer.status(), 413);
+            let is_kept = Arc::strong_count(&note) > 1;
+            assert_eq!(is_kept, !waits, "{version:?}");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(Arc::strong_count(&note), 1, "{version:?} {waits}");
+            // Otherwise the client would get `100 Continue`.
+            assert_eq!(note.load(Relaxed), !waits, "{version:?}");
+        }
+    }
+}
+
+/// The end of an HTTP/2 stream can come after the head that declares no bytes.
+#[tokio::test]
+async fn a_body_of_no_bytes_is_empty() {
+    let layer = ResumableLayer::new(MemoryStore::default());
+    let send = async |request| send(&layer, request, Unsent(0, Arc::default())).await;
+    let probe = Request::post(File::new("a.txt", 10).uri(1));
+    assert_eq!(send(probe).await.status(), 204);
+
+    let tus = |request: http::request::Builder| request.header("tus-resumable", "1.0.0");
+    let create = tus(Request::post("/upload")).header("upload-defer-length", "1");
+    let url = send(create).await.headers()["location"].clone();
+    let append = tus(Request::patch(url.to_str().unwrap())).header("upload-offset", "0");
+    let append = append.header("upload-length", "0");
+    assert_eq!(send(append).await.status(), 204);
+
+    let create = Request::post("/upload").header("upload-complete", "?0");
+    let url = send(create).await.headers()["location"].clone();
+    let append = Request::patch(url.to_str().unwrap()).header("upload-offset", "0");
+    let append = append.header("upload-complete", "?1");
+    assert_eq!(send(append).await.status(), 200);
 }
 
 /// A short body is read, so that its client sees the answer and can use the connection again.

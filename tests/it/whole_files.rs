@@ -286,6 +286,34 @@ async fn bodies_in_a_coding_are_refused_and_nothing_is_stored() {
     }
 }
 
+/// Servers undo `chunked` only, and pass the header on.
+#[tokio::test]
+async fn bodies_in_a_coding_of_the_transfer_are_refused() {
+    let refused = (415, Some(ErrorKind::ContentEncoding));
+    for (codings, is_refused) in [
+        ("gzip, chunked", true),
+        ("x-gzip,Chunked", true),
+        ("deflate", true),
+        ("chunked", false),
+        ("Chunked, identity", false),
+    ] {
+        let coding = ("transfer-encoding", codings);
+        let mut chunk = raw(&[OCTETS, coding], "abc");
+        *chunk.uri_mut() = CHUNK.parse().unwrap();
+        let mut form = parts(&[("name=\"file\"; filename=\"a\"", "abc")]);
+        form.headers_mut()
+            .insert(coding.0, codings.parse().unwrap());
+        for request in [raw(&[OCTETS, coding], "abc"), chunk, form] {
+            let got = send(&layer(), request).await;
+            if is_refused {
+                assert_eq!(kind(got), refused, "{codings}");
+            } else {
+                assert!(got.2.ends_with(": abc"), "{codings}: {got:?}");
+            }
+        }
+    }
+}
+
 /// Stored, without compression, as gzip.
 fn gzip(content: &[u8]) -> Vec<u8> {
     let len = content.len() as u16;

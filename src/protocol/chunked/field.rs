@@ -42,7 +42,7 @@ impl Field {
         Self(Source::QueryOrForm(name.into()))
     }
 
-    /// The value of this request header, in UTF-8.
+    /// The value of this request header, in UTF-8 or else in Latin-1.
     pub fn header(name: impl Into<String>) -> Self {
         Self::of_header(name.into(), false)
     }

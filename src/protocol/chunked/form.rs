@@ -88,6 +88,11 @@ impl Form for ChunkForm {
         self.dialect().is_some()
     }
 
+    fn announced(&self) -> Option<Result<Target, Error>> {
+        let dialect = self.dialect().filter(|it| it.knows_where(&self.params))?;
+        Some(self.chunked.target(dialect, &self.params))
+    }
+
     fn field(&mut self, name: String, value: String) {
         self.params.push_form(name, value);
     }

@@ -3,7 +3,7 @@
 use http::{HeaderMap, header};
 
 use super::field::{Field, RangePart, Source};
-use crate::mime::{Value, without_percents};
+use crate::mime::{Value, text, without_percents};
 
 /// Whether the request has the header of a field.
 pub(super) fn has(headers: &HeaderMap, field: &Field) -> bool {
@@ -15,33 +15,33 @@ pub(super) fn has(headers: &HeaderMap, field: &Field) -> bool {
     }
 }
 
-/// The values of a field. `None` for one that is not UTF-8.
-pub(super) fn values(headers: &HeaderMap, field: &Field) -> Vec<Option<String>> {
+/// The values of a field. Scripts send Latin-1 if they set a header to text that is not ASCII.
+pub(super) fn values(headers: &HeaderMap, field: &Field) -> Vec<String> {
     match &field.0 {
         Source::Header { name, is_encoded } => {
             let texts = headers.get_all(name).iter();
-            let texts = texts.map(|value| std::str::from_utf8(value.as_bytes()).ok());
+            let texts = texts.map(|value| text(value.as_bytes()));
             let decode = if *is_encoded {
                 without_percents
             } else {
                 str::to_owned
             };
-            texts.map(|text| text.map(decode)).collect()
+            texts.map(|text| decode(&text)).collect()
         }
         Source::ContentRange(part) => {
             let values = headers.get_all(header::CONTENT_RANGE).iter();
             let ranges = values.map(|value| content_range(value.to_str().ok()?));
             ranges
                 .map(|range| match (range, part) {
-                    (Some((first, _, _)), RangePart::First) => Some(first.to_string()),
-                    (Some((_, length, _)), RangePart::Length) => Some(length.to_string()),
-                    (Some((_, _, total)), RangePart::Total) => Some(total.to_string()),
+                    (Some((first, _, _)), RangePart::First) => first.to_string(),
+                    (Some((_, length, _)), RangePart::Length) => length.to_string(),
+                    (Some((_, _, total)), RangePart::Total) => total.to_string(),
                     // An invalid range is reported as a value that is not a number.
-                    (None, _) => Some("?".to_owned()),
+                    (None, _) => "?".to_owned(),
                 })
                 .collect()
         }
-        Source::DispositionFileName => file_name(headers).map(Some).into_iter().collect(),
+        Source::DispositionFileName => file_name(headers).into_iter().collect(),
         Source::QueryOrForm(_) | Source::PartFileName | Source::PartMediaType => Vec::new(),
     }
 }
@@ -132,12 +132,15 @@ mod tests {
         ] {
             let headers = of(headers);
             let values = values(&headers, &field);
-            let expected: Vec<_> = expected.into_iter().map(|text| Some(text.into())).collect();
+            let expected: Vec<String> = expected.into_iter().map(Into::into).collect();
             assert_eq!(values, expected, "{field:?}");
             assert_eq!(has(&headers, &field), !expected.is_empty(), "{field:?}");
         }
-        let mut garbled = of(range);
-        garbled.insert("x-clip", http::HeaderValue::from_bytes(b"\xff").unwrap());
-        assert_eq!(values(&garbled, &Field::header("x-clip")), [None]);
+        let mut latin_1 = of(range);
+        latin_1.insert(
+            "x-clip",
+            http::HeaderValue::from_bytes(b"na\xefve").unwrap(),
+        );
+        assert_eq!(values(&latin_1, &Field::header("x-clip")), ["na\u{ef}ve"]);
     }
 }

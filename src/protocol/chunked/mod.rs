@@ -30,7 +30,9 @@ pub use self::{
     options::ClientOptions,
 };
 pub(crate) use self::{params::Params, parse::Fields, settings::Chunked};
-use super::{Command, Create, Decode, Exchange, FilePart, Identity, Look, Write};
+use super::{
+    Command, Create, Decode, Exchange, FilePart, Identity, Look, Write, offsets::meant_method,
+};
 use crate::{
     error::{Error, Reason},
     hooks::Purpose,
@@ -129,6 +131,14 @@ impl Chunked {
         Params::query_has(head.uri.query(), |name| self.owns(name))
     }
 
+    /// Whether a request without a header of tus or of the draft can be about an upload that has a
+    /// URL. An application can have a parameter that looks like the token in one, such as an MD5.
+    pub(super) fn allows_url(&self, head: &Parts) -> bool {
+        let methods = [Method::GET, Method::HEAD, Method::PATCH, Method::DELETE];
+        let is_one = meant_method(head).is_some_and(|method| methods.contains(&method));
+        is_one && !self.is_in_query(head)
+    }
+
     fn asks_for_list(&self, head: &Parts) -> bool {
         let Some(parameter) = &self.list_parameter else {
             return false;
@@ -190,7 +200,8 @@ impl Chunked {
                 return (Err(error), answers);
             }
         };
-        let Some(dialect) = self.dialect_of(&params) else {
+        let dialect = self.dialect_of(&params);
+        let Some(dialect) = dialect.filter(|dialect| dialect.final_question) else {
             let answers = Answers::new(self.asks_at_end(), &params);
             return (Err(self.unknown()), answers);
         };

@@ -20,8 +20,8 @@ use crate::{
 pub(crate) struct Params {
     query: Vec<(String, String)>,
     form: Vec<(String, String)>,
-    /// Fields that are neither in the query nor in the form. `None` for a value that is not UTF-8.
-    others: Vec<(Field, Option<String>)>,
+    /// Fields that are neither in the query nor in the form.
+    others: Vec<(Field, String)>,
     /// Names of fields in the query that are not UTF-8.
     garbled: Vec<String>,
     part: FilePart,
@@ -84,7 +84,7 @@ impl Params {
 
     /// Sets a field that the request does not have.
     pub(super) fn set(&mut self, field: &Field, value: String) {
-        self.others.push((field.clone(), Some(value)));
+        self.others.push((field.clone(), value));
     }
 
     /// Adds the values of a field that is a header. Several dialects can have the same one.
@@ -141,10 +141,7 @@ impl Params {
     /// sends both values in tests, the application's first, and only that one in uploads.
     pub(super) fn first<'a>(&'a self, field: &'a Field) -> Result<Option<Cow<'a, str>>, Error> {
         let in_query = |name| self.garbled.iter().any(|garbled| garbled == name);
-        let mut others = self.others.iter();
-        if field.parameter().is_some_and(in_query)
-            || others.any(|(known, value)| known == field && value.is_none())
-        {
+        if field.parameter().is_some_and(in_query) {
             return Err(invalid(field, "is not UTF-8"));
         }
         Ok(self.all(field).next())
@@ -171,10 +168,7 @@ impl Params {
             .others
             .iter()
             .filter(|(known, _)| fields.contains(known));
-        others.filter_map(|(field, value)| {
-            let (name, value) = (field.header_name()?, value.as_deref()?);
-            Some((name.to_owned(), value.to_owned()))
-        })
+        others.filter_map(|(field, value)| Some((field.header_name()?.to_owned(), value.clone())))
     }
 
     fn all<'a>(&'a self, field: &'a Field) -> impl Iterator<Item = Cow<'a, str>> {
@@ -183,7 +177,7 @@ impl Params {
         let fields = fields.filter(move |(n, _)| name == Some(n));
         let fields = fields.map(|(_, value)| value.as_str());
         let others = self.others.iter().filter(move |(known, _)| known == field);
-        let others = others.filter_map(|(_, value)| value.as_deref());
+        let others = others.map(|(_, value)| value.as_str());
         fields
             .chain(others)
             .chain(self.of_part(field))
@@ -239,7 +233,9 @@ pub(crate) fn allows_whole(headers: &HeaderMap) -> bool {
     let is_whole = says_whole(headers);
     // tus, FilePond and the IETF draft have headers `Upload-…`.
     let is_of_uploads = |name: &str| name.starts_with("upload-") && !(is_whole && is_offer(name));
-    !names.any(|name| is_of_chunks(name) || is_of_uploads(name) || name == header::CONTENT_RANGE)
+    // The second one is that of the upload module of nginx.
+    let is_range = |name: &str| [header::CONTENT_RANGE.as_str(), "x-content-range"].contains(&name);
+    !names.any(|name| is_of_chunks(name) || is_of_uploads(name) || is_range(name))
 }
 
 /// Whether fields without a position can be those of a whole file.

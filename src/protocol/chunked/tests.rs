@@ -552,6 +552,11 @@ fn final_questions_are_decoded() {
         let failed: Value = serde_json::from_slice(failed.body()).unwrap();
         assert_eq!(failed["success"], false);
     }
+    // A client that takes each 200 for success does not ask.
+    let all = Arc::new(Chunked::default());
+    let form = b"resumableIdentifier=i&resumableTotalSize=25";
+    let (command, _) = all.read_question(Params::default(), form);
+    assert!(command.is_err());
 }
 
 /// What the head of a request says of a body that is the chunk itself.

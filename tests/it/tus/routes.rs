@@ -274,6 +274,11 @@ async fn a_cors_layer_with_the_lists_lets_pages_upload() {
     let answer = client.send_plain("OPTIONS", "/files", &preflight, "").await;
     let allowed = header(&answer, "access-control-allow-headers");
     for name in [
+        // Of Dropzone, blueimp and FilePond.
+        "cache-control",
+        "content-range",
+        "upload-name",
+        "x-requested-with",
         "content-disposition",
         "content-digest",
         "content-type",
@@ -288,11 +293,14 @@ async fn a_cors_layer_with_the_lists_lets_pages_upload() {
             "{name} {allowed}"
         );
     }
-    assert!(header(&answer, "access-control-allow-methods").contains("PATCH"));
+    for method in ["PATCH", "PUT"] {
+        assert!(header(&answer, "access-control-allow-methods").contains(method));
+    }
     let created = [("origin", "http://a.example"), ("upload-length", "5")];
     let answer = client.post(&created, "").await;
     let exposed = header(&answer, "access-control-expose-headers");
     assert!(exposed.contains("content-location"), "{exposed}");
+    assert!(exposed.contains(",range,"), "{exposed}");
     for name in answer.headers.keys().map(|name| name.as_str()) {
         let is_ours = name == "location" || name.starts_with("upload-") || name.starts_with("tus-");
         let is_exposed = exposed.split(',').any(|exposed| exposed == name);
