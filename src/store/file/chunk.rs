@@ -474,6 +474,7 @@ impl Writer {
     ) -> Result<Option<Progress>, StoreError> {
         if self.gaps.is_none() {
             self.look(folder, arrived)?;
+            self.lock.entry().check_data()?;
         }
         if arrived.announced.is_none() {
             self.check(folder, arrived.gathered.range())?;

@@ -115,8 +115,8 @@ const PART: usize = if cfg!(test) { 256 } else { 64 };
 /// # Clocks
 ///
 /// The age of an upload is measured with the time in which the store was in use. If the clock of
-/// the system jumps ahead, no upload becomes old at once. Of the time in which no process used the
-/// store, one hour counts.
+/// the system jumps ahead, no upload becomes old at once, and no record is kept longer. Of the time
+/// in which no process used the store, one hour counts.
 ///
 /// # Shared file systems
 ///
@@ -492,7 +492,9 @@ impl super::Claim for FileClaim {
 
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let claim = self.claim.as_ref().ok_or(StoreError::Superseded)?;
-        let (entry, record) = (Arc::clone(&claim.entry), record.clone());
+        let (entry, mut record) = (Arc::clone(&claim.entry), record.clone());
+        let folder = &self.store.folder;
+        record.expires = folder.clock.of(record.expires, folder.disk.system_now());
         let settle = self.store.retried(move |folder| {
             if !record.delivered {
                 if let Phase::Sealed { seal, .. } = entry.view()?.phase {
@@ -708,9 +710,13 @@ impl FileStoreBuilder {
         self.check_folders()?;
         let found = self.try_delivery()?;
         let seen = folder::last_seen(&self.partial);
+        let clock = Arc::new(Clock::new(self.disk.system_now(), seen));
+        self.disk.clock = Some(Arc::clone(&clock));
+        let device = disk::device(&self.partial).map_err(disk::at("look at", &self.partial))?;
         Ok(FileStore {
             folder: Arc::new(Folder {
-                clock: Clock::new(self.disk.now(), seen),
+                clock,
+                device,
                 marked: Mutex::default(),
                 durable_shards: Mutex::default(),
                 observed: Observed::default(),
