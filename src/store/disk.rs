@@ -167,6 +167,14 @@ pub(in crate::store) fn is_final(error: &io::Error) -> bool {
         || is_name_too_long(error)
 }
 
+/// Whether an open file can never be used again, because its file system has ended: a process that
+/// served it has died, or a server has forgotten the file. The file can be opened again when the
+/// file system is back.
+pub(in crate::store) fn is_stale(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotConnected, StaleNetworkFileHandle};
+    matches!(error.kind(), NotConnected | StaleNetworkFileHandle)
+}
+
 /// The path of an open file, if the system knows it.
 fn path_of(file: &File) -> PathBuf {
     #[cfg(target_os = "linux")]

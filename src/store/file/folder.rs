@@ -98,9 +98,12 @@ impl Folder {
         let Some(entry) = self.open_entry(id).filter(may_be_written) else {
             return Ok(None);
         };
-        Ok(match entry.try_lock_range(range.clone())? {
-            TryLock::Locked(lock) => Some(lock),
-            TryLock::HeldBy(_) => None,
+        Ok(match entry.try_lock_range(range.clone()) {
+            Ok(TryLock::Locked(lock)) => Some(lock),
+            Ok(TryLock::HeldBy(_)) => None,
+            // It has to be opened again.
+            Err(error) if disk::is_stale(&error) => None,
+            Err(error) => return Err(error),
         })
     }
 
@@ -216,14 +219,22 @@ impl Folder {
         checks: bool,
     ) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
-            let entry = match self.open_entry(id) {
+            let open = self.open_entry(id);
+            let was_open = open.is_some();
+            let entry = match open {
                 Some(entry) => entry,
                 None => match self.open(id, checks)? {
                     Some(entry) => entry,
                     None => return Ok(None),
                 },
             };
-            let view = entry.view()?;
+            let view = match entry.view() {
+                Err(error) if was_open && disk::is_stale(&error) => {
+                    self.close(&entry);
+                    continue;
+                }
+                view => view?,
+            };
             match view.phase {
                 Phase::Removed => {
                     self.close(&entry);
@@ -274,6 +285,7 @@ impl Folder {
                 Ok(view) if matches!(view.phase, Phase::Removed) => {}
                 // Another process is appending.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if disk::is_stale(&error) => {}
                 view => return Ok(Some(see(&entry, &view?))),
             }
         }
