@@ -98,7 +98,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             // Lets the layer tell clients such as URLSession the URL of an upload before its bytes
             // arrive.
             let guard = interims.enter(&mut request);
-            let response = service.call(request);
+            // Boxed, because an async block has two places for a future that it captures.
+            let response = Box::pin(service.call(request));
             async move {
                 let response = response.await;
                 drop(guard);

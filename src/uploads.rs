@@ -107,6 +107,7 @@ impl Uploads {
         B: Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
     {
+        let upload = Box::new(upload);
         let delivered = deliver(&self.engine, inner, request, upload, None, By::Operator).await?;
         let Delivered {
             record, response, ..
@@ -207,6 +208,7 @@ impl Uploads {
                 }
                 tasks.spawn(Context::current().run(async move {
                     let scope = upload.scope.clone();
+                    let upload = Box::new(upload);
                     let delivered =
                         deliver(&engine, inner, request, upload, None, By::Background).await;
                     if let Err(error) = &delivered {

@@ -400,7 +400,10 @@ impl Engine {
             None
         };
         match made {
-            Some(upload) => Found::Also { response, upload },
+            Some(upload) => Found::Also {
+                response,
+                upload: Box::new(upload),
+            },
             None => Found::Response(response),
         }
     }
@@ -545,7 +548,7 @@ fn is_of_length(error: &Error) -> bool {
 
 fn probed(upload: Upload) -> Found {
     Found::Complete {
-        upload,
+        upload: Box::new(upload),
         is_probe: true,
         claim: None,
     }

@@ -76,7 +76,7 @@ pub(crate) async fn deliver<S, B, R>(
     engine: &Engine,
     inner: S,
     request: Request<B>,
-    upload: Upload,
+    upload: Box<Upload>,
     claim: Option<Box<dyn DynClaim>>,
     by: By,
 ) -> Result<Delivered<R>, Error>
@@ -124,7 +124,7 @@ where
 /// The delivery of one upload.
 struct Delivery {
     engine: Engine,
-    upload: Upload,
+    upload: Box<Upload>,
     by: By,
     deadline: Instant,
 }

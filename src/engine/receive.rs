@@ -34,7 +34,7 @@ use crate::{
         state::{Progress, State, Status},
         upload::{Scope, Upload, UploadId},
     },
-    protocol::{Command, Create, Described, Exchange, Look, Outcome, Reply},
+    protocol::{Command, Create, Described, Exchange, Look, Outcome, Reply, Write},
     response::ResponseBody,
     route::sent_path,
     store::{ChunkBody, DynClaim, Filter, Page, random_id},
@@ -150,12 +150,20 @@ async fn drain<B: RequestBody>(head: &Parts, body: &mut Paced<B>) -> bool {
     drained.is_ok_and(|drained| drained == Drained::ToTheEnd)
 }
 
+/// The command to store a chunk, without the box. Any other command is returned as it is.
+fn into_write(command: Box<Command>) -> Result<Write, Box<Command>> {
+    match *command {
+        Command::Write(write) => Ok(write),
+        _ => Err(command),
+    }
+}
+
 /// The result of a command.
 pub(super) enum Found {
     Response(Response<Bytes>),
     /// The upload is complete, and is to be delivered.
     Complete {
-        upload: Upload,
+        upload: Box<Upload>,
         /// The client has asked what is stored.
         is_probe: bool,
         /// The claim, if the store has taken it.
@@ -164,14 +172,14 @@ pub(super) enum Found {
     /// The request has completed a part, and with it another upload, which is to be delivered.
     Also {
         response: Response<Bytes>,
-        upload: Upload,
+        upload: Box<Upload>,
     },
 }
 
 impl Found {
-    pub(super) fn complete(upload: Upload) -> Self {
+    pub(super) fn complete(upload: impl Into<Box<Upload>>) -> Self {
         Self::Complete {
-            upload,
+            upload: upload.into(),
             is_probe: false,
             claim: None,
         }
@@ -226,19 +234,34 @@ impl Engine {
             *reply = exchange.reply;
             command = exchange.command.map(Box::new)?;
         }
+        let write = match into_write(command) {
+            Ok(write) => write,
+            Err(command) => {
+                return Box::pin(self.run_other(command, head, scope, body, reply)).await;
+            }
+        };
+        let reading = self.count_body(&scope, head, body)?;
+        let written = self.write(write, head, scope, body, reply).await;
+        if let Err(error) = &written {
+            make_room(&reading, error);
+        }
+        written
+    }
+
+    /// Runs a command that stores no chunk.
+    async fn run_other<B: RequestBody>(
+        &self,
+        command: Box<Command>,
+        head: &Head,
+        scope: Scope,
+        body: &mut Paced<B>,
+        reply: &mut Reply,
+    ) -> Result<Found, Error> {
         let response = match *command {
-            Command::Write(write) => {
-                let reading = self.count_body(&scope, head, body)?;
-                let written = self.write(write, head, scope, body, reply).await;
-                if let Err(error) = &written {
-                    make_room(&reading, error);
-                }
-                return written;
-            }
             Command::Conclude(described) => {
-                return Box::pin(self.conclude(described, head, scope, reply)).await;
+                return self.conclude(described, head, scope, reply).await;
             }
-            Command::Look(look) => return Box::pin(self.look(look, head, scope, reply)).await,
+            Command::Look(look) => return self.look(look, head, scope, reply).await,
             Command::List { after, fields } => {
                 let hooks = &self.config.hooks;
                 hooks.admit(Purpose::List, head, &scope, None).await?;
@@ -268,11 +291,10 @@ impl Engine {
                 reply.encode(Outcome::Removed)
             }
             Command::Url(command) => {
-                // Boxed, so that all other requests do not hold the memory for it.
-                return Box::pin(self.at_url(command, head, scope, body, reply)).await;
+                return self.at_url(command, head, scope, body, reply).await;
             }
             // The body cannot contain another `Read`.
-            Command::Capabilities | Command::Read { .. } => {
+            Command::Capabilities | Command::Read { .. } | Command::Write(_) => {
                 return Err(Reason::MethodNotAllowed.into());
             }
         };
@@ -280,7 +302,7 @@ impl Engine {
     }
 
     /// Names a new upload. Nothing is stored before its first byte.
-    async fn name(&self, create: Create, head: &Head, scope: Scope) -> Result<Upload, Error> {
+    async fn name(&self, create: Create, head: &Head, scope: Scope) -> Result<Box<Upload>, Error> {
         let Create { length, describe } = create;
         self.config.check(Some(length), None)?;
         let upload = self.upload(describe(&random_id()?), head, scope)?;
@@ -310,7 +332,7 @@ impl Engine {
     /// probe is what is stored, unless the inner service refuses the file.
     async fn complete<S, B, R>(
         &self,
-        (inner, request, upload, claim): (S, Request<B>, Upload, Option<Box<dyn DynClaim>>),
+        (inner, request, upload, claim): (S, Request<B>, Box<Upload>, Option<Box<dyn DynClaim>>),
         is_probe: bool,
         reply: &Reply,
     ) -> Response<ResponseBody<R>>
@@ -355,7 +377,7 @@ impl Engine {
             }
         }
         let mut response = if is_probe && verdict == Verdict::Delivered {
-            let status = Status::new(upload, State::Settled(record));
+            let status = Status::new(*upload, State::Settled(record));
             reply.encode(Outcome::State(Some(&status)))
         } else {
             reply.encode(Outcome::Answer(&record))
@@ -396,7 +418,7 @@ impl Engine {
         if let Some(status) = complete.filter(|_| reply.probe_delivers()) {
             // As the requests with its bytes have described it.
             return Ok(Found::Complete {
-                upload: status.upload.clone(),
+                upload: Box::new(status.upload.clone()),
                 is_probe: true,
                 claim: None,
             });
@@ -433,10 +455,10 @@ impl Engine {
         described: Described,
         head: &Head,
         scope: Scope,
-    ) -> Result<Upload, Error> {
+    ) -> Result<Box<Upload>, Error> {
         let upload = described.upload(scope, sent_path(head), || Ok(random_id()?))?;
         head.set_upload(upload.id);
-        Ok(upload)
+        Ok(Box::new(upload))
     }
 
     /// Asks the application whether a request is admitted.

@@ -83,7 +83,7 @@ impl Engine {
                 match written? {
                     Written::Stored(stored) => stored,
                     Written::Asked(look, scope) => {
-                        return Box::pin(self.look(look, head, scope, reply)).await;
+                        return Box::pin(self.look(*look, head, scope, reply)).await;
                     }
                 }
             }
@@ -151,7 +151,8 @@ impl Engine {
                 Item::Text { name, value } => lock(&form).field(name, value),
                 Item::File => break,
                 Item::End => {
-                    return Ok(Written::Asked(lock(&form).no_file()?, scope));
+                    let look = lock(&form).no_file().map(Box::new)?;
+                    return Ok(Written::Asked(look, scope));
                 }
             }
         }
@@ -283,7 +284,7 @@ impl Engine {
         fields: Option<&(dyn Fn() -> Vec<(String, String)> + Send + Sync)>,
     ) -> Result<(Progress, Option<Box<dyn DynClaim>>), Error> {
         let (upload, offset) = (&chunk.upload, chunk.offset);
-        let reserved = self.reserve(upload).await?;
+        let reserved = Box::pin(self.reserve(upload)).await?;
         // Only this process knows without asking the store. For the others the record ends soon.
         if offset == 0 && self.outcomes.is_rejected(&upload.id) {
             self.forget_rejection(upload).await?;
@@ -393,7 +394,7 @@ pub(super) struct Stored {
 
 /// An admitted chunk.
 struct Chunk {
-    upload: Upload,
+    upload: Box<Upload>,
     offset: u64,
     len: Option<u64>,
     /// The two lengths that it can have, if it is one of two.
@@ -424,7 +425,7 @@ fn form_bytes(file: u64, is_encoded: bool) -> u64 {
 
 /// A chunk of an upload, after it is stored.
 struct ChunkStored {
-    upload: Upload,
+    upload: Box<Upload>,
     progress: Progress,
     /// The claim, if the store has taken it.
     claim: Option<Box<dyn DynClaim>>,
@@ -435,7 +436,7 @@ enum Written {
     /// A chunk. `None` if the client continues an upload that is gone.
     Stored(Option<ChunkStored>),
     /// A question about what is stored.
-    Asked(Look, Scope),
+    Asked(Box<Look>, Scope),
 }
 
 /// The fields of a form, for the reader of its parts.

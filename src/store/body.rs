@@ -137,11 +137,11 @@ impl<'a> ChunkBody<'a> {
     /// Like [`next`](Self::next), but returns `None` as soon as `ended` is ready.
     pub(super) async fn next_unless(
         &mut self,
-        ended: impl Future,
+        mut ended: impl Future + Unpin,
     ) -> Option<Option<Result<Bytes, BodyError>>> {
-        let (mut ended, mut next) = (pin!(ended), pin!(self.next()));
+        let mut next = pin!(self.next());
         std::future::poll_fn(|cx| {
-            if ended.as_mut().poll(cx).is_ready() {
+            if Pin::new(&mut ended).poll(cx).is_ready() {
                 return None.into();
             }
             next.as_mut().poll(cx).map(Some)

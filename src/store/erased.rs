@@ -48,9 +48,9 @@ impl<T: Store> DynStore for T {
         offset: u64,
         body: &'a mut ChunkBody<'_>,
     ) -> Result<'a, (Progress, Option<Box<dyn DynClaim>>)> {
-        let written = Store::write_and_claim(self, upload, offset, body);
-        Box::pin(async {
-            let (progress, claim) = written.await?;
+        // The block makes the future. One that got it would have a second place for it.
+        Box::pin(async move {
+            let (progress, claim) = Store::write_and_claim(self, upload, offset, body).await?;
             Ok((progress, claim.map(|claim| Box::new(claim) as _)))
         })
     }
@@ -60,11 +60,9 @@ impl<T: Store> DynStore for T {
     }
 
     fn claim<'a>(&'a self, upload: &'a Upload) -> Result<'a, Claimed<Box<dyn DynClaim>>> {
-        let claim = Store::claim(self, upload);
-        Box::pin(async {
-            Ok(claim
-                .await?
-                .map(|claim| Box::new(claim) as Box<dyn DynClaim>))
+        Box::pin(async move {
+            let claimed = Store::claim(self, upload).await?;
+            Ok(claimed.map(|claim| Box::new(claim) as Box<dyn DynClaim>))
         })
     }
 

@@ -68,7 +68,7 @@ impl FileStore {
             let room = folder.room.reservation();
             Ok(Writer::new(lock, range, length, room).with_end(append.ends_here))
         });
-        let writer = begun.await?;
+        let writer = Box::new(begun.await?);
         self.receive_more(writer, arrived, body).await
     }
 

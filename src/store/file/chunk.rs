@@ -67,7 +67,8 @@ impl FileStore {
         let (writer, arrived) = match known {
             Some(lock) => {
                 let room = self.folder.room.reservation();
-                (Writer::new(lock, range, upload.length, room), arrived)
+                let writer = Writer::new(lock, range, upload.length, room);
+                (Box::new(writer), arrived)
             }
             None => {
                 let is_whole = claims && arrived.is_whole(upload);
@@ -76,7 +77,10 @@ impl FileStore {
                 } else {
                     upload.clone()
                 };
-                match self.start(upload, range, arrived, is_whole).await? {
+                match self
+                    .start(Arc::new(upload), range, arrived, is_whole)
+                    .await?
+                {
                     Begun::Whole(progress, claim) => return Ok((progress, Some(claim))),
                     Begun::Ended(writer, progress) => {
                         body.count_duplicate(writer.duplicate);
@@ -105,12 +109,11 @@ impl FileStore {
     /// with its bytes, and claimed.
     async fn start(
         &self,
-        upload: Upload,
+        upload: Arc<Upload>,
         range: Range<u64>,
-        mut arrived: Arrived,
+        mut arrived: Box<Arrived>,
         is_whole: bool,
     ) -> Result<Begun, StoreError> {
-        let upload = Arc::new(upload);
         let stall = self.folder.stall;
         let deadline = Instant::now() + stall;
         let mut retries = Retries::default();
@@ -142,10 +145,10 @@ impl FileStore {
                     return Ok(Begun::Whole(progress, claim));
                 }
                 Start::Started(writer, _, Some(progress)) => {
-                    return Ok(Begun::Ended(*writer, progress));
+                    return Ok(Begun::Ended(writer, progress));
                 }
                 Start::Started(writer, arrived, None) => {
-                    return Ok(Begun::Started(*writer, arrived));
+                    return Ok(Begun::Started(writer, arrived));
                 }
                 // The upload was removed in the meantime, and is created again.
                 Start::Removed(arrived) => arrived,
@@ -164,8 +167,8 @@ impl FileStore {
     /// Receives the rest of a chunk.
     pub(super) async fn receive_more(
         &self,
-        mut writer: Writer,
-        mut arrived: Arrived,
+        mut writer: Box<Writer>,
+        mut arrived: Box<Arrived>,
         body: &mut ChunkBody<'_>,
     ) -> Result<Progress, StoreError> {
         let mut retries = None;
@@ -216,8 +219,8 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
-    pub(super) fn new(folder: &Folder, offset: u64, keep: Keep, body: &ChunkBody<'_>) -> Self {
-        Self {
+    pub(super) fn new(folder: &Folder, offset: u64, keep: Keep, body: &ChunkBody<'_>) -> Box<Self> {
+        Box::new(Self {
             gathered: folder.blocks.gather(offset),
             announced: body.exact_len().map(|len| offset.saturating_add(len)),
             keep,
@@ -226,7 +229,7 @@ impl Arrived {
             failed: None,
             since: None,
             timer: Timer::default(),
-        }
+        })
     }
 
     /// Takes what arrives until it is time to write.
@@ -307,7 +310,7 @@ async fn next_piece(
     let Some(lock) = lock else {
         return Ok(body.next().await.transpose()?);
     };
-    let next = body.next_unless(lock.superseded()).await;
+    let next = body.next_unless(pin!(lock.superseded())).await;
     lock.count_piece();
     Ok(next.ok_or(StoreError::Superseded)?.transpose()?)
 }
@@ -341,19 +344,19 @@ enum Begun {
     /// The whole file is stored.
     Whole(Progress, FileClaim),
     /// The whole chunk is stored.
-    Ended(Writer, Progress),
-    Started(Writer, Arrived),
+    Ended(Box<Writer>, Progress),
+    Started(Box<Writer>, Box<Arrived>),
 }
 
 enum Start {
     /// A new upload, of this length.
     Whole(u64, Box<(Claim, Sealed)>),
-    Started(Box<Writer>, Arrived, Option<Progress>),
+    Started(Box<Writer>, Box<Arrived>, Option<Progress>),
     /// Another request has locked the range. `None` if that is in another process.
-    HeldBy(Arc<Entry>, Option<Arc<Holder>>, Arrived),
-    Removed(Arrived),
+    HeldBy(Arc<Entry>, Option<Arc<Holder>>, Box<Arrived>),
+    Removed(Box<Arrived>),
     /// Another process has locked the journal.
-    Busy(Arrived),
+    Busy(Box<Arrived>),
 }
 
 impl Writer {
@@ -362,7 +365,7 @@ impl Writer {
         entry: &Arc<Entry>,
         range: Range<u64>,
         declared: Option<u64>,
-        mut arrived: Arrived,
+        mut arrived: Box<Arrived>,
     ) -> Result<Start, StoreError> {
         let lock = match entry.try_lock_range(range.clone())? {
             TryLock::Locked(lock) => lock,
