@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Expiry;
-
 /// A difference to the clock of the system that is no jump.
 const TOLERANCE: Duration = Duration::from_secs(60);
 
@@ -56,23 +54,6 @@ impl Clock {
         let ahead = system.duration_since(self.now(system)).unwrap_or_default();
         time.checked_sub(ahead).unwrap_or(SystemTime::UNIX_EPOCH)
     }
-
-    /// The limits of a sweep by this clock instead of that of the system.
-    pub(super) fn expiry(&self, expiry: &Expiry, system: SystemTime) -> Expiry {
-        let earlier = |before: SystemTime| {
-            // A limit in the future is for everything.
-            if before > system {
-                before
-            } else {
-                self.of(before, system)
-            }
-        };
-        Expiry {
-            abandoned_before: expiry.abandoned_before.map(earlier),
-            undelivered_before: expiry.undelivered_before.map(earlier),
-            records_before: earlier(expiry.records_before),
-        }
-    }
 }
 
 /// The same time if the system cannot represent the later one.
@@ -83,6 +64,7 @@ fn later(time: SystemTime, by: Duration) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Expiry;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -95,7 +77,7 @@ mod tests {
                 undelivered_before: None,
                 records_before: system,
             };
-            clock.expiry(&expiry, system)
+            expiry.by(clock, system)
         };
         let about = |found: SystemTime, expected: SystemTime| {
             let difference = found.duration_since(expected).unwrap_or_default();
@@ -141,7 +123,7 @@ mod tests {
             undelivered_before: Some(start + 9 * DAY),
             records_before: start + 9 * DAY,
         };
-        let found = clock.expiry(&expiry, start + 8 * DAY);
+        let found = expiry.by(&clock, start + 8 * DAY);
         assert_eq!(found.abandoned_before, expiry.abandoned_before);
         assert_eq!(found.undelivered_before, expiry.undelivered_before);
         assert_eq!(found.records_before, expiry.records_before);

@@ -128,7 +128,7 @@ impl Store for MemoryStore {
     }
 
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
-        let expiry = self.clock.expiry(expiry, SystemTime::now());
+        let expiry = expiry.by(&self.clock, SystemTime::now());
         let mut swept = Swept::default();
         lock(&self.uploads).retain(|_, entry| {
             let is_older = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);

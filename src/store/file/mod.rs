@@ -84,8 +84,9 @@ const PART: usize = if cfg!(test) { 256 } else { 64 };
 /// A bad file or folder affects its own upload only. Lists and sweeps pass over what they cannot
 /// read, and report it as [`StoreEvent::Skipped`](super::StoreEvent::Skipped).
 ///
-/// A damaged journal, data of another length than was stored, and a folder in place of a file are
-/// set aside as `<id>.<random>.broken`, and reported as
+/// A damaged journal, one that has the name of another upload, one whose data are gone, data of
+/// another length than was stored, and a folder in place of a file are set aside as
+/// `<id>.<random>.broken`, and reported as
 /// [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The upload begins anew: it is absent
 /// until its next chunk. A file that was set aside is swept after the time for abandoned uploads.
 /// A folder that was set aside is never removed.

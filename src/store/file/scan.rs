@@ -95,7 +95,7 @@ impl Folder {
         self.ensure(&self.partial)?;
         // Tells other runs that the store is active.
         self.now();
-        let expiry = self.clock.expiry(expiry, self.disk.system_now());
+        let expiry = expiry.by(&self.clock, self.disk.system_now());
         let mut swept = Swept::default();
         if let (0, Some(before)) = (*shards.start(), expiry.abandoned_before) {
             for path in self.files_in(&self.partial) {
