@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     os::unix::fs::FileExt as _,
     path::Path,
+    process::Command,
     rc::Rc,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -257,6 +258,25 @@ pub fn tables(options: &Options) -> Vec<Table> {
         RATE_AND_CPU,
         vec![fast("alone", 0), fast("beside 1,000 slow ones", 1000)],
     );
+    if bindfs().arg("--version").output().is_ok() {
+        let other = |name, kind, uploads| {
+            row(name, kind, move |build| {
+                beside_slow_disk(kind, build, uploads)
+            })
+        };
+        table(
+            "slow-disk",
+            "another request, while uploads over 64 connections wait for a disk that writes \
+             1 MiB a second (limit: writes on the threads that serve connections)",
+            &["p99 ms"],
+            vec![
+                other("tower-resumable, Power, alone", POWER, 0),
+                other("tower-resumable, Power", POWER, 64),
+                other("tower-resumable, Process", PROCESS, 64),
+                other("limit, none", NONE, 64),
+            ],
+        );
+    }
     let folders = Rc::new(Folders::default());
     let records = options.records;
     let start = |name, is_cold| {
@@ -517,6 +537,86 @@ fn beside(kind: Kind, build: Build, size: u64, slow: usize) -> Result<Figures, E
         trickled.map_err(|_| "the thread of the slow connections has panicked")??;
         took
     })
+}
+
+/// Limits the rate of a folder. It is a program to install.
+fn bindfs() -> Command {
+    Command::new("bindfs")
+}
+
+/// A folder on a slow disk.
+struct SlowDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SlowDisk {
+    fn mount() -> Result<Self, Error> {
+        let dir = folder(true)?;
+        std::fs::create_dir(dir.path().join("disk"))?;
+        std::fs::create_dir(dir.path().join("mounted"))?;
+        let mut mount = bindfs();
+        mount.args(["--multithreaded", "--write-rate=1M", "disk", "mounted"]);
+        if mount.current_dir(&dir).status()?.success() {
+            Ok(Self { dir })
+        } else {
+            Err("bindfs cannot mount".into())
+        }
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        let mut unmount = Command::new("fusermount");
+        // If it stays mounted, the folder is not removed.
+        let _ = unmount
+            .args(["-u", "-z"])
+            .arg(self.dir.path().join("mounted"))
+            .status();
+    }
+}
+
+/// Sends requests to the service behind the layer, while uploads wait for a slow disk.
+fn beside_slow_disk(kind: Kind, build: Build, uploads: usize) -> Result<Figures, Error> {
+    let disk = SlowDisk::mount()?;
+    let dir = disk.dir.path().join("mounted/uploads");
+    let server = Server::start(kind, build, &dir)?;
+    let bytes = content(MIB as usize);
+    let open = (0..uploads).map(|_| Connection::open(server.address));
+    let mut open: Vec<_> = open.collect::<Result<_, _>>()?;
+    let mut times = std::thread::scope(|scope| {
+        for (n, connection) in open.iter_mut().enumerate() {
+            let bytes = &bytes;
+            scope.spawn(move || {
+                let file = file(&format!("{n}.bin"), 64 * MIB, MIB);
+                // It ends when the server is killed.
+                (1..).try_for_each(|number| connection.send(&file, number, Wire::Form, bytes))
+            });
+        }
+        let times = request_times(&server);
+        drop(server);
+        times
+    })?;
+    times.sort();
+    let ms = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e3;
+    Ok(vec![
+        ("p50 ms", ms(0.5)),
+        ("p99 ms", ms(0.99)),
+        ("longest ms", ms(1.0)),
+    ])
+}
+
+/// How long each request takes that is sent within five seconds.
+fn request_times(server: &Server) -> Result<Vec<Duration>, Error> {
+    let mut connection = Connection::open(server.address)?;
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < Duration::from_secs(5) {
+        let start = Instant::now();
+        connection.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+        connection.answer()?;
+        times.push(start.elapsed());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(times)
 }
 
 /// A folder with records for each build, because a build need not understand what another one has

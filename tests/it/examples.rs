@@ -559,6 +559,7 @@ impl Server {
 #[ignore = "thousands of connections; Linux only"]
 fn stalled_clients_take_little_memory() {
     const CLIENTS: usize = 10_000;
+    const THREADS: usize = 8;
     // Both ends of the connections need files.
     if std::env::var_os("STALLED_AGAIN").is_none() {
         let again = Command::new("sh")
@@ -597,7 +598,11 @@ fn stalled_clients_take_little_memory() {
              content-length: 1000000\r\ncontent-type: application/octet-stream\r\n\r\nbytes"
         )
     };
-    let kinds = [("raw", &raw as &dyn Fn(usize) -> String), ("forms", &forms)];
+    let each = |first| (first..CLIENTS).step_by(THREADS);
+    let kinds = [
+        ("raw", &raw as &(dyn Fn(usize) -> String + Sync)),
+        ("forms", &forms),
+    ];
     for (kind, request) in kinds {
         for allocator in ["", "libjemalloc.so.2"] {
             let dir = tempfile::tempdir().unwrap();
@@ -609,13 +614,19 @@ fn stalled_clients_take_little_memory() {
             let server = Server::run(command, "127.0.0.1:0", dir.path());
             let (before, files) = (server.memory(), server.open_files());
             for wave in 1..=2 {
-                let sockets: Vec<_> = (0..CLIENTS)
-                    .map(|n| {
-                        let mut socket = TcpStream::connect(&server.address).unwrap();
-                        socket.write_all(request(n).as_bytes()).unwrap();
-                        socket
-                    })
-                    .collect();
+                let open = |n| {
+                    let mut socket = TcpStream::connect(&server.address).unwrap();
+                    socket.write_all(request(n).as_bytes()).unwrap();
+                    socket
+                };
+                // Together, because the first ones end after 30 seconds.
+                let sockets: Vec<_> = thread::scope(|scope| {
+                    let threads: Vec<_> = (0..THREADS)
+                        .map(|first| scope.spawn(move || each(first).map(open).collect::<Vec<_>>()))
+                        .collect();
+                    let sockets = threads.into_iter().map(|thread| thread.join().unwrap());
+                    sockets.flatten().collect()
+                });
                 server.wait_for_files(|open| open >= CLIENTS);
                 let during = server.memory();
                 drop(sockets);
