@@ -1,12 +1,6 @@
 //! A clock that does not jump, to measure how old uploads are.
 
-use std::{
-    sync::Mutex,
-    time::{Duration, Instant, SystemTime},
-};
-
-use super::Expiry;
-use crate::lock::lock;
+use std::time::{Duration, Instant, SystemTime};
 
 /// A difference to the clock of the system that is no jump.
 const TOLERANCE: Duration = Duration::from_secs(60);
@@ -20,10 +14,7 @@ const PAUSE: Duration = Duration::from_secs(60 * 60);
 /// If the clock of the system jumps ahead, this one goes on steadily, so uploads do not become old
 /// at once. If that clock jumps back, this one does too: uploads that are touched then are not old.
 #[derive(Debug)]
-pub(super) struct Clock(Mutex<Run>);
-
-#[derive(Debug)]
-struct Run {
+pub(super) struct Clock {
     /// What the time was `at` this moment.
     time: SystemTime,
     at: Instant,
@@ -46,37 +37,22 @@ impl Clock {
             None => system,
         };
         let at = Instant::now();
-        Self(Mutex::new(Run { time, at }))
+        Self { time, at }
     }
 
     /// The time, if that of the system is `system`.
     pub(super) fn now(&self, system: SystemTime) -> SystemTime {
-        let run = lock(&self.0);
-        let steady = later(run.time, run.at.elapsed());
+        let steady = later(self.time, self.at.elapsed());
         match system.duration_since(steady) {
             Ok(ahead) if ahead > TOLERANCE => steady,
             _ => system,
         }
     }
 
-    /// The limits of a sweep by this clock instead of that of the system.
-    pub(super) fn expiry(&self, expiry: &Expiry, system: SystemTime) -> Expiry {
-        let late = system
-            .duration_since(self.now(system))
-            .unwrap_or(Duration::ZERO);
-        let earlier = |before: SystemTime| {
-            // A limit in the future is for everything.
-            if before > system {
-                before
-            } else {
-                before.checked_sub(late).unwrap_or(SystemTime::UNIX_EPOCH)
-            }
-        };
-        Expiry {
-            abandoned_before: expiry.abandoned_before.map(earlier),
-            undelivered_before: expiry.undelivered_before.map(earlier),
-            records_before: earlier(expiry.records_before),
-        }
+    /// A time of the clock of the system by this one, if the system now has the time `system`.
+    pub(super) fn of(&self, time: SystemTime, system: SystemTime) -> SystemTime {
+        let ahead = system.duration_since(self.now(system)).unwrap_or_default();
+        time.checked_sub(ahead).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 }
 
@@ -88,6 +64,7 @@ fn later(time: SystemTime, by: Duration) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Expiry;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -100,7 +77,7 @@ mod tests {
                 undelivered_before: None,
                 records_before: system,
             };
-            clock.expiry(&expiry, system)
+            expiry.by(clock, system)
         };
         let about = |found: SystemTime, expected: SystemTime| {
             let difference = found.duration_since(expected).unwrap_or_default();
@@ -146,7 +123,7 @@ mod tests {
             undelivered_before: Some(start + 9 * DAY),
             records_before: start + 9 * DAY,
         };
-        let found = clock.expiry(&expiry, start + 8 * DAY);
+        let found = expiry.by(&clock, start + 8 * DAY);
         assert_eq!(found.abandoned_before, expiry.abandoned_before);
         assert_eq!(found.undelivered_before, expiry.undelivered_before);
         assert_eq!(found.records_before, expiry.records_before);

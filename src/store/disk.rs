@@ -9,10 +9,11 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::SystemTime,
 };
 
+use super::clock::Clock;
 use crate::fault::{self, Do};
 
 /// How many files this process may have open at once.
@@ -38,6 +39,8 @@ pub(in crate::store) struct Disk {
     #[cfg(unix)]
     pub(in crate::store) dir_mode: u32,
     pub(in crate::store) access: Access,
+    /// The clock of the store. `None` is that of the system.
+    pub(in crate::store) clock: Option<Arc<Clock>>,
     #[cfg(all(test, target_os = "linux"))]
     pub(in crate::store) simulated: Option<std::sync::Arc<super::file::simulated::Simulated>>,
 }
@@ -164,6 +167,14 @@ pub(in crate::store) fn is_final(error: &io::Error) -> bool {
         || is_name_too_long(error)
 }
 
+/// Whether an open file can never be used again, because its file system has ended: a process that
+/// served it has died, or a server has forgotten the file. The file can be opened again when the
+/// file system is back.
+pub(in crate::store) fn is_stale(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotConnected, StaleNetworkFileHandle};
+    matches!(error.kind(), NotConnected | StaleNetworkFileHandle)
+}
+
 /// The path of an open file, if the system knows it.
 fn path_of(file: &File) -> PathBuf {
     #[cfg(target_os = "linux")]
@@ -187,6 +198,7 @@ impl Default for Disk {
             #[cfg(unix)]
             dir_mode: 0o700,
             access: Access::Unchecked,
+            clock: None,
             #[cfg(all(test, target_os = "linux"))]
             simulated: None,
         }
@@ -415,8 +427,15 @@ impl Disk {
         self.simulated.as_ref()?.scheduler.as_ref()
     }
 
-    /// The clock of the system.
+    /// The time that counts for the age of uploads.
     pub(in crate::store) fn now(&self) -> SystemTime {
+        let system = self.system_now();
+        let clock = self.clock.as_ref();
+        clock.map_or(system, |clock| clock.now(system))
+    }
+
+    /// The clock of the system.
+    pub(in crate::store) fn system_now(&self) -> SystemTime {
         #[cfg(all(test, target_os = "linux"))]
         if let Some(simulated) = &self.simulated {
             return simulated.now();
@@ -528,6 +547,18 @@ const WRITE_ATTRIBUTES: u32 = 0x100;
 fn number_of(file: &File) -> io::Result<(u64, u64)> {
     let found = winapi_util::file::information(file).map_err(with("look at", file))?;
     Ok((found.volume_serial_number(), found.file_index()))
+}
+
+/// The number of the file system of a path, if the system has one. Links are not followed.
+pub(in crate::store) fn device(path: &Path) -> io::Result<Option<u64>> {
+    let there = path.symlink_metadata()?;
+    #[cfg(unix)]
+    return Ok(Some(std::os::unix::fs::MetadataExt::dev(&there)));
+    #[cfg(not(unix))]
+    {
+        let _ = there;
+        Ok(None)
+    }
 }
 
 /// Sets the modification time of a folder.

@@ -32,10 +32,10 @@ impl MemoryStore {
     /// and touches it otherwise.
     fn uploads_for(&self, id: &UploadId) -> MutexGuard<'_, Uploads> {
         let mut uploads = lock(&self.uploads);
-        let now = SystemTime::now();
+        let now = self.clock.now(SystemTime::now());
         uploads.entry(*id).and_modify(|entry| entry.touched = now);
         let record = uploads.get(id).and_then(|entry| entry.record.as_ref());
-        if record.is_some_and(Record::is_expired) {
+        if record.is_some_and(|record| record.expires <= now) {
             uploads.remove(id);
         }
         uploads
@@ -128,7 +128,7 @@ impl Store for MemoryStore {
     }
 
     async fn sweep(&self, expiry: &Expiry) -> Result<Swept, StoreError> {
-        let expiry = self.clock.expiry(expiry, SystemTime::now());
+        let expiry = expiry.by(&self.clock, SystemTime::now());
         let mut swept = Swept::default();
         lock(&self.uploads).retain(|_, entry| {
             let is_older = |limit: Option<SystemTime>| limit.is_some_and(|t| entry.touched < t);
@@ -363,10 +363,52 @@ impl Claim for MemoryClaim {
         let entry = uploads.get_mut(&self.sealed.upload.id);
         let entry = entry.filter(|entry| entry.id == self.sealed.id);
         let entry = entry.ok_or(StoreError::Superseded)?;
-        entry.record = Some(record.clone());
+        let mut record = record.clone();
+        record.expires = self.store.clock.of(record.expires, SystemTime::now());
+        entry.record = Some(record);
         // The file belongs to the application now, or is removed.
         entry.sealed = None;
         entry.claim = Weak::new();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::upload::Scope;
+
+    /// A late duplicate would be a new upload.
+    #[tokio::test]
+    async fn a_record_outlives_a_clock_that_jumps_ahead() {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let mut store = MemoryStore::default();
+        let upload = Upload::new(UploadId::from_bytes([1; 32]), Scope::default(), Some(0));
+        store.create(&upload).await.unwrap();
+        let Claimed::Won(mut claim) = store.claim(&upload).await.unwrap() else {
+            panic!("no claim")
+        };
+        // The clock of the system has jumped ahead by eight days since.
+        let before = SystemTime::now() - 8 * DAY;
+        let record = Record::new(true, http::StatusCode::OK, 0, before + DAY);
+        claim.settle(&record).await.unwrap();
+        store.clock = Arc::new(Clock::new(before, None));
+        let status = store.status(&upload.id).await.unwrap().unwrap();
+        assert!(matches!(status.state, State::Settled(_)), "{status:?}");
+
+        // What is settled now expires after the same time.
+        let store = Arc::new(store);
+        let sealed = claim.sealed.clone();
+        for (lifetime, is_kept) in [(DAY, true), (Duration::ZERO, false)] {
+            let (store, sealed) = (Arc::clone(&store), sealed.clone());
+            let mut claim = MemoryClaim { store, sealed };
+            let mut record = record.clone();
+            record.expires = SystemTime::now() + lifetime;
+            claim.settle(&record).await.unwrap();
+            let status = claim.store.status(&upload.id).await.unwrap();
+            assert_eq!(status.is_some(), is_kept, "{lifetime:?}");
+        }
     }
 }

@@ -117,7 +117,6 @@ use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "object-store")]
 pub use self::bucket::{BucketStoreBuilder, StoredObject};
-use self::content::Content;
 #[cfg(feature = "tracing")]
 pub(crate) use self::event::TRACING_TARGET;
 pub use self::{
@@ -127,6 +126,7 @@ pub use self::{
     file::{Durability, FileStoreBuilder},
     stored::{BoxFuture, Sealed, Stored},
 };
+use self::{clock::Clock, content::Content};
 pub(crate) use self::{
     erased::{DynClaim, DynStore},
     event::{Chain, Observed, call_hook},
@@ -859,6 +859,26 @@ impl Default for Expiry {
             abandoned_before: None,
             undelivered_before: None,
             records_before: SystemTime::now(),
+        }
+    }
+}
+
+impl Expiry {
+    /// The limits by the clock of a store instead of that of the system, which has the time
+    /// `system`.
+    fn by(&self, clock: &Clock, system: SystemTime) -> Self {
+        let earlier = |before: SystemTime| {
+            // A limit in the future is for everything.
+            if before > system {
+                before
+            } else {
+                clock.of(before, system)
+            }
+        };
+        Self {
+            abandoned_before: self.abandoned_before.map(earlier),
+            undelivered_before: self.undelivered_before.map(earlier),
+            records_before: earlier(self.records_before),
         }
     }
 }

@@ -142,7 +142,7 @@ async fn a_damaged_upload_begins_anew() {
         ("a folder as data", true, |root| {
             replace_by_folder(&data(root));
         }),
-        ("no data", false, |root| {
+        ("no data", true, |root| {
             std::fs::remove_file(data(root)).unwrap();
         }),
         ("a file as a folder of uploads", true, |root| {
@@ -192,12 +192,104 @@ async fn a_damaged_upload_begins_anew() {
                     if dir.is_dir() {
                         let files = std::fs::read_dir(dir).unwrap();
                         left.extend(files.map(|file| file.unwrap().path()));
+                    } else {
+                        left.push(dir);
                     }
                 }
                 left.retain(|path| path.is_file());
                 assert_eq!(left, Vec::<PathBuf>::new(), "{what}");
             }
         }
+    }
+}
+
+/// A long chunk of an upload that is open is written without a look at its file first.
+#[tokio::test]
+async fn a_file_that_is_changed_while_it_is_open_is_not_delivered() {
+    const CHUNK: usize = 1 << 20;
+    let content: Vec<u8> = (0..3 * CHUNK).map(|n| (n * 31 % 251) as u8).collect();
+    let write = async |store: &FileStore, byte: u8, at: usize| {
+        let pieces = content[at..at + CHUNK].chunks(100_000);
+        let pieces = pieces.map(|piece| Ok::<_, BoxError>(Frame::data(piece.to_vec().into())));
+        let source = StreamBody::new(stream::iter(pieces.collect::<Vec<_>>()));
+        let source = pin!(source);
+        let mut body = ChunkBody::new(source, Some(CHUNK as u64), 0);
+        let id = UploadId::from_bytes([byte; 32]);
+        let upload = Upload::new(id, Scope::default(), Some(content.len() as u64));
+        let written = store.write(&upload, at as u64, &mut body).await;
+        written.map(|progress| (progress.complete, upload))
+    };
+    type Change = fn(&Path);
+    let cases: [(&str, Change); 3] = [
+        ("truncated", |data| std::fs::write(data, "").unwrap()),
+        ("removed", |data| std::fs::remove_file(data).unwrap()),
+        ("replaced", |data| {
+            std::fs::remove_file(data).unwrap();
+            std::fs::write(data, vec![7; CHUNK]).unwrap();
+        }),
+    ];
+    for (what, change) in cases {
+        let dir = tempdir();
+        let store = FileStore::open(dir.path()).unwrap();
+        write(&store, DAMAGED, 0).await.unwrap();
+        change(&data(dir.path()));
+        let refused = write(&store, DAMAGED, 2 * CHUNK).await;
+        assert!(
+            matches!(refused, Err(StoreError::Superseded)),
+            "{what}: {refused:?}"
+        );
+        let told = Told::default();
+        store.observe(told.observer());
+        let mut last = None;
+        for at in [2 * CHUNK, CHUNK, 0] {
+            last = Some(write(&store, DAMAGED, at).await.unwrap());
+        }
+        assert_eq!(told.take()[0].0, "store_set_aside", "{what}");
+        let (complete, upload) = last.unwrap();
+        assert!(complete, "{what}");
+        let Claimed::Won(claim) = store.claim(&upload).await.unwrap() else {
+            panic!("no claim")
+        };
+        let found = std::fs::read(claim.sealed().stored.path().unwrap()).unwrap();
+        assert!(found == content, "{what}");
+    }
+}
+
+/// A journal is that of the upload in its name, or of none.
+#[tokio::test]
+async fn a_journal_with_the_name_of_another_upload_is_set_aside() {
+    for (is_settled, is_link) in [(false, false), (false, true), (true, false), (true, true)] {
+        let dir = tempdir();
+        let store = FileStore::open(dir.path()).unwrap();
+        for byte in [DAMAGED, OTHER] {
+            if is_settled {
+                finish(&store, byte).await.unwrap();
+            } else {
+                write(&store, byte, 10).await.unwrap();
+            }
+        }
+        let end = if is_settled { ".settled" } else { "" };
+        let path = |byte: u8| {
+            let id = upload(byte).id;
+            let shard = format!("partial/{byte:02x}{end}");
+            dir.path().join(shard).join(format!("{id}.journal"))
+        };
+        std::fs::remove_file(path(DAMAGED)).unwrap();
+        if is_link {
+            std::fs::hard_link(path(OTHER), path(DAMAGED)).unwrap();
+        } else {
+            std::fs::copy(path(OTHER), path(DAMAGED)).unwrap();
+        }
+        let store = FileStore::open(dir.path()).unwrap();
+        let told = Told::default();
+        store.observe(told.observer());
+        let status = store.status(&upload(DAMAGED).id).await.unwrap();
+        assert!(status.is_none(), "{status:?}");
+        assert_eq!(told.take()[0].0, "store_set_aside");
+        let status = store.status(&upload(OTHER).id).await.unwrap().unwrap();
+        assert_eq!(status.upload.id, upload(OTHER).id);
+        finish(&store, DAMAGED).await.unwrap();
+        finish(&store, OTHER).await.unwrap();
     }
 }
 

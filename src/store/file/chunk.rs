@@ -421,7 +421,12 @@ impl Writer {
     fn look(&mut self, folder: &Folder, arrived: &Arrived) -> Result<(), StoreError> {
         let entry = self.lock.entry();
         entry.touch();
-        entry.view()?;
+        let viewed = entry.view();
+        if viewed.as_ref().is_err_and(disk::is_stale) {
+            // The next request opens it again.
+            folder.close(entry);
+        }
+        viewed?;
         if entry.is_removed() {
             return Err(StoreError::Superseded);
         }
@@ -477,6 +482,7 @@ impl Writer {
     ) -> Result<Option<Progress>, StoreError> {
         if self.gaps.is_none() {
             self.look(folder, arrived)?;
+            self.lock.entry().check_data()?;
         }
         if arrived.announced.is_none() {
             self.check(folder, arrived.gathered.range())?;

@@ -32,7 +32,7 @@ use crate::{
     model::{
         ranges::{Crc, Joined as _, Ranges},
         state::{Progress, Record, State as UploadState, Status, to_unix_millis},
-        upload::Upload,
+        upload::{Upload, UploadId},
     },
     store::{
         StoreError,
@@ -113,6 +113,8 @@ struct State {
     distrusted: bool,
     /// See [`Entry::cut_after`].
     cut_failed: bool,
+    /// Something other than a store has changed or removed the data file.
+    changed: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -146,14 +148,20 @@ impl View {
 }
 
 impl Entry {
-    /// Opens the upload of a journal. `None` if the journal has no valid first record.
+    /// Opens the upload of a journal. `None` if the journal has no valid first record, or that of
+    /// another upload.
     pub(super) fn open(
         journal_path: PathBuf,
         journal: File,
         durable: bool,
         disk: Disk,
     ) -> io::Result<Option<Self>> {
-        let Some(created) = journal::first(&journal)? else {
+        // Something other than a store can have given it the name of another upload.
+        let is_own = |created: &Created| {
+            let name = journal_path.file_stem().and_then(|name| name.to_str());
+            name.and_then(UploadId::from_hex) == Some(created.upload.id)
+        };
+        let Some(created) = journal::first(&journal)?.filter(is_own) else {
             return Ok(None);
         };
         let data_path = data_path(&journal_path, &created.id);
@@ -450,6 +458,25 @@ impl Entry {
         Ok(end <= len && self.length().is_none_or(|length| len <= length))
     }
 
+    /// Checks the data file of an upload that was open, so that no request has looked at it.
+    ///
+    /// # Errors
+    ///
+    /// [`Superseded`](StoreError::Superseded) if something other than a store has changed it. The
+    /// next request looks at it first, and sets it aside.
+    pub(super) fn check_data(&self) -> Result<(), StoreError> {
+        if self.is_receiving() && !(self.has_data()? && self.has_all_bytes()?) {
+            self.state().changed = true;
+            return Err(StoreError::Superseded);
+        }
+        Ok(())
+    }
+
+    /// Whether [`check_data`](Self::check_data) has failed.
+    pub(super) fn is_changed(&self) -> bool {
+        self.state().changed
+    }
+
     /// Removes what is after `end` in the data file: bytes of appends that are not recorded. The
     /// caller has locked all of the upload.
     pub(super) fn cut_after(&self, end: u64) -> io::Result<()> {
@@ -472,6 +499,15 @@ impl Entry {
             .inspect_err(|_| _ = self.failed_syncs.fetch_add(1, SeqCst))?;
         self.state().cut_failed = false;
         Ok(())
+    }
+
+    /// Frees the room of the bytes. The upload is about to be removed, and neither claimed nor
+    /// written to by others.
+    pub(super) fn empty_data(&self) -> io::Result<()> {
+        match &self.data {
+            Some(data) => self.disk.set_len(data, 0),
+            None => Ok(()),
+        }
     }
 
     /// The event that says that these bytes are in the data file.

@@ -84,7 +84,15 @@ impl Folder {
         if self.durability == Durability::Process {
             self.make_names_durable(entry)?;
         }
-        self.name(entry, upload, crc32)
+        let path = self.free_name(&entry.id, &upload)?;
+        record_name(
+            entry,
+            Seal {
+                path,
+                crc32,
+                upload,
+            },
+        )
     }
 
     /// A free name.
@@ -107,16 +115,11 @@ impl Folder {
         )
     }
 
-    /// Writes a free name to the journal.
-    fn name(&self, entry: &Entry, upload: Arc<Upload>, crc32: u32) -> Result<Seal, StoreError> {
-        let path = self.free_name(&entry.id, &upload)?;
-        let seal = Seal {
-            path,
-            crc32,
-            upload,
-        };
-        entry.append(&[Event::Sealed(seal.clone())], true)?;
-        Ok(seal)
+    /// Replaces a name that cannot be used.
+    fn rename(&self, entry: &Entry, seal: Seal, path: String) -> Result<Seal, StoreError> {
+        // The folders that were created for it.
+        self.trim(&seal);
+        record_name(entry, Seal { path, ..seal })
     }
 
     /// Gives the file its final name, unless it has it, and makes the name durable. Returns the
@@ -137,11 +140,10 @@ impl Folder {
             }
             let path = self.finished.join(&seal.path);
             let dir = path.parent().unwrap_or(&self.finished);
-            let named = self
-                .ensure(&self.finished)
-                .and_then(|()| self.disk.create_dirs(dir, &self.finished))
-                .and_then(|()| self.give_name(&entry.data_path, &path));
-            match named {
+            // Apart from what follows: no other name helps if this is not a folder.
+            self.ensure(&self.finished)?;
+            let named = self.disk.create_dirs(dir, &self.finished);
+            match named.and_then(|()| self.give_name(&entry.data_path, &path)) {
                 Ok(()) => {}
                 // An attempt before this one has done it.
                 Err(error)
@@ -154,7 +156,16 @@ impl Folder {
                         ErrorKind::AlreadyExists | ErrorKind::NotADirectory
                     ) =>
                 {
-                    seal = self.name(entry, seal.upload, seal.crc32)?;
+                    let free = self.free_name(&entry.id, &seal.upload)?;
+                    if free == seal.path {
+                        // It is free again, or it can never be used.
+                        tries += 1;
+                        if tries == TRIES {
+                            return Err(error.into());
+                        }
+                    } else {
+                        seal = self.rename(entry, seal, free)?;
+                    }
                     continue;
                 }
                 // Another request has removed the folder while it was empty.
@@ -163,13 +174,13 @@ impl Folder {
                     continue;
                 }
                 // An attempt with another naming may succeed.
-                Err(error)
-                    if disk::is_final(&error)
-                        && tries + 1 < TRIES
-                        && self.free_name(&entry.id, &seal.upload)? != seal.path =>
-                {
+                Err(error) if disk::is_final(&error) && tries + 1 < TRIES => {
+                    let free = self.free_name(&entry.id, &seal.upload)?;
+                    if free == seal.path {
+                        return Err(error.into());
+                    }
                     tries += 1;
-                    seal = self.name(entry, seal.upload, seal.crc32)?;
+                    seal = self.rename(entry, seal, free)?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -243,6 +254,8 @@ impl Folder {
     pub(super) fn withdraw(&self, entry: &Entry, seal: &Seal) -> Result<(), StoreError> {
         let is_proven = entry.data.is_some() || seal.is_default(&entry.id);
         if !is_proven || self.open_finished(entry, seal)?.is_none() {
+            // An attempt may have failed after it had created the folders.
+            self.trim(seal);
             return Ok(());
         }
         let path = self.finished.join(&seal.path);
@@ -261,6 +274,12 @@ impl Folder {
     pub(super) fn trim(&self, seal: &Seal) {
         trim(&self.disk, &self.finished.join(&seal.path), &self.finished);
     }
+}
+
+/// Writes the final name to the journal.
+fn record_name(entry: &Entry, seal: Seal) -> Result<Seal, StoreError> {
+    entry.append(&[Event::Sealed(seal.clone())], true)?;
+    Ok(seal)
 }
 
 /// Whether the file system may have no hard links.

@@ -68,7 +68,10 @@ pub(super) struct Folder {
     pub(super) open_uploads: usize,
     pub(super) blocks: Blocks,
     pub(super) observed: Observed,
-    pub(super) clock: Clock,
+    pub(super) clock: Arc<Clock>,
+    /// The file system of the folders when the store was opened, if the system has numbers for
+    /// them.
+    pub(super) device: Option<u64>,
     /// When this process last told the folder what the time is.
     pub(super) marked: Mutex<Option<Instant>>,
     /// The folders of uploads and of records whose names are durable.
@@ -91,23 +94,50 @@ impl Folder {
         id: &UploadId,
         range: &Range<u64>,
     ) -> io::Result<Option<RangeLock>> {
-        let Some(entry) = self.open_entry(id).filter(|entry| entry.is_receiving()) else {
+        let may_be_written = |entry: &Arc<Entry>| entry.is_receiving() && !entry.is_changed();
+        let Some(entry) = self.open_entry(id).filter(may_be_written) else {
             return Ok(None);
         };
-        Ok(match entry.try_lock_range(range.clone())? {
-            TryLock::Locked(lock) => Some(lock),
-            TryLock::HeldBy(_) => None,
+        Ok(match entry.try_lock_range(range.clone()) {
+            Ok(TryLock::Locked(lock)) => Some(lock),
+            Ok(TryLock::HeldBy(_)) => None,
+            // It has to be opened again.
+            Err(error) if disk::is_stale(&error) => None,
+            Err(error) => return Err(error),
         })
     }
 
     /// Creates a folder of the store again that was removed meanwhile. Not the folder above it,
-    /// which may be the mount point of a disk that is not mounted.
+    /// which may have been on a disk that is not mounted.
     pub(super) fn ensure(&self, dir: &Path) -> io::Result<()> {
         if self.disk.is_dir(dir)? {
             return Ok(());
         }
+        self.check_mount()?;
         self.disk.create_dir(dir)?;
         self.disk.sync_dir(dir.parent().unwrap_or(dir))
+    }
+
+    /// Fails if the file system of the store is not mounted: what would be created below its mount
+    /// point cannot be found when it is mounted again, and the uploads are not gone.
+    fn check_mount(&self) -> io::Result<()> {
+        let mut device = None;
+        for dir in self.partial.ancestors() {
+            let found = disk::if_there(disk::device(dir)).map_err(disk::at("look at", dir))?;
+            if found.is_some() {
+                device = found;
+                break;
+            }
+        }
+        // Mounted again, it can have another number.
+        if device == Some(self.device) || last_seen(&self.partial).is_some() {
+            return Ok(());
+        }
+        let why = format!(
+            "the file system of {} is not mounted",
+            self.partial.display()
+        );
+        Err(io::Error::new(io::ErrorKind::NotFound, why))
     }
 
     /// A file without a name, for bytes that wait for their place.
@@ -189,14 +219,22 @@ impl Folder {
         checks: bool,
     ) -> Result<Option<(Arc<Entry>, View)>, StoreError> {
         loop {
-            let entry = match self.open_entry(id) {
+            let open = self.open_entry(id);
+            let was_open = open.is_some();
+            let entry = match open {
                 Some(entry) => entry,
                 None => match self.open(id, checks)? {
                     Some(entry) => entry,
                     None => return Ok(None),
                 },
             };
-            let view = entry.view()?;
+            let view = match entry.view() {
+                Err(error) if was_open && disk::is_stale(&error) => {
+                    self.close(&entry);
+                    continue;
+                }
+                view => view?,
+            };
             match view.phase {
                 Phase::Removed => {
                     self.close(&entry);
@@ -210,7 +248,12 @@ impl Folder {
                 // than a store has removed the file.
                 Phase::Receiving if !entry.has_data()? => {
                     // Unless another process has just sealed it.
-                    if !self.try_discard(&entry, Entry::is_receiving)? {
+                    let is_gone = if entry.progress().received > 0 {
+                        self.set_lost_aside(&entry)?
+                    } else {
+                        self.try_discard(&entry, Entry::is_receiving)?
+                    };
+                    if !is_gone {
                         return Err(StoreError::Busy);
                     }
                 }
@@ -242,6 +285,7 @@ impl Folder {
                 Ok(view) if matches!(view.phase, Phase::Removed) => {}
                 // Another process is appending.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if disk::is_stale(&error) => {}
                 view => return Ok(Some(see(&entry, &view?))),
             }
         }
@@ -277,7 +321,10 @@ impl Folder {
                 match self.disk.is_dir(shard) {
                     // There can be no upload. A new one sets it aside.
                     Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
-                    Ok(false) => continue,
+                    Ok(false) => {
+                        self.check_mount()?;
+                        continue;
+                    }
                     is_dir => is_dir?,
                 };
             }
@@ -347,6 +394,25 @@ impl Folder {
             self.set_aside(Some(&entry.created.id), &entry.data_path, why)?;
         }
         self.discard(claim, &lock, |_| true).map(drop)
+    }
+
+    /// Sets the journal of an upload aside whose bytes are gone, unless another request uses the
+    /// upload. Returns whether it did.
+    fn set_lost_aside(&self, entry: &Arc<Entry>) -> Result<bool, StoreError> {
+        let (Some(_claim), Some(_lock)) = (entry.try_claim()?, entry.try_lock_whole()?) else {
+            return Ok(false);
+        };
+        // See `discard`.
+        if !entry.append_if(&[Event::Removed], false, Entry::is_receiving)? {
+            return Ok(false);
+        }
+        self.close(entry);
+        let why = StoreError::new("the data are gone");
+        if entry.data_path.is_dir() {
+            self.set_aside(Some(&entry.created.id), &entry.data_path, &why)?;
+        }
+        self.set_aside(Some(&entry.created.id), &entry.names()[0], &why)?;
+        Ok(true)
     }
 
     /// Renames something that is in the way of an upload. A sweep removes it if it is a file.
@@ -424,7 +490,7 @@ impl Folder {
     /// The time that counts for the age of uploads. Other runs of the store see it by the
     /// modification time of an empty folder.
     pub(super) fn now(&self) -> SystemTime {
-        let now = self.clock.now(self.disk.now());
+        let now = self.disk.now();
         let mut marked = lock(&self.marked);
         if marked.is_none_or(|marked| marked.elapsed() > MARK) {
             *marked = Some(Instant::now());
@@ -482,9 +548,12 @@ impl Folder {
         };
         // Before any of its files exists.
         self.room.for_upload(&self.partial, length)?;
-        if !is_there && self.disk.create_dir(shard)? {
-            // Something other than a store may have removed an earlier one.
-            lock(&self.durable_shards).remove(shard);
+        if !is_there {
+            self.check_mount()?;
+            if self.disk.create_dir(shard)? {
+                // Something other than a store may have removed an earlier one.
+                lock(&self.durable_shards).remove(shard);
+            }
         }
         if !lock(&self.durable_shards).contains(shard) {
             // Without this folder the clock of the system counts after a restart.
@@ -595,7 +664,16 @@ impl Folder {
             Phase::Receiving | Phase::Removed => {}
         }
         // Other processes that have it open read this before its name can belong to a later upload.
-        if !entry.append_if(&[Event::Removed], false, wanted)? {
+        let removed = match entry.append_if(&[Event::Removed], false, &wanted) {
+            // To free room must not need any. If this fails too, the upload is damaged, and begins
+            // anew.
+            Err(StoreError::Full(_)) if entry.is_receiving() && wanted(entry) => {
+                entry.empty_data()?;
+                entry.append_if(&[Event::Removed], false, wanted)?
+            }
+            removed => removed?,
+        };
+        if !removed {
             return Ok(false);
         }
         self.close(entry);

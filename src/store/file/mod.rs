@@ -84,8 +84,9 @@ const PART: usize = if cfg!(test) { 256 } else { 64 };
 /// A bad file or folder affects its own upload only. Lists and sweeps pass over what they cannot
 /// read, and report it as [`StoreEvent::Skipped`](super::StoreEvent::Skipped).
 ///
-/// A damaged journal, data of another length than was stored, and a folder in place of a file are
-/// set aside as `<id>.<random>.broken`, and reported as
+/// A damaged journal, one that has the name of another upload, one whose data are gone, data of
+/// another length than was stored, and a folder in place of a file are set aside as
+/// `<id>.<random>.broken`, and reported as
 /// [`StoreEvent::SetAside`](super::StoreEvent::SetAside). The upload begins anew: it is absent
 /// until its next chunk. A file that was set aside is swept after the time for abandoned uploads.
 /// A folder that was set aside is never removed.
@@ -115,8 +116,8 @@ const PART: usize = if cfg!(test) { 256 } else { 64 };
 /// # Clocks
 ///
 /// The age of an upload is measured with the time in which the store was in use. If the clock of
-/// the system jumps ahead, no upload becomes old at once. Of the time in which no process used the
-/// store, one hour counts.
+/// the system jumps ahead, no upload becomes old at once, and no record is kept longer. Of the time
+/// in which no process used the store, one hour counts.
 ///
 /// # Shared file systems
 ///
@@ -492,7 +493,9 @@ impl super::Claim for FileClaim {
 
     async fn settle(&mut self, record: &Record) -> Result<(), StoreError> {
         let claim = self.claim.as_ref().ok_or(StoreError::Superseded)?;
-        let (entry, record) = (Arc::clone(&claim.entry), record.clone());
+        let (entry, mut record) = (Arc::clone(&claim.entry), record.clone());
+        let folder = &self.store.folder;
+        record.expires = folder.clock.of(record.expires, folder.disk.system_now());
         let settle = self.store.retried(move |folder| {
             if !record.delivered {
                 if let Phase::Sealed { seal, .. } = entry.view()?.phase {
@@ -708,9 +711,13 @@ impl FileStoreBuilder {
         self.check_folders()?;
         let found = self.try_delivery()?;
         let seen = folder::last_seen(&self.partial);
+        let clock = Arc::new(Clock::new(self.disk.system_now(), seen));
+        self.disk.clock = Some(Arc::clone(&clock));
+        let device = disk::device(&self.partial).map_err(disk::at("look at", &self.partial))?;
         Ok(FileStore {
             folder: Arc::new(Folder {
-                clock: Clock::new(self.disk.now(), seen),
+                clock,
+                device,
                 marked: Mutex::default(),
                 durable_shards: Mutex::default(),
                 observed: Observed::default(),

@@ -130,13 +130,25 @@ impl FileStoreBuilder {
 
     fn steps(&self, disk: &Disk, data: &Path, dir: &Path) -> io::Result<Found> {
         let file = disk.create(data)?;
-        let written = disk
-            .write_all_at("try-write", &file, b"x", 0)
+        // In any order, and beyond the end.
+        let written = [(1, b"b"), (0, b"a")]
+            .into_iter()
+            .try_for_each(|(at, byte)| disk.write_all_at("try-write", &file, byte, at))
+            .and_then(|()| disk.set_len(&file, 3))
             .and_then(|()| file.sync_data().map_err(disk::at("sync", data)));
         match written {
             // Then the store has no room for chunks, but it can deliver, and sweep.
             Err(error) if is_full(&error) => {}
-            written => written?,
+            written => {
+                written?;
+                let mut read = [1; 4];
+                let len = disk::read_at(&file, &mut read, 0)?;
+                if read[..len] != *b"ab\0" {
+                    let why = "the file does not have the bytes that were written";
+                    let error = io::Error::new(ErrorKind::Unsupported, why);
+                    return Err(disk::at("read", data)(error));
+                }
+            }
         }
         let other = disk::open(data)?.ok_or(io::ErrorKind::NotFound)?;
         let locked = ofd::try_lock(&file, 0..1)?;
@@ -148,6 +160,10 @@ impl FileStoreBuilder {
             sync_dir(dir)?;
         }
         disk.create_dir(dir)?;
+        // Journals are renamed, also where files have links.
+        let renamed = dir.join("x");
+        disk.rename_new(data, &renamed)?;
+        disk.rename_new(&renamed, data)?;
         let named = |len: usize| {
             let path = dir.join("x".repeat(len));
             let has_links = match disk.link_new(data, &path) {

@@ -95,8 +95,14 @@ impl Folder {
         self.ensure(&self.partial)?;
         // Tells other runs that the store is active.
         self.now();
-        let expiry = self.clock.expiry(expiry, self.disk.now());
+        let expiry = expiry.by(&self.clock, self.disk.system_now());
         let mut swept = Swept::default();
+        if let (0, Some(before)) = (*shards.start(), expiry.abandoned_before) {
+            for path in self.files_in(&self.partial) {
+                let result = self.sweep_stray(&path, before);
+                self.or_skip(&path, result);
+            }
+        }
         for shard in shards {
             let dir = self.shard(shard);
             for id in self.ids_in(&dir) {
@@ -201,10 +207,20 @@ impl Folder {
         }) else {
             return Ok(());
         };
-        let touched = path.metadata().and_then(|metadata| metadata.modified());
-        if touched.is_ok_and(|touched| touched < before)
-            && self.look(&id)?.is_none_or(|(entry, _)| entry.id != owner)
-        {
+        if is_older(path, before) && self.look(&id)?.is_none_or(|(entry, _)| entry.id != owner) {
+            self.disk.remove_if_there(path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a file next to the folders of uploads: a process has left it that died while it
+    /// spooled a body or opened the store, or it was set aside in place of such a folder.
+    fn sweep_stray(&self, path: &Path, before: SystemTime) -> Result<(), StoreError> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let parts: Vec<_> = name.unwrap_or_default().split('.').collect();
+        let is_random = |id: &str| id.len() == 32 && id.bytes().all(|it| it.is_ascii_hexdigit());
+        let is_own = matches!(parts[..], [id, "tmp"] | [_, id, "broken"] if is_random(id));
+        if is_own && is_older(path, before) {
             self.disk.remove_if_there(path)?;
         }
         Ok(())
@@ -243,6 +259,12 @@ impl Folder {
         self.or_skip(dir, result);
         files
     }
+}
+
+/// Whether a file was changed last before this time.
+fn is_older(path: &Path, before: SystemTime) -> bool {
+    let touched = path.symlink_metadata().and_then(|there| there.modified());
+    touched.is_ok_and(|touched| touched < before)
 }
 
 /// The upload whose journal has this path.

@@ -1,4 +1,7 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http_body_util::StreamBody;
@@ -55,7 +58,7 @@ async fn the_next_run_knows_when_this_one_was_active() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_clock_that_jumps_makes_nothing_old() {
-    use std::{path::Path, sync::Arc};
+    use std::path::Path;
 
     use super::simulated::Simulated;
     use crate::store::{Expiry, Record, disk::Disk};
@@ -119,6 +122,51 @@ async fn a_clock_that_jumps_makes_nothing_old() {
             (1, 1, 1)
         );
     }
+}
+
+/// A record lives as long as it should, and an upload that is touched meanwhile is not kept for
+/// longer, while the clock of the system is ahead and after it was set right.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_clock_that_jumps_keeps_nothing_longer() {
+    use super::simulated::Simulated;
+    use crate::store::{Expiry, Record, Status, disk::Disk};
+
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Simulated::new(dir.path(), 1, Vec::new()));
+    let mut builder = FileStore::builder(dir.path());
+    builder.disk = Disk {
+        simulated: Some(Arc::clone(&disk)),
+        ..Disk::default()
+    };
+    let store = builder.open().unwrap();
+    disk.set_ahead(8 * DAY);
+    let upload = |n, length| {
+        let id = UploadId::from_bytes([n; 32]);
+        Upload::new(id, Scope::default(), Some(length))
+    };
+    for (n, lifetime, is_kept) in [(1, Duration::ZERO, false), (2, DAY, true)] {
+        let upload = upload(n, 0);
+        store.create(&upload).await.unwrap();
+        let Claimed::Won(mut claim) = store.claim(&upload).await.unwrap() else {
+            panic!("no claim")
+        };
+        // As the engine computes it.
+        let expires = disk.now() + lifetime;
+        let record = Record::new(true, http::StatusCode::OK, 0, expires);
+        claim.settle(&record).await.unwrap();
+        let found: Option<Status> = store.status(&upload.id).await.unwrap();
+        assert_eq!(found.is_some(), is_kept, "{lifetime:?}");
+    }
+    store.create(&upload(3, 1)).await.unwrap();
+    disk.set_ahead(Duration::ZERO);
+    let expiry = Expiry {
+        abandoned_before: Some(disk.now() + DAY),
+        records_before: disk.now() + 2 * DAY,
+        ..Expiry::default()
+    };
+    let swept = store.sweep(&expiry).await.unwrap();
+    assert_eq!((swept.abandoned, swept.records), (1, 2));
 }
 
 /// Other chunks have all memory, and stall: the chunk is written with little memory.

@@ -840,6 +840,92 @@ mod missing {
         }
     }
 
+    /// No name below it can be used, so trying others would not end.
+    #[tokio::test]
+    async fn a_file_in_place_of_the_finished_files_is_an_error() {
+        use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+        for is_named in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let finished = root.path().join("files");
+            let mut builder = FileStore::builder(root.path());
+            if is_named {
+                let number = AtomicU32::new(0);
+                // Each time another one.
+                let name = move || format!("{}/a", number.fetch_add(1, Relaxed));
+                builder = builder.with_naming(move |_| Some(name().into()));
+            }
+            let store = builder.open().unwrap();
+            write(&store, &upload(3), 0, b"abc").await.unwrap();
+            std::fs::remove_dir(&finished).unwrap();
+            std::fs::write(&finished, "").unwrap();
+            let (other, id) = (store.clone(), upload(3));
+            let claim = tokio::spawn(async move { other.claim(&id).await.map(drop) });
+            let claimed = tokio::time::timeout(Duration::from_secs(60), claim).await;
+            let journal = journal(root.path()).metadata().unwrap().len();
+            // So that a claim that does not end does so now.
+            std::fs::remove_file(&finished).unwrap();
+            assert_fails(claimed.expect("it does not end").unwrap());
+            assert_eq!(journal, 4096);
+            let path = deliver(&store, &upload(3)).await;
+            assert_eq!(std::fs::read(path).unwrap(), b"abc");
+        }
+    }
+
+    /// An attempt creates the folders before the file gets its name, which can fail.
+    #[tokio::test]
+    async fn no_empty_folder_of_a_removed_upload_stays() {
+        for is_swept in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let store = FileStore::builder(root.path())
+                .with_naming(|_| Some("a/b/c.txt".into()))
+                .open()
+                .unwrap();
+            write(&store, &upload(3), 0, b"abc").await.unwrap();
+            let Claimed::Won(claim) = store.claim(&upload(3)).await.unwrap() else {
+                panic!("no claim")
+            };
+            // As after an attempt whose last step has failed.
+            std::fs::remove_file(claim.sealed().stored.path().unwrap()).unwrap();
+            drop(claim);
+            if is_swept {
+                let swept = store.sweep(&everything()).await.unwrap();
+                assert_eq!(swept.undelivered, 1);
+            } else {
+                assert!(store.remove(&upload(3).id).await.unwrap());
+            }
+            let left = std::fs::read_dir(root.path().join("files")).unwrap();
+            assert_eq!(left.count(), 0);
+        }
+    }
+
+    /// A process that dies while it opens the store or spools a body leaves a file next to the
+    /// folders of uploads. A file that was in place of such a folder is set aside there.
+    #[tokio::test]
+    async fn stray_files_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        let partial = root.path().join("partial");
+        let (id, zeros) = ("0123456789abcdef0123456789abcdef", "0".repeat(64));
+        for (name, is_stray) in [
+            (format!("{id}.tmp"), true),
+            (format!("{zeros}.{id}.broken"), true),
+            (format!("07.{id}.broken"), true),
+            ("notes.tmp".into(), false),
+            ("notes.txt".into(), false),
+            (format!("{id}.txt"), false),
+        ] {
+            let path = partial.join(&name);
+            std::fs::write(&path, "").unwrap();
+            // It is kept for as long as an abandoned upload.
+            let mut young = everything();
+            young.abandoned_before = Some(SystemTime::now() - Duration::from_secs(3600));
+            store.sweep(&young).await.unwrap();
+            assert!(path.exists(), "{name}");
+            store.sweep(&everything()).await.unwrap();
+            assert_eq!(!path.exists(), is_stray, "{name}");
+        }
+    }
+
     /// The operator can read what failed, and on which path.
     #[cfg(unix)]
     #[tokio::test]
@@ -1024,6 +1110,84 @@ mod mounts {
         let store = builder.open().unwrap();
         assert_full(write(&store, &upload(20), 0, b"x").await);
         std::fs::remove_file("root/all").unwrap();
+        finish(&store).await;
+    }
+
+    /// Also if the journal would need another block to say that the upload is removed.
+    #[test]
+    fn an_upload_is_removed_from_a_full_file_system() {
+        run(&format!("{TMPFS},size=1m none root"), "no_block");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs its mounts"]
+    async fn no_block() {
+        let builder = FileStore::builder(here().join("root")).with_free_space_reserve(0);
+        let store = builder.open().unwrap();
+        for is_swept in [false, true] {
+            let upload = upload(1000);
+            let is_filled = || std::fs::read(journal(&here().join("root"))).unwrap()[4032] != 0;
+            let mut chunks = 0;
+            while chunks == 0 || !is_filled() {
+                write(&store, &upload, chunks, b"x").await.unwrap();
+                chunks += 1;
+            }
+            let mut file = std::fs::File::create("root/all").unwrap();
+            while std::io::Write::write_all(&mut file, &[7; 4096]).is_ok() {}
+            assert_full(write(&store, &upload, chunks, b"x").await);
+            if is_swept {
+                let swept = store.sweep(&everything()).await.unwrap();
+                assert_eq!(swept.abandoned, 1);
+            } else {
+                assert!(store.remove(&upload.id).await.unwrap());
+            }
+            assert_eq!(files(&here().join("root/partial")), Vec::<PathBuf>::new());
+            std::fs::remove_file("root/all").unwrap();
+        }
+        finish(&store).await;
+    }
+
+    /// What is created below the mount point would be hidden when it is mounted again.
+    #[test]
+    fn a_file_system_that_is_not_mounted_is_an_error() {
+        let disk = "mkdir disk root && mount -t tmpfs none disk && mkdir -m 700 disk/a";
+        run(&format!("{disk} && mount --bind disk/a root"), "unmounted");
+        run(
+            &format!(
+                "{disk} && mkdir root/partial root/files disk/a/partial disk/a/files \
+                      && mount --bind disk/a root"
+            ),
+            "unmounted",
+        );
+    }
+
+    #[tokio::test]
+    #[ignore = "needs its mounts"]
+    async fn unmounted() {
+        let mount = |words: &[&str]| {
+            let mut command = std::process::Command::new(words[0]);
+            assert!(command.args(&words[1..]).status().unwrap().success());
+        };
+        let root = here().join("root");
+        let store = FileStore::open(&root).unwrap();
+        write(&store, &upload(20), 0, b"0123456789").await.unwrap();
+        // Another process, which has nothing open.
+        let other = FileStore::open(&root).unwrap();
+        mount(&["umount", "--lazy", "root"]);
+        for store in [&other, &store] {
+            let failed = store.status(&upload(20).id).await.unwrap_err();
+            let why = failed.source().unwrap().to_string();
+            assert!(why.contains("is not mounted"), "{why}");
+            assert_fails(write(store, &upload(20), 10, b"abcdefghij").await);
+            assert_fails(store.create(&upload(20)).await);
+            if !root.join("partial").exists() {
+                assert_fails(store.list(&Filter::default(), None).await.map(drop));
+                assert_fails(store.sweep(&everything()).await);
+            }
+        }
+        assert_eq!(files(&root), Vec::<PathBuf>::new());
+        mount(&["mount", "--bind", "disk/a", "root"]);
+        assert!(write(&store, &upload(20), 10, b"abcdefghij").await.unwrap());
         finish(&store).await;
     }
 
