@@ -81,8 +81,7 @@ where
                     reply.forwards_all(),
                     &upload,
                 );
-                let delivery = (inner, request, upload, claim);
-                let complete = engine.complete(delivery, is_probe, &reply);
+                let complete = engine.complete(inner, request, upload, claim, is_probe, &reply);
                 return Box::pin(complete).await;
             }
             Ok(Found::Also { response, upload }) => {
@@ -349,7 +348,10 @@ impl Engine {
     /// probe is what is stored, unless the inner service refuses the file.
     async fn complete<S, B, R>(
         &self,
-        (inner, request, upload, claim): (S, Request<B>, Box<Upload>, Option<Box<dyn DynClaim>>),
+        inner: S,
+        request: Request<B>,
+        upload: Box<Upload>,
+        claim: Option<Box<dyn DynClaim>>,
         is_probe: bool,
         reply: &Reply,
     ) -> Response<ResponseBody<R>>
