@@ -136,23 +136,25 @@ async fn query_and_form(world: &World) {
         for (role, field) in deciding(client) {
             let file = world.file(client, way);
             let other = other(role);
-            let mut in_form = file.chunk(2);
-            let mut in_query = file.chunk(2);
-            for (chunk, label) in [(&mut in_form.form, "form"), (&mut in_query.query, "query")] {
-                let place = chunk.iter_mut().find(|(name, _)| name == field);
+            let set = |fields: &mut Vec<(String, String)>, label| {
+                let place = fields.iter_mut().find(|(name, _)| name == field);
                 place.unwrap_or_else(|| panic!("no {field} in {label}")).1 = other.into();
-            }
+            };
+            let mut in_form = file.chunk(2);
+            set(&mut in_form.form, "form");
             let mut after = file.chunk(2);
             after.after = text_part(field, other);
-            let attacks = [
-                ("form", in_form),
-                ("query", in_query),
-                ("after the file", after),
-            ];
+            let attacks = [("form", in_form), ("after the file", after)];
             let attacks = attacks.map(|(place, chunk)| (format!("{field} in {place}"), chunk));
             world
                 .refused(&file, "conflicting_field", attacks.into())
                 .await;
+            let file = world.file(client, way);
+            let mut in_query = file.chunk(2);
+            set(&mut in_query.query, "query");
+            // The query alone can be invalid, and is decoded first.
+            let attack = (format!("{field} in query"), in_query);
+            world.refused(&file, "", vec![attack]).await;
         }
     }
     for (client, way) in forms(world) {
