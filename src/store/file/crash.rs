@@ -1033,7 +1033,10 @@ async fn scheduled_whole_files_are_delivered_once() {
                         Claimed::Settled(_) | Claimed::Incomplete => return 0,
                     };
                     let path = claim.sealed().stored.path().unwrap();
-                    assert!(std::fs::read(path).unwrap() == content('w'), "seed {seed}");
+                    let found = std::fs::read(path);
+                    let found =
+                        found.unwrap_or_else(|error| panic!("seed {seed}: {error}: {path:?}"));
+                    assert!(found == content('w'), "seed {seed}");
                     claim.settle(&record(Answer::Taken)).await.unwrap();
                     return 1;
                 }

@@ -43,7 +43,7 @@ use crate::{
 
 /// Positions beyond the end of any journal. To lock one of them is to hold a right.
 const APPEND: Range<u64> = 1 << 62..(1 << 62) + 1;
-const CLAIM: Range<u64> = (1 << 62) + 1..(1 << 62) + 2;
+pub(super) const CLAIM: Range<u64> = (1 << 62) + 1..(1 << 62) + 2;
 
 /// The journal grows by this. A record that does not change the size is cheaper to sync.
 const GROWTH: u64 = 4096;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    entry::{Entry, Phase, View},
+    entry::{CLAIM, Entry, Phase, View},
     folder::Folder,
 };
 use crate::{
@@ -18,7 +18,10 @@ use crate::{
         state::to_unix_millis,
         upload::{Role, UploadId},
     },
-    store::{Expiry, Filter, Listed, Page, StoreError, Swept, Usage, disk},
+    store::{
+        Expiry, Filter, Listed, Page, StoreError, Swept, Usage,
+        disk::{self, ofd},
+    },
 };
 
 impl Folder {
@@ -201,13 +204,25 @@ impl Folder {
     fn sweep_orphan(&self, path: &Path, before: SystemTime) -> Result<(), StoreError> {
         let name = path.file_name().and_then(|name| name.to_str());
         let parts: Vec<_> = name.unwrap_or_default().split('.').collect();
-        let (Some(id), owner) = (match parts[..] {
-            [id, owner, "new" | "data" | "broken"] => (UploadId::from_hex(id), owner),
-            _ => (None, ""),
-        }) else {
+        let [id, owner, kind @ ("new" | "data" | "broken")] = parts[..] else {
             return Ok(());
         };
-        if is_older(path, before) && self.look(&id)?.is_none_or(|(entry, _)| entry.id != owner) {
+        let Some(id) = UploadId::from_hex(id).filter(|_| is_older(path, before)) else {
+            return Ok(());
+        };
+        let data = if kind == "data" {
+            disk::open(path)?
+        } else {
+            None
+        };
+        // Before the look: a request that creates the upload holds this lock until the journal has
+        // its name.
+        if let Some(data) = &data {
+            if !ofd::try_lock(data, CLAIM)? {
+                return Ok(());
+            }
+        }
+        if self.look(&id)?.is_none_or(|(entry, _)| entry.id != owner) {
             self.disk.remove_if_there(path)?;
         }
         Ok(())

@@ -33,6 +33,11 @@ impl Entry {
         let mut may_be_seen = false;
         let create = || {
             let data = disk.create(&data_path)?;
+            // Until the journal has its name, a sweep takes it for an orphan. It removes none that
+            // is locked.
+            if !ofd::try_lock(&data, CLAIM)? || !disk::has_name(&data, &data_path)? {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
             let mut crc = Crc::EMPTY;
             for (at, piece) in bytes.pieces() {
                 disk.write_all_at("write-data", &data, piece, at)?;
