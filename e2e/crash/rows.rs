@@ -63,7 +63,8 @@ const ROWS: &[Row] = &[
 /// The system calls that fail, and which of them.
 const SYNCS: &str = "fsync,fdatasync:error=EIO:when=9+7";
 const WRITES: &str = "pwrite64:error=ENOSPC:when=3+7";
-const RENAMES: &str = "renameat2:error=EIO:when=1+3";
+// The start of a server tries two renames.
+const RENAMES: &str = "renameat2:error=EIO:when=3+3";
 
 /// Deliberate mistakes: a harness that does not detect them proves nothing. On ext4 the harness
 /// detects most of the time that folders are not synced: a sync of the journal of an upload, whose
